@@ -1,0 +1,25 @@
+"""Time is an argument: whoever needs the date is handed a `Clock`.
+
+Instants are POSIX seconds (UTC) as floats. Durations are waited out on the event loop (`asyncio.sleep`), which a
+simulation replaces by one that jumps.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What the date is, for whoever asks."""
+
+    def now(self) -> float:
+        """The current instant, in POSIX seconds."""
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> float:
+        """The current instant, in POSIX seconds."""
+        return time.time()

@@ -1,0 +1,244 @@
+"""Every way in which Umbel says no, as one tree.
+
+    UmbelError
+    ├── BadInput                    what was sent can't be taken, now or later
+    │   ├── MalformedMessage        bytes or fields that don't decode to a value
+    │   ├── WeightsMismatch         names, shapes or dtypes are not the agreed ones
+    │   ├── NotFinite               NaN or infinity where numbers are summed
+    │   ├── OutOfBounds             a number, length or size beyond what was agreed
+    │   └── BundleInvalid           a bundle whose manifest and files don't fit together
+    ├── NotAuthentic                it can't be shown who made this, or that nobody changed it
+    │   ├── CertificateRefused      a certificate that is foreign, expired or for another purpose
+    │   ├── EnrolmentRefused        a token that is unknown, used up or too old
+    │   ├── SignatureInvalid        a signature that doesn't verify under the pinned key
+    │   ├── DigestMismatch          bytes that don't hash to the name they were fetched by
+    │   ├── SealBroken              a sealed update that doesn't open for this round and report
+    │   └── RollbackRefused         a release older than one already trusted
+    ├── NotAllowed                  known who asks, and this isn't theirs to do
+    ├── NotFound                    nothing goes by that name here
+    ├── Conflict                    a right request at the wrong moment
+    │   ├── RoundClosed             too late: the round has what it needs, or is over
+    │   ├── AlreadyExists           the name is taken, by something else
+    │   ├── AlreadyReported         this session's report is already counted
+    │   └── WrongState              the thing isn't in a state that allows this
+    ├── Unavailable                 try again later
+    │   ├── Unreachable             no answer from the other side
+    │   └── Interrupted             stopped on purpose before the end, can go on later
+    └── ModelUnusable               a model that doesn't do on this machine what its maker saw
+        ├── RuntimeFailure          the runtime refused to load or run a graph
+        └── GoldenMismatch          golden examples came out differently here
+
+Each class carries a `code`, stable on the wire, and the gRPC `status` it travels under, so that the far side raises
+the same class again. Messages say what happened and what to do.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import ClassVar
+
+
+class Status(Enum):
+    """The gRPC status codes that Umbel answers with, by their standard names."""
+
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    NOT_FOUND = "NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"
+    ABORTED = "ABORTED"
+    UNAVAILABLE = "UNAVAILABLE"
+    DATA_LOSS = "DATA_LOSS"
+    INTERNAL = "INTERNAL"
+
+
+class UmbelError(Exception):
+    """Anything that Umbel refuses or can't do."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[Status] = Status.INTERNAL
+
+
+class BadInput(UmbelError):
+    """What was sent can't be taken; sending it again won't help."""
+
+    code = "bad-input"
+    status = Status.INVALID_ARGUMENT
+
+
+class MalformedMessage(BadInput):
+    """Bytes or fields don't decode to a value."""
+
+    code = "malformed-message"
+
+
+class WeightsMismatch(BadInput):
+    """Names, shapes or dtypes of weights are not the agreed ones."""
+
+    code = "weights-mismatch"
+
+
+class NotFinite(BadInput):
+    """NaN or infinity where numbers are summed."""
+
+    code = "not-finite"
+
+
+class OutOfBounds(BadInput):
+    """A number, length or size lies beyond what was agreed."""
+
+    code = "out-of-bounds"
+
+
+class BundleInvalid(BadInput):
+    """A bundle's manifest and files don't fit together."""
+
+    code = "bundle-invalid"
+
+
+class NotAuthentic(UmbelError):
+    """It can't be shown who made this, or that nobody changed it."""
+
+    code = "not-authentic"
+    status = Status.UNAUTHENTICATED
+
+
+class CertificateRefused(NotAuthentic):
+    """A certificate is foreign, expired, revoked or for another purpose."""
+
+    code = "certificate-refused"
+
+
+class EnrolmentRefused(NotAuthentic):
+    """An enrolment token is unknown, used up or too old, or its request doesn't prove the key."""
+
+    code = "enrolment-refused"
+
+
+class SignatureInvalid(NotAuthentic):
+    """A signature doesn't verify under the pinned key."""
+
+    code = "signature-invalid"
+
+
+class DigestMismatch(NotAuthentic):
+    """Bytes don't hash to the name they were fetched by."""
+
+    code = "digest-mismatch"
+    status = Status.DATA_LOSS
+
+
+class SealBroken(NotAuthentic):
+    """A sealed update doesn't open for this round and report."""
+
+    code = "seal-broken"
+    status = Status.INVALID_ARGUMENT
+
+
+class RollbackRefused(NotAuthentic):
+    """A release is older than one already trusted."""
+
+    code = "rollback-refused"
+
+
+class NotAllowed(UmbelError):
+    """It is known who asks, and this isn't theirs to do."""
+
+    code = "not-allowed"
+    status = Status.PERMISSION_DENIED
+
+
+class NotFound(UmbelError):
+    """Nothing goes by that name here."""
+
+    code = "not-found"
+    status = Status.NOT_FOUND
+
+
+class Conflict(UmbelError):
+    """A right request at the wrong moment."""
+
+    code = "conflict"
+    status = Status.FAILED_PRECONDITION
+
+
+class RoundClosed(Conflict):
+    """Too late: the round has what it needs, or is over."""
+
+    code = "round-closed"
+    status = Status.ABORTED
+
+
+class AlreadyExists(Conflict):
+    """The name is taken by something else."""
+
+    code = "already-exists"
+    status = Status.ALREADY_EXISTS
+
+
+class AlreadyReported(Conflict):
+    """This session's report is already counted."""
+
+    code = "already-reported"
+    status = Status.ALREADY_EXISTS
+
+
+class WrongState(Conflict):
+    """The thing isn't in a state that allows this."""
+
+    code = "wrong-state"
+
+
+class Unavailable(UmbelError):
+    """Not now; try again later."""
+
+    code = "unavailable"
+    status = Status.UNAVAILABLE
+
+
+class Unreachable(Unavailable):
+    """The other side gave no answer."""
+
+    code = "unreachable"
+
+
+class Interrupted(Unavailable):
+    """Stopped on purpose before the end; can go on later."""
+
+    code = "interrupted"
+
+
+class ModelUnusable(UmbelError):
+    """A model doesn't do on this machine what its maker saw."""
+
+    code = "model-unusable"
+    status = Status.FAILED_PRECONDITION
+
+
+class RuntimeFailure(ModelUnusable):
+    """The runtime refused to load or run a graph."""
+
+    code = "runtime-failure"
+
+
+class GoldenMismatch(ModelUnusable):
+    """Golden examples came out differently here."""
+
+    code = "golden-mismatch"
+
+
+def _descend(root: type[UmbelError]) -> dict[str, type[UmbelError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= _descend(child)
+    return found
+
+
+BY_CODE: dict[str, type[UmbelError]] = _descend(UmbelError)
+"""Every error class by its wire code."""
+
+
+def from_code(code: str, message: str) -> UmbelError:
+    """The error that the far side raised; an unknown code (a newer peer) becomes a plain `UmbelError`."""
+    return BY_CODE.get(code, UmbelError)(message)

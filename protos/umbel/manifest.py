@@ -1,0 +1,221 @@
+"""What a bundle holds: one manifest per version, whose digest names the whole bundle.
+
+A bundle is a manifest and the files it lists by content: the graphs (the same for every version of an
+architecture), the weights and the golden examples (new with each version). A device that holds the graphs already
+fetches only what changed.
+
+Graph tensors go by role: `p_…` trainable weights, `b_…` buffers that training moves (running statistics), `f_…`
+frozen weights, `s_…` optimiser slots, then the model's own inputs (`x`), targets (`y`), the example mask `w` where a
+runtime needs a fixed batch, and scalar hyper-parameters (`lr`, …). Signatures:
+
+* `infer`:    p, b, f, inputs                           -> outputs
+* `evaluate`: p, b, f, inputs, targets                  -> metrics, as sums over the batch
+* `train`:    p, b, f, s, inputs, targets, scalars      -> p, b, s, loss
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from umbel.digests import Digest, digest_of, parse_digest
+from umbel.errors import BundleInvalid, MalformedMessage
+
+FORMAT: Final = 1
+WEIGHTS_FILE: Final = "weights.safetensors"
+GOLDEN_FILE: Final = "golden.safetensors"
+SIGNATURES: Final = ("infer", "evaluate", "train")
+MAX_MANIFEST_BYTES: Final = 4 << 20
+DTYPES: Final = ("float32", "float16", "int32", "int64", "uint8", "bool")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One named tensor: its dtype and shape; a `None` in the shape is the batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    @property
+    def fixed_shape(self) -> tuple[int, ...]:
+        """The shape of a tensor without a batch dimension.
+
+        Raises:
+            BundleInvalid: there is a batch dimension.
+        """
+        sizes = tuple(size for size in self.shape if size is not None)
+        if len(sizes) != len(self.shape):
+            raise BundleInvalid(f"tensor {self.name!r} may not depend on the batch, its shape is {self.shape}")
+        return sizes
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    """A file of a bundle, by content."""
+
+    digest: Digest
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The description of one version of one model: what it takes, gives, and is made of."""
+
+    model: str
+    inputs: tuple[TensorSpec, ...]
+    targets: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    trainable: tuple[TensorSpec, ...]
+    buffers: tuple[TensorSpec, ...]
+    frozen: tuple[TensorSpec, ...]
+    slots: tuple[TensorSpec, ...]
+    hyperparameters: Mapping[str, float]
+    """Scalar inputs of `train`, with the values used where a plan names none."""
+    metrics: tuple[str, ...]
+    """Outputs of `evaluate`, each a sum over the batch; the first is the loss, `examples` is the count."""
+    graphs: Mapping[str, Mapping[str, str]]
+    """Runtime name -> signature -> file name."""
+    files: Mapping[str, FileRef]
+    labels: tuple[str, ...] = ()
+    """Class names, for models that answer with one score per class."""
+    golden_tolerance: float = 1e-4
+    """Largest absolute difference of an output on a golden example that counts as the same answer."""
+    description: str = ""
+    format: int = field(default=FORMAT)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def shared_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What devices and coordinator exchange: trainable weights and buffers, name -> shape, sorted."""
+        specs = sorted((*self.trainable, *self.buffers), key=lambda spec: spec.name)
+        return {spec.name: spec.fixed_shape for spec in specs}
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """All that stands in the weights file: what is shared, and what is frozen."""
+        frozen = {spec.name: spec.fixed_shape for spec in self.frozen}
+        return dict(sorted((self.shared_shapes | frozen).items()))
+
+    @property
+    def digest(self) -> Digest:
+        """The name of the bundle."""
+        return digest_of(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON (sorted keys, no blanks, UTF-8): equal manifests have equal bytes."""
+        tree = _to_tree(self)
+        return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            MalformedMessage: not JSON of a manifest's form.
+            BundleInvalid: a manifest of a newer format, or one that contradicts itself.
+        """
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise MalformedMessage(f"a manifest of {len(data)} bytes; the limit is {MAX_MANIFEST_BYTES}")
+        try:
+            tree = json.loads(data)
+            if tree["format"] != FORMAT:
+                raise BundleInvalid(f"manifest format {tree['format']} is not known here; update umbel")
+            return _from_tree(tree)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise MalformedMessage(f"not a manifest: {type(error).__name__}: {error}") from error
+
+
+_SPEC_FIELDS: Final = ("inputs", "targets", "outputs", "trainable", "buffers", "frozen", "slots")
+
+
+def _to_tree(manifest: Manifest) -> dict[str, Any]:
+    tree: dict[str, Any] = {
+        name: [[spec.name, spec.dtype, list(spec.shape)] for spec in getattr(manifest, name)] for name in _SPEC_FIELDS
+    }
+    tree |= {
+        "format": manifest.format,
+        "model": manifest.model,
+        "hyperparameters": dict(manifest.hyperparameters),
+        "metrics": list(manifest.metrics),
+        "graphs": {runtime: dict(files) for runtime, files in manifest.graphs.items()},
+        "files": {name: [ref.digest, ref.size] for name, ref in manifest.files.items()},
+        "labels": list(manifest.labels),
+        "golden_tolerance": manifest.golden_tolerance,
+        "description": manifest.description,
+    }
+    return tree
+
+
+def _from_tree(tree: dict[str, Any]) -> Manifest:
+    specs = {name: tuple(_spec(*entry) for entry in tree[name]) for name in _SPEC_FIELDS}
+    return Manifest(
+        model=_text(tree["model"]),
+        hyperparameters={_text(name): float(value) for name, value in tree["hyperparameters"].items()},
+        metrics=tuple(_text(name) for name in tree["metrics"]),
+        graphs={
+            _text(runtime): {_text(signature): _text(file) for signature, file in files.items()}
+            for runtime, files in tree["graphs"].items()
+        },
+        files={
+            name: FileRef(parse_digest(_text(digest)), _size(size)) for name, (digest, size) in tree["files"].items()
+        },
+        labels=tuple(_text(label) for label in tree["labels"]),
+        golden_tolerance=float(tree["golden_tolerance"]),
+        description=_text(tree["description"]),
+        inputs=specs["inputs"],
+        targets=specs["targets"],
+        outputs=specs["outputs"],
+        trainable=specs["trainable"],
+        buffers=specs["buffers"],
+        frozen=specs["frozen"],
+        slots=specs["slots"],
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {value!r:.80}")
+    return value
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"expected a size, got {value!r:.80}")
+    return value
+
+
+def _spec(name: object, dtype: object, shape: list[object]) -> TensorSpec:
+    sizes = tuple(None if size is None else _size(size) for size in shape)
+    return TensorSpec(_text(name), _text(dtype), sizes)
+
+
+def _check(manifest: Manifest) -> None:
+    names = [spec.name for name in _SPEC_FIELDS for spec in getattr(manifest, name)]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise BundleInvalid(f"tensor names must be unique, these are not: {sorted(repeated)}")
+    for spec in (spec for name in _SPEC_FIELDS for spec in getattr(manifest, name)):
+        if spec.dtype not in DTYPES:
+            raise BundleInvalid(f"tensor {spec.name!r} has dtype {spec.dtype!r}; known are {', '.join(DTYPES)}")
+    for prefix, role in (("p_", "trainable"), ("b_", "buffers"), ("f_", "frozen"), ("s_", "slots")):
+        for spec in getattr(manifest, role):
+            if not spec.name.startswith(prefix):
+                raise BundleInvalid(f"{role} tensor {spec.name!r} must start with {prefix!r}")
+            _ = spec.fixed_shape
+    for required in (WEIGHTS_FILE, GOLDEN_FILE):
+        if required not in manifest.files:
+            raise BundleInvalid(f"the bundle lists no {required}")
+    for name in manifest.files:
+        if not name or "/" in name or "\\" in name or name.startswith("."):
+            raise BundleInvalid(f"{name!r} is not a plain file name")
+    for runtime, files in manifest.graphs.items():
+        for signature, file in files.items():
+            if signature not in SIGNATURES:
+                raise BundleInvalid(f"{runtime} has an unknown signature {signature!r}")
+            if file not in manifest.files:
+                raise BundleInvalid(f"{runtime} {signature} stands in {file!r}, which the bundle doesn't list")

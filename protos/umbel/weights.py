@@ -1,0 +1,171 @@
+"""Named arrays of a model, as one value: they add, scale, have a norm, and turn into bytes and back.
+
+Names are those of the graph's tensors (`p_…` trainable, `b_…` buffers, `f_…` frozen), kept in sorted order, so
+that a flat vector means the same on every machine. All arrays are little-endian float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from umbel.errors import MalformedMessage, NotFinite, WeightsMismatch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Name -> shape: what two sets of weights must share to be added."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """Read-only float32 arrays by name, in sorted order."""
+
+    arrays: Mapping[str, NDArray[np.float32]]
+
+    def __post_init__(self) -> None:
+        ordered = {}
+        for name in sorted(self.arrays):
+            array = np.ascontiguousarray(self.arrays[name], dtype="<f4").view()
+            array.flags.writeable = False
+            ordered[name] = array
+        object.__setattr__(self, "arrays", ordered)
+
+    # A mapping, for reading.
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        return self.arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Weights):
+            return NotImplemented
+        return self.shapes == other.shapes and all(np.array_equal(self[n], other[n]) for n in self)
+
+    def __repr__(self) -> str:
+        return f"Weights({len(self)} arrays, {self.size} numbers)"
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape, in sorted order."""
+        return {name: array.shape for name, array in self.arrays.items()}
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are in all."""
+        return sum(array.size for array in self.arrays.values())
+
+    # Arithmetic. Updates are "new minus old".
+
+    def __add__(self, other: Weights) -> Weights:
+        require_shapes(other.shapes, self.shapes)
+        return Weights({name: self[name] + other[name] for name in self})
+
+    def __sub__(self, other: Weights) -> Weights:
+        require_shapes(other.shapes, self.shapes)
+        return Weights({name: self[name] - other[name] for name in self})
+
+    def scaled(self, factor: float) -> Weights:
+        """Each array times `factor`."""
+        return Weights({name: array * np.float32(factor) for name, array in self.arrays.items()})
+
+    def norm(self) -> float:
+        """The Euclidean norm over all arrays together, summed in float64."""
+        return float(np.sqrt(sum(float(np.vdot(a, a)) for a in map(_as_float64, self.arrays.values()))))
+
+    def clipped(self, bound: float) -> Weights:
+        """Scaled down, where needed, so that the norm is at most `bound`."""
+        norm = self.norm()
+        return self if norm <= bound else self.scaled(bound / norm)
+
+    def is_finite(self) -> bool:
+        """Whether no array holds NaN or infinity."""
+        return all(bool(np.isfinite(array).all()) for array in self.arrays.values())
+
+    def subset(self, names: Iterator[str] | list[str] | tuple[str, ...]) -> Weights:
+        """Only the arrays of these names."""
+        return Weights({name: self.arrays[name] for name in names})
+
+    # Bytes.
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        return safetensors.numpy.save(dict(self.arrays))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Weights:
+        """Read a safetensors file of float32 arrays.
+
+        Raises:
+            MalformedMessage: not a safetensors file, or one with other dtypes.
+        """
+        try:
+            arrays = safetensors.numpy.load(data)
+        except (safetensors.SafetensorError, ValueError, KeyError) as error:
+            raise MalformedMessage(f"not a safetensors file: {error}") from error
+        for name, array in arrays.items():
+            if array.dtype != np.float32:
+                raise MalformedMessage(f"array {name!r} is {array.dtype}; weights are float32")
+        return cls(arrays)
+
+    def to_vector(self) -> NDArray[np.float32]:
+        """All numbers in one flat array, names in sorted order, each array in C order."""
+        if not self.arrays:
+            return np.zeros(0, np.float32)
+        return np.concatenate([array.ravel() for array in self.arrays.values()])
+
+    @classmethod
+    def from_vector(cls, vector: NDArray[np.float32], shapes: Shapes) -> Weights:
+        """Undo `to_vector`.
+
+        Raises:
+            WeightsMismatch: the vector's length isn't what the shapes ask for.
+        """
+        wanted = sum(int(np.prod(shape)) for shape in shapes.values())
+        if vector.size != wanted:
+            raise WeightsMismatch(f"expected {wanted} numbers, got {vector.size}")
+        arrays, start = {}, 0
+        for name in sorted(shapes):
+            size = int(np.prod(shapes[name]))
+            arrays[name] = vector[start : start + size].reshape(shapes[name])
+            start += size
+        return cls(arrays)
+
+    @classmethod
+    def zeros(cls, shapes: Shapes) -> Weights:
+        """The zero of addition, for these shapes."""
+        return cls({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+
+
+def _as_float64(array: NDArray[np.float32]) -> NDArray[np.float64]:
+    return array.ravel().astype(np.float64)
+
+
+def require_shapes(found: Shapes, wanted: Shapes) -> None:
+    """Raise `WeightsMismatch`, naming the first difference, unless both have the same names and shapes."""
+    for name in sorted(set(found) | set(wanted)):
+        if name not in found:
+            raise WeightsMismatch(f"array {name!r} is missing")
+        if name not in wanted:
+            raise WeightsMismatch(f"array {name!r} is not part of this model")
+        if tuple(found[name]) != tuple(wanted[name]):
+            raise WeightsMismatch(f"array {name!r} has shape {found[name]}, expected {wanted[name]}")
+
+
+def require_finite(weights: Weights) -> None:
+    """Raise `NotFinite`, naming the first array that holds NaN or infinity."""
+    for name, array in weights.arrays.items():
+        if not np.isfinite(array).all():
+            raise NotFinite(f"array {name!r} holds NaN or infinity")
