@@ -1,7 +1,7 @@
 """Real data for demos, benchmarks and tests: shoulder exercises recorded by smartwatches.
 
-The recordings stand inside the `seglearn` package (BSD; Burns et al. 2018, arXiv:1802.01489): ten people wore a watch on
-either wrist and did seven exercises; accelerometer (g) and gyroscope (rad/s), three axes each, at 50 Hz. A person's
+The recordings stand inside the `seglearn` package (BSD; Burns et al. 2018, arXiv:1802.01489): ten people wore a watch
+on either wrist and did seven exercises; accelerometer (g) and gyroscope (rad/s), three axes each, at 50 Hz. A person's
 wrist is one natural user of a device: twenty in all.
 """
 
