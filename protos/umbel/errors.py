@@ -6,6 +6,7 @@
     │   ├── WeightsMismatch         names, shapes or dtypes are not the agreed ones
     │   ├── NotFinite               NaN or infinity where numbers are summed
     │   ├── OutOfBounds             a number, length or size beyond what was agreed
+    │   ├── InputMismatch           inputs or targets that aren't what the model's signature takes
     │   └── BundleInvalid           a bundle whose manifest and files don't fit together
     ├── NotAuthentic                it can't be shown who made this, or that nobody changed it
     │   ├── CertificateRefused      a certificate that is foreign, expired or for another purpose
@@ -24,9 +25,12 @@
     ├── Unavailable                 try again later
     │   ├── Unreachable             no answer from the other side
     │   └── Interrupted             stopped on purpose before the end, can go on later
-    └── ModelUnusable               a model that doesn't do on this machine what its maker saw
-        ├── RuntimeFailure          the runtime refused to load or run a graph
-        └── GoldenMismatch          golden examples came out differently here
+    ├── ModelUnusable               a model that doesn't do on this machine what its maker saw
+    │   ├── RuntimeFailure          the runtime refused to load or run a graph
+    │   └── GoldenMismatch          golden examples came out differently here
+    └── CannotCompile               a module can't be made into a bundle
+        ├── OperatorNotSupported    an operator of it has no translation
+        └── ParityFailed            its graphs don't do what the module does
 
 Each class carries a `code`, stable on the wire, and the gRPC `status` it travels under, so that the far side raises
 the same class again. Messages say what happened and what to do.
@@ -89,6 +93,12 @@ class OutOfBounds(BadInput):
     """A number, length or size lies beyond what was agreed."""
 
     code = "out-of-bounds"
+
+
+class InputMismatch(BadInput):
+    """Inputs or targets are not what the model's signature takes: names, dtypes, shapes or batch sizes."""
+
+    code = "input-mismatch"
 
 
 class BundleInvalid(BadInput):
@@ -226,6 +236,25 @@ class GoldenMismatch(ModelUnusable):
     """Golden examples came out differently here."""
 
     code = "golden-mismatch"
+
+
+class CannotCompile(UmbelError):
+    """A module can't be made into a bundle."""
+
+    code = "cannot-compile"
+    status = Status.FAILED_PRECONDITION
+
+
+class OperatorNotSupported(CannotCompile):
+    """An operator of the module has no translation to the runtime's graph."""
+
+    code = "operator-not-supported"
+
+
+class ParityFailed(CannotCompile):
+    """The compiled graphs don't do what the module does."""
+
+    code = "parity-failed"
 
 
 def _descend(root: type[UmbelError]) -> dict[str, type[UmbelError]]:

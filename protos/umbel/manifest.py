@@ -11,11 +11,16 @@ runtime needs a fixed batch, and scalar hyper-parameters (`lr`, …). Signatures
 * `infer`:    p, b, f, inputs                           -> outputs
 * `evaluate`: p, b, f, inputs, targets                  -> metrics, as sums over the batch
 * `train`:    p, b, f, s, inputs, targets, scalars      -> p, b, s, loss
+
+What `train` gives back is named `next_…` after what it replaces (`next_p_…`), as a graph may not use a name twice.
+Slots start at zero. Those named `s_anchor_…` are the exception: `s_anchor_w` holds the value of `p_w` that training
+started from and is never given back; FedProx's proximal term pulls towards it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -26,6 +31,8 @@ from umbel.errors import BundleInvalid, MalformedMessage
 FORMAT: Final = 1
 WEIGHTS_FILE: Final = "weights.safetensors"
 GOLDEN_FILE: Final = "golden.safetensors"
+ANCHOR_PREFIX: Final = "s_anchor_"
+NEXT_PREFIX: Final = "next_"
 SIGNATURES: Final = ("infer", "evaluate", "train")
 MAX_MANIFEST_BYTES: Final = 4 << 20
 DTYPES: Final = ("float32", "float16", "int32", "int64", "uint8", "bool")
@@ -207,6 +214,7 @@ def _check(manifest: Manifest) -> None:
             if not spec.name.startswith(prefix):
                 raise BundleInvalid(f"{role} tensor {spec.name!r} must start with {prefix!r}")
             _ = spec.fixed_shape
+    _check_numbers(manifest)
     for required in (WEIGHTS_FILE, GOLDEN_FILE):
         if required not in manifest.files:
             raise BundleInvalid(f"the bundle lists no {required}")
@@ -219,3 +227,24 @@ def _check(manifest: Manifest) -> None:
                 raise BundleInvalid(f"{runtime} has an unknown signature {signature!r}")
             if file not in manifest.files:
                 raise BundleInvalid(f"{runtime} {signature} stands in {file!r}, which the bundle doesn't list")
+
+
+def _check_numbers(manifest: Manifest) -> None:
+    for spec in (*manifest.inputs, *manifest.targets, *manifest.outputs):
+        if not spec.shape or spec.shape[0] is not None or None in spec.shape[1:]:
+            raise BundleInvalid(f"tensor {spec.name!r} has shape {spec.shape}; the batch comes first, and only there")
+    weights = {spec.name: spec.shape for spec in manifest.trainable}
+    for spec in (*manifest.trainable, *manifest.buffers, *manifest.frozen, *manifest.slots):
+        if spec.dtype != "float32":
+            raise BundleInvalid(f"tensor {spec.name!r} is {spec.dtype}; weights and slots are float32")
+        if spec.name.startswith(ANCHOR_PREFIX):
+            anchored = "p_" + spec.name.removeprefix(ANCHOR_PREFIX)
+            if weights.get(anchored) != spec.shape:
+                raise BundleInvalid(f"slot {spec.name!r} anchors {anchored!r}, which has another shape or isn't there")
+    for name, value in manifest.hyperparameters.items():
+        if not math.isfinite(value):
+            raise BundleInvalid(f"hyper-parameter {name!r} is {value}; it must be finite")
+    if not math.isfinite(manifest.golden_tolerance) or manifest.golden_tolerance < 0:
+        raise BundleInvalid(f"golden_tolerance is {manifest.golden_tolerance}; it must be a number that isn't negative")
+    if not manifest.metrics or "examples" not in manifest.metrics:
+        raise BundleInvalid("metrics must begin with the loss and contain 'examples', the count")

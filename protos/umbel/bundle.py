@@ -1,0 +1,159 @@
+"""A bundle: a manifest and the files that it lists, each by content.
+
+The files may lie in one folder (`Bundle.open`) or anywhere, by content address (`Bundle(manifest, paths)`): the
+graphs of an architecture are shared by all its versions. See `docs/reference/bundle.md` for the format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from umbel.digests import digest_of, digest_of_file
+from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage
+from umbel.golden import GoldenExamples, answer
+from umbel.manifest import GOLDEN_FILE, MAX_MANIFEST_BYTES, WEIGHTS_FILE, FileRef, Manifest
+from umbel.weights import Weights, require_finite, require_shapes
+
+if TYPE_CHECKING:
+    from umbel.runtime import Runtime
+
+MANIFEST_FILE: Final = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """All that is needed to run and train one version."""
+
+    manifest: Manifest
+    paths: Mapping[str, Path]
+    """Where each file that the manifest lists lies, by its name in the manifest."""
+
+    def __post_init__(self) -> None:
+        missing = sorted(set(self.manifest.files) - set(self.paths))
+        if missing:
+            raise BundleInvalid(f"no path is given for {missing}; fetch these files first")
+
+    @classmethod
+    def open(cls, directory: Path) -> Bundle:
+        """Read a bundle from a folder and verify each of its files.
+
+        Raises:
+            BundleInvalid: the manifest or a file is missing, or they contradict each other.
+            DigestMismatch: a file isn't the one that the manifest lists.
+            MalformedMessage: the manifest doesn't decode.
+        """
+        path = directory / MANIFEST_FILE
+        if not path.is_file():
+            raise BundleInvalid(f"{directory} is no bundle: it has no {MANIFEST_FILE}")
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise MalformedMessage(f"{path} is larger than a manifest may be ({MAX_MANIFEST_BYTES} bytes)")
+        manifest = Manifest.from_bytes(path.read_bytes())
+        bundle = cls(manifest, {name: directory / name for name in manifest.files})
+        bundle.verify()
+        return bundle
+
+    def verify(self) -> None:
+        """Check size and digest of every file, and that the weights are those that the manifest describes.
+
+        Raises:
+            BundleInvalid: a file is missing.
+            DigestMismatch: a file isn't the one that the manifest lists.
+            WeightsMismatch: names or shapes of the weights are not the manifest's.
+        """
+        for name, ref in self.manifest.files.items():
+            _verify_file(name, self.paths[name], ref)
+        require_shapes(self.weights().shapes, self.manifest.weight_shapes)
+        self.golden()
+
+    def weights(self) -> Weights:
+        """Read the weights: what is shared, and what is frozen."""
+        return Weights.from_bytes(self.paths[WEIGHTS_FILE].read_bytes())
+
+    def shared_weights(self) -> Weights:
+        """Read only the weights that devices and coordinator exchange."""
+        return self.weights().subset(list(self.manifest.shared_shapes))
+
+    def golden(self) -> GoldenExamples:
+        """Read the golden examples."""
+        return GoldenExamples.from_bytes(self.paths[GOLDEN_FILE].read_bytes())
+
+    def graph_file(self, runtime: str, signature: str) -> str:
+        """The name of the file that holds one graph.
+
+        Raises:
+            BundleInvalid: the bundle has no such graph for this runtime.
+        """
+        try:
+            return self.manifest.graphs[runtime][signature]
+        except KeyError:
+            raise BundleInvalid(
+                f"bundle of {self.manifest.model!r} has no {signature!r} graph for the runtime {runtime!r}"
+            ) from None
+
+    def graph_path(self, runtime: str, signature: str) -> Path:
+        """Where one graph lies; raises `BundleInvalid` when the bundle has none."""
+        return self.paths[self.graph_file(runtime, signature)]
+
+
+def _verify_file(name: str, path: Path, ref: FileRef) -> None:
+    if not path.is_file():
+        raise BundleInvalid(f"file {name!r} of the bundle is missing at {path}")
+    size = path.stat().st_size
+    if size != ref.size:
+        raise DigestMismatch(f"file {name!r} has {size} bytes, the manifest says {ref.size}; fetch it again")
+    if digest_of_file(path) != ref.digest:
+        raise DigestMismatch(f"file {name!r} isn't the one that the manifest lists; fetch it again")
+
+
+def file_refs(files: Mapping[str, bytes]) -> dict[str, FileRef]:
+    """The manifest's entry for each file."""
+    return {name: FileRef(digest_of(data), len(data)) for name, data in sorted(files.items())}
+
+
+def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+    """Write a bundle into a folder, manifest last, and open it again, verified.
+
+    Args:
+        directory: made when it doesn't exist; files of the same names are replaced.
+        manifest: lists exactly `files` (see `file_refs`).
+        files: the content of each file.
+
+    Raises:
+        BundleInvalid: the manifest lists other files than these.
+    """
+    if manifest.files != file_refs(files):
+        raise BundleInvalid("the manifest lists other files than those given; build it with file_refs(files)")
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+    (directory / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+    return Bundle.open(directory)
+
+
+def successor(parent: Bundle, weights: Weights, runtime: Runtime) -> tuple[Manifest, dict[str, bytes]]:
+    """The bundle of a new version of the same architecture, as its manifest and the files that are new.
+
+    Args:
+        parent: where graphs, frozen weights and golden inputs come from.
+        weights: the new shared weights (trainable and buffers).
+        runtime: answers the golden examples of the new version.
+
+    Raises:
+        WeightsMismatch: `weights` are not of this architecture.
+        NotFinite: `weights` hold NaN or infinity.
+        GoldenMismatch: an answer to a golden example isn't finite.
+        RuntimeFailure: the runtime can't run these weights.
+    """
+    require_shapes(weights.shapes, parent.manifest.shared_shapes)
+    require_finite(weights)
+    frozen = [spec.name for spec in parent.manifest.frozen]
+    full = weights
+    if frozen:
+        full = Weights({**weights.arrays, **parent.weights().subset(frozen).arrays})
+    golden = answer(runtime.infer(parent, full), parent.golden().inputs)
+    files = {WEIGHTS_FILE: full.to_bytes(), GOLDEN_FILE: golden.to_bytes()}
+    manifest = replace(parent.manifest, files={**parent.manifest.files, **file_refs(files)})
+    return manifest, files
