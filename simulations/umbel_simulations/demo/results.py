@@ -1,0 +1,72 @@
+"""What a run of the demo gave, as values and as `report.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """One training round that ended in a version: its accuracy is the new version's, on held-back windows."""
+
+    round: int
+    accuracy: float
+    reports: int
+    seconds: float
+    version: int
+    bytes_up: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceResult:
+    """One device at the end, as its own process told it."""
+
+    id: str
+    name: str
+    examples: int
+    held_back: int
+    global_accuracy: float
+    personal_accuracy: float
+    peak_memory_mb: float
+    runtime: str
+    modules: tuple[str, ...]
+    """Which of torch, tensorflow and flwr the process had imported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The whole run. Accuracies are means over devices, each weighing the same."""
+
+    rounds: tuple[RoundResult, ...]
+    devices: tuple[DeviceResult, ...]
+    shapes: dict[str, int]
+    """How often each session shape occurred over the fleet."""
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    trust_mode: str
+
+    @property
+    def global_accuracy(self) -> float:
+        """Mean accuracy of the newest version on the devices' held-back windows."""
+        return _mean([device.global_accuracy for device in self.devices])
+
+    @property
+    def personal_accuracy(self) -> float:
+        """Mean accuracy of the model that each device tuned for itself."""
+        return _mean([device.personal_accuracy for device in self.devices])
+
+    def write_json(self, path: Path) -> None:
+        """Write `report.json`: the fields, and the two means, at the top level."""
+        tree = asdict(self) | {
+            "global_accuracy": self.global_accuracy,
+            "personal_accuracy": self.personal_accuracy,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(tree, indent=2) + "\n")
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
