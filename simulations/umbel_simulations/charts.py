@@ -6,6 +6,7 @@ browsers show as a tool tip and screen readers read out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -48,7 +49,7 @@ def line_chart(
         return '<p class="empty">Nothing to draw yet.</p>'
     xs = [x for line in shown for x, _ in line.points]
     ys = [y for line in shown for _, y in line.points]
-    low, high = y_range or _padded(min(ys), max(ys))
+    low, high = y_range or (min(0.0, *ys), max(ys) * 1.08)
     across = _Scale(*_apart(min(xs), max(xs)), LEFT, WIDTH - RIGHT)
     up = _Scale(*_apart(low, high), HEIGHT - BOTTOM, TOP)
     body = [_axes(across, up, x_label, y_label)]
@@ -59,21 +60,21 @@ def line_chart(
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(body)}</svg>'
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
-    margin = (high - low) * 0.08
-    return low - margin, high + margin
-
-
 def _apart(low: float, high: float) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _ticks(scale: _Scale, count: int = 5) -> list[float]:
-    return [scale.low + (scale.high - scale.low) * i / (count - 1) for i in range(count)]
+def _ticks(scale: _Scale, most: int = 6) -> list[float]:
+    """Round numbers inside the scale: steps of 1, 2 or 5 times a power of ten."""
+    rough = (scale.high - scale.low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first = math.ceil(scale.low / step)
+    return [index * step for index in range(first, math.floor(scale.high / step + 1e-9) + 1)]
 
 
 def _number(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.2f}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _axes(across: _Scale, up: _Scale, x_label: str, y_label: str) -> str:
