@@ -7,19 +7,20 @@ refused.
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
+from umbel import fields
 from umbel.digests import parse_digest
-from umbel.errors import MalformedMessage, NotFinite, OutOfBounds, WeightsMismatch
+from umbel.errors import MalformedMessage, OutOfBounds, WeightsMismatch
+from umbel.fields import name
 from umbel.plan import Kind, Plan
 from umbel.release import Release, SignedRelease, require_plausible
 from umbel.sealing import Sealing
-from umbel.update import Metrics, Update
+from umbel.update import COUNTS, Metrics, Update
 from umbel.v1 import device_pb2 as pb
 from umbel.v1 import release_pb2
 from umbel.visit import (
@@ -38,9 +39,6 @@ from umbel.weights import Shapes, Weights, require_finite
 
 M = TypeVar("M", bound=Message)
 
-MAX_TEXT = 256
-MAX_ENTRIES = 256
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _REPORT_ID = re.compile(r"[0-9a-f]{32}")
 _SHAPE = re.compile("[" + re.escape("".join(event.value for event in Event)) + "]{0,64}")
 
@@ -57,13 +55,6 @@ def parse(kind: type[M], data: bytes) -> M:
     except DecodeError as error:
         raise MalformedMessage(f"not a {kind.__name__}: {error}") from error
     return message
-
-
-def name(text: str, what: str) -> str:
-    """Check a name that may become part of a path or a query: letters, digits, dots, dashes, 100 at most."""
-    if not _NAME.fullmatch(text):
-        raise MalformedMessage(f"{what} {text[:80]!r} isn't a name: letters, digits, '.', '_' and '-', 100 at most")
-    return text
 
 
 # Plans.
@@ -93,17 +84,18 @@ def plan_from_message(message: pb.Plan) -> Plan:
     """Decode a plan; an unknown kind is refused, not guessed."""
     if message.kind not in _KINDS:
         raise MalformedMessage(f"plan kind {message.kind} is not known here; update umbel")
+    fields.few(message.hyperparameters, "hyperparameters")
     return Plan(
         kind=_KINDS[message.kind],
         epochs=message.epochs,
         batch_size=message.batch_size,
         max_steps=message.max_steps,
-        max_examples=message.max_examples,
-        min_examples=message.min_examples,
+        max_examples=fields.count(message.max_examples, "max_examples"),
+        min_examples=fields.count(message.min_examples, "min_examples"),
         max_seconds=message.max_seconds,
         clip_norm=message.clip_norm,
         max_weight=message.max_weight,
-        hyperparameters=dict(message.hyperparameters),
+        hyperparameters={name(key, "hyperparameter"): value for key, value in message.hyperparameters.items()},
         seed=message.seed,
     )
 
@@ -130,11 +122,11 @@ def release_from_bytes(statement: bytes) -> Release:
     message = parse(release_pb2.Release, statement)
     release = Release(
         model=name(message.model, "model"),
-        number=message.number,
-        version=message.version,
+        number=fields.count(message.number, "release number"),
+        version=fields.count(message.version, "version"),
         channel=name(message.channel, "channel"),
         bundle=parse_digest(message.bundle_digest),
-        manifest_size=message.manifest_size,
+        manifest_size=fields.count(message.manifest_size, "manifest size"),
         issued_at=message.issued_at_ms / 1000,
     )
     require_plausible(release)
@@ -148,7 +140,9 @@ def signed_to_message(signed: SignedRelease) -> release_pb2.SignedRelease:
 
 def signed_from_message(message: release_pb2.SignedRelease) -> SignedRelease:
     """Decode a signed release, unverified."""
-    return SignedRelease(message.release, message.key_id, message.signature)
+    if not message.release or not message.signature:
+        raise MalformedMessage("a signed release without a statement or a signature")
+    return SignedRelease(message.release, fields.text(message.key_id, "key id"), message.signature)
 
 
 # Check-in.
@@ -166,7 +160,9 @@ def check_in_to_message(check_in: CheckIn) -> pb.CheckInRequest:
         training_examples=check_in.training_examples,
         held_back_examples=check_in.held_back_examples,
         sessions=[
-            pb.SessionRecord(task=record.task, round=record.round, shape=record.shape, error=record.error)
+            pb.SessionRecord(
+                task=record.task, round=record.round, shape=record.shape, error=fields.as_text(record.error)
+            )
             for record in check_in.sessions
         ],
         outcomes=[
@@ -174,7 +170,7 @@ def check_in_to_message(check_in: CheckIn) -> pb.CheckInRequest:
                 model=outcome.model,
                 number=outcome.number,
                 outcome=_OUTCOME_TO_WIRE[outcome.outcome],
-                reason=outcome.reason,
+                reason=fields.as_text(outcome.reason),
             )
             for outcome in check_in.outcomes
         ],
@@ -192,21 +188,23 @@ _OUTCOME_FROM_WIRE = {wire: outcome for outcome, wire in _OUTCOME_TO_WIRE.items(
 
 def check_in_from_message(message: pb.CheckInRequest) -> CheckIn:
     """Decode a check-in: names are names, lists are short, shapes are made of known letters."""
+    if message.protocol < 1:
+        raise MalformedMessage("a check-in must name the protocol that the device speaks")
     for field in ("held_bundles", "sessions", "outcomes"):
-        _require_few(len(getattr(message, field)), field)
-    _require_few(len(message.capabilities.runtimes) + len(message.capabilities.suites), "capabilities")
+        fields.few(getattr(message, field), field)
+    fields.few([*message.capabilities.runtimes, *message.capabilities.suites], "capabilities")
     return CheckIn(
         population=name(message.population, "population"),
         runtimes=tuple(name(runtime, "runtime") for runtime in message.capabilities.runtimes),
-        suites=tuple(_text(suite, "suite") for suite in message.capabilities.suites),
+        suites=tuple(fields.text(suite, "suite") for suite in message.capabilities.suites),
         held_bundles=tuple(parse_digest(digest) for digest in message.held_bundles),
         offers_work=message.offers_work,
-        training_examples=message.training_examples,
-        held_back_examples=message.held_back_examples,
+        training_examples=fields.count(message.training_examples, "training_examples"),
+        held_back_examples=fields.count(message.held_back_examples, "held_back_examples"),
         sessions=tuple(_session_from_message(record) for record in message.sessions),
         outcomes=tuple(_outcome_from_message(outcome) for outcome in message.outcomes),
         channel=name(message.channel, "channel"),
-        sdk=_text(message.sdk, "sdk"),
+        sdk=fields.text(message.sdk, "sdk"),
         protocol=message.protocol,
     )
 
@@ -215,7 +213,10 @@ def _session_from_message(message: pb.SessionRecord) -> SessionRecord:
     if not _SHAPE.fullmatch(message.shape):
         raise MalformedMessage(f"session shape {message.shape[:80]!r} has letters that no event has")
     return SessionRecord(
-        name(message.task, "task"), message.round, message.shape, _text(message.error, "session error")
+        name(message.task, "task"),
+        fields.count(message.round, "round"),
+        message.shape,
+        fields.text(message.error, "session error"),
     )
 
 
@@ -224,9 +225,9 @@ def _outcome_from_message(message: pb.ReleaseOutcome) -> ReleaseOutcome:
         raise MalformedMessage(f"release outcome {message.outcome} is not known here")
     return ReleaseOutcome(
         name(message.model, "model"),
-        message.number,
+        fields.count(message.number, "release number"),
         _OUTCOME_FROM_WIRE[message.outcome],
-        _text(message.reason, "reason"),
+        fields.text(message.reason, "reason"),
     )
 
 
@@ -250,7 +251,7 @@ def check_in_reply_to_message(answer: CheckInReply) -> pb.CheckInResponse:
         case Assignment() as assignment:
             message.assignment.CopyFrom(_assignment_to_message(assignment))
         case Retry(window, reason):
-            message.retry.CopyFrom(pb.Retry(window=window_to_message(window), reason=reason))
+            message.retry.CopyFrom(pb.Retry(window=window_to_message(window), reason=fields.as_text(reason)))
     if answer.newest is not None:
         message.newest.CopyFrom(signed_to_message(answer.newest))
     return message
@@ -263,9 +264,14 @@ def check_in_reply_from_message(message: pb.CheckInResponse) -> CheckInReply:
         case "assignment":
             return CheckInReply(_assignment_from_message(message.assignment), newest)
         case "retry":
-            return CheckInReply(Retry(window_from_message(message.retry.window), message.retry.reason), newest)
+            return CheckInReply(_retry_from_message(message.retry), newest)
         case _:
             raise MalformedMessage("the coordinator answered a check-in with neither work nor a window")
+
+
+def _retry_from_message(message: pb.Retry) -> Retry:
+    _require_present(message, "window")
+    return Retry(window_from_message(message.window), fields.text(message.reason, "reason"))
 
 
 def _assignment_to_message(assignment: Assignment) -> pb.Assignment:
@@ -288,18 +294,26 @@ def _assignment_to_message(assignment: Assignment) -> pb.Assignment:
 
 
 def _assignment_from_message(message: pb.Assignment) -> Assignment:
+    _require_present(message, "plan", "base", "sealing", "if_accepted", "if_rejected")
     return Assignment(
         session_id=name(message.session_id, "session"),
         task=name(message.task, "task"),
-        round=message.round,
+        round=fields.count(message.round, "round"),
         plan=plan_from_message(message.plan),
         base=signed_from_message(message.base),
-        sealing=Sealing(message.sealing.suite, message.sealing.public_key),
-        upload_token=message.upload_token,
+        sealing=_sealing_from_message(message.sealing),
+        upload_token=fields.token(message.upload_token, "upload token"),
         deadline=message.deadline_ms / 1000,
         if_accepted=window_from_message(message.if_accepted),
         if_rejected=window_from_message(message.if_rejected),
     )
+
+
+def _sealing_from_message(message: pb.Sealing) -> Sealing:
+    sealing = Sealing(fields.text(message.suite, "suite"), message.public_key)
+    if message.key_id != sealing.key_id:
+        raise MalformedMessage("the recipient's key doesn't go by the key id that stands beside it")
+    return sealing
 
 
 # Reports.
@@ -323,8 +337,8 @@ def report_begin_from_message(message: pb.ReportBegin) -> ReportBegin:
     return ReportBegin(
         session_id=name(message.session_id, "session"),
         report_id=message.report_id,
-        upload_token=message.upload_token,
-        sealed_size=message.sealed_size,
+        upload_token=fields.token(message.upload_token, "upload token"),
+        sealed_size=fields.count(message.sealed_size, "sealed size"),
         sealed_digest=parse_digest(message.sealed_digest),
     )
 
@@ -353,19 +367,17 @@ def update_from_bytes(data: bytes, shapes: Shapes, max_weight: float) -> Update:
 
 
 def _weight(weight: float, most: float) -> float:
-    if not math.isfinite(weight):
-        raise NotFinite(f"a report with weight {weight}")
-    if not 0 < weight <= most:
+    if not 0 < fields.finite(weight, "a report's weight") <= most:
         raise OutOfBounds(f"a report with weight {weight}; it must be above 0 and at most {most}")
     return weight
 
 
 def _metrics(metrics: Metrics) -> Metrics:
-    _require_few(len(metrics), "metrics")
+    fields.few(metrics, "metrics")
     for metric, value in metrics.items():
-        _text(metric, "metric")
-        if not math.isfinite(value):
-            raise NotFinite(f"metric {metric!r} is {value}")
+        fields.finite(value, f"metric {fields.text(metric, 'metric')!r}")
+        if metric in COUNTS and value < 0:
+            raise OutOfBounds(f"metric {metric!r} is {value}; a count can't be negative")
     return metrics
 
 
@@ -376,12 +388,7 @@ def _milliseconds(instant: float) -> int:
     return round(instant * 1000)
 
 
-def _text(text: str, what: str) -> str:
-    if len(text) > MAX_TEXT:
-        raise OutOfBounds(f"{what} of {len(text)} characters; the limit is {MAX_TEXT}")
-    return text
-
-
-def _require_few(count: int, what: str) -> None:
-    if count > MAX_ENTRIES:
-        raise OutOfBounds(f"{count} entries in {what}; the limit is {MAX_ENTRIES}")
+def _require_present(message: Message, *parts: str) -> None:
+    for part in parts:
+        if not message.HasField(part):
+            raise MalformedMessage(f"the {message.DESCRIPTOR.name} lacks its {part}; nothing stands in for it")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from umbel.weights import Shapes, Weights, require_shapes
 
 Metrics = Mapping[str, float]
 """Sums over examples, so that they add over devices: `loss`, `correct`, `examples`, …"""
+
+COUNTS: Final = frozenset({"correct", "examples", "train_examples"})
+"""Metrics that count examples."""
 
 
 @dataclass(frozen=True, slots=True)
