@@ -44,7 +44,8 @@ for _name in ("flwr", "flwr-telemetry"):
     _logger = logging.getLogger(_name)
     for _handler in list(_logger.handlers):
         _logger.removeHandler(_handler)
-    _logger.setLevel(logging.WARNING)
+    # Flower tells each step of each round, and warns of settings that are meant; what goes wrong is raised.
+    _logger.setLevel(logging.ERROR)
 
 __all__ = ["AppExitException", "LazyArray", "Run", "identify_task", "reply_without_request", "set_message_id"]
 

@@ -134,7 +134,8 @@ def _reply(current: Weights, update: Update, node_id: int, wants_loss: bool = Fa
 
 
 def _moved(base: NDArray[np.float32], delta: NDArray[np.float32]) -> LazyArray:
-    return LazyArray(base.shape, lambda: np.add(base, delta))
+    # asarray: the sum of two arrays without dimensions is a scalar.
+    return LazyArray(base.shape, lambda: np.asarray(base + delta))
 
 
 # State: the attributes that the catalogue names, as one safetensors file.
@@ -148,7 +149,7 @@ def _snapshot(strategy: FedAvg, spec: StrategySpec) -> bytes:
             continue
         # Flower keeps some by name and some as a list in the order of the arrays.
         named = value.items() if isinstance(value, dict) else enumerate(value)
-        arrays |= {f"{attribute}/{key}": np.ascontiguousarray(array) for key, array in named}
+        arrays |= {f"{attribute}/{key}": np.asarray(array, order="C") for key, array in named}
     return safetensors.numpy.save(arrays, {_SPEC: spec.name}) if arrays else b""
 
 
