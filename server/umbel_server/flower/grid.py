@@ -175,7 +175,8 @@ class DeviceGrid(Grid):
             config |= record
         kind = _kind(message.metadata.message_type)
         plan = _planned(replace(self._plan, kind=kind), config)
-        return CohortOrder(plan, from_record(records[0]), tuple(asked), int(cast("int", config.get(_ROUND, 1))))
+        # Sorted, because Flower's sample comes in an order that nobody could repeat.
+        return CohortOrder(plan, from_record(records[0]), tuple(sorted(asked)), int(cast("int", config.get(_ROUND, 1))))
 
 
 def _number(device: DeviceId) -> int:
