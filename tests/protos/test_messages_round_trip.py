@@ -14,6 +14,7 @@ from umbel.release import Release, SignedRelease
 from umbel.update import Update
 from umbel.v1 import device_pb2, release_pb2
 from umbel.visit import CheckIn, CheckInReply, Outcome, ReleaseOutcome, ReportBegin, Retry, RetryWindow, SessionRecord
+from umbel.weights import Weights
 
 
 def over_the_wire(message: Message) -> Message:
@@ -106,3 +107,12 @@ def test_fields_of_a_newer_peer_are_ignored() -> None:
     unknown = bytes([(100 << 3) & 0x7F | 0x80, 100 << 3 >> 7, 42])  # field 100, varint 42
     message = messages.parse(device_pb2.Plan, messages.plan_to_message(plan).SerializeToString() + unknown)
     assert messages.plan_from_message(message) == plan
+
+
+def test_maps_come_out_sorted_though_they_travel_in_no_order() -> None:
+    """Whoever writes a decoded value down, in a database or an audit row, writes the same bytes at every run."""
+    named = {f"h{number}": 1.0 for number in range(50)}
+    plan = messages.plan_from_message(messages.plan_to_message(Plan(hyperparameters=named)))
+    assert list(plan.hyperparameters) == sorted(named)
+    body = messages.update_to_bytes(Update(Weights({}), 1.0, named))
+    assert list(messages.update_from_bytes(body, {}, 1.0).metrics) == sorted(named)
