@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from umbel.digests import digest_of
 from umbel.plan import Kind, Plan
@@ -105,3 +107,12 @@ UPDATE: Final = Update(
     metrics={"loss": 12.5, "correct": 51.0, "examples": 80.0, "train_loss": 0.125},
 )
 BINDING: Final = Binding(task="exercises", round=6, session_id="s-0001", report_id=REPORT_ID, base=BUNDLE)
+RELEASE_KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+FOREIGN_RELEASE_KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(32))
+SEALING_KEY: Final = X25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
+SEALED_REPORT: Final = bytes.fromhex(
+    "8af88d8fdf67fbdd159598a4311b2d543400b4d7b69f6c1e5880f10091f5d364"
+    "e3713af30d3e1c7846a7fc05ddb8b82b94d8ea79884374ceb19ea2808bd7e151"
+    "eea634726745d946d089b530b1d17019"
+)
+"""Sealed once for `BINDING` to `SEALING_KEY`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +13,7 @@ from umbel import messages
 from umbel.errors import MalformedMessage, RollbackRefused, SignatureInvalid
 from umbel.release import LABEL, SignedRelease, key_id_of, require_newer, sign_statement, verify_statement
 
-KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+KEY = examples.RELEASE_KEY
 PUBLIC = KEY.public_key().public_bytes_raw()
 STATEMENT = messages.release_to_bytes(examples.RELEASE)
 SIGNED = sign_statement(STATEMENT, KEY)
@@ -25,13 +24,13 @@ def test_a_signed_release_verifies_and_reads_as_it_was_made() -> None:
 
 
 def test_a_foreign_key_is_refused() -> None:
-    foreign = sign_statement(STATEMENT, Ed25519PrivateKey.from_private_bytes(bytes(32)))
+    foreign = sign_statement(STATEMENT, examples.FOREIGN_RELEASE_KEY)
     with pytest.raises(SignatureInvalid, match="this device trusts"):
         verify_statement(foreign, PUBLIC)
 
 
 def test_a_foreign_signature_under_the_pinned_keys_name_is_refused() -> None:
-    foreign = sign_statement(STATEMENT, Ed25519PrivateKey.from_private_bytes(bytes(32)))
+    foreign = sign_statement(STATEMENT, examples.FOREIGN_RELEASE_KEY)
     with pytest.raises(SignatureInvalid):
         verify_statement(replace(foreign, key_id=key_id_of(PUBLIC)), PUBLIC)
 

@@ -15,7 +15,7 @@ from umbel.digests import digest_of
 from umbel.errors import MalformedMessage, SealBroken
 from umbel.sealing import OVERHEAD, SEALED, Binding, Sealing, open_sealed, seal
 
-KEY = X25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
+KEY = examples.SEALING_KEY
 SEALING = Sealing(SEALED, KEY.public_key().public_bytes_raw())
 BINDING = examples.BINDING
 
