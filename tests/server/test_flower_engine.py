@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # First, because it loads flwr quietly.
@@ -283,3 +284,15 @@ assert [thread.name for thread in threading.enumerate()] == ["MainThread"]
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@named
+def test_the_reference_page_tells_each_strategy_and_argument(spec: StrategySpec) -> None:
+    page = Path(__file__).parents[2].joinpath("docs/reference/strategies.md").read_text()
+    section = page.partition(f"### {spec.name}\n")[2].partition("\n#")[0]
+    entry = CATALOGUE[spec.name]
+    assert ("single updates" in section) == entry.robust
+    for name, argument in entry.arguments.items():
+        default = "(must be given)" if argument.default is None else argument.default
+        assert f"| `{name}` | {default} |" in section
+        assert argument.meaning in section
