@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
