@@ -6,7 +6,6 @@ known before the first byte is sent, so the token goes to nobody else.
 
 from __future__ import annotations
 
-import base64
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import NameOID
 
+from umbel.enrolment_code import EnrolmentCode as EnrolmentCode
 from umbel.errors import CertificateRefused, EnrolmentRefused, MalformedMessage, NotFound
 from umbel.fields import name
 from umbel.identity import DeviceId, id_of_key
@@ -30,40 +30,9 @@ from umbel.visit import Enrolment
 from umbel_client.files import Disk
 from umbel_client.grpc_errors import error_of
 
-PREFIX: Final = "umbel-enrol-1."
 ENROL_SECONDS: Final = 30.0
 RENEW_AT: Final = 2 / 3
 """Share of its life after which a certificate is renewed."""
-
-
-@dataclass(frozen=True, slots=True)
-class EnrolmentCode:
-    """What an operator hands to a new device, as one string."""
-
-    server: str
-    """host:port of EnrolmentService."""
-    token: str
-    authority: bytes
-    """The coordinator's authority, PEM."""
-
-    def __repr__(self) -> str:
-        return f"EnrolmentCode(server={self.server!r}, token of {len(self.token)} letters)"
-
-    def to_text(self) -> str:
-        """As one line, to be handed over out of band; it holds a secret."""
-        tree = {"server": self.server, "token": self.token, "authority": self.authority.decode()}
-        return PREFIX + base64.urlsafe_b64encode(json.dumps(tree).encode()).decode()
-
-    @classmethod
-    def from_text(cls, text: str) -> EnrolmentCode:
-        """Read the line; raises `MalformedMessage` for anything else."""
-        try:
-            if not text.strip().startswith(PREFIX):
-                raise ValueError("it doesn't start with " + PREFIX)
-            tree = json.loads(base64.urlsafe_b64decode(text.strip().removeprefix(PREFIX)))
-            return cls(str(tree["server"]), str(tree["token"]), str(tree["authority"]).encode())
-        except (ValueError, KeyError, TypeError) as error:
-            raise MalformedMessage(f"not an enrolment code ({error}); ask the operator for a new one") from error
 
 
 @dataclass(frozen=True, slots=True)
