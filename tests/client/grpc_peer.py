@@ -191,5 +191,3 @@ async def serving(coordinator: Coordinator) -> AsyncIterator[Peer]:
     finally:
         await enrol.stop(0)
         await devices.stop(0)
-
-
