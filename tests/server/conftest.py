@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.server.driving import World
+from umbel_server.store import Store
 
 _SCHEMAS = itertools.count()
 
@@ -53,6 +54,14 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'umbel.db'}"
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    """An empty store, on each database."""
+    store = Store.open(database_url)
+    yield store
+    store.close()
 
 
 @pytest.fixture
