@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from tests.server.driving import BUNDLE, MODEL, OPERATOR, POPULATION, TASK, World, offer, task, together
 from umbel.digests import digest_of
 from umbel.errors import AlreadyExists, BadInput, Conflict, NotAllowed, NotFound, OutOfBounds, RoundClosed, WrongState
 from umbel.plan import Kind, Plan
+from umbel.randomness import generator
 from umbel.release import STABLE
+from umbel.runtime.onnx import OnnxRuntime
 from umbel.update import Aggregate
 from umbel.visit import Outcome, ReleaseOutcome, Retry, SessionRecord
 from umbel_models.zoo import bundle_path
@@ -256,6 +259,47 @@ async def test_a_candidate_that_too_few_devices_measure_is_refused(world: World)
     operations = world.coordinator.operations
     assert operations.version(MODEL, 2).state is VersionState.REFUSED
     assert "abandoned" in operations.round(TASK, 1).reason
+
+
+async def test_the_servers_own_examples_refuse_a_candidate_that_forgot(world: World) -> None:
+    # Held-out examples on which the parent is always right: their targets are its own answers.
+    x = generator("held-out").normal(size=(200, 6, 100)).astype(np.float32)
+    (scores,) = OnnxRuntime().infer(BUNDLE, BUNDLE.weights())({"x": x}).values()
+    operations = world.coordinator.operations
+    digest = operations.add_holdout(safetensors.numpy.save({"x": x, "y": scores.argmax(1)}), OPERATOR)
+    devices = world.enrol("a", "b")
+    await world.begin(task(rounds=1, validation=ValidationPolicy(holdout=digest)))
+    for device in devices:
+        assignment = await device.assignment()
+        update = device.update(assignment)
+        await device.send(device.report(assignment, replace(update, delta=update.delta.scaled(20.0))))
+    await world.coordinator.tick()
+    assert operations.round(TASK, 1).state is RoundState.FAILED
+    assert "held-out data" in operations.round(TASK, 1).reason
+    assert len(operations.versions(MODEL)) == 1
+
+
+async def test_each_change_leaves_its_row_in_the_audit(world: World) -> None:
+    devices = world.enrol("a", "b")
+    await world.begin(task(rounds=1, evaluate_candidates=True))
+    for _ in range(2):
+        await together(*devices)
+        await world.coordinator.tick()
+    rows = reversed(world.coordinator.operations.audit_rows())
+    train, evaluate = f"{TASK}/1/train", f"{TASK}/1/evaluate"
+    assert [(row.action, row.object) for row in rows] == [
+        ("model.add", MODEL),
+        ("task.create", TASK),
+        ("round.open", train),
+        ("round.aggregating", train),
+        ("round.validating", train),
+        ("round.open", evaluate),
+        ("round.aggregating", evaluate),
+        ("version.accepted", f"{MODEL}/2"),
+        ("round.completed", evaluate),
+        ("round.completed", train),
+        ("task.done", TASK),
+    ]
 
 
 async def test_an_evaluation_task_measures_the_newest_version_and_makes_none(world: World) -> None:
