@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,6 +126,46 @@ async def test_an_acknowledgement_that_got_lost_is_asked_for_again_and_counts_on
     visit = await bench.open().wake()
     assert visit.ending is Ending.CONTRIBUTED
     assert list(bench.coordinator.updates) == [lost[0].report_id]
+
+
+async def test_a_sealed_report_that_was_damaged_on_disk_is_made_anew(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    bench.coordinator.break_upload_after = 0
+    await bench.device_with_examples(personal=PERSONAL).wake()
+    sealed = bench.home / "session" / "sealed.bin"
+    sealed.write_bytes(sealed.read_bytes()[:-1])
+    visit = await bench.open().wake()
+    assert visit.ending is Ending.CONTRIBUTED
+    assert visit.session is not None and visit.session.shape == "-v[]+!v[]+^"
+
+
+async def test_a_cancelled_visit_stops_its_training_thread_within_a_step(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [replace(PLAN, epochs=100_000)]
+    device = bench.device_with_examples(personal=PersonalSettings(epochs=0), offload=asyncio.to_thread)
+    training = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    steps: list[float] = []
+
+    class Watched:
+        def read(self) -> DeviceStatus:
+            steps.append(loop.time())
+            loop.call_soon_threadsafe(training.set)
+            return DeviceStatus()
+
+    object.__setattr__(device.kit, "status", Watched())
+    visit = asyncio.create_task(device.wake())
+    while len(steps) < 5:
+        training.clear()
+        await training.wait()
+    visit.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await visit
+    # Joining the pool's thread would hang here for minutes if it still trained.
+    await loop.shutdown_default_executor()
+    assert device.kit.stopping.is_set()
+    assert (bench.home / "session" / "progress.safetensors").exists()
 
 
 class Dies(BaseException):
