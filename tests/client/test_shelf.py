@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from tests.client.conftest import RUNTIME
-from umbel.bundle import Bundle, successor
+from umbel.bundle import Bundle, file_refs, successor
 from umbel.digests import Digest, digest_of
 from umbel.errors import BundleInvalid, DigestMismatch, OutOfBounds
 from umbel_client.files import Disk
@@ -136,10 +136,6 @@ def test_a_bundle_that_answers_otherwise_here_falls_back_too(tmp_path: Path) -> 
     shelf = Shelf(tmp_path)
     good = shelf.bundle(store(shelf, 1.1)).manifest
     odd = PACKAGED.shared_weights().scaled(3.0).to_bytes()
-    from dataclasses import replace
-
-    from umbel.bundle import file_refs
-
     lies = replace(good, files={**good.files, **file_refs({"weights.safetensors": odd})})
     shelf.put(odd)
     shelf.switch(shelf.slots.adopt(slot(2, shelf.put(lies.to_bytes())), None))
