@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,13 +15,12 @@ from umbel.bundle import Bundle, file_refs, write_bundle
 from umbel.errors import CannotCompile
 from umbel.golden import GoldenExamples
 from umbel.manifest import GOLDEN_FILE, SIGNATURES, WEIGHTS_FILE, FileRef, Manifest, TensorSpec
-from umbel.runtime.onnx import NAME, OnnxRuntime
+from umbel.runtime import onnx
 from umbel.weights import Weights
-from umbel_models.lowering import lower
-from umbel_models.onnx import export, external_weights
+from umbel_models.backends import Backend, backend
 from umbel_models.onnx.graph import numpy_dtype
 from umbel_models.parity import ParityReport, check_parity, to_numpy
-from umbel_models.signatures import Signature, State, signatures
+from umbel_models.signatures import State, signatures
 from umbel_models.spec import ModelSpec, as_tuple
 
 GOLDEN_COUNT: Final = 8
@@ -32,11 +31,17 @@ class Compiled:
     """A bundle that has passed the gate, and how closely."""
 
     bundle: Bundle
-    parity: ParityReport
+    parity: Mapping[str, ParityReport]
+    """By the name of the runtime."""
 
 
-def compile_model(spec: ModelSpec, directory: Path) -> Compiled:
+def compile_model(spec: ModelSpec, directory: Path, runtimes: Sequence[str] = (onnx.NAME,)) -> Compiled:
     """Compile a model into a folder. Equal specs give equal graphs, byte for byte.
+
+    Args:
+        spec: what the model is.
+        directory: where the bundle goes.
+        runtimes: which runtimes it is for, by name; each passes the gate by itself.
 
     Raises:
         OperatorNotSupported: the module uses an operator that can't be lowered.
@@ -49,17 +54,22 @@ def compile_model(spec: ModelSpec, directory: Path) -> Compiled:
         state = State(spec)
         weights = Weights({name: tensor.numpy() for name, tensor in state.weights.items()})
         traced = signatures(spec, state, _tracing_size(spec, state))
-        files = {f"{signature.name}.onnx": _graph(spec, signature, weights) for signature in traced}
+        backends = [backend(name) for name in runtimes]
+        files = {
+            f"{signature.name}.{target.suffix}": target.graph(spec, signature, weights)
+            for target in backends
+            for signature in traced
+        }
         golden = _golden(spec)
         files |= {WEIGHTS_FILE: weights.to_bytes(), GOLDEN_FILE: golden.to_bytes()}
-        manifest = _manifest(spec, state, golden, file_refs(files))
+        manifest = _manifest(spec, state, golden, file_refs(files), backends)
         with tempfile.TemporaryDirectory(prefix="umbel-compile-") as scratch:
             draft = write_bundle(Path(scratch), manifest, files)
-            report = check_parity(spec, draft, OnnxRuntime())
+            parity = {target.name: check_parity(spec, draft, target.runtime()) for target in backends}
     finally:
         for module, training in modes.items():
             module.training = training
-    return Compiled(write_bundle(directory, manifest, files), report)
+    return Compiled(write_bundle(directory, manifest, files), parity)
 
 
 def _require_no_dropout(spec: ModelSpec) -> None:
@@ -76,11 +86,6 @@ def _tracing_size(spec: ModelSpec, state: State) -> int:
     return next(size for size in range(7, 10_000) if size not in taken)
 
 
-def _graph(spec: ModelSpec, signature: Signature, weights: Weights) -> bytes:
-    spec.module.train(signature.name == "train")
-    return export(lower(signature, spec.module), external_weights(weights))
-
-
 def _golden(spec: ModelSpec) -> GoldenExamples:
     """Torch's own answers: what every runtime has to come to."""
     inputs, _ = spec.batch(min(GOLDEN_COUNT, spec.example_count))
@@ -89,7 +94,13 @@ def _golden(spec: ModelSpec) -> GoldenExamples:
     return GoldenExamples(to_numpy(inputs), to_numpy(dict(zip(spec.outputs, outputs, strict=True))))
 
 
-def _manifest(spec: ModelSpec, state: State, golden: GoldenExamples, files: Mapping[str, FileRef]) -> Manifest:
+def _manifest(
+    spec: ModelSpec,
+    state: State,
+    golden: GoldenExamples,
+    files: Mapping[str, FileRef],
+    backends: Sequence[Backend],
+) -> Manifest:
     return Manifest(
         model=spec.name,
         inputs=_batched(spec.inputs),
@@ -103,7 +114,7 @@ def _manifest(spec: ModelSpec, state: State, golden: GoldenExamples, files: Mapp
         slots=_fixed(state.slots),
         hyperparameters=dict(spec.optimizer.hyperparameters),
         metrics=("loss", *spec.metrics, "examples"),
-        graphs={NAME: {signature: f"{signature}.onnx" for signature in SIGNATURES}},
+        graphs={target.name: {name: f"{name}.{target.suffix}" for name in SIGNATURES} for target in backends},
         files=files,
         labels=spec.labels,
         golden_tolerance=spec.golden_tolerance,

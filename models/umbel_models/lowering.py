@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +26,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from umbel.errors import CannotCompile, OperatorNotSupported, UmbelError
-from umbel_models.decompositions import KEPT, decomposition_table
 from umbel_models.signatures import Signature
+
+Decompositions = Mapping[Any, Callable[..., Any]]
+"""ATen operator -> the same in simpler ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +122,14 @@ def module_of(node: fx.Node) -> str:
     return f"(in module {path!r})" if path else "(in the module's own forward)"
 
 
-def lower(signature: Signature, module: nn.Module) -> Lowered:
+def lower(signature: Signature, module: nn.Module, table: Decompositions, kept: Collection[Any] = ()) -> Lowered:
     """Trace a signature of this module.
+
+    Args:
+        signature: what to trace.
+        module: whose parts messages name.
+        table: the decompositions that a runtime wants.
+        kept: backward operators that its translator knows.
 
     Raises:
         OperatorNotSupported: an operator of the module, or its gradient, has no decomposition here.
@@ -142,21 +150,21 @@ def lower(signature: Signature, module: nn.Module) -> Lowered:
     logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)
     try:
         with _tracing(fake), _noting_modules(module):
-            graph = make_fx(flat, decomposition_table=decomposition_table())(*examples)
+            graph = make_fx(flat, decomposition_table=dict(table))(*examples)
     except UmbelError:
         raise
     except Exception as error:  # torch raises anything at all from inside a user's module
         raise CannotCompile(f"{signature.name!r}: tracing failed with {type(error).__name__}: {error}") from error
     lowered = Lowered(signature, graph, tuple(outputs), sizes)
     lowered.require_open_batch("tracing")
-    _require_forward_style(lowered)
+    _require_forward_style(lowered, kept)
     graph.graph.eliminate_dead_code()
     return lowered
 
 
-def _require_forward_style(lowered: Lowered) -> None:
+def _require_forward_style(lowered: Lowered, kept: Collection[Any]) -> None:
     targets = {node.target for node in lowered.graph.graph.nodes if node.op == "call_function"}
-    left = sorted(str(target) for target in targets - KEPT if "backward" in str(target))
+    left = sorted(str(target) for target in targets - set(kept) if "backward" in str(target))
     if left:
         raise OperatorNotSupported(
             f"{lowered.signature.name!r}: no decomposition for {', '.join(left)}; replace the layer that needs it, "

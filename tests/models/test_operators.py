@@ -130,7 +130,7 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
 def compile_net(module: nn.Module, inputs: Tensor, target: Tensor, loss: Callable[..., Tensor], folder: Path) -> None:
     module(inputs)  # lets lazy layers find their sizes
     spec = ModelSpec("net", module, loss, {"x": inputs}, {"y": target}, metrics={}, optimizer=SGD(lr=0.05))
-    compile_model(spec, folder)
+    compile_model(spec, folder, ("onnx", "litert"))
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-import numpy as np
 import torch
 from onnx import TensorProto, ValueInfoProto, helper
 from torch import Tensor, fx
@@ -17,6 +16,7 @@ from umbel.weights import Weights
 from umbel_models.lowering import Lowered, module_of
 from umbel_models.onnx import indexing, linear, pointwise, reductions, shapes
 from umbel_models.onnx.graph import HANDLERS, Writer, onnx_dtype
+from umbel_models.translation import attribute_of, not_in_place
 
 OPSET: Final = 20
 IR_VERSION: Final = 10
@@ -101,10 +101,10 @@ def _external(name: str, example: Tensor, span: tuple[int, int]) -> TensorProto:
 
 def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
     if node.op == "get_attr":
-        writer.values[node] = writer.constant(_attribute(lowered.graph, str(node.target)))
+        writer.values[node] = writer.constant(attribute_of(lowered.graph, str(node.target)))
     if node.op != "call_function":
         return
-    handler = HANDLERS.get(node.target) or HANDLERS.get(_not_in_place(node.target))
+    handler = HANDLERS.get(node.target) or HANDLERS.get(not_in_place(node.target))
     if handler is None:
         raise OperatorNotSupported(
             f"{lowered.signature.name!r}: no translation for {node.target} {module_of(node)}; "
@@ -122,18 +122,3 @@ def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
     if schema is not None and schema.is_mutable:
         # From here on the written tensor is the new one.
         writer.values[node.args[0]] = value  # type: ignore[index]
-
-
-def _not_in_place(target: Any) -> Any:
-    """The pure form of an operator that writes into its first argument: `add_` becomes `add`."""
-    name = getattr(getattr(target, "overloadpacket", None), "__name__", "")
-    if not name.endswith("_"):
-        return None
-    return getattr(getattr(torch.ops.aten, name[:-1], None), target._overloadname, None)
-
-
-def _attribute(graph: fx.GraphModule, path: str) -> np.ndarray[Any, Any]:
-    value: Any = graph
-    for part in path.split("."):
-        value = getattr(value, part)
-    return np.asarray(value.detach().numpy())

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from umbel.digests import Digest
-from umbel.errors import InputMismatch, OutOfBounds, RuntimeFailure
+from umbel.errors import OutOfBounds, RuntimeFailure
 from umbel.manifest import ANCHOR_PREFIX, NEXT_PREFIX
 from umbel.runtime import Arrays
 from umbel.runtime.signature import (
     BatchCheck,
     bind_weights,
+    check_batch,
     require_finite_loss,
     resolve_hyperparameters,
     starting_slots,
@@ -165,7 +166,7 @@ class OnnxEvaluate:
 
     def __call__(self, inputs: Arrays, targets: Arrays) -> Metrics:
         """Metric sums over the batch; see `EvaluateSession`."""
-        _check_batch(self._inputs, self._targets, inputs, targets)
+        check_batch(self._inputs, self._targets, inputs, targets)
         with _failures_of(self._what):
             values = self._session.run(self._names, {**self._weights, **inputs, **targets})
         return {name: float(value) for name, value in zip(self._names, values, strict=True)}
@@ -209,7 +210,7 @@ class OnnxTrain:
 
     def step(self, inputs: Arrays, targets: Arrays) -> float:
         """Take one optimiser step on a batch; see `TrainSession`."""
-        _check_batch(self._inputs, self._targets, inputs, targets)
+        check_batch(self._inputs, self._targets, inputs, targets)
         with _failures_of(self._what):
             for name, array in (*inputs.items(), *targets.items()):
                 self._forth.bind_cpu_input(name, array)
@@ -238,9 +239,3 @@ class OnnxTrain:
             output = name if name == "loss" else NEXT_PREFIX + name
             binding.bind_ortvalue_output(output, ort.OrtValue.ortvalue_from_numpy(array))
         return binding
-
-
-def _check_batch(check_inputs: BatchCheck, check_targets: BatchCheck, inputs: Arrays, targets: Arrays) -> None:
-    examples, answers = check_inputs(inputs), check_targets(targets)
-    if examples != answers and answers >= 0:
-        raise InputMismatch(f"{examples} examples with targets for {answers}; give one target for each example")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from umbel.errors import InputMismatch, NotFinite, OutOfBounds
 from umbel.manifest import ANCHOR_PREFIX, Manifest, TensorSpec
+from umbel.runtime import Arrays
 from umbel.weights import Weights, require_shapes
 
 if TYPE_CHECKING:
@@ -57,6 +58,17 @@ class BatchCheck:
         if size:
             raise InputMismatch(f"{self._what} {name!r} has {size} examples where others have {batch}")
         raise InputMismatch(f"{self._what} {name!r} holds no example; give at least one")
+
+
+def check_batch(check_inputs: BatchCheck, check_targets: BatchCheck, inputs: Arrays, targets: Arrays) -> None:
+    """Check a batch of examples with their targets.
+
+    Raises:
+        InputMismatch: one of the two isn't what the manifest says, or they are of different sizes.
+    """
+    examples, answers = check_inputs(inputs), check_targets(targets)
+    if examples != answers and answers >= 0:
+        raise InputMismatch(f"{examples} examples with targets for {answers}; give one target for each example")
 
 
 def bind_weights(bundle: Bundle, weights: Weights) -> dict[str, NDArray[np.float32]]:

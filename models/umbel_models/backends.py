@@ -1,0 +1,79 @@
+"""The runtimes that a bundle may be made for: each with its decompositions, its translator and its gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from umbel.errors import CannotCompile
+from umbel.runtime import Runtime
+from umbel.weights import Weights
+from umbel_models.decompositions import KEPT, decomposition_table
+from umbel_models.lowering import lower
+from umbel_models.signatures import Signature
+from umbel_models.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A runtime as the compiler sees it."""
+
+    name: str
+    suffix: str
+    """Of the graphs' file names."""
+    translate: Callable[[ModelSpec, Signature, Weights], bytes]
+    runtime: Callable[[], Runtime]
+
+    def graph(self, spec: ModelSpec, signature: Signature, weights: Weights) -> bytes:
+        """One signature as a file of this runtime."""
+        spec.module.train(signature.name == "train")
+        return self.translate(spec, signature, weights)
+
+
+def _to_onnx(spec: ModelSpec, signature: Signature, weights: Weights) -> bytes:
+    from umbel_models.onnx import export, external_weights
+
+    lowered = lower(signature, spec.module, decomposition_table(), KEPT)
+    return export(lowered, external_weights(weights))
+
+
+def _to_litert(spec: ModelSpec, signature: Signature, weights: Weights) -> bytes:
+    from umbel_models.litert import export, litert_table
+
+    del weights  # the runtime binds them
+    return export(lower(signature, spec.module, litert_table()))
+
+
+def _onnx_runtime() -> Runtime:
+    from umbel.runtime.onnx import OnnxRuntime
+
+    return OnnxRuntime()
+
+
+def _litert_runtime() -> Runtime:
+    from umbel.runtime.litert import LiteRTRuntime
+
+    return LiteRTRuntime()
+
+
+BACKENDS: Final = {
+    "onnx": Backend("onnx", "onnx", _to_onnx, _onnx_runtime),
+    "litert": Backend("litert", "tflite", _to_litert, _litert_runtime),
+}
+
+
+def backend(name: str) -> Backend:
+    """A runtime by its name.
+
+    Raises:
+        CannotCompile: nothing goes by that name, or its package isn't installed.
+    """
+    if name not in BACKENDS:
+        raise CannotCompile(f"no runtime goes by {name!r}; known are {', '.join(BACKENDS)}")
+    found = BACKENDS[name]
+    try:
+        found.runtime()
+    except ModuleNotFoundError as missing:
+        raise CannotCompile(f"compiling for {name!r} needs {missing.name}: pip install 'umbel[{name}]'") from missing
+    return found

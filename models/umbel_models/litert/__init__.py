@@ -1,0 +1,10 @@
+"""Lowered signatures as LiteRT files: builtin operators only, dynamic batch, bytes that repeat.
+
+A translator of its own, as for ONNX: no second framework, a second of work instead of a minute, and the batch stays
+open (`docs/decisions/0004-litert-without-a-converter.md`). `graph.py` holds the writer, `flatbuffer.py` packs what it collected.
+"""
+
+from umbel_models.litert.decompositions import litert_table
+from umbel_models.litert.export import export
+
+__all__ = ["export", "litert_table"]

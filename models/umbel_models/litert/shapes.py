@@ -1,0 +1,342 @@
+"""Shapes, parts and joins; sizes that hang on the batch; new tensors."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import fx
+
+from umbel.errors import OperatorNotSupported
+from umbel_models.litert.graph import Writer, dtype_of, shape_of, size_of, translates
+from umbel_models.litert.pointwise import pointwise
+from umbel_models.onnx.graph import is_open
+
+aten = torch.ops.aten
+_FAR: Final = 2**31 - 1
+_BROADCASTS: Final = (
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.where.self, aten.maximum.default,
+    aten.minimum.default,
+)  # fmt: skip
+"""Operators that stretch a small operand by themselves."""
+
+
+# Sizes are vectors of one int32 each.
+
+
+@translates(aten.sym_size.int)
+def _size(w: Writer, n: fx.Node, x: fx.Node, dim: int) -> Any:
+    rank = len(shape_of(x))
+    sizes = w.op("SHAPE", [x], [rank], np.int32, outType="INT32")
+    at = dim % rank
+    return w.op("STRIDED_SLICE", [sizes, w.ints(at), w.ints(at + 1), w.ints(1)], [1], np.int32)
+
+
+@translates(aten.sym_numel.default)
+def _count(w: Writer, n: fx.Node, x: fx.Node) -> Any:
+    sizes = w.op("SHAPE", [x], [len(shape_of(x))], np.int32, outType="INT32")
+    return w.op("REDUCE_PROD", [sizes, w.ints(0)], [1], np.int32, keepDims=True)
+
+
+def _size_arithmetic(kind: str, function: Any) -> None:
+    def handler(w: Writer, n: fx.Node, x: Any, y: Any) -> Any:
+        return w.op(kind, [v if isinstance(v, fx.Node) else w.ints(v) for v in (x, y)], [1], np.int32)
+
+    translates(function)(handler)
+
+
+_size_arithmetic("ADD", operator.add)
+_size_arithmetic("SUB", operator.sub)
+_size_arithmetic("MUL", operator.mul)
+_size_arithmetic("FLOOR_DIV", operator.floordiv)
+
+
+@translates(torch.sym_float)
+def _as_float(w: Writer, n: fx.Node, x: Any) -> int:
+    return w.cast_number(w.number(x), np.float32) if isinstance(x, fx.Node) else w.constant([x], np.float32)
+
+
+@translates(operator.truediv)
+def _ratio(w: Writer, n: fx.Node, x: Any, y: Any) -> Any:
+    return w.op("DIV", [_as_float(w, n, x), _as_float(w, n, y)], [1], np.float32)
+
+
+@translates(operator.neg)
+def _negative(w: Writer, n: fx.Node, x: fx.Node) -> Any:
+    number = w.number(x)
+    return w.op("NEG", [number], w.shape(number), w.tensors[number].dtype)
+
+
+@translates(operator.getitem)
+def _item(w: Writer, n: fx.Node, x: fx.Node, index: int) -> Any:
+    return w.values[x][index]
+
+
+# Shapes.
+
+
+@translates(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+def _view(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any]) -> Any:
+    if _one_dimension(shape_of(x), shape_of(n)):
+        return w.number(x)
+    return w.reshape(x, shape_of(n))
+
+
+def _one_dimension(before: Sequence[Any], after: Sequence[Any]) -> bool:
+    return len(before) == len(after) and all(str(x) == str(y) for x, y in zip(before, after, strict=True))
+
+
+@translates(aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims)
+def _respell(w: Writer, n: fx.Node, x: fx.Node, dims: Any) -> Any:
+    return w.number(x) if len(shape_of(x)) == len(shape_of(n)) else w.reshape(x, shape_of(n))
+
+
+@translates(aten.permute.default)
+def _permute(w: Writer, n: fx.Node, x: fx.Node, dims: Sequence[int]) -> Any:
+    rank = len(shape_of(x))
+    return w.transpose(x, [dim % rank for dim in dims])
+
+
+@translates(aten.t.default)
+def _transpose_matrix(w: Writer, n: fx.Node, x: fx.Node) -> Any:
+    return w.transpose(x, [1, 0]) if len(shape_of(x)) == 2 else w.number(x)
+
+
+@translates(aten.transpose.int)
+def _transpose(w: Writer, n: fx.Node, x: fx.Node, first: int, second: int) -> Any:
+    order = list(range(len(shape_of(x))))
+    order[first], order[second] = order[second], order[first]
+    return w.transpose(x, order)
+
+
+@translates(aten.expand.default)
+def _expand(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any], implicit: bool = False) -> Any:
+    number, shape, before = w.number(x), shape_of(n), shape_of(x)
+    if _stretched_anyway(n):
+        # Its users stretch it; only the number of dimensions must be right.
+        missing = len(shape) - len(before)
+        return w.reshape(number, [1] * missing + list(before)) if missing and before else number
+    if not any(is_open(size) for size in shape):
+        return w.op("BROADCAST_TO", [number, w.ints(*shape)], shape, dtype_of(n))
+    aligned = [1] * (len(shape) - len(before)) + list(before)
+    if all(is_open(old) for old, new in zip(aligned, shape, strict=True) if is_open(new)):
+        zeros = np.zeros([1 if is_open(size) else size for size in shape], dtype_of(n))
+        if zeros.dtype != np.bool_:
+            return pointwise(w, "ADD", [w.reshape(number, aligned), w.constant(zeros)], shape, dtype_of(n))
+    return w.op("BROADCAST_TO", [number, _vector(w, n, sizes, aligned)], shape, dtype_of(n))
+
+
+def _stretched_anyway(n: fx.Node) -> bool:
+    return bool(n.users) and all(user.target in _BROADCASTS and _fills(user, n) for user in n.users)
+
+
+def _fills(user: fx.Node, n: fx.Node) -> bool:
+    """Whether another operand of the user has its full shape already, by itself."""
+    whole = [str(size) for size in shape_of(user)]
+    others = [a for a in user.args if isinstance(a, fx.Node) and a is not n and a.target not in _STRETCHING]
+    return any([str(size) for size in shape_of(other)] == whole for other in others)
+
+
+_STRETCHING: Final = (aten.expand.default, aten.full.default, aten.full_like.default)
+
+
+def _vector(w: Writer, n: fx.Node, sizes: Sequence[Any], shape: Sequence[Any]) -> int:
+    """A shape as a vector that is computed when the graph runs."""
+    parts = []
+    for size, before in zip(sizes, shape, strict=True):
+        if isinstance(size, fx.Node):
+            parts.append(w.number(size))
+        elif is_open(before):
+            raise OperatorNotSupported("stretching a tensor whose sizes hang on the batch")
+        else:
+            parts.append(w.ints(before if size == -1 else size))
+    return w.op("CONCATENATION", parts, [len(parts)], np.int32, axis=0)
+
+
+@translates(aten.repeat.default)
+def _repeat(w: Writer, n: fx.Node, x: fx.Node, times: Sequence[Any]) -> Any:
+    if any(is_open(count) for count in times):
+        raise OperatorNotSupported("repeating a tensor as often as there are examples; let it broadcast")
+    aligned = [1] * (len(times) - len(shape_of(x))) + list(shape_of(x))
+    return w.op("TILE", [w.reshape(x, aligned), w.ints(*times)], shape_of(n), dtype_of(n))
+
+
+# Parts and joins.
+
+
+def _cut(w: Writer, number: int, dim: int, bounds: tuple[int, int, int], size: Any) -> int:
+    shape = list(w.shape(number))
+    rank, (start, end, step) = len(shape), bounds
+    begins, ends, steps = [0] * rank, [0] * rank, [1] * rank
+    begins[dim], ends[dim], steps[dim] = start, min(end, _FAR), step
+    shape[dim] = size
+    others = sum(1 << i for i in range(rank) if i != dim)
+    open_end = 1 << dim if end >= _FAR else 0
+    operands = [number, w.ints(*begins), w.ints(*ends), w.ints(*steps)]
+    dtype = w.tensors[number].dtype
+    return w.op("STRIDED_SLICE", operands, shape, dtype, beginMask=others, endMask=others | open_end)
+
+
+@translates(aten.slice.Tensor)
+def _slice(w: Writer, n: fx.Node, x: fx.Node, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    shape = shape_of(x)
+    dim, start, end = dim % len(shape), start or 0, _FAR if end is None else end
+    length = shape[dim]
+    if is_open(start) or is_open(end):
+        raise OperatorNotSupported("a slice whose bounds hang on the batch; slice other dimensions")
+    if start == 0 and step == 1 and (end >= _FAR or (not is_open(length) and end >= length)):
+        return w.number(x)
+    bounds, number, size = (start, end, step), w.number(x), shape_of(n)[dim]
+    if w.has_twin(number):
+        turned = 0 if dim == 0 else len(shape) - 1 if dim == 1 else dim - 1
+        return w.from_channels_last(_cut(w, w.channels_last(number), turned, bounds, size))
+    return _cut(w, number, dim, bounds, size)
+
+
+@translates(aten.select.int)
+def _select(w: Writer, n: fx.Node, x: fx.Node, dim: int, index: int) -> Any:
+    shape = shape_of(x)
+    dim = dim % len(shape)
+    if is_open(shape[dim]):
+        raise OperatorNotSupported("picking one example out of the batch")
+    at = index % shape[dim]
+    return w.reshape(_cut(w, w.number(x), dim, (at, at + 1, 1), 1), shape_of(n))
+
+
+@translates(aten.cat.default)
+def _concat(w: Writer, n: fx.Node, parts: Sequence[fx.Node], dim: int = 0) -> Any:
+    if len(parts) == 1:
+        return w.number(parts[0])
+    shape = shape_of(n)
+    dim, numbers = dim % len(shape), [w.cast(part, dtype_of(n)) for part in parts]
+    if 3 <= len(shape) <= 4 and all(w.has_twin(number) for number in numbers):
+        turned = 0 if dim == 0 else len(shape) - 1 if dim == 1 else dim - 1
+        twins = [w.channels_last(number) for number in numbers]
+        last = [shape[0], *shape[2:], shape[1]]
+        return w.from_channels_last(w.op("CONCATENATION", twins, last, dtype_of(n), axis=turned))
+    return w.op("CONCATENATION", numbers, shape, dtype_of(n), axis=dim)
+
+
+@translates(aten.split_with_sizes.default)
+def _split(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[int], dim: int = 0) -> Any:
+    starts = np.cumsum([0, *sizes])
+    dim = dim % len(shape_of(x))
+    return [
+        _cut(w, w.number(x), dim, (int(start), int(start) + size, 1), size)
+        for start, size in zip(starts[:-1], sizes, strict=True)
+    ]
+
+
+@translates(aten.flip.default)
+def _flip(w: Writer, n: fx.Node, x: fx.Node, dims: Sequence[int]) -> Any:
+    number = w.number(x)
+    for dim in dims:
+        number = w.op("REVERSE_V2", [number, w.ints(dim % len(shape_of(x)))], shape_of(n), dtype_of(n))
+    return number
+
+
+@translates(aten.constant_pad_nd.default)
+def _pad(w: Writer, n: fx.Node, x: fx.Node, padding: Sequence[int], value: float = 0) -> Any:
+    number, rank = w.number(x), len(shape_of(x))
+    pairs = [(0, 0)] * rank
+    for i in range(len(padding) // 2):
+        pairs[rank - 1 - i] = (padding[2 * i], padding[2 * i + 1])
+    for dim, (before, after) in enumerate(pairs):
+        if min(before, after) < 0:
+            # What is padded by less than nothing is cut.
+            size = w.shape(number)[dim] + min(before, 0) + min(after, 0)
+            number = _cut(w, number, dim, (max(-before, 0), max(-before, 0) + size, 1), size)
+    grown = [(max(before, 0), max(after, 0)) for before, after in pairs]
+    if not any(map(sum, grown)):
+        return number
+    if w.has_twin(number):
+        shape, last = shape_of(n), [grown[0], *grown[2:], grown[1]]
+        turned = [shape[0], *shape[2:], shape[1]]
+        return w.from_channels_last(_padded(w, w.channels_last(number), last, turned, value))
+    return _padded(w, number, grown, shape_of(n), value)
+
+
+def _padded(w: Writer, number: int, pairs: Sequence[tuple[int, int]], shape: Sequence[Any], value: float) -> int:
+    dtype = w.tensors[number].dtype
+    amounts = w.constant(pairs, np.int32)
+    if value == 0 and dtype != np.bool_:
+        return w.op("PAD", [number, amounts], shape, dtype)
+    return w.op("PADV2", [number, amounts, w.constant(value, dtype)], shape, dtype)
+
+
+# The same tensor, and new ones.
+
+
+@translates(aten.alias.default, aten.clone.default, aten.contiguous.default, aten.detach.default)
+@translates(aten.lift_fresh_copy.default)
+def _same(w: Writer, n: fx.Node, x: fx.Node, memory_format: Any = None) -> Any:
+    return w.number(x)
+
+
+@translates(aten.copy.default)
+def _copy(w: Writer, n: fx.Node, target: fx.Node, source: Any, non_blocking: bool = False) -> Any:
+    if isinstance(source, fx.Node) and len(shape_of(source)) == len(shape_of(target)):
+        return w.cast(source, dtype_of(target))
+    return _filled(w, n, shape_of(target), source)
+
+
+def _filled(w: Writer, n: fx.Node, sizes: Sequence[Any], value: Any) -> Any:
+    number = w.cast(value, dtype_of(n))
+    if not any(is_open(size_of(size)) for size in sizes):
+        if not isinstance(value, fx.Node):
+            return w.constant(np.full(tuple(sizes), value, dtype_of(n)))
+        return w.op("BROADCAST_TO", [number, w.ints(*sizes)], shape_of(n), dtype_of(n))
+    if _stretched_anyway(n):
+        return number
+    return w.op("FILL", [_vector(w, n, sizes, [1] * len(sizes)), number], shape_of(n), dtype_of(n))
+
+
+@translates(aten.full.default)
+def _full(w: Writer, n: fx.Node, sizes: Sequence[Any], value: Any, **_: Any) -> Any:
+    return _filled(w, n, sizes, value)
+
+
+@translates(aten.scalar_tensor.default)
+def _scalar(w: Writer, n: fx.Node, value: Any, **_: Any) -> Any:
+    return _filled(w, n, [], value)
+
+
+@translates(aten.zeros.default, aten.empty.memory_format, aten.empty_permuted.default)
+def _zeros(w: Writer, n: fx.Node, sizes: Sequence[Any], *_: Any, **__: Any) -> Any:
+    # Whatever asks for an empty tensor writes all of it before it reads.
+    return _filled(w, n, sizes, 0)
+
+
+@translates(aten.ones.default)
+def _ones(w: Writer, n: fx.Node, sizes: Sequence[Any], **_: Any) -> Any:
+    return _filled(w, n, sizes, 1)
+
+
+@translates(aten.full_like.default)
+def _full_like(w: Writer, n: fx.Node, x: fx.Node, value: Any, **_: Any) -> Any:
+    sizes = shape_of(x)
+    if not any(is_open(size) for size in sizes) or _stretched_anyway(n):
+        return _filled(w, n, sizes, value)
+    shape = w.op("SHAPE", [x], [len(sizes)], np.int32, outType="INT32")
+    return w.op("FILL", [shape, w.cast(value, dtype_of(n))], sizes, dtype_of(n))
+
+
+@translates(aten.zeros_like.default)
+def _zeros_like(w: Writer, n: fx.Node, x: fx.Node, **_: Any) -> Any:
+    return _full_like(w, n, x, 0)
+
+
+@translates(aten.ones_like.default)
+def _ones_like(w: Writer, n: fx.Node, x: fx.Node, **_: Any) -> Any:
+    return _full_like(w, n, x, 1)
+
+
+@translates(aten.arange.default, aten.arange.start, aten.arange.start_step)
+def _arange(w: Writer, n: fx.Node, *bounds: Any, **_: Any) -> Any:
+    start, end, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)[:3]
+    if any(is_open(value) for value in (start, end, step)):
+        raise OperatorNotSupported("counting the examples of the batch")
+    return w.constant(np.arange(start, end, step), dtype_of(n))

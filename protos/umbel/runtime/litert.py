@@ -1,0 +1,224 @@
+"""The `Runtime` on stock LiteRT (TensorFlow Lite's interpreter): `pip install 'umbel[litert]'`.
+
+Graphs leave the batch open; an interpreter is made ready for one batch size at a time, and again when that changes.
+While it trains, the weights stay in its memory: after each step that went well, what it gave is copied over what it
+took. For answering, weights are bound as constants (`binding.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+from umbel.errors import OutOfBounds, RuntimeFailure
+from umbel.manifest import ANCHOR_PREFIX, NEXT_PREFIX
+from umbel.runtime import Arrays
+from umbel.runtime.binding import bind_constants
+from umbel.runtime.signature import (
+    BatchCheck,
+    bind_weights,
+    check_batch,
+    require_finite_loss,
+    resolve_hyperparameters,
+    starting_slots,
+)
+from umbel.update import Metrics
+from umbel.weights import Weights
+
+if TYPE_CHECKING:
+    from umbel.bundle import Bundle
+
+NAME: Final = "litert"
+_FAILURES: Final = (RuntimeError, ValueError, TypeError)
+
+
+@contextmanager
+def _failures_of(what: str) -> Iterator[None]:
+    """Turn whatever LiteRT throws into one `RuntimeFailure` that says where."""
+    try:
+        yield
+    except _FAILURES as error:
+        raise RuntimeFailure(f"LiteRT failed on {what}: {error}") from error
+
+
+class LiteRTRuntime:
+    """Runs bundles on LiteRT's CPU interpreter.
+
+    Args:
+        threads: how many threads one run may use; results are bit-equal only between equal numbers.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        if threads < 1:
+            raise OutOfBounds(f"threads is {threads}; it must be at least 1")
+        self._threads = threads
+
+    @property
+    def name(self) -> str:
+        """The key of this runtime's graphs in a manifest."""
+        return NAME
+
+    def infer(self, bundle: Bundle, weights: Weights) -> LiteRTInfer:
+        """Bind weights as constants for answering."""
+        return LiteRTInfer(bundle, weights, self._threads)
+
+    def evaluate(self, bundle: Bundle, weights: Weights) -> LiteRTEvaluate:
+        """Bind weights for judging."""
+        return LiteRTEvaluate(bundle, weights, self._threads)
+
+    def train(
+        self,
+        bundle: Bundle,
+        weights: Weights,
+        hyperparameters: Mapping[str, float] | None = None,
+        slots: Weights | None = None,
+    ) -> LiteRTTrain:
+        """Start to train from these weights; see `Runtime.train`."""
+        resolved = resolve_hyperparameters(bundle.manifest, hyperparameters)
+        return LiteRTTrain(bundle, weights, resolved, slots, self._threads)
+
+
+class _Graph:
+    """One signature in an interpreter of its own, ready for one batch size at a time.
+
+    What doesn't change with the batch (weights, slots, hyper-parameters) is held here until the interpreter has
+    memory for it, and again while it gets other memory.
+    """
+
+    def __init__(self, graph: bytes, held: Mapping[str, NDArray[Any]], threads: int, what: str) -> None:
+        self._what = what
+        self._held = dict(held)
+        self._fixed = list(held)
+        self._batch = 0
+        with _failures_of(what):
+            self._native = Interpreter(model_content=graph, num_threads=threads)
+            self._inputs = {entry["name"]: entry["index"] for entry in self._native.get_input_details()}
+            self._outputs = {entry["name"]: entry["index"] for entry in self._native.get_output_details()}
+
+    def run(self, *batches: Arrays) -> None:
+        """Run on a batch."""
+        size = len(next(iter(batches[0].values())))
+        with _failures_of(self._what):
+            if size != self._batch:
+                self._make_ready(size, batches)
+            for arrays in batches:
+                for name, array in arrays.items():
+                    self._native.set_tensor(self._inputs[name], array)
+            self._native.invoke()
+
+    def output(self, name: str) -> NDArray[Any]:
+        """A copy of what the last run gave."""
+        array: NDArray[Any] = self._native.get_tensor(self._outputs[name])
+        return array
+
+    def advance(self, names: Sequence[str]) -> None:
+        """Copy what the last run gave as `next_…` over what it took."""
+        for name in names:
+            given: Any = self._native.tensor(self._outputs[NEXT_PREFIX + name])()
+            if isinstance(given, np.ndarray):
+                np.copyto(self._native.tensor(self._inputs[name])(), given)
+            else:
+                self._native.set_tensor(self._inputs[name], given)  # a number, which comes as a copy
+            del given  # the interpreter runs only when nobody looks into its memory
+
+    def fixed(self, name: str) -> NDArray[Any]:
+        """A copy of an input that doesn't change with the batch, as it is now."""
+        found = self._native.get_tensor(self._inputs[name]) if self._batch else self._held[name]
+        return np.array(found)
+
+    def _make_ready(self, size: int, batches: Sequence[Arrays]) -> None:
+        held = {name: self.fixed(name) for name in self._fixed}
+        # Until all is in place, what is held counts.
+        self._held, self._batch = held, 0
+        for arrays in batches:
+            for name, array in arrays.items():
+                self._native.resize_tensor_input(self._inputs[name], array.shape, strict=True)
+        self._native.allocate_tensors()
+        for name, array in held.items():
+            self._native.set_tensor(self._inputs[name], array)
+        self._held, self._batch = {}, size
+
+
+def _graph(
+    bundle: Bundle, signature: str, held: Mapping[str, NDArray[Any]], threads: int, weights: Arrays | None = None
+) -> _Graph:
+    what = f"the {signature!r} graph of {bundle.manifest.model!r}"
+    data = bundle.graph_path(NAME, signature).read_bytes()
+    return _Graph(data if weights is None else bind_constants(data, weights), held, threads, what)
+
+
+class LiteRTInfer:
+    """A model whose weights are constants of its graph."""
+
+    def __init__(self, bundle: Bundle, weights: Weights, threads: int) -> None:
+        self._check = BatchCheck("input", bundle.manifest.inputs)
+        self._names = [spec.name for spec in bundle.manifest.outputs]
+        self._graph = _graph(bundle, "infer", {}, threads, bind_weights(bundle, weights))
+
+    def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """The model's outputs for a batch; see `InferSession`."""
+        self._check(inputs)
+        self._graph.run(inputs)
+        return {name: self._graph.output(name) for name in self._names}
+
+
+class LiteRTEvaluate:
+    """A model whose weights are inputs, set once."""
+
+    def __init__(self, bundle: Bundle, weights: Weights, threads: int) -> None:
+        self._inputs = BatchCheck("input", bundle.manifest.inputs)
+        self._targets = BatchCheck("target", bundle.manifest.targets)
+        self._names = list(bundle.manifest.metrics)
+        self._graph = _graph(bundle, "evaluate", bind_weights(bundle, weights), threads)
+
+    def __call__(self, inputs: Arrays, targets: Arrays) -> Metrics:
+        """Metric sums over the batch; see `EvaluateSession`."""
+        check_batch(self._inputs, self._targets, inputs, targets)
+        self._graph.run(inputs, targets)
+        return {name: float(self._graph.output(name)) for name in self._names}
+
+
+class LiteRTTrain:
+    """Weights that move, in the interpreter's memory."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        weights: Weights,
+        hyperparameters: Mapping[str, float],
+        slots: Weights | None,
+        threads: int,
+    ) -> None:
+        manifest = bundle.manifest
+        self._inputs = BatchCheck("input", manifest.inputs)
+        self._targets = BatchCheck("target", manifest.targets)
+        self._shared = list(manifest.shared_shapes)
+        self._slots = [spec.name for spec in manifest.slots]
+        self._steps = 0
+        held: dict[str, NDArray[Any]] = bind_weights(bundle, weights) | starting_slots(manifest, weights, slots)
+        self._moving = [n for n in (*self._shared, *self._slots) if not n.startswith(ANCHOR_PREFIX)]
+        held |= {name: np.array(value, np.float32) for name, value in hyperparameters.items()}
+        self._graph = _graph(bundle, "train", held, threads)
+
+    def step(self, inputs: Arrays, targets: Arrays) -> float:
+        """Take one optimiser step on a batch; see `TrainSession`."""
+        check_batch(self._inputs, self._targets, inputs, targets)
+        self._graph.run(inputs, targets)
+        loss = float(self._graph.output("loss"))
+        require_finite_loss(loss, self._steps)
+        self._graph.advance(self._moving)
+        self._steps += 1
+        return loss
+
+    def weights(self) -> Weights:
+        """A copy of the shared weights as they are now."""
+        return Weights({name: self._graph.fixed(name) for name in self._shared})
+
+    def slots(self) -> Weights:
+        """A copy of the optimiser's slots as they are now."""
+        return Weights({name: self._graph.fixed(name) for name in self._slots})
