@@ -81,7 +81,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo-installed: $(REQUIREMENTS) | $(VENV)/bin/python
 	@echo "Installing Umbel's server and device with the demo's data set; the first time this takes a minute ..."
-	@$(INSTALL) -e '.[server,examples]'
+	@$(INSTALL) -e '.[server,litert,examples]'
 	@touch "$@"
 
 $(VENV)/.dev-installed: $(REQUIREMENTS) | $(VENV)/bin/python

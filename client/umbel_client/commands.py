@@ -28,7 +28,7 @@ from umbel_client.files import Disk
 from umbel_client.idle import Waiting
 from umbel_client.importing import import_npz
 from umbel_client.kit import Memory
-from umbel_client.opening import examples_on_disk
+from umbel_client.opening import examples_on_disk, runtime_of
 from umbel_client.report import describe, read_report
 from umbel_client.shelf import Shelf
 from umbel_client.status import FileStatus
@@ -185,6 +185,7 @@ def _device(options: argparse.Namespace) -> Device:
         personal=config.personal,
         status=FileStatus(status_file) if status_file else None,
         examples=examples_on_disk(_home(options), config.examples),
+        runtime=runtime_of(config.runtime),
     )
 
 

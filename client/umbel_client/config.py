@@ -10,6 +10,9 @@ hyperparameters = { lr = 0.05 }
 
 [examples]                  # umbel_client.examples.StoreLimits
 max_age_seconds = 2592000.0
+
+[runtime]                   # umbel_client.opening.RuntimeSettings
+name = "litert"
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ from typing import Any, TypeVar
 from umbel.errors import MalformedMessage, NotFound
 from umbel_client.examples import StoreLimits
 from umbel_client.idle import IdlePolicy
+from umbel_client.opening import RuntimeSettings
 from umbel_client.personal import PersonalSettings
 
-S = TypeVar("S", PersonalSettings, StoreLimits)
+S = TypeVar("S", PersonalSettings, StoreLimits, RuntimeSettings)
 
 FILE = "device.toml"
 
@@ -37,6 +41,7 @@ class DeviceConfig:
     policy: IdlePolicy = field(default_factory=IdlePolicy)
     personal: PersonalSettings = field(default_factory=PersonalSettings)
     examples: StoreLimits = field(default_factory=StoreLimits)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
 
 
 def load_config(home: Path, path: Path | None = None) -> DeviceConfig:
@@ -55,13 +60,14 @@ def load_config(home: Path, path: Path | None = None) -> DeviceConfig:
         tree = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MalformedMessage(f"{file} isn't TOML: {error}") from error
-    unknown = sorted(set(tree) - {"policy", "personal", "examples"})
+    unknown = sorted(set(tree) - {"policy", "personal", "examples", "runtime"})
     if unknown:
-        raise MalformedMessage(f"{file} has tables {unknown}; it may have policy, personal and examples")
+        raise MalformedMessage(f"{file} has tables {unknown}; it may have policy, personal, examples and runtime")
     return DeviceConfig(
         policy=IdlePolicy.from_tree(tree["policy"]) if "policy" in tree else IdlePolicy(),
         personal=_settings(PersonalSettings(), tree.get("personal", {}), str(file)),
         examples=_settings(StoreLimits(), tree.get("examples", {}), str(file)),
+        runtime=_settings(RuntimeSettings(), tree.get("runtime", {}), str(file)),
     )
 
 
@@ -80,6 +86,8 @@ def _settings(defaults: S, table: Any, where: str) -> S:
 def _fits(value: Any, default: Any) -> bool:
     if isinstance(default, dict):
         return isinstance(value, dict) and all(_fits(number, 0.0) for number in value.values())
+    if isinstance(default, str):
+        return isinstance(value, str)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     if isinstance(default, int) and not isinstance(value, int):

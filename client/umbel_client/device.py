@@ -98,7 +98,7 @@ class Device:
             identities=identities,
             device=identities.current.device_id,
             channel=channel or opening.grpc_channel(identities),
-            runtime=runtime or opening.onnx_runtime(),
+            runtime=runtime or opening.runtime_of(opening.RuntimeSettings()),
             clock=clock,
             shelf=shelf or Shelf(home / "shelf", disk=disk),
             examples=examples or opening.examples_on_disk(home),

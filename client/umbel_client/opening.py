@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from umbel.clock import Clock
@@ -21,11 +22,25 @@ def grpc_channel(identities: IdentityKeeper) -> Channel:
     return GrpcChannel(identities.current.device_address, identities)
 
 
-def onnx_runtime() -> Runtime:
-    """ONNX Runtime with one thread."""
-    from umbel.runtime.onnx import OnnxRuntime
+@dataclass(frozen=True, slots=True)
+class RuntimeSettings:
+    """Which runtime a device runs, and with how much of the machine."""
 
-    return OnnxRuntime()
+    name: str = "onnx"
+    """"onnx" or "litert"."""
+    threads: int = 1
+
+
+def runtime_of(settings: RuntimeSettings) -> Runtime:
+    """The runtime that settings name.
+
+    Raises:
+        NotFound: no runtime goes by that name, or its package isn't installed.
+        OutOfBounds: no thread.
+    """
+    from umbel.runtime.named import runtime_named
+
+    return runtime_named(settings.name, settings.threads)
 
 
 def examples_on_disk(home: Path, limits: StoreLimits | None = None) -> ExampleStore:

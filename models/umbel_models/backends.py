@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from umbel.errors import CannotCompile
+from umbel.errors import CannotCompile, NotFound
 from umbel.runtime import Runtime
+from umbel.runtime.named import runtime_named
 from umbel.weights import Weights
 from umbel_models.decompositions import KEPT, decomposition_table
 from umbel_models.lowering import lower
@@ -23,7 +24,10 @@ class Backend:
     suffix: str
     """Of the graphs' file names."""
     translate: Callable[[ModelSpec, Signature, Weights], bytes]
-    runtime: Callable[[], Runtime]
+
+    def runtime(self) -> Runtime:
+        """The runtime itself, with one thread."""
+        return runtime_named(self.name)
 
     def graph(self, spec: ModelSpec, signature: Signature, weights: Weights) -> bytes:
         """One signature as a file of this runtime."""
@@ -45,21 +49,9 @@ def _to_litert(spec: ModelSpec, signature: Signature, weights: Weights) -> bytes
     return export(lower(signature, spec.module, litert_table()))
 
 
-def _onnx_runtime() -> Runtime:
-    from umbel.runtime.onnx import OnnxRuntime
-
-    return OnnxRuntime()
-
-
-def _litert_runtime() -> Runtime:
-    from umbel.runtime.litert import LiteRTRuntime
-
-    return LiteRTRuntime()
-
-
 BACKENDS: Final = {
-    "onnx": Backend("onnx", "onnx", _to_onnx, _onnx_runtime),
-    "litert": Backend("litert", "tflite", _to_litert, _litert_runtime),
+    "onnx": Backend("onnx", "onnx", _to_onnx),
+    "litert": Backend("litert", "tflite", _to_litert),
 }
 
 
@@ -74,6 +66,6 @@ def backend(name: str) -> Backend:
     found = BACKENDS[name]
     try:
         found.runtime()
-    except ModuleNotFoundError as missing:
-        raise CannotCompile(f"compiling for {name!r} needs {missing.name}: pip install 'umbel[{name}]'") from missing
+    except NotFound as missing:
+        raise CannotCompile(f"compiling for {name!r} ends with a check on it: {missing}") from missing
     return found

@@ -28,7 +28,7 @@ from umbel.bundle import Bundle
 from umbel.errors import CannotCompile, UmbelError
 from umbel.golden import verify_golden
 from umbel.manifest import TensorSpec
-from umbel.runtime.onnx import NAME, OnnxRuntime
+from umbel.runtime.named import runtime_named
 
 if TYPE_CHECKING:
     from umbel_models.spec import ModelSpec
@@ -68,19 +68,29 @@ def _refusals() -> Iterator[None]:
 def build(
     spec: SpecName,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the bundle into.")],
+    runtime: Annotated[
+        str, typer.Option("--runtime", help="Runtimes to compile for, with commas between: onnx, litert.")
+    ] = "onnx",
     as_json: AsJson = False,
 ) -> None:
     """Compile a torch model into a bundle; nothing is written unless it does what torch does.
 
-    Example: `umbel-compile build umbel_models.zoo.digits:mlp -o build/digits`
+    Example: `umbel-compile build umbel_models.zoo.digits:mlp -o build/digits --runtime onnx,litert`
     """
     with _refusals():
         model = load_spec(spec)
         from umbel_models.compile import compile_model  # torch takes a second to import; `inspect` needs none
 
-        compiled = compile_model(model, output)
+        compiled = compile_model(model, output, _names(runtime))
         report = {"bundle": str(output), "digest": compiled.bundle.manifest.digest}
-        _show({**report, **describe(compiled.bundle), "parity": asdict(compiled.parity)}, as_json)
+        _show(
+            {
+                **report,
+                **describe(compiled.bundle),
+                "parity": {name: asdict(found) for name, found in compiled.parity.items()},
+            },
+            as_json,
+        )
 
 
 @app.command()
@@ -110,18 +120,25 @@ def check(
     Example: `umbel-compile check build/digits --against umbel_models.zoo.digits:mlp`
     """
     with _refusals():
-        opened, runtime = Bundle.open(bundle), OnnxRuntime()
+        opened = Bundle.open(bundle)
+        runtimes = {name: runtime_named(name) for name in sorted(opened.manifest.graphs)}
         result: dict[str, Any] = {
             "bundle": str(bundle),
-            "golden_difference": verify_golden(runtime, opened),
+            "golden_difference": {name: verify_golden(runtime, opened) for name, runtime in runtimes.items()},
             "golden_tolerance": opened.manifest.golden_tolerance,
         }
         if against is not None:
             model = load_spec(against)
             from umbel_models.parity import check_parity
 
-            result["parity"] = asdict(check_parity(model, opened, runtime))
+            result["parity"] = {
+                name: asdict(check_parity(model, opened, runtime)) for name, runtime in runtimes.items()
+            }
         _show(result, as_json)
+
+
+def _names(runtimes: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in runtimes.split(",") if name.strip()))
 
 
 def load_spec(name: str) -> ModelSpec:
@@ -166,7 +183,9 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "metrics": list(manifest.metrics),
         "runtimes": sorted(manifest.graphs),
         "files": {name: ref.size for name, ref in sorted(manifest.files.items())},
-        "graph_bytes": sum(manifest.files[file].size for file in manifest.graphs.get(NAME, {}).values()),
+        "graph_bytes": {
+            name: sum(manifest.files[file].size for file in files.values()) for name, files in manifest.graphs.items()
+        },
     }
 
 

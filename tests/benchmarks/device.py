@@ -63,7 +63,7 @@ def _work(folder: Path, bundle_folder: Path) -> dict[str, object]:
     import_npz(store, folder / "examples.npz", at=clock.now())
     split = store.split(clock.now())
     peaks["imported its examples"] = peak_mb()
-    bundle, runtime = Bundle.open(bundle_folder), opening.onnx_runtime()
+    bundle, runtime = Bundle.open(bundle_folder), opening.runtime_of(opening.RuntimeSettings())
     predictor = Predictor(bundle, bundle.weights(), runtime, "benchmark")
     predictor(split.held_back.take(slice(0, 1)).inputs)
     peaks["answered"] = peak_mb()

@@ -16,7 +16,7 @@ MLP = "umbel_models.zoo.digits:mlp"
 
 
 def test_build_then_inspect_then_check(tmp_path: Path) -> None:
-    built = runner.invoke(app, ["build", MLP, "-o", str(tmp_path), "--json"])
+    built = runner.invoke(app, ["build", MLP, "-o", str(tmp_path), "--runtime", "onnx,litert", "--json"])
     assert built.exit_code == 0, built.output
     told = json.loads(runner.invoke(app, ["inspect", str(tmp_path), "--json"]).stdout)
     assert json.loads(built.stdout)["digest"] == told["digest"]
@@ -24,8 +24,9 @@ def test_build_then_inspect_then_check(tmp_path: Path) -> None:
     checked = runner.invoke(app, ["check", str(tmp_path), "--against", MLP, "--json"])
     assert checked.exit_code == 0, checked.output
     result = json.loads(checked.stdout)
-    assert result["golden_difference"] <= result["golden_tolerance"]
-    assert set(result["parity"]) == {"infer", "evaluate", "train_short", "train_long"}
+    assert set(result["golden_difference"]) == set(result["parity"]) == {"onnx", "litert"}
+    assert max(result["golden_difference"].values()) <= result["golden_tolerance"]
+    assert set(result["parity"]["litert"]) == {"infer", "evaluate", "train_short", "train_long"}
 
 
 def test_tables_show_shapes_with_their_brackets() -> None:
@@ -42,6 +43,7 @@ def test_tables_show_shapes_with_their_brackets() -> None:
         (["build", "no.such.module:spec", "-o", "unused"], "can't load"),
         (["build", "umbel_models.zoo.digits:nothing", "-o", "unused"], "can't load"),
         (["build", "umbel_models.zoo.digits:LABELS", "-o", "unused"], "must be a ModelSpec"),
+        (["build", MLP, "-o", "unused", "--runtime", "abacus"], "no runtime goes by 'abacus'"),
         (["inspect", "no-such-folder"], "no bundle"),
         (["check", "no-such-folder"], "no bundle"),
     ],

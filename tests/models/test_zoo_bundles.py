@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -18,21 +19,25 @@ from umbel_models.compile import compile_model
 from umbel_models.spec import ModelSpec
 from umbel_models.zoo import bundle_path, digits, smartwatch
 
+RUNTIMES = ("onnx", "litert")
+
 
 @pytest.mark.parametrize("spec", [digits.mlp(), digits.cnn(), smartwatch.spec()], ids=lambda spec: spec.name)
 def test_a_zoo_model_passes_the_gate_far_within_its_tolerances(spec: ModelSpec, tmp_path: Path) -> None:
-    parity = compile_model(spec, tmp_path).parity
-    assert parity.infer < 1e-5
-    assert parity.evaluate < 1e-5
-    assert parity.train_short < 1e-5
+    for parity in compile_model(spec, tmp_path, RUNTIMES).parity.values():
+        assert parity.infer < 1e-5
+        assert parity.evaluate < 1e-5
+        assert parity.train_short < 1e-5
 
 
 def test_compiling_the_packaged_model_again_gives_the_same_graphs_and_numbers(tmp_path: Path) -> None:
     packaged = Bundle.open(bundle_path("smartwatch"))
-    again = compile_model(smartwatch.spec(), tmp_path).bundle
-    for signature in ("infer", "evaluate", "train"):
-        old, new = (bundle.graph_path("onnx", signature).read_bytes() for bundle in (packaged, again))
-        assert new == old, f"{signature}.onnx changed; compile the packaged bundle again and say so in the changelog"
+    again = compile_model(smartwatch.spec(), tmp_path, RUNTIMES).bundle
+    for runtime, signature in itertools.product(RUNTIMES, ("infer", "evaluate", "train")):
+        old, new = (bundle.graph_path(runtime, signature).read_bytes() for bundle in (packaged, again))
+        assert new == old, (
+            f"{signature} for {runtime} changed; compile the packaged bundle again and say so in the changelog"
+        )
     assert again.weights() == packaged.weights()
     # Torch's own answers may differ in the last bit between processors.
     for name, expected in packaged.golden().outputs.items():
@@ -41,10 +46,10 @@ def test_compiling_the_packaged_model_again_gives_the_same_graphs_and_numbers(tm
 
 def test_the_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
     script = "import torch; torch.set_num_threads(1); from umbel_models.cli import main; main()"
-    arguments = ["build", "umbel_models.zoo.digits:cnn", "-o", str(tmp_path / "there")]
+    arguments = ["build", "umbel_models.zoo.digits:cnn", "-o", str(tmp_path / "there"), "--runtime", "onnx,litert"]
     command = [sys.executable, "-c", script, *arguments]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "7"}, capture_output=True)
-    compile_model(digits.cnn(), tmp_path / "here")
+    compile_model(digits.cnn(), tmp_path / "here", RUNTIMES)
     here, there = (sorted((tmp_path / name).iterdir()) for name in ("here", "there"))
     assert [path.name for path in here] == [path.name for path in there]
     assert [path.read_bytes() for path in here] == [path.read_bytes() for path in there]

@@ -131,7 +131,7 @@ def _one_hot(places: Tensor, count: int) -> Tensor:
     """Rows of ones and zeros; looking the places up first lets LiteRT refuse those that aren't there."""
     rows = torch.arange(count, dtype=torch.int32)
     known = aten.index_select(rows, 0, places)
-    return (known.unsqueeze(1) == rows.unsqueeze(0)).to(torch.float32)
+    return (known.unsqueeze(1) == rows.unsqueeze(0)).to(torch.float32)  # type: ignore[no-any-return]
 
 
 def _shares(scores: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:

@@ -45,7 +45,9 @@ def _outputs(lowered: Lowered, writer: Writer, taken: set[int]) -> dict[str, int
         number = writer.number(value)
         if number in taken or writer.tensors[number].data is not None:
             # An output must be a tensor of its own; this one is an input, a constant or another output.
-            number = writer.op("RESHAPE", [number, _own_shape(writer, value)], shape_of(value), dtype_of(value), name=name)
+            number = writer.op(
+                "RESHAPE", [number, _own_shape(writer, value)], shape_of(value), dtype_of(value), name=name
+            )
         taken.add(number)
         outputs[name] = number
     return outputs

@@ -73,7 +73,9 @@ def pack(writer: Writer, signature: str, inputs: Mapping[str, int], outputs: Map
 
 def _code(kind: str) -> Any:
     number = getattr(schema.BuiltinOperator, kind)
-    return schema.OperatorCodeT(deprecatedBuiltinCode=min(number, 127), builtinCode=number, version=_VERSIONS.get(kind, 1))
+    return schema.OperatorCodeT(
+        deprecatedBuiltinCode=min(number, 127), builtinCode=number, version=_VERSIONS.get(kind, 1)
+    )
 
 
 def _tensor(model: Any, entry: TensorEntry, name: str) -> Any:

@@ -170,9 +170,7 @@ class Writer:
         if list(order) == sorted(order):
             return number
         shape = self.shape(number)
-        return self.op(
-            "TRANSPOSE", [number, self.ints(*order)], [shape[i] for i in order], self.tensors[number].dtype
-        )
+        return self.op("TRANSPOSE", [number, self.ints(*order)], [shape[i] for i in order], self.tensors[number].dtype)
 
     # Channels last.
 

@@ -19,11 +19,13 @@ aten = torch.ops.aten
 
 def _turned(node: fx.Node) -> fx.Node | None:
     """What a node is the transpose of."""
-    if node.target is aten.t.default and len(shape_of(node)) == 2:
-        return node.args[0]  # type: ignore[return-value]
-    swapped = node.target is aten.permute.default and list(node.args[1]) == [1, 0]  # type: ignore[call-overload]
-    swapped = swapped or (node.target is aten.transpose.int and {*node.args[1:]} in ({0, 1}, {-1, -2}))
-    return node.args[0] if swapped and len(shape_of(node)) == 2 else None  # type: ignore[return-value]
+    arguments: tuple[Any, ...] = node.args
+    if len(shape_of(node)) != 2:
+        return None
+    swapped = node.target is aten.t.default
+    swapped = swapped or (node.target is aten.permute.default and [dim % 2 for dim in arguments[1]] == [1, 0])
+    swapped = swapped or (node.target is aten.transpose.int and {dim % 2 for dim in arguments[1:]} == {0, 1})
+    return arguments[0] if swapped else None
 
 
 def _dense(w: Writer, n: fx.Node, x: fx.Node, y: fx.Node, bias: Any = None) -> Any:
@@ -164,7 +166,9 @@ def _average_pool(
 ) -> Any:
     pads = per_dimension(padding, 2)
     if ceil_mode or divisor is not None or (any(pads) and not count_include_pad):
-        raise OperatorNotSupported("average pooling with ceil_mode, a divisor or uncounted padding; use F.pad before it")
+        raise OperatorNotSupported(
+            "average pooling with ceil_mode, a divisor or uncounted padding; use F.pad before it"
+        )
     return _pool("AVERAGE_POOL_2D", w, n, x, per_dimension(kernel, 2), per_dimension(stride or kernel, 2), pads)
 
 

@@ -28,9 +28,7 @@ def _reduce(kind: str, w: Writer, n: fx.Node, x: fx.Node, dims: Sequence[int] | 
         if not keep:
             return w.op(kind, [w.channels_last(number), turned], shape, dtype_of(n), keepDims=False)
         last = [shape[0], *shape[2:], shape[1]]
-        return w.from_channels_last(
-            w.op(kind, [w.channels_last(number), turned], last, dtype_of(n), keepDims=True)
-        )
+        return w.from_channels_last(w.op(kind, [w.channels_last(number), turned], last, dtype_of(n), keepDims=True))
     return w.op(kind, [number, w.ints(*axes)], shape_of(n), dtype_of(n), keepDims=bool(keep))
 
 

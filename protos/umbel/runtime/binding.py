@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-_DTYPES: Final = {
+_DTYPES: Final[dict[int, np.dtype[Any]]] = {
     schema.TensorType.FLOAT32: np.dtype(np.float32),
     schema.TensorType.INT32: np.dtype(np.int32),
     schema.TensorType.INT64: np.dtype(np.int64),
@@ -67,7 +67,8 @@ def _value(model: Any, tensor: Any) -> Array | None:
     if not tensor.buffer or data is None or tensor.type not in _DTYPES:
         return None
     shape = () if tensor.shape is None else tuple(tensor.shape)
-    return np.asarray(data, np.uint8).view(_DTYPES[tensor.type]).reshape(shape)
+    found: Array = np.asarray(data, np.uint8).view(_DTYPES[tensor.type]).reshape(shape)
+    return found
 
 
 def _fold(code: int, operator: Any, constants: Mapping[int, Array | None]) -> Array | None:

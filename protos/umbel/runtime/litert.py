@@ -7,6 +7,7 @@ took. For answering, weights are bound as constants (`binding.py`).
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from umbel.bundle import Bundle
 
 NAME: Final = "litert"
-_FAILURES: Final = (RuntimeError, ValueError, TypeError)
+_FAILURES: Final = (RuntimeError, ValueError, TypeError, AttributeError, struct.error)
+"""What the interpreter throws, and what reading a damaged flatbuffer does."""
 
 
 @contextmanager
@@ -149,7 +151,10 @@ def _graph(
 ) -> _Graph:
     what = f"the {signature!r} graph of {bundle.manifest.model!r}"
     data = bundle.graph_path(NAME, signature).read_bytes()
-    return _Graph(data if weights is None else bind_constants(data, weights), held, threads, what)
+    if weights is not None:
+        with _failures_of(what):
+            data = bind_constants(data, weights)
+    return _Graph(data, held, threads, what)
 
 
 class LiteRTInfer:

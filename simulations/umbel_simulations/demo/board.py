@@ -69,7 +69,7 @@ def _round_table(rounds: Sequence[pb.Round]) -> Table:
 def summary(results: Results) -> RenderableType:
     """The table per device that a run ends with."""
     table = Table(title="Accuracy on each device's held-back windows", title_justify="left", header_style="bold")
-    for heading in ("device", "training", "held back", "global", "personal", "peak memory"):
+    for heading in ("device", "train", "held", "global", "personal", "runtime", "memory"):
         table.add_column(heading, justify="left" if heading == "device" else "right", no_wrap=True)
     for device in results.devices:
         table.add_row(
@@ -78,11 +78,12 @@ def summary(results: Results) -> RenderableType:
             str(device.held_back),
             f"{device.global_accuracy:.1%}",
             f"{device.personal_accuracy:.1%}",
+            device.runtime,
             f"{device.peak_memory_mb:.0f} MB",
         )
     table.add_section()
     examples, held_back = (sum(getattr(d, name) for d in results.devices) for name in ("examples", "held_back"))
     most = max((device.peak_memory_mb for device in results.devices), default=0.0)
     means = (f"{results.global_accuracy:.1%}", f"{results.personal_accuracy:.1%}")
-    table.add_row("mean, sum or most", str(examples), str(held_back), *means, f"{most:.0f} MB", style="bold")
+    table.add_row("mean, sum or most", str(examples), str(held_back), *means, "", f"{most:.0f} MB", style="bold")
     return table

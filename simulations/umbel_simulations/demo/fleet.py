@@ -19,6 +19,7 @@ from umbel_simulations.demo.results import DeviceResult
 from umbel_simulations.smartwatch import Wearer
 
 SETTINGS = "device.toml"
+LITERT = b'\n# One device in four runs the other runtime, in the same rounds.\n[runtime]\nname = "litert"\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,15 @@ class Member:
 def settle(root: Path, wearers: Sequence[Wearer], codes: Sequence[str]) -> list[Member]:
     """Give each wearer's device a folder with its settings, its enrolment code and its own recordings."""
     members = []
-    for wearer, code in zip(wearers, codes, strict=True):
+    for place, (wearer, code) in enumerate(zip(wearers, codes, strict=True)):
         home = root / wearer.name
         home.mkdir(parents=True)
         (home / device.CODE).write_text(code)
         (home / device.CODE).chmod(0o600)
         with (files(__package__) / SETTINGS).open("rb") as source, (home / SETTINGS).open("wb") as target:
             shutil.copyfileobj(source, target)
+            if place % 4 == 3:
+                target.write(LITERT)
         _hand_over(home / device.RECORDINGS, wearer)
         members.append(Member(wearer.name, home))
     return members
