@@ -26,8 +26,8 @@ LANE_BITS: Final = 64
 NOISE_TAIL: Final = 8
 """So many standard deviations of noise are left room for; the chance of more is below 2e-15 a number."""
 
-_BLOCK: Final = 1 << 15
-"""Numbers worked on at a time: the scratch stays in the processor's cache."""
+_BLOCK: Final = 1 << 13
+"""Numbers worked on at a time: the scratch stays in the processor's cache, and BLAS doesn't wake its threads."""
 
 RingVector = NDArray[np.uint16] | NDArray[np.uint32] | NDArray[np.uint64]
 """Numbers modulo 2^k."""

@@ -113,8 +113,11 @@ def encode_update(
     weight: int,
     metrics: Metrics,
     chance: np.random.Generator,
+    into: Cleartext | None = None,
 ) -> Cleartext:
     """Clip, select, rotate, round and store a delta of `descriptor.size` numbers in the ring, with its lanes.
+
+    `into` may be a buffer of this round's layout to be used again: fresh memory can cost more than all the arithmetic.
 
     Raises:
         WeightsMismatch: a delta of another length.
@@ -127,7 +130,8 @@ def encode_update(
         raise OutOfBounds(f"a report of weight {weight}; this round takes 1 to {descriptor.max_weight}")
     norm = l2_norm(delta)
     clip = min(1.0, descriptor.clip_norm / norm) if norm else 1.0
-    cleartext = Cleartext(layout_of(descriptor))
+    layout = layout_of(descriptor)
+    cleartext = Cleartext(layout, np.empty(layout.size, np.uint8)) if into is None else into
     factor = clip * descriptor.scale * weight
     _round(descriptor, descriptor.transform.forward(delta), factor, weight, chance, cleartext)
     clipped = {"clipped": float(norm > descriptor.clip_norm)}

@@ -4,9 +4,9 @@ Only maps that are linear and the same for every device survive a sum. Both are 
 AES-256 in counter mode, so that a device in any language finds the same ones.
 
 The rotation spreads a delta's energy evenly over all numbers, so that one fixed scale suits a 16-bit ring (Suresh et
-al. 2017, arXiv 1611.00429). It works in blocks of 16,384; block j takes the numbers j, j + blocks, j + 2 blocks, ... so
-that every layer is spread over every block. Each block is `H X H / 128` with the 128 x 128 Hadamard matrix H: the
-Kronecker form of a 16,384-point transform, as two matrix products.
+al. 2017, arXiv 1611.00429). It works in blocks of 4,096; block j takes the numbers j, j + blocks, j + 2 blocks, ... so
+that every layer is spread over every block. Each block is `H X H / 64` with the 64 x 64 Hadamard matrix H: the Kronecker form
+of a 4,096-point transform, as two matrix products.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-_SIDE: Final = 128
+_SIDE: Final = 64
 BLOCK: Final = _SIDE * _SIDE
 RANGE: Final = 4.5
 """After a rotation a number exceeds RANGE * norm / sqrt(numbers) about seven times in a million."""
@@ -96,15 +96,17 @@ def _selection(size: int, sent: int, seed: bytes) -> NDArray[np.intp]:
 
 @lru_cache(maxsize=1)
 def _hadamard() -> NDArray[np.float32]:
-    matrix = np.ones((1, 1), np.float32)
+    matrix: NDArray[np.float32] = np.ones((1, 1), np.float32)
     while len(matrix) < _SIDE:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return (matrix / np.float32(math.sqrt(_SIDE))).astype(np.float32)
+    matrix /= np.float32(math.sqrt(_SIDE))
+    return matrix
 
 
 def _rotate(vector: NDArray[np.float32], numbers: int, seed: bytes) -> NDArray[np.float32]:
-    signed = np.zeros(numbers, np.float32)
+    signed = np.empty(numbers, np.float32)
     np.multiply(vector, _signs(vector.size, seed), out=signed[: vector.size])
+    signed[vector.size :] = 0
     blocks = np.ascontiguousarray(signed.reshape(BLOCK, -1).T).reshape(-1, _SIDE, _SIDE)
     return _blockwise(blocks).reshape(-1)
 
@@ -116,8 +118,8 @@ def _rotate_back(vector: NDArray[np.float32], sent: int, seed: bytes) -> NDArray
 
 
 def _blockwise(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
-    """H X H / 128 for each block X; its own inverse."""
+    """H X H / 64 for each block X; its own inverse."""
     hadamard = _hadamard()
-    # The first product is one tall one; the second, on the other side, goes block by block.
-    right = (blocks.reshape(-1, _SIDE) @ hadamard).reshape(blocks.shape)
-    return np.matmul(hadamard, right)
+    # Products this small run on one thread; a tall one would wake BLAS's others, which costs a busy device more.
+    both: NDArray[np.float32] = np.matmul(hadamard, np.matmul(blocks, hadamard))
+    return both
