@@ -21,7 +21,15 @@ from umbel.messages import parse, plan_to_message
 from umbel.participants import verify_signature
 from umbel.plan import Kind, Plan
 from umbel.release import key_id_of
-from umbel.ring import LANE_BITS, LANE_FRACTION_BITS, RING_BITS, largest_level, require_headroom, ring_dtype
+from umbel.ring import (
+    LANE_BITS,
+    LANE_FRACTION_BITS,
+    RING_BITS,
+    largest_level,
+    require_headroom,
+    ring_dtype,
+    rounded_norm_bound,
+)
 from umbel.transform import Transform
 from umbel.v1 import secure_sum_pb2 as pb
 
@@ -244,6 +252,34 @@ def require_current(descriptor: RoundDescriptor, now: float) -> None:
         raise WrongState(f"round {descriptor.round} of {descriptor.task!r} isn't valid yet; check this machine's clock")
     if now > descriptor.not_after:
         raise RoundClosed(f"round {descriptor.round} of {descriptor.task!r} has expired")
+
+
+def weight_steps(weight: float, plan: Plan, descriptor: RoundDescriptor) -> int:
+    """A report's weight (number of examples) in the round's steps, 1 to `max_weight`."""
+    return min(max(1, round(weight * descriptor.max_weight / plan.max_weight)), descriptor.max_weight)
+
+
+def sensitivity(descriptor: RoundDescriptor) -> float:
+    """The largest norm of one device's numbers, in ring units: what noise is measured against."""
+    numbers = descriptor.transform.numbers
+    return rounded_norm_bound(descriptor.clip_norm * descriptor.max_weight, descriptor.scale, numbers)
+
+
+def noise_multiplier(descriptor: RoundDescriptor) -> float:
+    """Standard deviations of noise per sensitivity, over the numbers and all lanes together; 0 if any is bare.
+
+    Independent Gaussian mechanisms compose by adding inverse squares.
+    """
+    inverse = 0.0
+    if descriptor.size:
+        if not descriptor.noise_variance:
+            return 0.0
+        inverse += sensitivity(descriptor) ** 2 / descriptor.noise_variance
+    for lane in descriptor.lanes:
+        if not lane.noise_variance:
+            return 0.0
+        inverse += (lane.bound * (1 << LANE_FRACTION_BITS)) ** 2 / lane.noise_variance
+    return 1 / math.sqrt(inverse) if inverse else 0.0
 
 
 def _check_names(it: RoundDescriptor) -> None:

@@ -5,8 +5,8 @@ AES-256 in counter mode, so that a device in any language finds the same ones.
 
 The rotation spreads a delta's energy evenly over all numbers, so that one fixed scale suits a 16-bit ring (Suresh et
 al. 2017, arXiv 1611.00429). It works in blocks of 4,096; block j takes the numbers j, j + blocks, j + 2 blocks, ... so
-that every layer is spread over every block. Each block is `H X H / 64` with the 64 x 64 Hadamard matrix H: the Kronecker form
-of a 4,096-point transform, as two matrix products.
+that every layer is spread over every block. Each block is `H X H` with the orthogonal 64 x 64 Hadamard matrix H: the
+Kronecker form of a 4,096-point transform, as two matrix products.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _rotate_back(vector: NDArray[np.float32], sent: int, seed: bytes) -> NDArray
 
 
 def _blockwise(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
-    """H X H / 64 for each block X; its own inverse."""
+    """H X H for each block X; its own inverse."""
     hadamard = _hadamard()
     # Products this small run on one thread; a tall one would wake BLAS's others, which costs a busy device more.
     both: NDArray[np.float32] = np.matmul(hadamard, np.matmul(blocks, hadamard))
