@@ -92,6 +92,8 @@ def _add_enrol(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--ca", type=Path, metavar="PEM", help="the coordinator's authority, got out of band")
     parser.add_argument("--code", help="all three in one string, or @FILE that holds it")
     parser.add_argument("--channel", default="stable", help="release channel to follow (default: stable)")
+    parser.add_argument("--helper", type=Path, metavar="CARD", help="the helper's card, got from whoever runs it")
+    parser.add_argument("--helper-token", metavar="TOKEN", help="the helper's own token, or @FILE that holds it")
     parser.add_argument("--again", action="store_true", help="replace an identity that this home has already")
 
 

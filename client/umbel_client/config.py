@@ -10,6 +10,9 @@ hyperparameters = { lr = 0.05 }
 
 [examples]                  # umbel_client.examples.StoreLimits
 max_age_seconds = 2592000.0
+
+[privacy]                   # umbel_client.private.PrivacyPolicy
+minimum_cohort = 100
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ from umbel.errors import MalformedMessage, NotFound
 from umbel_client.examples import StoreLimits
 from umbel_client.idle import IdlePolicy
 from umbel_client.personal import PersonalSettings
+from umbel_client.private import PrivacyPolicy
 
-S = TypeVar("S", PersonalSettings, StoreLimits)
+S = TypeVar("S", PersonalSettings, StoreLimits, PrivacyPolicy)
 
 FILE = "device.toml"
 
@@ -37,6 +41,7 @@ class DeviceConfig:
     policy: IdlePolicy = field(default_factory=IdlePolicy)
     personal: PersonalSettings = field(default_factory=PersonalSettings)
     examples: StoreLimits = field(default_factory=StoreLimits)
+    privacy: PrivacyPolicy = field(default_factory=PrivacyPolicy)
 
 
 def load_config(home: Path, path: Path | None = None) -> DeviceConfig:
@@ -55,13 +60,14 @@ def load_config(home: Path, path: Path | None = None) -> DeviceConfig:
         tree = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MalformedMessage(f"{file} isn't TOML: {error}") from error
-    unknown = sorted(set(tree) - {"policy", "personal", "examples"})
+    unknown = sorted(set(tree) - {"policy", "personal", "examples", "privacy"})
     if unknown:
-        raise MalformedMessage(f"{file} has tables {unknown}; it may have policy, personal and examples")
+        raise MalformedMessage(f"{file} has tables {unknown}; it may have policy, personal, examples and privacy")
     return DeviceConfig(
         policy=IdlePolicy.from_tree(tree["policy"]) if "policy" in tree else IdlePolicy(),
         personal=_settings(PersonalSettings(), tree.get("personal", {}), str(file)),
         examples=_settings(StoreLimits(), tree.get("examples", {}), str(file)),
+        privacy=_settings(PrivacyPolicy(), tree.get("privacy", {}), str(file)),
     )
 
 

@@ -22,7 +22,6 @@ from umbel.errors import Interrupted, UmbelError, WrongState
 from umbel.randomness import generator
 from umbel.release import SignedRelease
 from umbel.runtime import Runtime
-from umbel.sealing import SEALED
 from umbel.visit import Assignment, CheckIn, CheckInReply, Event, ReleaseOutcome, Retry, RetryWindow, SessionRecord
 from umbel_client import opening
 from umbel_client.adoption import Adoption
@@ -36,6 +35,7 @@ from umbel_client.idle import Eligible, IdlePolicy, Verdict, Waiting
 from umbel_client.kit import Kit, Memory, Offload, only_visitor
 from umbel_client.personal import PersonalSettings
 from umbel_client.predictor import Answering, Outputs, Predictor
+from umbel_client.private import Pinning, PrivacyPolicy
 from umbel_client.session import Session, SessionFolder
 from umbel_client.shelf import Shelf
 from umbel_client.status import StatusSource
@@ -68,6 +68,7 @@ class Device:
         shelf: Shelf | None = None,
         disk: Disk | None = None,
         offload: Offload = asyncio.to_thread,
+        privacy: PrivacyPolicy | None = None,
     ) -> Device:
         """Open the device that lives in a folder.
 
@@ -84,6 +85,7 @@ class Device:
             shelf: None means a folder in `home`.
             disk: how to write durably.
             offload: where heavy work runs.
+            privacy: what it asks of private rounds; a device whose home pins a helper joins no others.
 
         Raises:
             NotFound: `home` isn't enrolled.
@@ -108,6 +110,8 @@ class Device:
             memory=Memory(home, disk),
             disk=disk,
             offload=offload,
+            pinning=Pinning(home, disk),
+            privacy=privacy or PrivacyPolicy(),
         )
         return cls(kit)
 
@@ -273,7 +277,7 @@ class Device:
             CheckIn(
                 population=kit.identity.population,
                 runtimes=(kit.runtime.name,),
-                suites=(SEALED,),
+                suites=kit.suites,
                 held_bundles=kit.shelf.held_bundles(),
                 offers_work=offers_work,
                 training_examples=held.training,

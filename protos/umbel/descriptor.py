@@ -30,6 +30,7 @@ from umbel.ring import (
     ring_dtype,
     rounded_norm_bound,
 )
+from umbel.sealing import SignedDescriptor as SignedDescriptor
 from umbel.transform import Transform
 from umbel.v1 import secure_sum_pb2 as pb
 
@@ -193,15 +194,6 @@ def descriptor_from_bytes(statement: bytes) -> RoundDescriptor:
         lanes=tuple(Lane(one.name, one.bound, one.noise_variance) for one in message.lanes),
         noise_variance=message.noise_variance,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class SignedDescriptor:
-    """A descriptor as it travels: nothing in it may be believed before `verify_descriptor`."""
-
-    statement: bytes
-    leader_signature: bytes
-    helper_signature: bytes
 
 
 def rd_of(statement: bytes) -> bytes:

@@ -39,6 +39,15 @@ class Sealing:
 
 
 @dataclass(frozen=True, slots=True)
+class SignedDescriptor:
+    """A private round's descriptor as it travels: nothing in it may be believed before `verify_descriptor`."""
+
+    statement: bytes
+    leader_signature: bytes
+    helper_signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Binding:
     """What a sealed report belongs to."""
 

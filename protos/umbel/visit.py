@@ -12,7 +12,7 @@ from umbel.digests import Digest
 from umbel.errors import OutOfBounds
 from umbel.plan import Plan
 from umbel.release import STABLE, SignedRelease
-from umbel.sealing import Sealing
+from umbel.sealing import Sealing, SignedDescriptor
 
 PROTOCOL: Final = 1
 
@@ -119,6 +119,8 @@ class Assignment:
     """POSIX seconds: a report that begins later is refused."""
     if_accepted: RetryWindow
     if_rejected: RetryWindow
+    private_round: SignedDescriptor | None = None
+    """Both aggregators' agreement on a private round; None: the leader opens each update by itself."""
 
     def __repr__(self) -> str:
         return f"Assignment(task={self.task!r}, round={self.round}, session_id={self.session_id!r})"

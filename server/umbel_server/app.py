@@ -18,7 +18,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from umbel.clock import Clock, SystemClock
-from umbel.errors import Unavailable
+from umbel.errors import NotAllowed, Unavailable
 from umbel_server.access import AcceptAll, Access, Authorities, RefuseAll
 from umbel_server.admin import AdminGateway
 from umbel_server.authority import key_to_pem
@@ -26,6 +26,7 @@ from umbel_server.blobs import Blobs
 from umbel_server.coordinator import Coordinator
 from umbel_server.folder import Folder
 from umbel_server.gateway import DeviceGateway, EnrolmentGateway
+from umbel_server.helper.remote import RemoteHelper
 from umbel_server.identity import Addresses, read_file
 from umbel_server.operators import Operators
 from umbel_server.rpc import MAX_MESSAGE_BYTES
@@ -72,7 +73,13 @@ def build(settings: Settings, clock: Clock) -> Parts:
     operators = Operators(store, authorities.operator, clock, settings.operator_certificate_days * DAY)
     operators.bootstrap(read_file(folder.first_admin / "certificate.pem"))
     pace = Pace(settings.pace_shortest_seconds, settings.pace_longest_seconds, settings.pace_idle_seconds)
-    coordinator = Coordinator(store, Blobs(folder.blobs), signer, leader, clock, pace=pace)
+    card = settings.helper_card
+    if card and settings.profile == "production" and settings.trust.is_development:
+        raise NotAllowed(f"the production profile refuses {settings.trust.words}; see docs/how-to/run-the-helper.md")
+    helper = RemoteHelper(card, signer.for_helper()) if card else None
+    coordinator = Coordinator(
+        store, Blobs(folder.blobs), signer, leader, clock, pace=pace, helper=helper, trust=settings.trust
+    )
     return Parts(store, access, operators, coordinator, authorities, signer.public_key)
 
 

@@ -32,7 +32,9 @@ from umbel_server.blobs import Blobs
 from umbel_server.closing import advance
 from umbel_server.events import ServerEvent, Watchers
 from umbel_server.fleet import Fleet
+from umbel_server.helper.port import HelperPort
 from umbel_server.operations import Operations
+from umbel_server.private_rounds import PrivateRounds
 from umbel_server.registry import Registry
 from umbel_server.round import SessionState, require_same_report
 from umbel_server.runner import Offload, TaskRunner, Tools, require_token
@@ -40,6 +42,7 @@ from umbel_server.selection import Pace
 from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
 from umbel_server.task import TaskState
+from umbel_server.trust import Trust
 from umbel_server.uploads import Uploads
 
 TICK_SECONDS: Final = 0.5
@@ -63,6 +66,8 @@ class Coordinator:
         chance: Callable[[int], bytes] = secrets.token_bytes,
         pace: Pace | None = None,
         runtime: Runtime | None = None,
+        helper: HelperPort | None = None,
+        trust: Trust | None = None,
     ) -> None:
         self.store = store
         self.registry = Registry(store, blobs, signer)
@@ -74,12 +79,22 @@ class Coordinator:
         self._woken = asyncio.Event()
         self._uploads = Uploads(blobs)
         self._flushed_at = clock.now()
+        self.private = PrivateRounds(store, signer, opener.public_key, helper, trust or Trust())
         self._tools = Tools(
-            store, blobs, self.registry, opener, runtime or OnnxRuntime(), clock, offload, chance, self._watchers.tell
+            store=store,
+            blobs=blobs,
+            registry=self.registry,
+            leader=opener,
+            runtime=runtime or OnnxRuntime(),
+            clock=clock,
+            offload=offload,
+            chance=chance,
+            tell=self._watchers.tell,
+            private=self.private,
         )
         self._runners: dict[str, TaskRunner] = {}
         self._recover()
-        self.operations = Operations(store, blobs, self.registry, self.fleet, clock, self.take_up)
+        self.operations = Operations(store, blobs, self.registry, self.fleet, clock, self.take_up, self.private)
 
     # Devices.
 

@@ -3,6 +3,7 @@
     config.toml                     settings; every line may go
     authority/{server,device,operator}.{pem,key}
     keys/{release,leader}.key       Ed25519 and X25519, raw
+    release.pub                     the release key's public half, for a helper's operator; hex
     admin/                          an operator's identity: what `umbel` calls with
     umbel.db, blobs/                data, unless the settings say otherwise
     addresses.json                  where the running coordinator listens
@@ -63,6 +64,7 @@ class Folder:
         make_private(path / "keys")
         write_private(path / "keys" / "release.key", ReleaseSigner.generate().to_bytes())
         write_private(path / "keys" / "leader.key", LeaderKey.generate().to_bytes())
+        (path / "release.pub").write_text(folder.signer().public_key.hex() + "\n")
         config = _CONFIG.format(names=f"names = {json.dumps(['localhost', '127.0.0.1', '::1', *names])}\n")
         write_private(path / "config.toml", config.encode())
         folder._create_authorities(now)

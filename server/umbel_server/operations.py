@@ -15,6 +15,7 @@ from umbel.plan import Kind
 from umbel_server import audit, fleet, task_records, views
 from umbel_server.blobs import Blobs
 from umbel_server.fleet import DeviceRecord, Fleet
+from umbel_server.private_rounds import PrivateRounds
 from umbel_server.registry import Model, Registry
 from umbel_server.store import Store
 from umbel_server.task import Task, TaskState
@@ -34,6 +35,7 @@ class Operations:
         devices: Fleet,
         clock: Clock,
         take_up: Callable[[str], None],
+        private: PrivateRounds,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -41,6 +43,7 @@ class Operations:
         self._fleet = devices
         self._clock = clock
         self._take_up = take_up
+        self._private = private
 
     # Models, versions, releases.
 
@@ -109,6 +112,7 @@ class Operations:
             NotFound: no such model, or no such held-out examples.
             Conflict: its population has another model, or its model is being trained by another task.
             BadInput: the model can't do what the task asks for.
+            WrongState: the task's updates are private, and there is no helper.
         """
         now = self._clock.now()
         record = TaskRecord(replace(task, state=TaskState.RUNNING), now)
@@ -116,6 +120,8 @@ class Operations:
         with self._store.transaction() as connection:
             version = self._registry.newest_accepted(connection, task.model)
             self._require_fitting(task, version)
+            if task.updates_private:
+                self._private.require_possible(task, self._registry.bundle(version.bundle).manifest)
             _require_room(task_records.everything(connection), task)
             task_records.insert(connection, record)
             body = {"model": task.model, "rounds": task.rounds, "goal": task.goal, "strategy": task.strategy.name}

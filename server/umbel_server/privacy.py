@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from umbel.descriptor import (
@@ -24,6 +24,7 @@ from umbel.manifest import Manifest
 from umbel.plan import Kind, Plan
 from umbel.ring import LANE_FRACTION_BITS, RING_BITS, largest_level
 from umbel.transform import Transform
+from umbel_server.privacy_settings import PrivacySettings
 from umbel_server.round import Round, RoundKey
 from umbel_server.validation import TRAINING_METRICS
 
@@ -36,41 +37,6 @@ _FINE: Final = {16: 127, 32: 4096}
 _COARSEST: Final = {16: 7, 32: 127}
 HELPER_SECONDS: Final = 24 * 3600.0
 """How long after its deadline a round waits for a helper that is away."""
-
-
-@dataclass(frozen=True, slots=True)
-class PrivacySettings:
-    """What a task may choose about its secret sums; the defaults choose by the model's size."""
-
-    ring_bits: int = 0
-    """16 or 32; 0 chooses."""
-    sent_share: float = 1.0
-    """Share of the numbers that each round sends, the same random ones on every device."""
-    noise_multiplier: float = 0.0
-    """Standard deviation of the helper's noise per sensitivity, over all that a round releases; 0: none."""
-    epsilon: float = 0.0
-    """Budget of the whole task; a round that would exceed it isn't opened. 0: none."""
-    delta: float = 1e-6
-    rounds_per_device: int = 0
-    """In how many rounds of the task one device may be, as the helper enforces it; 0: in all."""
-    metric_bound: float = 0.0
-    """Largest metric of one device; 0 chooses. With noise it must be set: noise is measured against it."""
-
-    def __post_init__(self) -> None:
-        if self.ring_bits not in (0, *RING_BITS):
-            raise OutOfBounds(f"ring_bits is {self.ring_bits}; 16, 32, or 0 to choose by the model's size")
-        if not 0 < self.sent_share <= 1:
-            raise OutOfBounds(f"sent_share is {self.sent_share}; it must be above 0 and at most 1")
-        for name in ("noise_multiplier", "epsilon", "metric_bound"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
-                raise OutOfBounds(f"{name} is {value}; it must be a number that isn't negative")
-        if not 0 < self.delta < 1 or self.rounds_per_device < 0:
-            raise OutOfBounds("delta must lie between 0 and 1, and rounds_per_device can't be negative")
-        if self.epsilon and not self.noise_multiplier:
-            raise OutOfBounds("a budget (epsilon) without noise can't be kept; set noise_multiplier too")
-        if self.noise_multiplier and not self.metric_bound:
-            raise OutOfBounds("with noise, metrics need a bound that noise is measured against; set metric_bound")
 
 
 def propose(

@@ -13,17 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from umbel.cohort_sum import combine
 from umbel.descriptor import RoundDescriptor, SignedDescriptor, layout_of, rd_of, verify_descriptor
 from umbel.errors import MalformedMessage, WrongState
 from umbel.secure_report import SealedShares, report_from_bytes
-from umbel.secure_sum import HelperItem, open_as_leader
+from umbel.secure_sum import HelperItem
 from umbel.shares import LeaderShare, LeaderTotal
 from umbel.update import Aggregate
 from umbel.weights import Shapes
-from umbel_server.aggregation import Presummed, SealedReport
+from umbel_server.aggregation import LeaderKey, Presummed, SealedReport
 from umbel_server.helper.port import HelperPort, Prepared
 
 Reread = Callable[[bytes], bytes]
@@ -54,7 +53,7 @@ class SecureSum:
     def __init__(
         self,
         agreed: PrivateRound,
-        key: X25519PrivateKey,
+        key: LeaderKey,
         helper: HelperPort,
         shapes: Shapes,
         weight_unit: float,
@@ -132,4 +131,4 @@ class SecureSum:
 
     def _open(self, shares: SealedShares) -> HelperItem:
         agreed = self._agreed
-        return open_as_leader(agreed.descriptor, agreed.rd, shares, self._key, self._buffer)
+        return self._key.open_share(agreed.descriptor, agreed.rd, shares, self._buffer)

@@ -148,6 +148,21 @@ SESSIONS: Final = Table(
     Index("ix_sessions_device", "device", "state"),
 )
 
+PRIVATE_ROUNDS: Final = Table(
+    "private_rounds",
+    METADATA,
+    Column("task", String(100), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(20), primary_key=True),
+    # What both aggregators signed; see umbel.descriptor.
+    Column("statement", LargeBinary, nullable=False),
+    Column("leader_signature", LargeBinary, nullable=False),
+    Column("helper_signature", LargeBinary, nullable=False),
+    # Privacy spent by the task's rounds up to and with this one; 0 without noise.
+    Column("epsilon", Double, nullable=False),
+    ForeignKeyConstraint(["task", "number", "kind"], ["rounds.task", "rounds.number", "rounds.kind"]),
+)
+
 DEVICES: Final = Table(
     "devices",
     METADATA,
