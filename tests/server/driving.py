@@ -66,11 +66,12 @@ class Plug:
 
     at: set[int] = field(default_factory=set)
     steps: list[str] = field(default_factory=list)
+    kind: type[BaseException] = Crash
 
     def __call__(self, step: str) -> None:
         self.steps.append(step)
         if len(self.steps) in self.at:
-            raise Crash(f"{len(self.steps)}: {step}")
+            raise self.kind(f"{len(self.steps)}: {step}")
 
 
 class World:

@@ -132,3 +132,25 @@ async def test_an_acknowledgement_that_got_lost_is_given_again_and_counts_once(p
     await first.send(report)
     assert world.coordinator.operations.version("smartwatch", 2).lineage.cohort == 2
     world.store.close()
+
+
+@pytest.mark.usefixtures("quick_disk")
+async def test_a_report_whose_commit_fails_is_not_counted_by_a_process_that_lives_on(places: Places) -> None:
+    worlds = [World(*next(places), SIGNER, LEADER) for _ in range(2)]
+    for world, fails in zip(worlds, (True, False), strict=True):
+        first, second = world.enrol("device-0", "device-1")
+        await world.begin(task(rounds=1))
+        report = first.report(await first.assignment())
+        if fails:
+            # "spool report", then the commit of its row: the disk is full.
+            world.plug.at, world.plug.kind = {len(world.plug.steps) + 2}, OSError
+            with pytest.raises(OSError, match="commit"):
+                await first.send(report)
+        await second.visit()
+        await first.send(report)
+        await world.coordinator.tick()
+    failed, clean = (world.coordinator.operations.version("smartwatch", 2).lineage for world in worlds)
+    assert (failed.cohort, failed.weight) == (clean.cohort, clean.weight) == (2, 100.0)
+    assert worlds[0].weights().to_vector() == pytest.approx(worlds[1].weights().to_vector(), abs=1e-6)
+    for world in worlds:
+        world.store.close()
