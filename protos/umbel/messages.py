@@ -19,10 +19,10 @@ from umbel.errors import MalformedMessage, OutOfBounds, WeightsMismatch
 from umbel.fields import name
 from umbel.plan import Kind, Plan
 from umbel.release import Release, SignedRelease, require_plausible
-from umbel.sealing import Sealing, SignedDescriptor
+from umbel.sealing import Sealing, descriptor_from_message, descriptor_to_message
 from umbel.update import COUNTS, Metrics, Update
 from umbel.v1 import device_pb2 as pb
-from umbel.v1 import release_pb2, secure_sum_pb2
+from umbel.v1 import release_pb2
 from umbel.visit import (
     Assignment,
     CheckIn,
@@ -290,17 +290,7 @@ def _assignment_to_message(assignment: Assignment) -> pb.Assignment:
         deadline_ms=_milliseconds(assignment.deadline),
         if_accepted=window_to_message(assignment.if_accepted),
         if_rejected=window_to_message(assignment.if_rejected),
-        private_round=_private_to_message(assignment.private_round),
-    )
-
-
-def _private_to_message(signed: SignedDescriptor | None) -> secure_sum_pb2.SignedDescriptor | None:
-    if signed is None:
-        return None
-    return secure_sum_pb2.SignedDescriptor(
-        descriptor=signed.statement,
-        leader_signature=signed.leader_signature,
-        helper_signature=signed.helper_signature,
+        private_round=descriptor_to_message(assignment.private_round) if assignment.private_round else None,
     )
 
 
@@ -317,12 +307,8 @@ def _assignment_from_message(message: pb.Assignment) -> Assignment:
         deadline=message.deadline_ms / 1000,
         if_accepted=window_from_message(message.if_accepted),
         if_rejected=window_from_message(message.if_rejected),
-        private_round=_private_from_message(message.private_round) if message.HasField("private_round") else None,
+        private_round=descriptor_from_message(message.private_round) if message.HasField("private_round") else None,
     )
-
-
-def _private_from_message(message: secure_sum_pb2.SignedDescriptor) -> SignedDescriptor:
-    return SignedDescriptor(message.descriptor, message.leader_signature, message.helper_signature)
 
 
 def _sealing_from_message(message: pb.Sealing) -> Sealing:
