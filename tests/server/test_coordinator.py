@@ -24,7 +24,7 @@ from umbel_server.task import Task, TaskState
 from umbel_server.validation import ValidationPolicy
 from umbel_server.versions import VersionState
 
-MEASURE = Task("measure", POPULATION, MODEL, plan=Plan(kind=Kind.EVALUATE), goal=2)
+MEASURE = Task("measure", POPULATION, MODEL, plan=Plan(kind=Kind.EVALUATE), goal=2, updates_private=False)
 
 
 async def test_a_task_runs_its_rounds_and_releases_each_version(world: World) -> None:
