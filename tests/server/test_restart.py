@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.server.driving import TASK, Plug, World, task
+from tests.server.driving import BUNDLE, SHAPES, TASK, Plug, SimulatedDevice, World, task
 from umbel.randomness import generator
-from umbel_server.aggregation import LeaderKey
+from umbel.update import Aggregate
+from umbel_server import flower
+from umbel_server.aggregation import LeaderKey, Presummed
 from umbel_server.flower.spec import StrategySpec
 from umbel_server.signing import ReleaseSigner
 from umbel_server.tables import AUDIT, RELEASES, TASKS, VERSIONS
@@ -78,6 +80,22 @@ async def test_killed_at_any_durable_step_it_ends_bit_equal(strategy: StrategySp
     for number in range(first, len(steps) + 1, stride):
         world, _ = await run(*next(places), task(strategy=strategy), {number})
         assert ending(world) == unbroken, f"killed at step {number}, {steps[number - 1]}"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
+@pytest.mark.usefixtures("quick_disk")
+async def test_a_broken_run_makes_what_one_long_lived_strategy_makes(strategy: StrategySpec, places: Places) -> None:
+    planned = task(strategy=strategy, goal=1, rounds=3)
+    world, _ = await run(*next(places), planned, {4, 11, 20, 25, 30}, crowd=1)
+    device = SimulatedDevice(world, "device-0", planned.population)
+    weights, state = BUNDLE.shared_weights(), b""
+    for number in (1, 2, 3):
+        collected = Aggregate.zero(SHAPES)
+        collected.accumulate(device.drawn(planned.name, number))
+        weights, state = flower.apply(strategy, state, weights, Presummed(collected), number)
+    assert world.weights() == weights
+    assert world.blobs.state(TASK, world.coordinator.operations.task(TASK).strategy_state) == state
+    world.store.close()
 
 
 @pytest.mark.parametrize("evaluates", [False, True])
