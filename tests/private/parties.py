@@ -17,7 +17,7 @@ from umbel.ring import largest_level
 from umbel.sealing import Binding
 from umbel.secure_report import SealedShares
 from umbel.secure_sum import Fresh, Participant, encode_update, seal_report
-from umbel.shares import Cleartext
+from umbel.shares import Cleartext, LeaderTotal
 from umbel.transform import Transform
 from umbel_server.aggregation import LeaderKey, SealedReport
 from umbel_server.helper.core import Helper, HelperPolicy
@@ -183,6 +183,10 @@ class Cohort:
             total += vector.astype(np.float64) * weight
             self.take(self.report(device, self.encoded(vector, weight, seed, loss=2.5, correct=3.0)))
         return total
+
+    def fresh_total(self) -> LeaderTotal:
+        """The leader's total as it stands, copied: combining uses one up."""
+        return LeaderTotal.from_bytes(self.sum._total.layout, self.sum._total.to_bytes())
 
     def items(self) -> list[Any]:
         return list(self.sum._items.values())
