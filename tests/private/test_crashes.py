@@ -1,4 +1,4 @@
-"""Leader and helper die between any two steps, go away and come back: the round ends with the same sum, or with none."""
+"""Leader and helper die between any two steps, go away and come back: a round ends with the same sum, or with none."""
 
 from __future__ import annotations
 

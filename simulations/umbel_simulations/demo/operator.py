@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from umbel.helper_card import HelperCard
 from umbel_simulations.demo.programs import ProgramFailed
 
 UMBEL = [sys.executable, "-c", "from umbel_server.cli import main; main()"]
@@ -18,6 +19,11 @@ class Operator:
 
     def __init__(self, state: Path) -> None:
         self.state = state
+
+    @property
+    def release_key(self) -> Path:
+        """What a helper's operator is given."""
+        return self.state / "release.pub"
 
     def init(self) -> None:
         """Make the coordinator's folder."""
@@ -30,6 +36,33 @@ class Operator:
             ProgramFailed: it was refused; the message is the coordinator's own.
         """
         return json.loads(_run([*verb, "--state", str(self.state), "--json"]))
+
+
+class HelperOperator:
+    """Runs the helper. In the demo it is the same party as the other one, which the product calls development trust."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+
+    @property
+    def card(self) -> Path:
+        """What coordinator and devices are given."""
+        return self.state / "card.json"
+
+    def init(self, leader: Path, minimum_cohort: int) -> None:
+        """Make the helper's folder."""
+        chosen = ["--leader", f"@{leader}", "--address", "127.0.0.1:0", "--minimum-cohort", str(minimum_cohort)]
+        _run(["helper", "init", str(self.state), *chosen, "--json"])
+
+    def listens(self) -> bool:
+        """Whether the helper has written into its card where it listens."""
+        return HelperCard.from_text(self.card.read_bytes()).address.rpartition(":")[2] != "0"
+
+    def tokens(self, population: str, count: int) -> list[str]:
+        """Tokens that let devices take part."""
+        asked = ["helper", "tokens", "--state", str(self.state), "--population", population, "--count", str(count)]
+        made: list[str] = json.loads(_run([*asked, "--json"]))["tokens"]
+        return made
 
 
 def _run(arguments: list[str]) -> str:

@@ -20,7 +20,7 @@ from umbel_models.zoo import bundle_path
 from umbel_server.cli.connection import connect, quiet_grpc
 from umbel_simulations.demo import fleet
 from umbel_simulations.demo.board import Board
-from umbel_simulations.demo.operator import UMBEL, Operator
+from umbel_simulations.demo.operator import UMBEL, HelperOperator, Operator
 from umbel_simulations.demo.page import render
 from umbel_simulations.demo.programs import Programs
 from umbel_simulations.demo.results import Results, RoundResult
@@ -30,6 +30,7 @@ MODEL: Final = "smartwatch"
 TASK: Final = "shoulder"
 POPULATION: Final = "watches"
 COORDINATOR: Final = "coordinator"
+HELPER: Final = "helper"
 LOOK_SECONDS: Final = 0.25
 PATIENCE_SECONDS: Final = 300.0
 _PACE: Final = """
@@ -47,6 +48,16 @@ class Options:
     rounds: int = 20
     devices: int = 20
 
+    @property
+    def goal(self) -> int:
+        """Reports that a round waits for."""
+        return max(2, self.devices * 4 // 5)
+
+    @property
+    def minimum(self) -> int:
+        """Fewest that make a sum; of one there is none."""
+        return max(2, self.devices * 2 // 5)
+
 
 def run(options: Options, live: Live) -> Results:
     """Run the whole demo; leaves the report and all state in the folder.
@@ -60,10 +71,13 @@ def run(options: Options, live: Live) -> Results:
     wearers = load_wearers()[: options.devices]
     board = Board(options.rounds, devices=len(wearers))
     live.update(board)
-    operator = Operator(options.folder / "state")
-    with Programs(options.folder / "logs") as programs, _coordinator(operator, programs, board) as look:
-        board.doing = "handing out enrolment codes"
-        members = fleet.settle(options.folder / "devices", wearers, _prepare(operator, options))
+    operator, helper = Operator(options.folder / "state"), HelperOperator(options.folder / "helper")
+    operator.init()
+    helper.init(operator.release_key, options.minimum)
+    with Programs(options.folder / "logs") as programs, _parties(operator, helper, programs, board) as look:
+        board.doing = "handing out enrolment codes and the helper's tokens"
+        codes, tokens = _prepare(operator, options), helper.tokens(POPULATION, options.devices)
+        members = fleet.settle(options.folder / "devices", wearers, codes, helper.card, tokens)
         fleet.start(members, programs)
 
         board.doing = "training"
@@ -87,7 +101,7 @@ def run(options: Options, live: Live) -> Results:
 
 def _clear(folder: Path) -> None:
     """Start clean, but touch nothing in the folder that isn't the demo's."""
-    for name in ("state", "devices", "logs"):
+    for name in ("state", "helper", "devices", "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("report.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
@@ -95,14 +109,18 @@ def _clear(folder: Path) -> None:
 
 
 @contextmanager
-def _coordinator(operator: Operator, programs: Programs, board: Board) -> Iterator[Callable[[], None]]:
-    """Start a coordinator; gives a function that looks at it and puts what it sees on the board."""
-    operator.init()
+def _parties(
+    operator: Operator, helper: HelperOperator, programs: Programs, board: Board
+) -> Iterator[Callable[[], None]]:
+    """Start helper and coordinator; gives a function that looks at the latter and puts what it sees on the board."""
+    programs.start(HELPER, [*UMBEL, "helper", "run", "--state", str(helper.state)])
+    _until(helper.listens, lambda: programs.finished(HELPER), "the helper to listen")
     with (operator.state / "config.toml").open("a") as config:
         config.write(_PACE)
     ready = operator.state / "ready.json"
     ports = [f"--{port}-port=0" for port in ("device", "enrol", "admin")]
-    programs.start(COORDINATOR, [*UMBEL, "serve", "--state", str(operator.state), "--ready-file", str(ready), *ports])
+    serve = ["serve", "--state", str(operator.state), "--helper", str(helper.card), "--ready-file", str(ready)]
+    programs.start(COORDINATOR, [*UMBEL, *serve, *ports])
     _until(ready.exists, lambda: programs.finished(COORDINATOR), "the coordinator to listen")
     quiet_grpc()
     with connect(operator.state, None, "") as (stub, _):
@@ -112,7 +130,7 @@ def _coordinator(operator: Operator, programs: Programs, board: Board) -> Iterat
 def _prepare(operator: Operator, options: Options) -> list[str]:
     operator.call("models", "add", str(bundle_path(MODEL)), "--name", MODEL)
     with as_file(files(__package__) / "task.toml") as task:
-        goal = ["--goal", str(max(1, options.devices * 4 // 5)), "--minimum", str(max(1, options.devices * 2 // 5))]
+        goal = ["--goal", str(options.goal), "--minimum", str(options.minimum)]
         operator.call("tasks", "create", "--file", str(task), "--rounds", str(options.rounds), *goal)
     count = str(options.devices)
     made = operator.call("devices", "tokens", "create", "--population", POPULATION, "--count", count, "--codes")
@@ -153,7 +171,7 @@ def _wait(
     def watch() -> None:
         look()
         board.devices_ready = sum(member.judged() > 0 for member in members)
-        for name in (COORDINATOR, *(member.name for member in members)):
+        for name in (COORDINATOR, HELPER, *(member.name for member in members)):
             programs.finished(name)
 
     _until(done, watch, "the fleet")
