@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from umbel import fields
 from umbel.digests import Digest, digest_of, parse_digest
+from umbel.discrete_gaussian import MAX_VARIANCE
 from umbel.errors import CohortTooSmall, MalformedMessage, OutOfBounds, RoundClosed, WrongState
 from umbel.messages import parse, plan_to_message
 from umbel.participants import verify_signature
@@ -321,6 +322,9 @@ def _check_cohort(it: RoundDescriptor) -> None:
 
 
 def _check_headroom(it: RoundDescriptor) -> None:
+    for variance in (it.noise_variance, *(lane.noise_variance for lane in it.lanes)):
+        if not 0 <= variance <= MAX_VARIANCE:
+            raise OutOfBounds(f"noise of variance {variance}; at most {MAX_VARIANCE}: lower metric_bound or the noise")
     if not 1 <= it.level < 1 << (it.ring_bits - 1):
         finest = largest_level(it.ring_bits, it.max_weight, it.maximum, it.noise_variance)
         raise OutOfBounds(f"level is {it.level}; here it may be 1 to {finest}")

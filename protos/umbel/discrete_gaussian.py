@@ -26,7 +26,7 @@ from umbel.errors import OutOfBounds
 Entropy = Callable[[int], bytes]
 """So many random bytes, such as `secrets.token_bytes`."""
 
-MAX_VARIANCE: Final = 1 << 48
+MAX_VARIANCE: Final = 1 << 56
 _SLACK: Final = 2.0**-44
 """Half-width of the zone around exp(-a/b) in which float64 isn't trusted."""
 
