@@ -117,13 +117,19 @@ def tokens(
 def revoke(
     state: Folder,
     public_key: Annotated[str, typer.Argument(help="The participant's key, 64 hex digits.")],
+    as_json: Json = False,
 ) -> None:
     """Shut a participant out of all sums from now on.
 
     Example: umbel helper revoke --state helper-state 3f…
     """
+    from umbel_server.helper.folder import parse_key
+
     with _opened(state) as parts:
-        parts.people.revoke(bytes.fromhex(public_key))
+        parts.people.revoke(parse_key(public_key))
+    if as_json:
+        output.print_json({"revoked": public_key})
+        return
     sys.stdout.write("revoked\n")
 
 

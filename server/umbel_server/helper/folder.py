@@ -72,7 +72,7 @@ class HelperSettings:
     def policy(self) -> HelperPolicy:
         """What it asks of rounds."""
         return HelperPolicy(
-            leader=_key_bytes(self.leader),
+            leader=parse_key(self.leader),
             populations=self.populations,
             minimum_cohort=self.minimum_cohort,
             max_reports_per_day=self.max_reports_per_day,
@@ -102,7 +102,7 @@ class HelperFolder:
             AlreadyExists: there is a helper in it.
             MalformedMessage: the leader's key isn't one.
         """
-        _key_bytes(settings.leader)
+        parse_key(settings.leader)
         if (path / "card.json").exists():
             raise AlreadyExists(f"{path} holds a helper already; choose another folder")
         folder = cls(path)
@@ -137,10 +137,11 @@ class HelperFolder:
         known = {one.name for one in fields(HelperSettings)}
         if unknown := sorted(set(tree) - known):
             raise MalformedMessage(f"helper.toml has {unknown}; known are {', '.join(sorted(known))}")
-        if "populations" in tree:
-            tree["populations"] = tuple(tree["populations"])
         try:
+            if "populations" in tree:
+                tree["populations"] = tuple(tree["populations"])
             settings = HelperSettings(**tree)
+            _require_types(settings)
         except TypeError as error:
             raise MalformedMessage(f"helper.toml: {error}") from error
         _ = settings.policy
@@ -180,13 +181,23 @@ class HelperFolder:
         return Ed25519PrivateKey.from_private_bytes(read_file(self.path / "keys" / f"{name}.key"))
 
 
-def _key_bytes(text: str) -> bytes:
+def _require_types(settings: HelperSettings) -> None:
+    example = HelperSettings("")
+    for one in fields(HelperSettings):
+        value, usual = getattr(settings, one.name), getattr(example, one.name)
+        allowed = (int, float) if isinstance(usual, float) else type(usual)
+        if not isinstance(value, allowed) or isinstance(value, bool):
+            raise TypeError(f"{one.name} is {value!r}; expected {type(usual).__name__}")
+
+
+def parse_key(text: str) -> bytes:
+    """A public key from its 64 hex digits; raises `MalformedMessage`."""
     try:
         key = bytes.fromhex(text)
     except ValueError:
         key = b""
     if len(key) != 32:
-        raise MalformedMessage(f"the leader's key is 64 hex digits, not {text[:80]!r}")
+        raise MalformedMessage(f"a key is 64 hex digits, not {text[:80]!r}")
     return key
 
 

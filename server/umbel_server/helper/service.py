@@ -37,7 +37,10 @@ class HelperGateway:
             "Prepare": self._prepare,
             "Commit": self._commit,
         }
-        participants: dict[str, Unary[None] | Stream[None]] = {"EnrolParticipant": self._enrol, "RenewParticipant": self._renew}
+        participants: dict[str, Unary[None] | Stream[None]] = {
+            "EnrolParticipant": self._enrol,
+            "RenewParticipant": self._renew,
+        }
         return (
             Service(file["HelperService"], lambda method, certificate: None, leader),
             Service(file["ParticipantService"], lambda method, certificate: None, participants),
