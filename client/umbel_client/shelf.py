@@ -2,7 +2,8 @@
 
 All slots stand in one small file that is replaced whole, so that a switch happens entirely or not at all: active (the
 release that was adopted), previous (the one before, for when the active one doesn't load) and personal (weights that
-were fine-tuned here). Blobs beyond the size limit go, least recently used first; those in a slot never.
+were fine-tuned here; made of a person's examples, they lie apart and go with the slot). Blobs beyond the size limit go,
+least recently used first; those in a slot never.
 """
 
 from __future__ import annotations
@@ -78,10 +79,12 @@ class Shelf:
 
     def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT, disk: Disk | None = None) -> None:
         self._blobs = folder / "blobs"
+        self._own = folder / "personal"
         self._slots_file = folder / "slots.json"
         self._limit = limit
         self._disk = disk or Disk()
-        self._blobs.mkdir(parents=True, exist_ok=True)
+        for made in (self._blobs, self._own):
+            made.mkdir(parents=True, exist_ok=True)
 
     # Slots.
 
@@ -94,18 +97,31 @@ class Shelf:
             return Slots()
 
     def switch(self, slots: Slots) -> None:
-        """Let `slots` serve from now on, in one step."""
+        """Let `slots` serve from now on, in one step; personal weights that no slot names any more go for good."""
         # Blobs are flushed as they come, their names only here: no slot may name what a power cut takes away.
         self._disk.flush_folder(self._blobs)
+        self._disk.flush_folder(self._own)
         self._disk.write(self._slots_file, json.dumps(asdict(slots)).encode())
+        kept = slots.personal.weights if slots.personal else ""
+        for path in (path for path in self._own.iterdir() if path.name != kept):
+            self._disk.remove(path)
 
     def drop_personal(self) -> None:
         """Forget the personal weights, at once and for good."""
-        slots = self.slots
-        self.switch(replace(slots, personal=None))
-        if slots.personal is not None:
-            self._disk.remove(self.path(slots.personal.weights))
-            self._disk.flush_folder(self._blobs)
+        self.switch(replace(self.slots, personal=None))
+
+    def put_personal(self, weights: Weights) -> Digest:
+        """Keep weights that were fine-tuned here, until a switch that doesn't name them."""
+        data = weights.to_bytes()
+        digest = digest_of(data)
+        self._disk.write(self._own / digest, data)
+        return digest
+
+    def personal_weights(self, digest: Digest) -> Weights:
+        """Weights that were fine-tuned here; raises as `bundle` does."""
+        path = self._own / digest
+        self._verified(path, digest)
+        return Weights.from_bytes(path.read_bytes())
 
     # Blobs.
 
@@ -153,12 +169,8 @@ class Shelf:
         """
         manifest = Manifest.from_bytes(self._read(digest))
         for ref in manifest.files.values():
-            self._verified(ref.digest)
+            self._verified(self.path(ref.digest), ref.digest)
         return Bundle(manifest, {name: self.path(ref.digest) for name, ref in manifest.files.items()})
-
-    def weights(self, digest: Digest) -> Weights:
-        """Weights that were put here; raises as `bundle` does."""
-        return Weights.from_bytes(self._read(digest))
 
     def held_bundles(self) -> tuple[Digest, ...]:
         """The bundles in slots, which a device tells when it checks in."""
@@ -177,9 +189,8 @@ class Shelf:
             in_use: bundles that serve no slot but are needed all the same, such as an open session's base.
         """
         slots = self.slots
-        bundles = {*in_use, *self.held_bundles()}
-        personal = {slots.personal.weights, slots.personal.bundle} if slots.personal else set()
-        pinned = personal.union(*(self._blobs_of(bundle) for bundle in bundles | personal))
+        bundles = {*in_use, *self.held_bundles(), *((slots.personal.bundle,) if slots.personal else ())}
+        pinned = set[str]().union(*(self._blobs_of(bundle) for bundle in bundles))
         files = [path for path in self._blobs.iterdir() if path.name not in pinned]
         for path in (path for path in files if path.name.endswith(BESIDE)):
             path.unlink(missing_ok=True)
@@ -198,11 +209,10 @@ class Shelf:
         return {bundle, *(ref.digest for ref in manifest.files.values())}
 
     def _read(self, digest: Digest) -> bytes:
-        self._verified(digest)
+        self._verified(self.path(digest), digest)
         return self.path(digest).read_bytes()
 
-    def _verified(self, digest: Digest) -> None:
-        path = self.path(digest)
+    def _verified(self, path: Path, digest: Digest) -> None:
         if not path.is_file():
             raise BundleInvalid(f"blob {digest} isn't on this device's shelf; fetch the bundle again")
         if digest_of_file(path) != digest:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from umbel.digests import Digest
 from umbel.plan import Kind, Plan
 from umbel.sealing import OVERHEAD, Binding
-from umbel_server.aggregation import Aggregator, LeaderKey, SealedReport, aggregator_for
+from umbel_server.aggregation import Aggregator, LeaderKey, SealedReport, Spooled, aggregator_for
 from umbel_server.blobs import Blobs
 from umbel_server.flower import needed_metrics
 from umbel_server.registry import Registry
@@ -72,6 +72,8 @@ class Fold:
             return self._secure(held, plan, self._reread)
         norm = bundle.shared_weights().norm() if held.key.kind is Kind.TRAIN else 0.0
         rules = report_rules(plan, bundle.manifest, norm, task.validation, needed_metrics(task.strategy))
+        if task.driven:
+            return Spooled(self._key, rules, self._blobs.spool)
         return aggregator_for(task.strategy, self._key, rules, self._blobs.spool)
 
     def _reread(self, report_id: bytes) -> bytes:

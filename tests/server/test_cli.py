@@ -19,10 +19,14 @@ from tests.server.live import MODEL, POPULATION, TASK, Live, serving
 from umbel.bundle import Bundle
 from umbel_client.enrolment import EnrolmentCode
 from umbel_models.zoo import bundle_path
+from umbel_server.admin_messages import task_from_message
 from umbel_server.cli import build, main
 from umbel_server.cli.output import size
+from umbel_server.cli.task_file import read_task
+from umbel_server.settings import Settings
 
 BUNDLE = str(bundle_path(MODEL))
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "umbel-cli.md"
 TASK_FILE = """
 name = "learn"
 population = "wrists"
@@ -311,6 +315,26 @@ def test_every_command_has_help_with_an_example_and_json() -> None:
         assert "--json" in options, path
         unexplained = [one.name for one in command.params if one.param_type_name == "option" and not one.help]
         assert not unexplained, path
+
+
+def test_the_reference_page_names_every_option_and_every_setting() -> None:
+    page = REFERENCE.read_text()
+    for path, command in commands(get_command(build())):
+        assert f"umbel {path[0]}" in page
+        assert path[-1] in page
+        missing = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
+        known_by_task_file = path == ("tasks", "create")
+        assert known_by_task_file or not [option for option in missing if option not in page], path
+    for setting in set(Settings.model_fields) - {"state"}:
+        assert f"`{setting}`" in page, setting
+
+
+def test_the_reference_pages_task_is_one(tmp_path: Path) -> None:
+    block = re.search(r"```toml\n(.*?)```", REFERENCE.read_text(), re.DOTALL)
+    assert block
+    (tmp_path / "task.toml").write_text(block[1])
+    task = task_from_message(read_task(tmp_path / "task.toml", {}, {}, None))
+    assert (task.name, task.strategy.name, task.plan.hyperparameters) == ("shoulder", "FedAdam", {"lr": 0.05})
 
 
 def test_the_command_starts_without_loading_the_server(tmp_path: Path) -> None:
