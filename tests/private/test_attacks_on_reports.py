@@ -164,6 +164,7 @@ def test_a_foreign_certificate_does_not_count(cohort: Cohort) -> None:
 
 def test_another_populations_device_does_not_count(cohort: Cohort) -> None:
     party, key = cohort.party, Ed25519PrivateKey.generate()
+    party.records.enrol("", key.public_key().public_bytes_raw(), "ankles", NOW)
     other = issue("ankles", key.public_key().public_bytes_raw(), NOW + 1e6, party.authority)
     cohort.take(cohort.report(Participant(key, other), cohort.encoded(delta(9))))
     refused_by_helper(cohort, CertificateRefused)
@@ -228,7 +229,24 @@ def test_a_report_that_was_left_out_of_a_sum_is_spent_too(cohort: Cohort) -> Non
     assert party.records.is_spent(left_out)
 
 
+def test_an_id_shown_twice_in_one_batch_is_refused_the_second_time(cohort: Cohort) -> None:
+    party, first = cohort.party, cohort.items()[0]
+    twin = cohort.report(party.device(), cohort.encoded(delta(9)), report_id=first.report_id)
+    again = replace(first, capsule=twin.helper_capsule)
+    found = party.port.prepare(cohort.agreed.rd, [*cohort.items(), again])
+    assert found.refused == {first.report_id: AlreadyReported.code} and len(found.accepted) == 4
+
+
 # At the device, before anything is sent.
+
+
+def test_a_number_keeps_to_its_level(party: Party) -> None:
+    descriptor = party.describe(level=100)
+    steep = Cohort(party, party.agree(replace(descriptor, scale=descriptor.scale * 50)))
+    vector = np.zeros(300, np.float32)
+    vector[:2] = 0.5, -0.5
+    numbers = steep.encoded(vector, weight=2).numbers.view(np.int32)
+    assert numbers[:2].tolist() == [200, -200] and not numbers[2:].any()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -104,8 +104,8 @@ def test_differencing_inside_a_round_is_refused(cohort: Cohort) -> None:
 def test_more_reports_than_agreed_are_refused(party: Party) -> None:
     cohort = party.open(minimum=2, maximum=3)
     cohort.fill(party.devices(4))
-    with pytest.raises(OutOfBounds):
-        cohort.sum.close()
+    with pytest.raises(OutOfBounds, match="at most 3"):
+        party.port.prepare(cohort.agreed.rd, cohort.items())
 
 
 def test_a_full_set_is_checked_against_the_maximum(cohort: Cohort) -> None:
@@ -210,7 +210,8 @@ def test_one_partys_signature_is_not_the_others(party: Party) -> None:
         ({"not_after": 0.0}, OutOfBounds),
         ({"not_after": 1e9}, OutOfBounds),
         ({"helper_keys": ()}, MalformedMessage),
-        ({"helper_keys": (bytes(32), bytes(31))}, MalformedMessage),
+        ({"helper_keys": (bytes(31),)}, MalformedMessage),
+        ({"helper_keys": (bytes(32), bytes([1]) * 32)}, MalformedMessage),
         ({"public_seed": b""}, MalformedMessage),
         ({"task": "../x"}, MalformedMessage),
         ({"kind": Kind.EVALUATE}, OutOfBounds),
