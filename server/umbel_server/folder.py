@@ -64,7 +64,7 @@ class Folder:
         make_private(path / "keys")
         write_private(path / "keys" / "release.key", ReleaseSigner.generate().to_bytes())
         write_private(path / "keys" / "leader.key", LeaderKey.generate().to_bytes())
-        (path / "release.pub").write_text(folder.signer().public_key.hex() + "\n")
+        write_private(path / "release.pub", f"{folder.signer().public_key.hex()}\n".encode())
         config = _CONFIG.format(names=f"names = {json.dumps(['localhost', '127.0.0.1', '::1', *names])}\n")
         write_private(path / "config.toml", config.encode())
         folder._create_authorities(now)

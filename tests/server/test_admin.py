@@ -46,6 +46,7 @@ SPEC = Task(
     rounds=7,
     strategy=StrategySpec("FedAdam", {"eta": 0.05}),
     validation=ValidationPolicy(max_accuracy_drop=0.2, history=3),
+    updates_private=False,
     seed=11,
 )
 
@@ -227,7 +228,7 @@ def test_odd_messages_are_never_a_fault_inside(live: Live, data: st.DataObject) 
 
 
 def create(live: Live) -> pb.Task:
-    spec = admin_messages.task_to_message(Task(TASK, POPULATION, MODEL, goal=1))
+    spec = admin_messages.task_to_message(Task(TASK, POPULATION, MODEL, goal=1, updates_private=False))
     return live.admin().CreateTask(pb.CreateTaskRequest(spec=spec)).task
 
 

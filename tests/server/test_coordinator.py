@@ -211,7 +211,7 @@ async def test_what_cannot_be_run_is_refused_before_a_round_begins(world: World)
     with pytest.raises(BadInput, match="hyper-parameters"):
         operations.create_task(task(plan=Plan(hyperparameters={"nonsense": 1.0})), OPERATOR)
     with pytest.raises(BadInput, match="private"):
-        task(strategy="Krum")
+        task(strategy="Krum", updates_private=True)
     with pytest.raises(OutOfBounds, match="minimum"):
         task(strategy=StrategySpec("Krum"), updates_private=False)
     operations.create_task(task(), OPERATOR)

@@ -60,6 +60,14 @@ def create_task(
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over a device's examples.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Examples in a step.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate on the devices.")] = None,
+    clip_norm: Annotated[float | None, typer.Option("--clip-norm", help="Largest norm of one device's delta.")] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            help="Know only sums of updates (the default; needs a helper), or read each device's update.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="What all chance is drawn from.")] = None,
 ) -> None:
     """Create a task; its first round opens at once. docs/how-to/operate-a-coordinator.md shows a whole file."""
@@ -71,9 +79,10 @@ def create_task(
         "goal": goal,
         "minimum": minimum,
         "deadline_seconds": deadline,
+        "updates_private": private,
         "seed": seed,
     }
-    plan = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    plan = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "clip_norm": clip_norm}
     spec = read_task(file, chosen, plan, strategy)
     _show_task(session, session.stub.CreateTask(pb.CreateTaskRequest(spec=spec)).task)
 
