@@ -54,7 +54,7 @@ def fleet_of(world: World, count: int, liars: int = 0) -> list[TrainingDevice]:
 
 def driven(**changes: Any) -> Task:
     """A task for a program."""
-    plan = Plan(epochs=1, batch_size=32, max_examples=128, hyperparameters={"lr": 0.05})
+    plan = Plan(epochs=1, batch_size=32, hyperparameters={"lr": 0.05})
     values: dict[str, Any] = {"plan": plan, "goal": 8, "minimum": 2, "deadline_seconds": 100.0, "seed": 7} | changes
     return Task(TASK, POPULATION, MODEL, updates_private=False, driven=True, **values)
 

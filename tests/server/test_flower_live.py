@@ -13,7 +13,7 @@ from umbel_server.flower.grid import DeviceGrid
 import flwr.serverapp.strategy as flower
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from tests.server.driving import BUNDLE, MODEL, OPERATOR, TASK, SimulatedDevice, World, together
@@ -26,6 +26,7 @@ from umbel.visit import Assignment, Retry
 from umbel.weights import Weights
 from umbel_server.cohort import CohortOrder
 from umbel_server.flower.port import CoordinatorPort
+from umbel_server.flower.program import Program, load_app
 from umbel_server.round import RoundState
 from umbel_server.versions import TRAINING, VersionState
 
@@ -52,7 +53,7 @@ async def calling(*devices: SimulatedDevice) -> None:
         assert isinstance((await device.check_in()).reply, Retry)
 
 
-class Program:
+class Bench:
     """A grid over a driven task of a world."""
 
     def __init__(self, world: World) -> None:
@@ -84,9 +85,8 @@ async def test_an_unmodified_server_app_trains_a_fleet_by_torchs_own_names(world
         results.append(strategy.start(grid, arrays(prefix=2), num_rounds=rounds))
 
     port = CoordinatorPort(world.coordinator, TASK, asyncio.get_running_loop())
-    config: dict[str, Any] = {"num-server-rounds": 4}
-    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=config)
-    await while_they_visit(world, devices, lambda: app(DeviceGrid(port, port.plan), context))
+    program = Program(app, TASK, {"num-server-rounds": 4})
+    await while_they_visit(world, devices, lambda: program.run(port))
     assert accuracy(learnt(results[0], "p_"), devices) > accuracy(START, devices) + 0.2
     kinds = [plan.kind for plan in devices[0].plans]
     assert kinds == [Kind.TRAIN, Kind.EVALUATE] * 4
@@ -97,10 +97,10 @@ async def test_krum_keeps_learning_where_devices_lie(world: World) -> None:
     devices = fleet_of(world, 5, liars=1)
     await world.begin(driven())
     await calling(*devices)
-    program = Program(world)
+    bench = Bench(world)
 
     def run(strategy: Any) -> flower.Result:
-        return program.start(strategy, 3, train_config=ConfigRecord({"lr": 0.1}))
+        return bench.start(strategy, 3, train_config=ConfigRecord({"lr": 0.1}))
 
     krum = flower.Krum(num_malicious_nodes=1, min_available_nodes=5, fraction_evaluate=0.0)
     robust = await while_they_visit(world, devices, lambda: run(krum))
@@ -114,8 +114,8 @@ async def test_fedavg_over_the_grid_gives_what_the_coordinators_own_round_gives(
     devices = world.enrol("a", "b", "c")
     await world.begin(driven(goal=3, rounds=1))
     await calling(*devices)
-    program, strategy = Program(world), flower.FedAvg(min_available_nodes=3, fraction_evaluate=0.0)
-    result = await while_they_visit(world, devices, lambda: program.start(strategy, 1))
+    bench, strategy = Bench(world), flower.FedAvg(min_available_nodes=3, fraction_evaluate=0.0)
+    result = await while_they_visit(world, devices, lambda: bench.start(strategy, 1))
     world.coordinator.operations.stop_task(TASK, OPERATOR)
     deltas = [device.drawn(TASK, 1).delta for device in devices]
     mean = (deltas[0] + deltas[1] + deltas[2]).scaled(1 / 3)
@@ -314,6 +314,15 @@ async def test_a_program_whose_coordinator_stops_is_let_go(world: World) -> None
         await running
     with pytest.raises(WrongState):
         port.device_ids()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("no-colon", BadInput), ("json:loads", BadInput), ("json:nothing", NotFound), ("nowhere_at_all:app", NotFound)],
+)
+def test_what_is_no_server_app_is_refused(name: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        load_app(name)
 
 
 async def test_a_denied_device_and_one_that_never_called_are_not_offered(world: World) -> None:
