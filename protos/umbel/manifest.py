@@ -133,7 +133,7 @@ class Manifest:
             if tree["format"] != FORMAT:
                 raise BundleInvalid(f"manifest format {tree['format']} is not known here; update umbel")
             return _from_tree(tree)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise MalformedMessage(f"not a manifest: {type(error).__name__}: {error}") from error
 
 
@@ -169,7 +169,8 @@ def _from_tree(tree: dict[str, Any]) -> Manifest:
             for runtime, files in tree["graphs"].items()
         },
         files={
-            name: FileRef(parse_digest(_text(digest)), _size(size)) for name, (digest, size) in tree["files"].items()
+            _text(name): FileRef(parse_digest(_text(digest)), _size(size))
+            for name, (digest, size) in tree["files"].items()
         },
         labels=tuple(_text(label) for label in tree["labels"]),
         golden_tolerance=float(tree["golden_tolerance"]),
@@ -187,6 +188,7 @@ def _from_tree(tree: dict[str, Any]) -> Manifest:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {value!r:.80}")
+    value.encode()  # a lone surrogate, which JSON can spell, could not be written again
     return value
 
 

@@ -2,7 +2,7 @@
 
 Encoding can't fail. Decoding checks everything that a value's own constructor doesn't, and raises a `BadInput`: what
 it returns may be used without another look. Fields that a newer peer added are ignored; enum values that it added are
-refused.
+refused. Maps, which travel in no order, come out sorted.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def plan_from_message(message: pb.Plan) -> Plan:
         max_seconds=message.max_seconds,
         clip_norm=message.clip_norm,
         max_weight=message.max_weight,
-        hyperparameters={name(key, "hyperparameter"): value for key, value in message.hyperparameters.items()},
+        hyperparameters={name(key, "hyperparameter"): value for key, value in sorted(message.hyperparameters.items())},
         seed=message.seed,
     )
 
@@ -363,7 +363,7 @@ def update_from_bytes(data: bytes, shapes: Shapes, max_weight: float) -> Update:
         raise WeightsMismatch(f"a delta of {len(body.delta)} bytes isn't made of float32 numbers")
     delta = Weights.from_vector(np.frombuffer(body.delta, "<f4"), shapes)
     require_finite(delta)
-    return Update(delta, _weight(body.weight, max_weight), _metrics(dict(body.metrics)))
+    return Update(delta, _weight(body.weight, max_weight), _metrics(dict(sorted(body.metrics.items()))))
 
 
 def _weight(weight: float, most: float) -> float:

@@ -66,9 +66,10 @@ def seal(plaintext: bytes, sealing: Sealing, binding: Binding) -> bytes:
     _require_known(sealing)
     try:
         recipient = X25519PublicKey.from_public_bytes(sealing.public_key)
+        # A point of small order passes as a key, and only fails here, where the secret it would share is known to all.
+        return _HPKE.encrypt(plaintext, recipient, binding.info(sealing))
     except ValueError as error:
         raise MalformedMessage(f"not an X25519 public key: {error}") from error
-    return _HPKE.encrypt(plaintext, recipient, binding.info(sealing))
 
 
 def open_sealed(sealed: bytes, key: X25519PrivateKey, binding: Binding) -> bytes:

@@ -33,7 +33,8 @@ class Weights:
     def __post_init__(self) -> None:
         ordered = {}
         for name in sorted(self.arrays):
-            array = np.ascontiguousarray(self.arrays[name], dtype="<f4").view()
+            # Not ascontiguousarray, which gives a scalar a dimension.
+            array = np.asarray(self.arrays[name], dtype="<f4", order="C").view()
             array.flags.writeable = False
             ordered[name] = array
         object.__setattr__(self, "arrays", ordered)

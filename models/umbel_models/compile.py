@@ -1,0 +1,123 @@
+"""A torch module into a bundle: trace, translate, pass the gate, write."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from umbel.bundle import Bundle, file_refs, write_bundle
+from umbel.errors import CannotCompile
+from umbel.golden import GoldenExamples
+from umbel.manifest import GOLDEN_FILE, SIGNATURES, WEIGHTS_FILE, FileRef, Manifest, TensorSpec
+from umbel.runtime.onnx import NAME, OnnxRuntime
+from umbel.weights import Weights
+from umbel_models.lowering import lower
+from umbel_models.onnx import export, external_weights
+from umbel_models.onnx.graph import numpy_dtype
+from umbel_models.parity import ParityReport, check_parity, to_numpy
+from umbel_models.signatures import Signature, State, signatures
+from umbel_models.spec import ModelSpec, as_tuple
+
+GOLDEN_COUNT: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A bundle that has passed the gate, and how closely."""
+
+    bundle: Bundle
+    parity: ParityReport
+
+
+def compile_model(spec: ModelSpec, directory: Path) -> Compiled:
+    """Compile a model into a folder. Equal specs give equal graphs, byte for byte.
+
+    Raises:
+        OperatorNotSupported: the module uses an operator that can't be lowered.
+        ParityFailed: the graphs don't do what the module does; nothing is written.
+        CannotCompile: the spec contradicts itself, or the module can't be traced.
+    """
+    _require_no_dropout(spec)
+    training = spec.module.training
+    try:
+        state = State(spec)
+        weights = Weights({name: tensor.numpy() for name, tensor in state.weights.items()})
+        traced = signatures(spec, state, _tracing_size(spec, state))
+        files = {f"{signature.name}.onnx": _graph(spec, signature, weights) for signature in traced}
+        golden = _golden(spec)
+        files |= {WEIGHTS_FILE: weights.to_bytes(), GOLDEN_FILE: golden.to_bytes()}
+        manifest = _manifest(spec, state, golden, file_refs(files))
+        with tempfile.TemporaryDirectory(prefix="umbel-compile-") as scratch:
+            draft = write_bundle(Path(scratch), manifest, files)
+            report = check_parity(spec, draft, OnnxRuntime())
+    finally:
+        spec.module.train(training)
+    return Compiled(write_bundle(directory, manifest, files), report)
+
+
+def _require_no_dropout(spec: ModelSpec) -> None:
+    for path, module in spec.module.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            raise CannotCompile(f"{spec.name!r}: {path or 'the module'} is dropout, which a graph can't draw; set p=0")
+
+
+def _tracing_size(spec: ModelSpec, state: State) -> int:
+    """A batch size that equals no other size, so that no other size is taken for the batch."""
+    inputs, targets = spec.batch(2)
+    tensors = [*inputs.values(), *targets.values(), *state.weights.values(), *state.constants.values()]
+    taken = {int(size) for tensor in tensors for size in tensor.shape}
+    return next(size for size in range(7, 10_000) if size not in taken)
+
+
+def _graph(spec: ModelSpec, signature: Signature, weights: Weights) -> bytes:
+    spec.module.train(signature.name == "train")
+    return export(lower(signature, spec.module), external_weights(weights))
+
+
+def _golden(spec: ModelSpec) -> GoldenExamples:
+    """Torch's own answers: what every runtime has to come to."""
+    inputs, _ = spec.batch(min(GOLDEN_COUNT, spec.example_count))
+    with torch.no_grad():
+        outputs = as_tuple(spec.module.eval()(*inputs.values()))
+    return GoldenExamples(to_numpy(inputs), to_numpy(dict(zip(spec.outputs, outputs, strict=True))))
+
+
+def _manifest(spec: ModelSpec, state: State, golden: GoldenExamples, files: Mapping[str, FileRef]) -> Manifest:
+    return Manifest(
+        model=spec.name,
+        inputs=_batched(spec.inputs),
+        targets=_batched(spec.targets),
+        outputs=tuple(
+            TensorSpec(name, array.dtype.name, (None, *array.shape[1:])) for name, array in golden.outputs.items()
+        ),
+        trainable=_fixed(state.trainable),
+        buffers=_fixed(state.buffers),
+        frozen=_fixed(state.frozen),
+        slots=_fixed(state.slots),
+        hyperparameters=dict(spec.optimizer.hyperparameters),
+        metrics=("loss", *spec.metrics, "examples"),
+        graphs={NAME: {signature: f"{signature}.onnx" for signature in SIGNATURES}},
+        files=files,
+        labels=spec.labels,
+        golden_tolerance=spec.golden_tolerance,
+        description=spec.description,
+    )
+
+
+def _batched(tensors: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name, numpy_dtype(tensor.dtype).name, (None, *tensor.shape[1:])) for name, tensor in tensors.items()
+    )
+
+
+def _fixed(tensors: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name, numpy_dtype(tensor.dtype).name, tuple(tensor.shape))
+        for name, tensor in sorted(tensors.items())
+    )

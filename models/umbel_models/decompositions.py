@@ -1,0 +1,312 @@
+"""Gradients and normalisations in terms of operators that every inference runtime has.
+
+After tracing with this table no `…_backward` operator is left, except the one that becomes a MaxUnpool. What torch's
+own table does well is taken from there; what it lacks, or does in a way that runs slowly, is written here and in
+`convolution.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions
+from torch._decomp import decomposition_table as torch_table
+
+from umbel.errors import OperatorNotSupported
+from umbel_models.convolution import convolution_backward, input_gradient, per_dimension
+
+aten = torch.ops.aten
+
+KEPT: Final = {aten.max_pool2d_with_indices_backward.default}
+"""Backward operators that a translator knows."""
+
+# Those of torch's own decompositions that its core table leaves out.
+_FROM_TORCH: Final = (
+    "_log_softmax_backward_data",
+    "_softmax_backward_data",
+    "batch_norm_backward",
+    "elu_backward",
+    "gelu_backward",
+    "hardsigmoid_backward",
+    "hardswish_backward",
+    "hardtanh_backward",
+    "huber_loss_backward",
+    "leaky_relu_backward",
+    "mse_loss",
+    "mse_loss_backward",
+    "native_batch_norm_backward",
+    "native_group_norm_backward",
+    "native_layer_norm_backward",
+    "new_zeros",
+    "select_backward",
+    "sigmoid_backward",
+    "slice_backward",
+    "smooth_l1_loss",
+    "smooth_l1_loss_backward",
+    "softplus_backward",
+    "tanh_backward",
+)
+
+
+# Pooling.
+
+
+def _max_pool2d_backward(
+    gradient: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Tensor:
+    """Windows that neither overlap nor hang over: kept, for one MaxUnpool. Others: add where the maxima were."""
+    window = per_dimension(kernel, 2)
+    apart = per_dimension(stride or kernel, 2) == window and set(dilation) == {1}
+    if apart and not any(padding) and not ceil_mode:
+        return NotImplemented  # type: ignore[no-any-return] # this is how a decomposition says "keep it"
+    batch, channels, height, width = x.shape
+    flat = torch.zeros([batch, channels, height * width], dtype=gradient.dtype)
+    places = indices.reshape(batch, channels, -1)
+    return aten.scatter_add(flat, 2, places, gradient.reshape(batch, channels, -1)).reshape(x.shape)  # type: ignore[no-any-return]
+
+
+def _avg_pool2d_backward(
+    gradient: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Tensor:
+    """Each input's share of the windows it was in: a depth-wise transposed convolution with a constant kernel."""
+    window, padding = per_dimension(kernel, 2), per_dimension(padding, 2)
+    steps = per_dimension(stride or kernel, 2)
+    if ceil_mode or (any(padding) and not count_include_pad):
+        raise OperatorNotSupported("average pooling with ceil_mode or uncounted padding; pad with F.pad before it")
+    area = divisor or window[0] * window[1]
+    batch, channels, height, width = x.shape
+    rows, columns = gradient.shape[2:]
+    if steps == window and not any(padding) and (height, width) == (rows * window[0], columns * window[1]):
+        spread = (gradient / area).reshape(batch, channels, rows, 1, columns, 1)
+        return spread.expand(-1, -1, -1, window[0], -1, window[1]).reshape(x.shape)
+    share = torch.full([channels, 1, *window], 1.0 / area)
+    return input_gradient(gradient, share, [height, width], steps, padding, [1, 1], channels)
+
+
+def _adaptive_avg_pool2d(x: Tensor, size: Sequence[int]) -> Tensor:
+    window = _even_window(x, per_dimension(size, 2))
+    if per_dimension(size, 2) == [1, 1]:
+        return x.mean([-2, -1], keepdim=True)
+    return aten.avg_pool2d(x, window)  # type: ignore[no-any-return]
+
+
+def _adaptive_avg_pool2d_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    window = _even_window(x, list(gradient.shape[-2:]))
+    if gradient.shape[-2:] == (1, 1):
+        return (gradient / (window[0] * window[1])).expand(x.shape)
+    return _avg_pool2d_backward(gradient, x, window, [], [0], False, True, None)
+
+
+def _even_window(x: Tensor, size: Sequence[int]) -> list[int]:
+    if x.shape[-2] % size[0] or x.shape[-1] % size[1]:
+        raise OperatorNotSupported(
+            f"adaptive pooling of {tuple(x.shape[-2:])} to {tuple(size)}; choose a size that divides evenly"
+        )
+    return [x.shape[-2] // size[0], x.shape[-1] // size[1]]
+
+
+# Losses and embeddings.
+
+
+def _nll_loss_forward(
+    scores: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    share, safe = _class_shares(scores, target, weight, ignore_index)
+    losses = -aten.gather(scores, 1, safe.unsqueeze(1)).squeeze(1) * share
+    total = share.sum()
+    if reduction == 0:
+        return losses, total
+    return (losses.sum() / total if reduction == 1 else losses.sum()), total
+
+
+def _nll_loss_backward(
+    gradient: Tensor,
+    scores: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    total: Tensor,
+) -> Tensor:
+    share, safe = _class_shares(scores, target, weight, ignore_index)
+    scale = (gradient / total if reduction == 1 else gradient) * share
+    classes = torch.arange(scores.shape[1], dtype=target.dtype).unsqueeze(0)
+    return torch.where(classes == safe.unsqueeze(1), -scale.unsqueeze(1), 0.0)
+
+
+def _class_shares(scores: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """How much each example counts, and a class for each that may be looked up."""
+    if scores.dim() != 2:
+        raise OperatorNotSupported("a class loss over more than [examples, classes]; flatten positions into examples")
+    counts = target != ignore_index
+    safe = torch.where(counts, target, torch.zeros((), dtype=target.dtype))
+    share = counts.to(scores.dtype)
+    return (share if weight is None else share * aten.index_select(weight, 0, safe)), safe
+
+
+def _embedding_backward(
+    gradient: Tensor, indices: Tensor, count: int, padding_idx: int, scale_by_frequency: bool
+) -> Tensor:
+    if scale_by_frequency:
+        raise OperatorNotSupported("embedding with scale_grad_by_freq; leave it out")
+    width = gradient.shape[-1]
+    rows, places = gradient.reshape(-1, width), indices.reshape(-1)
+    if padding_idx >= 0:
+        rows = torch.where((places == padding_idx).unsqueeze(1), 0.0, rows)
+    return aten.index_put(torch.zeros([count, width]), [places], rows, True)  # type: ignore[no-any-return]
+
+
+# Normalisation. Torch's own forms use broadcasts that only its compiler knows.
+
+
+def _normalise(x: Tensor, dims: list[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean = x.mean(dims, keepdim=True)
+    centred = x - mean
+    variance = (centred * centred).mean(dims, keepdim=True)
+    scale = torch.rsqrt(variance + epsilon)
+    return centred * scale, mean, variance, scale
+
+
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, _, scale = _normalise(x, list(range(x.dim() - len(shape), x.dim())), epsilon)
+    y = y if weight is None else y * weight
+    return (y if bias is None else y + bias), mean, scale
+
+
+def _group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    batch: int,
+    channels: int,
+    area: int,
+    groups: int,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = x.reshape(batch, groups, (channels // groups) * area)
+    y, mean, _, scale = _normalise(rows, [2], epsilon)
+    y = _per_channel(y.reshape(x.shape), weight, bias)
+    return y, mean.reshape(batch, groups), scale.reshape(batch, groups)
+
+
+def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    shape = [1, x.shape[1]] + [1] * (x.dim() - 2)
+    x = x if weight is None else x * weight.reshape(shape)
+    return x if bias is None else x + bias.reshape(shape)
+
+
+def _batch_norm_training(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_variance: Tensor,
+    training: bool,
+    momentum: float,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not training:
+        return _batch_norm_frozen(x, weight, bias, running_mean, running_variance, momentum, epsilon)
+    channels = x.shape[1]
+    y, mean, variance, scale = _normalise(x, [0, *range(2, x.dim())], epsilon)
+    mean, variance, scale = mean.reshape(channels), variance.reshape(channels), scale.reshape(channels)
+    seen = x.numel() // channels
+    running_mean.copy_(momentum * mean + (1 - momentum) * running_mean)
+    # The running variance is the unbiased one.
+    running_variance.copy_(momentum * (variance * (seen / (seen - 1))) + (1 - momentum) * running_variance)
+    return _per_channel(y, weight, bias), mean, scale
+
+
+def _batch_norm_frozen(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_variance: Tensor,
+    momentum: float,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    del momentum
+    shape = [1, x.shape[1]] + [1] * (x.dim() - 2)
+    scale = torch.rsqrt(running_variance + epsilon)
+    y = (x - running_mean.reshape(shape)) * scale.reshape(shape)
+    none = torch.zeros([0])
+    return _per_channel(y, weight, bias), none, none
+
+
+# Pointwise.
+
+
+def _threshold_backward(gradient: Tensor, x: Tensor, threshold: float) -> Tensor:
+    # A product with a mask of ones and zeros runs faster than a choice between two tensors.
+    return gradient * (x > threshold).to(gradient.dtype)
+
+
+def _silu_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    gate = torch.sigmoid(x)
+    return gradient * gate * (1 + x * (1 - gate))
+
+
+def _vector_norm(
+    x: Tensor, order: float = 2, dims: list[int] | None = None, keepdim: bool = False, dtype: Any = None
+) -> Tensor:
+    if order != 2 or dtype is not None:
+        raise OperatorNotSupported(f"a vector norm of order {order}; only the Euclidean norm is known")
+    square = x * x
+    return (square.sum() if dims is None else square.sum(dims, keepdim)).sqrt()
+
+
+def _safe_softmax(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
+    # Torch guards against rows that are masked everywhere; a causal mask has none.
+    del dtype
+    return aten._softmax.default(x, dim, False)  # type: ignore[no-any-return]
+
+
+_OWN: Final[dict[Any, Callable[..., Any]]] = {
+    aten._adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+    aten._adaptive_avg_pool2d_backward.default: _adaptive_avg_pool2d_backward,
+    aten._native_batch_norm_legit.default: _batch_norm_training,
+    aten._native_batch_norm_legit_no_training.default: _batch_norm_frozen,
+    aten._safe_softmax.default: _safe_softmax,
+    aten.avg_pool2d_backward.default: _avg_pool2d_backward,
+    aten.convolution_backward.default: convolution_backward,
+    aten.embedding_dense_backward.default: _embedding_backward,
+    aten.linalg_vector_norm.default: _vector_norm,
+    aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
+    aten.native_batch_norm.default: _batch_norm_training,
+    aten.native_group_norm.default: _group_norm,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.nll_loss_backward.default: _nll_loss_backward,
+    aten.nll_loss_forward.default: _nll_loss_forward,
+    aten.silu_backward.default: _silu_backward,
+    aten.threshold_backward.default: _threshold_backward,
+}
+
+
+def decomposition_table() -> dict[Any, Callable[..., Any]]:
+    """Torch's core decompositions, those of its others that are needed, and ours over both."""
+    table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
+    for name in _FROM_TORCH:
+        operator = getattr(aten, name).default
+        table[operator] = torch_table[operator]
+    table[aten.split.Tensor] = torch_table[aten.split.Tensor]
+    return table | _OWN

@@ -1,0 +1,164 @@
+"""A signature as a flat ATen graph of forward-style operators, whose only open size is the batch.
+
+`torch.export` can't trace `torch.func.grad`; `make_fx` can. Its inputs are made fake by hand, so that the batch is a
+symbol and every other size is a number. A batch size that gets pinned while tracing would be silent, so it is
+looked for afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own custom
+from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from umbel.errors import CannotCompile, OperatorNotSupported, UmbelError
+from umbel_models.decompositions import KEPT, decomposition_table
+from umbel_models.signatures import Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A traced signature."""
+
+    signature: Signature
+    graph: fx.GraphModule
+    outputs: tuple[str, ...]
+    sizes: ShapeEnv
+
+    def require_open_batch(self, stage: str) -> None:
+        """Raise `CannotCompile` if the batch size became a number."""
+        pinned = {str(s): int(v) for s, v in self.sizes.replacements.items() if v.is_number}
+        if pinned:
+            raise CannotCompile(
+                f"{self.signature.name!r}: {stage} fixed the batch size to {sorted(pinned.values())}; the module reads "
+                "it as a number somewhere (int(x.shape[0]), a Python loop over examples): use tensor operations"
+            )
+
+
+class _Rewrites(TorchFunctionMode):
+    """Puts another form in place of composites whose C++ code reads sizes as numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear and args[0].dim() > 2:
+            return _linear_by_rows(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _linear_by_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    rows = x.reshape(-1, weight.shape[1])
+    product = torch.mm(rows, weight.t()) if bias is None else torch.addmm(bias, rows, weight.t())
+    return product.reshape([*x.shape[:-1], weight.shape[0]])
+
+
+@contextmanager
+def _tracing(fake: FakeTensorMode) -> Iterator[None]:
+    """Everything that must hold while tracing."""
+    with ExitStack() as stack:
+        stack.enter_context(fake)
+        # Without the Python dispatcher C++ composites (linear, lstm, padding) read sizes and pin the batch.
+        stack.enter_context(enable_python_dispatcher())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        yield
+
+
+def _fake_input(fake: FakeTensorMode, tensor: Tensor, batched: bool) -> Tensor:
+    sizes = [DimDynamic.DUCK if batched and i == 0 else DimDynamic.STATIC for i in range(tensor.dim())]
+    return fake.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
+
+
+@contextmanager
+def _noting_modules(module: nn.Module) -> Iterator[None]:
+    """Let each node of the trace remember the path of the module whose forward made it."""
+    open_notes: list[AbstractContextManager[None]] = []
+    handles = []
+
+    def enter(path: str) -> Any:
+        def hook(*_: Any) -> None:
+            note = traceback.annotate({"module": path})
+            note.__enter__()
+            open_notes.append(note)
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        open_notes.pop().__exit__(None, None, None)
+
+    for path, child in module.named_modules():
+        handles.append(child.register_forward_pre_hook(enter(path), prepend=True))
+        handles.append(child.register_forward_hook(leave, always_call=True))
+    try:
+        with traceback.preserve_node_meta():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def module_of(node: fx.Node) -> str:
+    """Where in the module a node comes from, for messages."""
+    path = node.meta.get("custom", {}).get("module")
+    if path is None:
+        return "(in the loss, a gradient or the optimiser)"
+    return f"(in module {path!r})" if path else "(in the module's own forward)"
+
+
+def lower(signature: Signature, module: nn.Module) -> Lowered:
+    """Trace a signature of this module.
+
+    Raises:
+        OperatorNotSupported: an operator of the module, or its gradient, has no decomposition here.
+        CannotCompile: the module can't be traced, or its batch size got pinned.
+    """
+    sizes = ShapeEnv()
+    fake = FakeTensorMode(shape_env=sizes, allow_non_fake_inputs=True)
+    names = list(signature.inputs)
+    examples = [_fake_input(fake, t, name in signature.batched) for name, t in signature.inputs.items()]
+    outputs: list[str] = []
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        with _Rewrites():
+            named = signature.function(dict(zip(names, tensors, strict=True)))
+        outputs[:] = named
+        return tuple(named.values())
+
+    logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)
+    try:
+        with _tracing(fake), _noting_modules(module):
+            graph = make_fx(flat, decomposition_table=decomposition_table())(*examples)
+    except UmbelError:
+        raise
+    except Exception as error:  # torch raises anything at all from inside a user's module
+        raise CannotCompile(f"{signature.name!r}: tracing failed with {type(error).__name__}: {error}") from error
+    lowered = Lowered(signature, graph, tuple(outputs), sizes)
+    lowered.require_open_batch("tracing")
+    _require_forward_style(lowered)
+    graph.graph.eliminate_dead_code()
+    return lowered
+
+
+def _require_forward_style(lowered: Lowered) -> None:
+    targets = {node.target for node in lowered.graph.graph.nodes if node.op == "call_function"}
+    left = sorted(str(target) for target in targets - KEPT if "backward" in str(target))
+    if left:
+        raise OperatorNotSupported(
+            f"{lowered.signature.name!r}: no decomposition for {', '.join(left)}; replace the layer that needs it, "
+            "or freeze its inputs"
+        )

@@ -1,0 +1,139 @@
+"""A lowered signature as the bytes of an ONNX file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+from onnx import TensorProto, ValueInfoProto, helper
+from torch import Tensor, fx
+
+from umbel.errors import CannotCompile, OperatorNotSupported
+from umbel.manifest import WEIGHTS_FILE
+from umbel.weights import Weights
+from umbel_models.lowering import Lowered, module_of
+from umbel_models.onnx import indexing, linear, pointwise, reductions, shapes
+from umbel_models.onnx.graph import HANDLERS, Writer, onnx_dtype
+
+OPSET: Final = 20
+IR_VERSION: Final = 10
+FAMILIES: Final = (indexing, linear, pointwise, reductions, shapes)
+"""Importing a family registers its operators."""
+
+External = Mapping[str, tuple[int, int]]
+"""Weight name -> offset and length of its bytes in the weights file."""
+
+
+def external_weights(weights: Weights) -> External:
+    """Where each weight's bytes lie in its safetensors file; the same for every version of an architecture."""
+    data = weights.to_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: (8 + length + begin, end - begin) for name, (begin, end) in sorted(spans.items())}
+
+
+def export(lowered: Lowered, weights: External) -> bytes:
+    """Translate a lowered signature.
+
+    Args:
+        lowered: what `lower` gave.
+        weights: where the weights lie that the signature takes as constants.
+
+    Raises:
+        OperatorNotSupported: an operator has no translation.
+        CannotCompile: the translation pinned the batch size.
+    """
+    writer = Writer()
+    inputs = _declare_inputs(lowered, writer)
+    for node in lowered.graph.graph.nodes:
+        _translate(lowered, writer, node)
+    outputs = _declare_outputs(lowered, writer)
+    lowered.require_open_batch("translating to ONNX")
+    nodes, constants = writer.used([output.name for output in outputs])
+    external = [
+        _external(name, lowered.signature.inputs[name], weights[name])
+        for name in lowered.signature.inputs
+        if name in lowered.signature.weights
+    ]
+    graph = helper.make_graph(nodes, lowered.signature.name, inputs, outputs, [*external, *constants])
+    opsets = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="umbel")
+    return model.SerializeToString(deterministic=True)
+
+
+def _declare_inputs(lowered: Lowered, writer: Writer) -> list[ValueInfoProto]:
+    placeholders = [node for node in lowered.graph.graph.nodes if node.op == "placeholder"]
+    declared = []
+    for node, name in zip(placeholders, lowered.signature.inputs, strict=True):
+        writer.values[node] = name
+        if name not in lowered.signature.weights:
+            declared.append(_value_info(name, node.meta["val"]))
+    return declared
+
+
+def _declare_outputs(lowered: Lowered, writer: Writer) -> list[ValueInfoProto]:
+    (output,) = (node for node in lowered.graph.graph.nodes if node.op == "output")
+    declared = []
+    for value, name in zip(output.args[0], lowered.outputs, strict=True):
+        if not isinstance(value, fx.Node):
+            raise CannotCompile(f"{lowered.signature.name!r}: output {name!r} is the constant {value!r}")
+        writer.nodes.append(helper.make_node("Identity", [writer.name(value)], [name], name=f"out_{name}"))
+        declared.append(_value_info(name, value.meta["val"]))
+    return declared
+
+
+def _value_info(name: str, example: Tensor) -> ValueInfoProto:
+    sizes = ["batch" if isinstance(size, torch.SymInt) else size for size in example.shape]
+    return helper.make_tensor_value_info(name, onnx_dtype(example.dtype), sizes)
+
+
+def _external(name: str, example: Tensor, span: tuple[int, int]) -> TensorProto:
+    tensor = TensorProto(name=name, data_type=onnx_dtype(example.dtype), dims=list(example.shape))
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", WEIGHTS_FILE), ("offset", str(span[0])), ("length", str(span[1]))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
+    if node.op == "get_attr":
+        writer.values[node] = writer.constant(_attribute(lowered.graph, str(node.target)))
+    if node.op != "call_function":
+        return
+    handler = HANDLERS.get(node.target) or HANDLERS.get(_not_in_place(node.target))
+    if handler is None:
+        raise OperatorNotSupported(
+            f"{lowered.signature.name!r}: no translation for {node.target} {module_of(node)}; "
+            "write that part with other operators"
+        )
+    try:
+        value = handler(writer, node, *node.args, **node.kwargs)
+    except (TypeError, OperatorNotSupported) as error:
+        raise OperatorNotSupported(
+            f"{lowered.signature.name!r}: {node.target} {module_of(node)} is used in a way that has no translation: "
+            f"{error}"
+        ) from error
+    writer.values[node] = value
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None and schema.is_mutable:
+        # From here on the written tensor is the new one.
+        writer.values[node.args[0]] = value  # type: ignore[index]
+
+
+def _not_in_place(target: Any) -> Any:
+    """The pure form of an operator that writes into its first argument: `add_` becomes `add`."""
+    name = getattr(getattr(target, "overloadpacket", None), "__name__", "")
+    if not name.endswith("_"):
+        return None
+    return getattr(getattr(torch.ops.aten, name[:-1], None), target._overloadname, None)
+
+
+def _attribute(graph: fx.GraphModule, path: str) -> np.ndarray[Any, Any]:
+    value: Any = graph
+    for part in path.split("."):
+        value = getattr(value, part)
+    return np.asarray(value.detach().numpy())

@@ -1,0 +1,178 @@
+"""The graph being written: names, constants, nodes, and how an ATen value becomes the name of an ONNX one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from torch import fx
+
+from umbel.errors import OperatorNotSupported
+
+Handler = Callable[..., Any]
+"""(writer, node, *args, **kwargs) -> the name of the node's value, or a list of names."""
+
+HANDLERS: Final[dict[Any, Handler]] = {}
+"""ATen operator -> what translates it; each module of a family fills in its own."""
+
+_NUMPY: Final[dict[torch.dtype, type[np.generic]]] = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.float16: np.float16,
+    torch.int64: np.int64,
+    torch.int32: np.int32,
+    torch.uint8: np.uint8,
+    torch.bool: np.bool_,
+}
+
+
+def translates(*targets: Any) -> Callable[[Handler], Handler]:
+    """Register a handler for these operators."""
+
+    def register(handler: Handler) -> Handler:
+        for target in targets:
+            HANDLERS[target] = handler
+        return handler
+
+    return register
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """The numpy dtype that corresponds; `OperatorNotSupported` for those that graphs don't use."""
+    if dtype not in _NUMPY:
+        raise OperatorNotSupported(f"tensors of {dtype} have no place in a graph; convert them to float32")
+    return np.dtype(_NUMPY[dtype])
+
+
+def onnx_dtype(dtype: torch.dtype) -> int:
+    """The number by which ONNX knows a dtype."""
+    return int(helper.np_dtype_to_tensor_dtype(numpy_dtype(dtype)))
+
+
+def is_open(size: Any) -> bool:
+    """Whether a size or number is only known when the graph runs."""
+    return isinstance(size, (torch.SymInt, torch.SymFloat, fx.Node))
+
+
+def dtype_of(node: fx.Node) -> torch.dtype:
+    """The dtype of a node's tensor."""
+    return node.meta["val"].dtype  # type: ignore[no-any-return]
+
+
+def rank_of(node: fx.Node) -> int:
+    """The number of dimensions of a node's tensor."""
+    return int(node.meta["val"].dim())
+
+
+def shape_of(node: fx.Node) -> Sequence[Any]:
+    """The sizes of a node's tensor; open ones are symbols."""
+    return node.meta["val"].shape  # type: ignore[no-any-return]
+
+
+class Writer:
+    """Collects the nodes and constants of one graph."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, TensorProto] = {}
+        self.values: dict[fx.Node, Any] = {}
+        """What each ATen node became."""
+        self.flat_indices: dict[fx.Node, str] = {}
+        """Of each max-pooling, where its maxima lie in the whole tensor, as MaxUnpool wants it."""
+        self._known: dict[object, str] = {}
+        self._made: dict[object, Any] = {}
+
+    def constant(self, value: Any, dtype: Any = None) -> str:
+        """The name of a constant; equal ones share it."""
+        array: NDArray[Any] = np.asarray(value, dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._known:
+            name = f"c{len(self._known)}"
+            self._known[key] = name
+            # ascontiguousarray would turn a scalar into a vector.
+            self.constants[name] = numpy_helper.from_array(array.copy(order="C"), name)
+        return self._known[key]
+
+    def ints(self, *values: int) -> str:
+        """A constant vector of int64, as shapes and axes are given."""
+        return self.constant(values, np.int64)
+
+    def node(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
+        """Add an ONNX node and name its value (a list of names for several); equal nodes are made once."""
+        names = [self.name(value) for value in inputs]
+        attributes = {key: value for key, value in sorted(attributes.items()) if value is not None}
+        key = (kind, tuple(names), outputs, repr(attributes))
+        if key not in self._made:
+            made = [f"t{len(self._made)}_{i}" if outputs > 1 else f"t{len(self._made)}" for i in range(outputs)]
+            self.nodes.append(helper.make_node(kind, names, made, name=f"n{len(self._made)}", **attributes))
+            self._made[key] = made[0] if outputs == 1 else made
+        return self._made[key]
+
+    def name(self, value: Any) -> str:
+        """The name of an ATen node's value, of a constant, or of nothing."""
+        if value is None:
+            return ""
+        if isinstance(value, str):
+            return value
+        if isinstance(value, fx.Node):
+            found = self.values[value]
+            return found if isinstance(found, str) else str(found[0])
+        return self.constant(value)
+
+    def cast(self, value: Any, dtype: torch.dtype) -> str:
+        """A tensor, or a number, as a tensor of this dtype."""
+        if not isinstance(value, fx.Node):
+            return self.constant(value, numpy_dtype(dtype))
+        example = value.meta["val"]
+        if not isinstance(example, torch.Tensor):
+            # Sizes are kept as vectors of one; as numbers they have no dimension.
+            scalar = self.node("Squeeze", value)
+            return str(self.node("Cast", scalar, to=onnx_dtype(dtype)))
+        if example.dtype == dtype:
+            return self.name(value)
+        return str(self.node("Cast", value, to=onnx_dtype(dtype)))
+
+    def vector(self, sizes: Sequence[Any]) -> str:
+        """A shape as a vector of int64, whose open sizes are computed when the graph runs."""
+        if not any(is_open(size) for size in sizes):
+            return self.ints(*sizes)
+        parts: list[str] = []
+        run: list[int] = []
+        for size in sizes:
+            if not is_open(size):
+                run.append(size)
+                continue
+            if run:
+                parts.append(self.ints(*run))
+                run = []
+            parts.append(self.name(size))
+        if run:
+            parts.append(self.ints(*run))
+        return parts[0] if len(parts) == 1 else str(self.node("Concat", *parts, axis=0))
+
+    def reshape(self, value: Any, sizes: Sequence[Any]) -> str:
+        """A value in another shape; one open size is inferred by the runtime."""
+        unknown = [is_open(size) or size == -1 for size in sizes]
+        if sum(unknown) == 1:
+            target = self.ints(*(-1 if open_ else size for size, open_ in zip(sizes, unknown, strict=True)))
+        else:
+            target = self.vector(sizes)
+        return str(self.node("Reshape", value, target))
+
+    def used(self, outputs: Sequence[str]) -> tuple[list[NodeProto], list[TensorProto]]:
+        """The nodes and constants that these outputs need, in order."""
+        needed, kept = set(outputs), []
+        for node in reversed(self.nodes):
+            if needed & set(node.output):
+                needed |= set(node.input)
+                kept.append(node)
+        return kept[::-1], [tensor for name, tensor in self.constants.items() if name in needed]
+
+
+def attribute_ints(values: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Settings as lists of plain numbers, as ONNX attributes want them."""
+    return {name: [int(value) for value in given] for name, given in values.items()}

@@ -1,0 +1,166 @@
+"""Operators that treat each number by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from umbel_models.onnx.graph import Writer, dtype_of, onnx_dtype, translates
+
+aten = torch.ops.aten
+
+
+def _common_dtype(n: fx.Node, x: Any, y: Any) -> torch.dtype:
+    """The dtype in which two operands meet: the result's, unless that only says yes or no."""
+    if dtype_of(n) != torch.bool:
+        return dtype_of(n)
+    tensors = [v.meta["val"] for v in (x, y) if isinstance(v, fx.Node) and isinstance(v.meta["val"], Tensor)]
+    return torch.result_type(*tensors) if len(tensors) == 2 else tensors[0].dtype
+
+
+def _binary(kind: str, w: Writer, n: fx.Node, x: Any, y: Any) -> Any:
+    dtype = _common_dtype(n, x, y)
+    return w.node(kind, w.cast(x, dtype), w.cast(y, dtype))
+
+
+def _register_binary(kind: str, packet: Any) -> None:
+    def handler(w: Writer, n: fx.Node, x: Any, y: Any, alpha: float = 1) -> Any:
+        if alpha == 1:
+            return _binary(kind, w, n, x, y)
+        dtype = dtype_of(n)
+        return w.node(kind, w.cast(x, dtype), w.node("Mul", w.cast(y, dtype), w.cast(alpha, dtype)))
+
+    for overload in ("Tensor", "Scalar", "default"):
+        if overload in packet.overloads():
+            translates(getattr(packet, overload))(handler)
+
+
+for _kind, _packet in (
+    ("Add", aten.add),
+    ("Sub", aten.sub),
+    ("Mul", aten.mul),
+    ("Div", aten.div),
+    ("Equal", aten.eq),
+    ("Greater", aten.gt),
+    ("GreaterOrEqual", aten.ge),
+    ("Less", aten.lt),
+    ("LessOrEqual", aten.le),
+    ("Max", aten.maximum),
+    ("Min", aten.minimum),
+):
+    _register_binary(_kind, _packet)
+
+
+def _register_unary(kind: str, packet: Any) -> None:
+    def handler(w: Writer, n: fx.Node, x: fx.Node) -> Any:
+        return w.node(kind, w.cast(x, dtype_of(n)))
+
+    translates(packet.default)(handler)
+
+
+for _kind, _packet in (
+    ("Abs", aten.abs),
+    ("Ceil", aten.ceil),
+    ("Cos", aten.cos),
+    ("Erf", aten.erf),
+    ("Exp", aten.exp),
+    ("Floor", aten.floor),
+    ("HardSwish", aten.hardswish),
+    ("Log", aten.log),
+    ("Neg", aten.neg),
+    ("Reciprocal", aten.reciprocal),
+    ("Relu", aten.relu),
+    ("Sigmoid", aten.sigmoid),
+    ("Sign", aten.sign),
+    ("Sin", aten.sin),
+    ("Sqrt", aten.sqrt),
+    ("Tanh", aten.tanh),
+):
+    _register_unary(_kind, _packet)
+
+
+@translates(aten.ne.Scalar, aten.ne.Tensor)
+def _differ(w: Writer, n: fx.Node, x: Any, y: Any) -> Any:
+    return w.node("Not", _binary("Equal", w, n, x, y))
+
+
+@translates(aten.rsub.Scalar)
+def _reverse_sub(w: Writer, n: fx.Node, x: fx.Node, y: float) -> Any:
+    return w.node("Sub", w.cast(y, dtype_of(n)), w.cast(x, dtype_of(n)))
+
+
+@translates(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
+def _power(w: Writer, n: fx.Node, x: Any, y: Any) -> Any:
+    base = w.cast(x, dtype_of(n))
+    if not isinstance(y, fx.Node) and y in (2, 3):
+        square = w.node("Mul", base, base)
+        return square if y == 2 else w.node("Mul", square, base)
+    return w.node("Pow", base, w.cast(y, dtype_of(n)))
+
+
+@translates(aten.rsqrt.default)
+def _reverse_sqrt(w: Writer, n: fx.Node, x: fx.Node) -> Any:
+    return w.node("Reciprocal", w.node("Sqrt", x))
+
+
+@translates(aten.log1p.default)
+def _log1p(w: Writer, n: fx.Node, x: fx.Node) -> Any:
+    return w.node("Log", w.node("Add", x, w.cast(1, dtype_of(n))))
+
+
+@translates(aten.expm1.default)
+def _expm1(w: Writer, n: fx.Node, x: fx.Node) -> Any:
+    return w.node("Sub", w.node("Exp", x), w.cast(1, dtype_of(n)))
+
+
+@translates(aten.bitwise_and.Tensor, aten.logical_and.default)
+def _and(w: Writer, n: fx.Node, x: fx.Node, y: fx.Node) -> Any:
+    return w.node("And", x, y)
+
+
+@translates(aten.bitwise_or.Tensor, aten.logical_or.default)
+def _or(w: Writer, n: fx.Node, x: fx.Node, y: fx.Node) -> Any:
+    return w.node("Or", x, y)
+
+
+@translates(aten.bitwise_not.default, aten.logical_not.default)
+def _not(w: Writer, n: fx.Node, x: fx.Node) -> Any:
+    return w.node("Not", w.node("Cast", x, to=onnx_dtype(torch.bool)))
+
+
+@translates(aten.where.self)
+def _where(w: Writer, n: fx.Node, condition: fx.Node, x: Any, y: Any) -> Any:
+    return w.node("Where", condition, w.cast(x, dtype_of(n)), w.cast(y, dtype_of(n)))
+
+
+@translates(aten.clamp.default, aten.hardtanh.default)
+def _clamp(w: Writer, n: fx.Node, x: fx.Node, low: Any = None, high: Any = None) -> Any:
+    bounds = [None if bound is None else w.cast(bound, dtype_of(n)) for bound in (low, high)]
+    return w.node("Clip", x, *bounds)
+
+
+@translates(aten.clamp_min.default)
+def _clamp_min(w: Writer, n: fx.Node, x: fx.Node, low: Any) -> Any:
+    return w.node("Clip", x, w.cast(low, dtype_of(n)))
+
+
+@translates(aten.gelu.default)
+def _gelu(w: Writer, n: fx.Node, x: fx.Node, approximate: str = "none") -> Any:
+    return w.node("Gelu", x, approximate=approximate)
+
+
+@translates(aten.silu.default)
+def _silu(w: Writer, n: fx.Node, x: fx.Node) -> Any:
+    return w.node("Mul", x, w.node("Sigmoid", x))
+
+
+@translates(aten.leaky_relu.default)
+def _leaky_relu(w: Writer, n: fx.Node, x: fx.Node, slope: float = 0.01) -> Any:
+    return w.node("LeakyRelu", x, alpha=float(slope))
+
+
+@translates(aten.elu.default)
+def _elu(w: Writer, n: fx.Node, x: fx.Node, alpha: float = 1.0) -> Any:
+    return w.node("Elu", x, alpha=float(alpha))

@@ -1,0 +1,74 @@
+"""Sums, means, extremes and softmaxes along dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from umbel.errors import OperatorNotSupported
+from umbel_models.onnx.graph import Writer, dtype_of, rank_of, translates
+
+aten = torch.ops.aten
+
+
+def _reduce(kind: str, w: Writer, n: fx.Node, x: fx.Node, dims: Sequence[int] | None, keep: bool) -> Any:
+    value = w.cast(x, dtype_of(n))
+    if not dims:
+        return w.node(kind, value, keepdims=int(keep))
+    return w.node(kind, value, w.ints(*(dim % rank_of(x) for dim in dims)), keepdims=int(keep))
+
+
+@translates(aten.sum.default, aten.sum.dim_IntList)
+def _sum(
+    w: Writer, n: fx.Node, x: fx.Node, dims: Sequence[int] | None = None, keep: bool = False, dtype: Any = None
+) -> Any:
+    return _reduce("ReduceSum", w, n, x, dims, keep)
+
+
+@translates(aten.mean.default, aten.mean.dim)
+def _mean(
+    w: Writer, n: fx.Node, x: fx.Node, dims: Sequence[int] | None = None, keep: bool = False, dtype: Any = None
+) -> Any:
+    return _reduce("ReduceMean", w, n, x, dims, keep)
+
+
+@translates(aten.amax.default)
+def _amax(w: Writer, n: fx.Node, x: fx.Node, dims: Sequence[int] = (), keep: bool = False) -> Any:
+    return _reduce("ReduceMax", w, n, x, dims, keep)
+
+
+@translates(aten.amin.default)
+def _amin(w: Writer, n: fx.Node, x: fx.Node, dims: Sequence[int] = (), keep: bool = False) -> Any:
+    return _reduce("ReduceMin", w, n, x, dims, keep)
+
+
+@translates(aten.max.dim)
+def _max(w: Writer, n: fx.Node, x: fx.Node, dim: int, keep: bool = False) -> Any:
+    axis = dim % rank_of(x)
+    largest = w.node("ReduceMax", x, w.ints(axis), keepdims=int(keep))
+    return [largest, w.node("ArgMax", x, axis=axis, keepdims=int(keep))]
+
+
+@translates(aten.argmax.default)
+def _argmax(w: Writer, n: fx.Node, x: fx.Node, dim: int | None = None, keep: bool = False) -> Any:
+    if dim is None:
+        raise OperatorNotSupported("argmax over everything; name a dimension")
+    return w.node("ArgMax", x, axis=dim % rank_of(x), keepdims=int(keep))
+
+
+@translates(aten._softmax.default)
+def _softmax(w: Writer, n: fx.Node, x: fx.Node, dim: int, half_to_float: bool = False) -> Any:
+    return w.node("Softmax", x, axis=dim % rank_of(x))
+
+
+@translates(aten._log_softmax.default)
+def _log_softmax(w: Writer, n: fx.Node, x: fx.Node, dim: int, half_to_float: bool = False) -> Any:
+    return w.node("LogSoftmax", x, axis=dim % rank_of(x))
+
+
+@translates(aten.cumsum.default)
+def _cumulative_sum(w: Writer, n: fx.Node, x: fx.Node, dim: int) -> Any:
+    return w.node("CumSum", w.cast(x, dtype_of(n)), w.ints(dim % rank_of(x)))

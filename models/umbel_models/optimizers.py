@@ -1,0 +1,181 @@
+"""Optimisers as pure functions, so that a step of them can be traced into the training graph.
+
+An optimiser names its slots: one tensor per trainable weight (`slots`), or one scalar for all (`scalars`). Each
+starts at zero, except `anchor`, which the runtime fills with the weights that training starts from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+
+
+class Optimizer(Protocol):
+    """How a weight moves, given its gradient."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the tensors kept for each trainable weight."""
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """Names of the numbers kept for all of them together."""
+
+    @property
+    def hyperparameters(self) -> Mapping[str, float]:
+        """Scalar inputs of the training graph and their usual values."""
+
+    def advance(self, scalars: Tensors) -> dict[str, Tensor]:
+        """The scalars as this step uses them and leaves them."""
+
+    def update(
+        self, weight: Tensor, gradient: Tensor, slots: Tensors, scalars: Tensors, hyper: Tensors
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The new weight, and the new value of each slot that changed."""
+
+    def torch_optimizer(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+        """Torch's own implementation, for the parity gate to compare with."""
+
+
+@dataclass(frozen=True, slots=True)
+class SGD:
+    """Stochastic gradient descent, with momentum as an option (torch's form: no dampening)."""
+
+    lr: float = 0.05
+    momentum: float | None = None
+    """None leaves momentum out of the graph, and its slots with it; a number is the usual value."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The velocity, where there is momentum."""
+        return () if self.momentum is None else ("velocity",)
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
+    def hyperparameters(self) -> Mapping[str, float]:
+        """`lr`, and `momentum` where there is momentum."""
+        return {"lr": self.lr} if self.momentum is None else {"lr": self.lr, "momentum": self.momentum}
+
+    def advance(self, scalars: Tensors) -> dict[str, Tensor]:
+        """Nothing to do."""
+        return dict(scalars)
+
+    def update(
+        self, weight: Tensor, gradient: Tensor, slots: Tensors, scalars: Tensors, hyper: Tensors
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step against the gradient, or along the velocity."""
+        del scalars
+        if self.momentum is None:
+            return weight - hyper["lr"] * gradient, {}
+        velocity = hyper["momentum"] * slots["velocity"] + gradient
+        return weight - hyper["lr"] * velocity, {"velocity": velocity}
+
+    def torch_optimizer(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+        """torch.optim.SGD."""
+        return torch.optim.SGD(weights, self.lr, momentum=self.momentum or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Adam:
+    """Adam (Kingma and Ba, 2015); with `weight_decay` its decoupled form, AdamW (Loshchilov and Hutter, 2019)."""
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """First and second moment."""
+        return ("moment1", "moment2")
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """The number of steps taken, for bias correction."""
+        return ("steps",)
+
+    @property
+    def hyperparameters(self) -> Mapping[str, float]:
+        """`lr`; the others are fixed when compiling."""
+        return {"lr": self.lr}
+
+    def advance(self, scalars: Tensors) -> dict[str, Tensor]:
+        """Count this step."""
+        return {"steps": scalars["steps"] + 1.0}
+
+    def update(
+        self, weight: Tensor, gradient: Tensor, slots: Tensors, scalars: Tensors, hyper: Tensors
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step along the corrected moments."""
+        first = self.beta1 * slots["moment1"] + (1 - self.beta1) * gradient
+        second = self.beta2 * slots["moment2"] + (1 - self.beta2) * gradient * gradient
+        mean = first / (1 - torch.pow(self.beta1, scalars["steps"]))
+        spread = (second / (1 - torch.pow(self.beta2, scalars["steps"]))).sqrt() + self.epsilon
+        decayed = weight - hyper["lr"] * self.weight_decay * weight if self.weight_decay else weight
+        return decayed - hyper["lr"] * mean / spread, {"moment1": first, "moment2": second}
+
+    def torch_optimizer(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+        """torch.optim.AdamW, which without decay is Adam."""
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(weights, self.lr, betas, self.epsilon, self.weight_decay)
+
+
+@dataclass(frozen=True, slots=True)
+class Proximal:
+    """Any optimiser with FedProx's proximal term (Li et al., 2020): the gradient gains mu * (w - w at the start).
+
+    Costs one more input per weight; leave it out where no plan will ever set `mu`.
+    """
+
+    inner: Optimizer
+    mu: float = 0.0
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The anchor, and those of the inner optimiser."""
+        return ("anchor", *self.inner.slots)
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """Those of the inner optimiser."""
+        return self.inner.scalars
+
+    @property
+    def hyperparameters(self) -> Mapping[str, float]:
+        """`mu`, and those of the inner optimiser."""
+        return {**self.inner.hyperparameters, "mu": self.mu}
+
+    def advance(self, scalars: Tensors) -> dict[str, Tensor]:
+        """As the inner optimiser does."""
+        return self.inner.advance(scalars)
+
+    def update(
+        self, weight: Tensor, gradient: Tensor, slots: Tensors, scalars: Tensors, hyper: Tensors
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A step of the inner optimiser, pulled towards the anchor."""
+        pulled = gradient + hyper["mu"] * (weight - slots["anchor"])
+        return self.inner.update(weight, pulled, slots, scalars, hyper)
+
+    def torch_optimizer(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+        """The inner optimiser of torch, which sees gradients that have the pull added before each step."""
+        optimizer = self.inner.torch_optimizer(weights)
+        anchors = [weight.detach().clone() for weight in weights]
+
+        def pull(*_: Any) -> None:
+            for weight, anchor in zip(weights, anchors, strict=True):
+                if weight.grad is not None:
+                    weight.grad.add_(weight.detach() - anchor, alpha=self.mu)
+
+        optimizer.register_step_pre_hook(pull)
+        return optimizer

@@ -1,0 +1,151 @@
+"""The gate: compiled graphs must answer, judge and train as torch does, or no bundle is written.
+
+Answers and metrics are compared at several batch sizes, among them one and a ragged one. Training runs side by side:
+three steps on their own, compared tightly, then on to twenty. An activation within rounding of a kink (ReLU, a
+maximum) may take different sides in two engines, and training lets that grow to anything; so after the third step
+torch takes over the graph's weights before each next one, while both keep their own slots.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from umbel.bundle import Bundle
+from umbel.errors import ParityFailed, UmbelError
+from umbel.runtime import Runtime
+from umbel.weights import Weights
+from umbel_models.spec import ModelSpec, as_tuple
+
+BATCH_SIZES: Final = (1, 5, 8)
+TRAIN_SIZES: Final = (8, 5, 16, 1)
+"""Batch sizes of successive training steps, round and round."""
+SHORT: Final = 3
+LONG: Final = 20
+ANSWER_TOLERANCE: Final = 1e-4
+"""For answers and metrics, relative to the largest number of a tensor, or to 1 where that is less."""
+STEP_TOLERANCE: Final = 2e-5
+"""For weights after each of the first `SHORT` steps, relative in the same way."""
+KINK_TOLERANCE: Final = 1e-3
+"""For weights after each further step up to `LONG`, relative in the same way."""
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """The largest relative difference that was seen, by what was compared."""
+
+    infer: float
+    evaluate: float
+    train_short: float
+    train_long: float
+
+
+def check_parity(spec: ModelSpec, bundle: Bundle, runtime: Runtime) -> ParityReport:
+    """Compare a bundle with the module it was made from.
+
+    Raises:
+        ParityFailed: naming the signature and the tensor that differ, and by how much.
+    """
+    module = copy.deepcopy(spec.module)
+    minimum = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()) else 1
+    try:
+        infer = max(_infer(spec, module, bundle, runtime, size) for size in BATCH_SIZES)
+        evaluate = max(_evaluate(spec, module, bundle, runtime, size) for size in BATCH_SIZES)
+        short, long = _train(spec, module, bundle, runtime, minimum)
+    except ParityFailed:
+        raise
+    except UmbelError as error:
+        raise ParityFailed(f"{spec.name!r}: the compiled graphs don't run: {error}") from error
+    return ParityReport(infer, evaluate, short, long)
+
+
+def to_numpy(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Tensors as arrays."""
+    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+
+
+def _infer(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runtime, size: int) -> float:
+    inputs, _ = spec.batch(size, start=1)
+    with torch.no_grad():
+        outputs = as_tuple(module.eval()(*inputs.values()))
+    found = runtime.infer(bundle, bundle.weights())(to_numpy(inputs))
+    expected = to_numpy(dict(zip(spec.outputs, outputs, strict=True)))
+    return max(_compare(f"infer (batch of {size})", n, found[n], expected[n], ANSWER_TOLERANCE) for n in expected)
+
+
+def _evaluate(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runtime, size: int) -> float:
+    inputs, targets = spec.batch(size, start=2)
+    with torch.no_grad():
+        output = module.eval()(*inputs.values())
+        expected = {"loss": spec.loss(output, *targets.values()) * size, "examples": torch.tensor(float(size))}
+        expected |= {name: metric(output, *targets.values()) for name, metric in spec.metrics.items()}
+    found = runtime.evaluate(bundle, bundle.weights())(to_numpy(inputs), to_numpy(targets))
+    where = f"evaluate (batch of {size})"
+    return max(
+        _compare(where, name, np.array(found[name]), value.numpy(), ANSWER_TOLERANCE)
+        for name, value in expected.items()
+    )
+
+
+def _train(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runtime, minimum: int) -> tuple[float, float]:
+    session = runtime.train(bundle, bundle.weights())
+    module.train()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(spec.trainable(name))
+    optimizer = spec.optimizer.torch_optimizer([p for p in module.parameters() if p.requires_grad])
+    short = long = 0.0
+    for step in range(1, LONG + 1):
+        inputs, targets = spec.batch(max(minimum, TRAIN_SIZES[step % len(TRAIN_SIZES)]), start=7 * step)
+        optimizer.zero_grad()
+        loss = spec.loss(module(*inputs.values()), *targets.values())
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        found = np.array(session.step(to_numpy(inputs), to_numpy(targets)))
+        _compare(f"train (step {step})", "loss", found, loss.detach().numpy(), ANSWER_TOLERANCE)
+        difference = _compare_weights(module, session.weights(), step)
+        if step <= SHORT:
+            short = max(short, difference)
+        else:
+            long = max(long, difference)
+            _take_over(module, session.weights())
+    return short, long
+
+
+def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    tensors = {f"p_{name}": parameter.detach() for name, parameter in module.named_parameters()}
+    return tensors | {f"b_{name}": buffer for name, buffer in module.named_buffers()}
+
+
+def _compare_weights(module: nn.Module, found: Weights, step: int) -> float:
+    tensors = _named_tensors(module)
+    tolerance = STEP_TOLERANCE if step <= SHORT else KINK_TOLERANCE
+    return max(_compare(f"train (step {step})", name, found[name], tensors[name].numpy(), tolerance) for name in found)
+
+
+def _take_over(module: nn.Module, weights: Weights) -> None:
+    tensors = _named_tensors(module)
+    for name in weights:
+        tensors[name].copy_(torch.tensor(weights[name]))
+
+
+def _compare(where: str, name: str, found: NDArray[Any], expected: NDArray[Any], tolerance: float) -> float:
+    if found.shape != expected.shape:
+        raise ParityFailed(f"{where}: {name!r} has shape {found.shape}, torch gives {expected.shape}")
+    gap = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    scale = max(1.0, float(np.max(np.abs(expected), initial=0.0)))
+    difference = float(np.max(gap, initial=0.0)) / scale
+    if not difference <= tolerance:
+        raise ParityFailed(
+            f"{where}: {name!r} differs from torch by {difference:.3g}, {tolerance:.3g} is allowed; no bundle is "
+            "written. Look for a layer with randomness or state that the graph can't have (dropout, for one)"
+        )
+    return difference

@@ -1,0 +1,148 @@
+"""The three signatures of a model as flat, pure functions of named tensors, ready to be traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad_and_value
+
+from umbel.errors import CannotCompile
+from umbel.manifest import NEXT_PREFIX
+from umbel_models.spec import ModelSpec, as_tuple
+
+Named = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One graph to be: a function from named tensors to named tensors."""
+
+    name: str
+    function: Callable[[Named], Named]
+    inputs: Mapping[str, Tensor]
+    """An example of each input, in order."""
+    batched: frozenset[str]
+    """The inputs whose first dimension is the batch."""
+    weights: frozenset[str]
+    """The inputs that become constants bound by the runtime (only in `infer`)."""
+
+
+class State:
+    """The tensors of a module by role, under their names in the graph."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        parameters = {name: p.detach().clone() for name, p in spec.module.named_parameters()}
+        self.trainable = {f"p_{name}": p for name, p in parameters.items() if spec.trainable(name)}
+        self.frozen = {f"f_{name}": p for name, p in parameters.items() if not spec.trainable(name)}
+        buffers = {name: b.detach().clone() for name, b in spec.module.named_buffers()}
+        moving = _moving_buffers(spec, buffers)
+        self.buffers = {f"b_{name}": buffers[name] for name in moving}
+        self.constants = {name: b for name, b in buffers.items() if name not in moving}
+        self.slots = _slots(spec, self.trainable)
+        if not self.trainable:
+            raise CannotCompile(f"{spec.name!r}: no weight is trainable; look at ModelSpec.trainable")
+        for name, tensor in (self.trainable | self.frozen).items():
+            if tensor.dtype != torch.float32:
+                raise CannotCompile(f"{spec.name!r}: weight {name} is {tensor.dtype}; convert the module to float32")
+
+    @property
+    def weights(self) -> Named:
+        """All that stands in the weights file, in sorted order."""
+        return dict(sorted((self.trainable | self.buffers | self.frozen).items()))
+
+    def module_tensors(self, named: Mapping[str, Tensor]) -> Named:
+        """Parameters and buffers for `functional_call`, under the module's own names."""
+        # Batch norm writes its buffers in place, so each call gets its own copy.
+        buffers = {name[2:]: named[name].clone() for name in self.buffers}
+        constants = {name: tensor.clone() for name, tensor in self.constants.items()}
+        return {name[2:]: named[name] for name in (*self.trainable, *self.frozen)} | buffers | constants
+
+
+def _moving_buffers(spec: ModelSpec, buffers: Named) -> list[str]:
+    """Buffers that a forward pass in training mode writes; counters of integers have no use on a device."""
+    tensors = {name: tensor.clone() for name, tensor in buffers.items()}
+    tensors |= {name: p.detach() for name, p in spec.module.named_parameters()}
+    with torch.no_grad():
+        functional_call(spec.module.train(), tensors, tuple(spec.inputs.values()))
+    moved = [name for name in buffers if not torch.equal(tensors[name], buffers[name])]
+    return [name for name in moved if buffers[name].is_floating_point()]
+
+
+def _slots(spec: ModelSpec, trainable: Named) -> Named:
+    slots = {}
+    for slot in spec.optimizer.slots:
+        for name, tensor in trainable.items():
+            # Copies, never one tensor twice: tracing takes equal objects for one input.
+            slots[f"s_{slot}_{name[2:]}"] = tensor.clone() if slot == "anchor" else torch.zeros_like(tensor)
+    return slots | {f"s_{scalar}": torch.zeros(()) for scalar in spec.optimizer.scalars}
+
+
+def signatures(spec: ModelSpec, state: State, batch_size: int) -> tuple[Signature, ...]:
+    """`infer`, `evaluate` and `train` of a model, with example inputs of this batch size."""
+    inputs, targets = spec.batch(batch_size)
+    weights = state.weights
+    batched = frozenset((*inputs, *targets))
+    scalars = {name: torch.tensor(value) for name, value in spec.optimizer.hyperparameters.items()}
+    taken = [*weights, *state.slots, *inputs, *targets, *scalars]
+    if len(set(taken)) != len(taken):
+        raise CannotCompile(f"{spec.name!r}: names of inputs, targets and hyper-parameters must differ: {taken}")
+    moving = state.trainable | state.buffers | state.frozen | state.slots
+    return (
+        Signature("infer", _infer(spec, state), weights | inputs, frozenset(inputs), frozenset(weights)),
+        Signature("evaluate", _evaluate(spec, state), weights | inputs | targets, batched, frozenset()),
+        Signature("train", _train(spec, state), moving | inputs | targets | scalars, batched, frozenset()),
+    )
+
+
+def _forward(spec: ModelSpec, state: State, named: Named) -> tuple[Any, Named]:
+    """What the module returns, and its tensors after the call."""
+    tensors = state.module_tensors(named)
+    output = functional_call(spec.module, tensors, tuple(named[name] for name in spec.inputs))
+    return output, tensors
+
+
+def _infer(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
+    def infer(named: Named) -> Named:
+        outputs = as_tuple(_forward(spec, state, named)[0])
+        if len(outputs) != len(spec.outputs):
+            raise CannotCompile(f"{spec.name!r}: the module returns {len(outputs)} tensors, names are {spec.outputs}")
+        return dict(zip(spec.outputs, outputs, strict=True))
+
+    return infer
+
+
+def _evaluate(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
+    def evaluate(named: Named) -> Named:
+        output, _ = _forward(spec, state, named)
+        targets = [named[name] for name in spec.targets]
+        examples = torch.ones(named[next(iter(spec.inputs))].shape[0]).sum()
+        sums = {name: metric(output, *targets) for name, metric in spec.metrics.items()}
+        return {"loss": spec.loss(output, *targets) * examples, **sums, "examples": examples}
+
+    return evaluate
+
+
+def _train(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
+    optimizer = spec.optimizer
+
+    def train(named: Named) -> Named:
+        def loss_of(trainable: Named) -> tuple[Tensor, Named]:
+            output, tensors = _forward(spec, state, named | trainable)
+            return spec.loss(output, *(named[name] for name in spec.targets)), tensors
+
+        gradients, (loss, tensors) = grad_and_value(loss_of, has_aux=True)({n: named[n] for n in state.trainable})
+        scalars = optimizer.advance({name: named[f"s_{name}"] for name in optimizer.scalars})
+        new: Named = {}
+        for name in state.trainable:
+            slots = {slot: named[f"s_{slot}_{name[2:]}"] for slot in optimizer.slots}
+            weight, changed = optimizer.update(named[name], gradients[name], slots, scalars, named)
+            new |= {name: weight} | {f"s_{slot}_{name[2:]}": value for slot, value in changed.items()}
+        new |= {name: tensors[name[2:]] for name in state.buffers}
+        new |= {f"s_{name}": value for name, value in scalars.items()}
+        return {NEXT_PREFIX + name: value for name, value in new.items()} | {"loss": loss}
+
+    return train

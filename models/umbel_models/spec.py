@@ -1,0 +1,76 @@
+"""What a model's author says about a model: the module, its loss, an example batch, and how it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from umbel.errors import CannotCompile
+from umbel_models.optimizers import SGD, Optimizer
+
+Loss = Callable[..., Tensor]
+"""(what the module returned, *targets) -> the mean loss over the examples of the batch, a scalar."""
+MetricSum = Callable[..., Tensor]
+"""(what the module returned, *targets) -> a sum over the examples of the batch, a scalar."""
+
+
+def correct(output: Tensor, target: Tensor) -> Tensor:
+    """How many examples have their largest score at the target class; output [N, C], target [N]."""
+    return (output.argmax(-1) == target).to(torch.float32).sum()
+
+
+def every_weight(name: str) -> bool:
+    """Train all weights."""
+    del name
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """All that the compiler needs to know about a model."""
+
+    name: str
+    module: nn.Module
+    """Called with the inputs in order; its present weights become version one."""
+    loss: Loss
+    inputs: Mapping[str, Tensor]
+    """An example batch by input name, batch first; a few of its examples become the golden ones."""
+    targets: Mapping[str, Tensor]
+    """The targets of the same batch, by name."""
+    outputs: tuple[str, ...] = ("logits",)
+    """Names for what the module returns, a tensor or a tuple of tensors."""
+    metrics: Mapping[str, MetricSum] = field(default_factory=lambda: {"correct": correct})
+    """Sums to report beside the loss and the count of examples."""
+    trainable: Callable[[str], bool] = every_weight
+    """Says of a parameter's name in the module whether it is trained; others are frozen and never travel back."""
+    optimizer: Optimizer = field(default_factory=SGD)
+    labels: tuple[str, ...] = ()
+    golden_tolerance: float = 1e-4
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        sizes = {name: tuple(tensor.shape[:1]) for name, tensor in (*self.inputs.items(), *self.targets.items())}
+        if not self.inputs or len(set(sizes.values())) != 1 or () in sizes.values():
+            raise CannotCompile(f"{self.name!r}: inputs and targets must share one batch dimension, found {sizes}")
+        if self.example_count < 2:
+            raise CannotCompile(f"{self.name!r}: the example batch needs two examples or more")
+
+    @property
+    def example_count(self) -> int:
+        """How many examples the batch holds."""
+        return int(next(iter(self.inputs.values())).shape[0])
+
+    def batch(self, size: int, start: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Inputs and targets of `size` examples, taken round and round from the example batch."""
+        rows = torch.arange(start, start + size) % self.example_count
+        pick = {name: tensor[rows] for name, tensor in self.inputs.items()}
+        return pick, {name: tensor[rows] for name, tensor in self.targets.items()}
+
+
+def as_tuple(output: Any) -> tuple[Tensor, ...]:
+    """What a module returned, as a tuple of tensors."""
+    return tuple(output) if isinstance(output, (tuple, list)) else (output,)

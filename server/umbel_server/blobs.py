@@ -1,0 +1,157 @@
+"""Files by content, in three areas that never mix.
+
+* `bundles`: manifests, graphs, weights, golden examples; devices may fetch what the registry has published of them.
+* `spool`: sealed reports, from their first byte until their round is over; never fetchable.
+* `state`: what strategies remember between rounds; never fetchable.
+
+A blob appears under its name whole or not at all: written aside, synced, renamed, and the folder synced.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from umbel.digests import Digest, digest_of, digest_of_file, verify_digest
+from umbel.errors import DigestMismatch, NotFound
+from umbel_server.store import OnStep, ignore_step
+
+AREAS: Final = ("bundles", "spool", "state")
+
+
+class Blobs:
+    """A folder of blobs."""
+
+    def __init__(self, root: Path, on_step: OnStep = ignore_step) -> None:
+        self._root = root
+        self._on_step = on_step
+        for area in AREAS:
+            (root / area).mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @property
+    def spool(self) -> Path:
+        """The folder of sealed reports."""
+        return self._root / "spool"
+
+    # Bundles.
+
+    def put_bundle_file(self, data: bytes) -> Digest:
+        """Keep one file of a bundle; durable when it returns."""
+        return self._put("bundles", data)
+
+    def bundle_path(self, digest: Digest) -> Path:
+        """Where one file of a bundle lies; raises `NotFound`."""
+        path = self._path("bundles", digest)
+        if not path.is_file():
+            raise NotFound(f"no bundle file has the digest {digest}; check in for the newest release")
+        return path
+
+    # What strategies remember.
+
+    def put_state(self, data: bytes) -> Digest:
+        """Keep a strategy's state; durable when it returns."""
+        return self._put("state", data)
+
+    def state(self, digest: Digest | None) -> bytes:
+        """Read a strategy's state, verified; nothing for `None`.
+
+        Raises:
+            NotFound: it isn't there.
+            DigestMismatch: the file has been changed.
+        """
+        if digest is None:
+            return b""
+        data = _read(self._path("state", digest))
+        verify_digest(data, digest)
+        return data
+
+    def keep_states(self, wanted: set[Digest]) -> None:
+        """Delete the states that nothing needs any more."""
+        for path in (self._root / "state").iterdir():
+            if path.name not in wanted:
+                path.unlink(missing_ok=True)
+
+    # The spool. Names are (report id, digest of the sealed bytes): a device that seals anew starts a new file.
+
+    def partial_path(self, report_id: str, digest: Digest) -> Path:
+        """Where an upload grows."""
+        return self.spool / f"{report_id}.{digest}.part"
+
+    def report_path(self, report_id: str, digest: Digest) -> Path:
+        """Where a report lies once all of it is here."""
+        return self.spool / f"{report_id}.{digest}"
+
+    def settle_report(self, report_id: str, digest: Digest) -> None:
+        """Make a whole upload durable under its final name.
+
+        Raises:
+            DigestMismatch: other bytes came than were announced; they are dropped.
+        """
+        partial = self.partial_path(report_id, digest)
+        if self.report_path(report_id, digest).is_file():
+            # Settled by a coordinator that died before it could count the report.
+            return
+        if digest_of_file(partial) != digest:
+            partial.unlink()
+            raise DigestMismatch("the report's bytes changed on their way; send it again from its first byte")
+        self._on_step("spool report")
+        _sync(partial)
+        partial.replace(self.report_path(report_id, digest))
+        _sync(self.spool)
+
+    def held(self, report_id: str, digest: Digest) -> int:
+        """How many bytes of an upload are here already."""
+        for path in (self.report_path(report_id, digest), self.partial_path(report_id, digest)):
+            if path.is_file():
+                return path.stat().st_size
+        return 0
+
+    def read_report(self, report_id: str, digest: Digest) -> bytes:
+        """Read an accepted report; raises `NotFound`."""
+        return _read(self.report_path(report_id, digest))
+
+    def drop_report(self, report_id: str, digest: Digest) -> None:
+        """Forget a report or an upload."""
+        self.partial_path(report_id, digest).unlink(missing_ok=True)
+        self.report_path(report_id, digest).unlink(missing_ok=True)
+
+    def sweep_spool(self, reports: set[tuple[str, Digest]], *, drop_partial: bool) -> None:
+        """Delete the reports that no open round counts, and, if asked to, uploads that nobody will finish."""
+        wanted = {self.report_path(*report).name for report in reports}
+        for path in self.spool.iterdir():
+            is_partial = path.suffix == ".part"
+            if path.name not in wanted and (drop_partial or not is_partial):
+                path.unlink(missing_ok=True)
+
+    def _put(self, area: str, data: bytes) -> Digest:
+        digest = digest_of(data)
+        path = self._path(area, digest)
+        if path.is_file():
+            return digest
+        self._on_step(f"put {area}")
+        aside = path.with_name(f".{digest}.{secrets.token_hex(4)}")
+        aside.write_bytes(data)
+        _sync(aside)
+        aside.replace(path)
+        _sync(path.parent)
+        return digest
+
+    def _path(self, area: str, digest: Digest) -> Path:
+        return self._root / area / digest
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"{path.name} is missing from {path.parent.name}; restore it from a backup") from None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,267 @@
+"""Models, their immutable versions with where each came from, and the signed releases of them.
+
+Blobs come first and rows after: a crash in between leaves files that nothing names, never a row that names nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from umbel.bundle import Bundle
+from umbel.digests import Digest
+from umbel.errors import AlreadyExists, NotAllowed, NotFound, WrongState
+from umbel.fields import name as checked_name
+from umbel.manifest import Manifest
+from umbel.release import Release, SignedRelease
+from umbel.update import Metrics
+from umbel_server import audit
+from umbel_server.blobs import Blobs
+from umbel_server.json_text import to_text
+from umbel_server.signing import ReleaseSigner
+from umbel_server.store import Store
+from umbel_server.tables import MODELS, RELEASES, VERSION_FILES, VERSIONS
+from umbel_server.versions import (
+    CANDIDATE,
+    TRAINING,
+    Lineage,
+    PublishedRelease,
+    Version,
+    VersionState,
+    release_from_row,
+    version_from_row,
+    version_to_row,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A line of versions under one name."""
+
+    name: str
+    created_at: float
+    newest_version: int
+
+
+class Registry:
+    """The registry over a store and a folder of blobs."""
+
+    def __init__(self, store: Store, blobs: Blobs, signer: ReleaseSigner) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._signer = signer
+        self._newest: dict[tuple[str, str], PublishedRelease | None] = {}
+        self._fetchable: set[Digest] = set()
+
+    # Bundles.
+
+    def keep_bundle(self, bundle: Bundle) -> None:
+        """Write all of a bundle's files and its manifest to the blobs; durable when it returns."""
+        for path in bundle.paths.values():
+            self._blobs.put_bundle_file(path.read_bytes())
+        self._blobs.put_bundle_file(bundle.manifest.to_bytes())
+
+    def keep_successor(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+        """Write what a new version has of its own."""
+        for data in files.values():
+            self._blobs.put_bundle_file(data)
+        self._blobs.put_bundle_file(manifest.to_bytes())
+
+    def bundle(self, digest: Digest) -> Bundle:
+        """The bundle whose manifest has this digest; raises `NotFound`."""
+        manifest = Manifest.from_bytes(self._blobs.bundle_path(digest).read_bytes())
+        return Bundle(manifest, {name: self._blobs.bundle_path(ref.digest) for name, ref in manifest.files.items()})
+
+    def fetchable(self, digest: Digest) -> Path:
+        """Where a file lies that devices may fetch; raises `NotFound` for anything that no version lists."""
+        if digest not in self._fetchable:
+            query = sa.select(VERSION_FILES.c.digest).where(VERSION_FILES.c.digest == digest).limit(1)
+            with self._store.reading() as connection:
+                if connection.execute(query).first() is None:
+                    raise NotFound(f"no version has a file with the digest {digest}; check in for the newest release")
+            self._fetchable.add(digest)
+        return self._blobs.bundle_path(digest)
+
+    # Models and versions. What takes a connection is part of its caller's transaction.
+
+    def add_model(self, model: str, bundle: Bundle, actor: str, now: float) -> Version:
+        """Register a new model; the bundle becomes its version 1, released for training.
+
+        Raises:
+            AlreadyExists: the name is taken.
+        """
+        checked_name(model, "model")
+        self.keep_bundle(bundle)
+        with self._store.transaction() as connection:
+            if connection.execute(sa.select(MODELS).where(MODELS.c.name == model)).first():
+                raise AlreadyExists(f"a model {model!r} exists already; choose another name")
+            connection.execute(MODELS.insert().values(name=model, next_release=1, created_at=now))
+            lineage = Lineage(registered_by=actor)
+            version = self.add_version(connection, model, None, bundle.manifest, lineage, now, VersionState.ACCEPTED)
+            self.release(connection, version, TRAINING, now)
+            audit.append(connection, now, actor, "model.add", model, {"bundle": version.bundle})
+        return version
+
+    def add_version(
+        self,
+        connection: sa.Connection,
+        model: str,
+        parent: int | None,
+        manifest: Manifest,
+        lineage: Lineage,
+        now: float,
+        state: VersionState,
+    ) -> Version:
+        """Write the next version of a model, whose files are in the blobs."""
+        last = connection.scalar(sa.select(sa.func.max(VERSIONS.c.number)).where(VERSIONS.c.model == model))
+        size = len(manifest.to_bytes())
+        version = Version(model, (last or 0) + 1, parent, state, manifest.digest, size, now, lineage)
+        connection.execute(VERSIONS.insert().values(version_to_row(version)))
+        digests = {manifest.digest, *(ref.digest for ref in manifest.files.values())}
+        rows = [{"model": model, "version": version.number, "digest": digest} for digest in sorted(digests)]
+        connection.execute(VERSION_FILES.insert(), rows)
+        return version
+
+    def settle(self, connection: sa.Connection, version: Version, state: VersionState) -> None:
+        """Turn a candidate into an accepted or refused version.
+
+        Raises:
+            WrongState: it isn't a candidate.
+        """
+        if version.state is not VersionState.CANDIDATE:
+            raise WrongState(f"version {version.number} of {version.model!r} is {version.state.value} already")
+        connection.execute(_this(version.model, version.number).values(state=state.value))
+
+    def measured(self, connection: sa.Connection, model: str, number: int, metrics: Metrics) -> None:
+        """Keep what a cohort has measured of a version on its held-back examples."""
+        connection.execute(_this(model, number).values(metrics_json=to_text(dict(metrics))))
+
+    def release(self, connection: sa.Connection, version: Version, channel: str, now: float) -> PublishedRelease:
+        """Sign a version's next release on a channel. Numbers rise by model, over all its channels."""
+        model = connection.execute(sa.select(MODELS).where(MODELS.c.name == version.model)).one()
+        connection.execute(
+            MODELS.update().where(MODELS.c.name == version.model).values(next_release=model.next_release + 1)
+        )
+        release = Release(
+            version.model, model.next_release, version.number, channel, version.bundle, version.manifest_size, now
+        )
+        signed = self._signer.sign(release)
+        published = PublishedRelease(version.model, release.number, version.number, channel, now, signed)
+        connection.execute(RELEASES.insert().values(_release_row(published)))
+        self._newest.pop((version.model, channel), None)
+        return published
+
+    def publish(self, model: str, number: int, channel: str, actor: str, now: float) -> PublishedRelease:
+        """Release an accepted version on a channel, on an operator's word; an older one too: going back is forward.
+
+        Raises:
+            NotFound: no such version.
+            WrongState: a candidate, or a refused version.
+            NotAllowed: a channel that the coordinator keeps for its rounds.
+        """
+        checked_name(channel, "channel")
+        if channel in (TRAINING, CANDIDATE):
+            raise NotAllowed(f"channel {channel!r} belongs to the rounds; choose another, such as 'stable'")
+        with self._store.transaction() as connection:
+            version = self.version(connection, model, number)
+            if version.state is not VersionState.ACCEPTED:
+                raise WrongState(f"version {number} of {model!r} is {version.state.value}; only accepted ones go out")
+            published = self.release(connection, version, channel, now)
+            body = {"version": number, "channel": channel, "number": published.number}
+            audit.append(connection, now, actor, "release.publish", model, body)
+        return published
+
+    # Reading.
+
+    def newest_release(self, model: str, channel: str) -> PublishedRelease | None:
+        """The newest release on a channel, if there is any."""
+        key = (model, channel)
+        if key not in self._newest:
+            query = sa.select(RELEASES).where(RELEASES.c.model == model, RELEASES.c.channel == channel)
+            with self._store.reading() as connection:
+                row = connection.execute(query.order_by(RELEASES.c.number.desc()).limit(1)).first()
+            self._newest[key] = release_from_row(row) if row else None
+        return self._newest[key]
+
+    def signed_release(self, connection: sa.Connection, model: str, number: int) -> SignedRelease:
+        """One release by its number; raises `NotFound`."""
+        query = sa.select(RELEASES).where(RELEASES.c.model == model, RELEASES.c.number == number)
+        row = connection.execute(query).first()
+        if row is None:
+            raise NotFound(f"{model!r} has no release {number}")
+        return release_from_row(row).signed
+
+    def releases(self, connection: sa.Connection, model: str = "", limit: int = 100) -> list[PublishedRelease]:
+        """Releases, newest first; of one model or of all."""
+        query = sa.select(RELEASES).order_by(RELEASES.c.issued_at.desc(), RELEASES.c.number.desc()).limit(limit)
+        if model:
+            query = query.where(RELEASES.c.model == model)
+        return [release_from_row(row) for row in connection.execute(query)]
+
+    def models(self, connection: sa.Connection) -> list[Model]:
+        """All models, by name."""
+        newest = sa.select(VERSIONS.c.model, sa.func.max(VERSIONS.c.number).label("number")).group_by(VERSIONS.c.model)
+        found = newest.subquery()
+        query = sa.select(MODELS, found.c.number).join(found, found.c.model == MODELS.c.name).order_by(MODELS.c.name)
+        return [Model(row.name, row.created_at, row.number) for row in connection.execute(query)]
+
+    def version(self, connection: sa.Connection, model: str, number: int) -> Version:
+        """One version; raises `NotFound`."""
+        query = sa.select(VERSIONS).where(VERSIONS.c.model == model, VERSIONS.c.number == number)
+        row = connection.execute(query).first()
+        if row is None:
+            raise NotFound(f"{model!r} has no version {number}; `umbel versions list` shows what there is")
+        return version_from_row(row)
+
+    def versions(self, connection: sa.Connection, model: str, limit: int = 100) -> list[Version]:
+        """A model's versions, newest first."""
+        query = sa.select(VERSIONS).where(VERSIONS.c.model == model).order_by(VERSIONS.c.number.desc()).limit(limit)
+        return [version_from_row(row) for row in connection.execute(query)]
+
+    def newest_accepted(self, connection: sa.Connection, model: str) -> Version:
+        """The version that the next round starts from; raises `NotFound` for an unknown model."""
+        accepted = (VERSIONS.c.model == model) & (VERSIONS.c.state == VersionState.ACCEPTED.value)
+        row = connection.execute(sa.select(VERSIONS).where(accepted).order_by(VERSIONS.c.number.desc())).first()
+        if row is None:
+            raise NotFound(f"no model is called {model!r}; add it first")
+        return version_from_row(row)
+
+    def training_release(self, connection: sa.Connection, version: Version) -> PublishedRelease:
+        """The release under which rounds hand a version out; raises `NotFound`."""
+        return self._release_on(connection, version, TRAINING)
+
+    def _release_on(self, connection: sa.Connection, version: Version, channel: str) -> PublishedRelease:
+        query = sa.select(RELEASES).where(
+            RELEASES.c.model == version.model, RELEASES.c.version == version.number, RELEASES.c.channel == channel
+        )
+        row = connection.execute(query.order_by(RELEASES.c.number.desc()).limit(1)).first()
+        if row is None:
+            raise NotFound(f"version {version.number} of {version.model!r} has no release on {channel!r}")
+        return release_from_row(row)
+
+    def lineage(self, connection: sa.Connection, model: str, number: int) -> list[Version]:
+        """A version, its parent, and so on back to the first."""
+        chain = [self.version(connection, model, number)]
+        while (parent := chain[-1].parent) is not None:
+            chain.append(self.version(connection, model, parent))
+        return chain
+
+
+def _this(model: str, number: int) -> sa.Update:
+    return VERSIONS.update().where(VERSIONS.c.model == model, VERSIONS.c.number == number)
+
+
+def _release_row(published: PublishedRelease) -> dict[str, object]:
+    return {
+        "model": published.model,
+        "number": published.number,
+        "version": published.version,
+        "channel": published.channel,
+        "statement": published.signed.statement,
+        "key_id": published.signed.key_id,
+        "signature": published.signed.signature,
+        "issued_at": published.issued_at,
+    }

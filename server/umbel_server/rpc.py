@@ -1,0 +1,138 @@
+"""gRPC on one side, plain functions on the other: who may call, what was sent, and how a refusal travels.
+
+A `Service` is built from a proto's own service descriptor, so that no method can be forgotten: each is guarded first
+(from the caller's certificate, before a byte of the message is looked at), decoded second, and answered third. Every
+`UmbelError` becomes its gRPC status, its message as details, and its code in the trailing metadata `umbel-error`; any
+other exception is logged with its traceback and answered without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, NoReturn, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from umbel.errors import UmbelError
+from umbel.messages import parse
+
+C = TypeVar("C")
+
+ERROR_KEY: Final = "umbel-error"
+MAX_MESSAGE_BYTES: Final = 1 << 20
+"""Largest single message on any port; what is larger travels in chunks."""
+_DETAILS = 1_000
+"""Characters of a refusal's message: it travels in a header, and headers are small."""
+
+Guard = Callable[[str, bytes | None], C]
+"""(method name, the caller's certificate in PEM) -> who calls; raises `NotAuthentic` or `NotAllowed`."""
+Unary = Callable[[C, Any], Awaitable[Message]]
+"""(caller, request) -> response."""
+Stream = Callable[[C, Any], AsyncIterator[Message]]
+"""(caller, request or iterator of requests) -> responses."""
+Requests = AsyncIterator[Any]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Service(Generic[C]):
+    """One proto service: its descriptor, its guard, and a function for each of its methods."""
+
+    descriptor: ServiceDescriptor
+    guard: Guard[C]
+    methods: Mapping[str, Unary[C] | Stream[C]]
+
+    def __post_init__(self) -> None:
+        wanted = {method.name for method in self.descriptor.methods}
+        if wanted != set(self.methods):
+            raise TypeError(f"{self.descriptor.full_name} has methods {wanted ^ set(self.methods)} on one side only")
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve it."""
+        handlers = {method.name: self._handler(method) for method in self.descriptor.methods}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(self.descriptor.full_name, handlers),))
+
+    def _handler(self, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+        call = self._streaming(method) if method.server_streaming else self._single(method)
+        match (method.client_streaming, method.server_streaming):
+            case (False, False):
+                return grpc.unary_unary_rpc_method_handler(call)
+            case (False, True):
+                return grpc.unary_stream_rpc_method_handler(call)
+            case (True, False):
+                return grpc.stream_unary_rpc_method_handler(call)
+            case _:
+                return grpc.stream_stream_rpc_method_handler(call)
+
+    def _single(self, method: MethodDescriptor) -> Callable[..., Any]:
+        function = self.methods[method.name]
+
+        async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+            try:
+                caller = self.guard(method.name, _certificate(context))
+                answered = function(caller, _decoded(method, sent))
+                if not inspect.isawaitable(answered):
+                    raise TypeError(f"{method.full_name} must be answered by one message")
+                return (await answered).SerializeToString()
+            except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a status
+                failure = error
+            return await _refuse(context, method, failure)
+
+        return call
+
+    def _streaming(self, method: MethodDescriptor) -> Callable[..., Any]:
+        function = self.methods[method.name]
+
+        async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+            failure: Exception | None = None
+            try:
+                caller = self.guard(method.name, _certificate(context))
+                answers = function(caller, _decoded(method, sent))
+                if not isinstance(answers, AsyncGenerator):
+                    raise TypeError(f"{method.full_name} must be answered by a stream")
+                async with contextlib.aclosing(answers):  # a caller who hangs up ends the function too, at once
+                    async for answer in answers:
+                        yield answer.SerializeToString()
+            except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a status
+                failure = error
+            if failure is not None:
+                await _refuse(context, method, failure)
+
+        return call
+
+
+def _decoded(method: MethodDescriptor, sent: Any) -> Any:
+    kind = GetMessageClass(method.input_type)
+    if not method.client_streaming:
+        return parse(kind, sent)
+
+    async def requests() -> AsyncIterator[Message]:
+        async for data in sent:
+            yield parse(kind, data)
+
+    return requests()
+
+
+def _certificate(context: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
+    found = context.auth_context().get("x509_pem_cert")
+    return next(iter(found), None) if found else None
+
+
+async def _refuse(context: grpc.aio.ServicerContext[Any, Any], method: MethodDescriptor, error: Exception) -> NoReturn:
+    if not isinstance(error, UmbelError):
+        _log.error("unexpected error", method=method.full_name, exc_info=error)
+        error = UmbelError("the coordinator failed inside; its log tells more. Try again later")
+    await context.abort(
+        grpc.StatusCode[error.status.name],
+        str(error)[:_DETAILS],
+        trailing_metadata=((ERROR_KEY, error.code),),
+    )
+    raise error  # never reached: abort raises

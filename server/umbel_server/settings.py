@@ -1,0 +1,91 @@
+"""A coordinator's settings: the command line, then `UMBEL_…` in the environment, then `config.toml` in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from umbel.errors import OutOfBounds
+
+DEVICE_PORT = 7443
+ENROL_PORT = 7444
+ADMIN_PORT = 7445
+DAY = 86_400.0
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class Settings(BaseSettings):
+    """All that an operator can choose before the start."""
+
+    model_config = SettingsConfigDict(env_prefix="UMBEL_", frozen=True, extra="forbid")
+
+    state: Path
+    """The coordinator's folder: keys, authorities, blobs, and the SQLite database where there is no other."""
+    profile: Literal["development", "production"] = "development"
+    """`production` refuses what is only good for development, unless it is asked for by name."""
+    host: str = "127.0.0.1"
+    """Address to listen at; `0.0.0.0` for all."""
+    names: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
+    """Host names and addresses that the coordinator's certificate is good for."""
+    device_port: Port = DEVICE_PORT
+    enrol_port: Port = ENROL_PORT
+    admin_port: Port = ADMIN_PORT
+    database_url: str = ""
+    """SQLAlchemy URL; empty for SQLite in the folder."""
+    attestation: Literal["accept", "refuse", ""] = ""
+    """Devices without proof of integrity: accept or refuse; empty lets the profile decide."""
+    device_certificate_days: float = Field(default=7.0, gt=0, le=90)
+    operator_certificate_days: float = Field(default=90.0, gt=0, le=366)
+    stop_seconds: float = Field(default=5.0, ge=0)
+    """How long calls may go on once the coordinator has been told to stop."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def effective_database_url(self) -> str:
+        """The database to open."""
+        return self.database_url or f"sqlite:///{self.state.resolve() / 'umbel.db'}"
+
+    @property
+    def accepts_unattested(self) -> bool:
+        """Whether a device may enrol without proof of its integrity."""
+        return (self.attestation or ("accept" if self.profile == "development" else "refuse")) == "accept"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What this coordinator trusts that a fleet of other people's devices shouldn't, in words."""
+        found = ["certificate authorities and signing keys lie in files on this machine"]
+        if self.accepts_unattested:
+            found.append("devices enrol without proof of their integrity")
+        return tuple(f"development trust: {words}" for words in found)
+
+
+def load_settings(state: Path, **chosen: Any) -> Settings:
+    """Put the settings for a coordinator's folder together; `None` among `chosen` means not chosen.
+
+    Raises:
+        OutOfBounds: a setting that isn't known or isn't possible, named with its reason.
+    """
+    file = state / "config.toml"
+
+    class FromFolder(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+
+    try:
+        return FromFolder(state=state, **{name: value for name, value in chosen.items() if value is not None})
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise OutOfBounds(f"settings don't fit ({reasons}); see {file} and UMBEL_ in the environment") from error
+    except ValueError as error:
+        raise OutOfBounds(f"{file} isn't TOML: {error}") from error

@@ -1,0 +1,117 @@
+"""The coordinator's truth: one SQL database, SQLite by default, PostgreSQL when one machine isn't enough.
+
+Each change of state, its audit row and its outgoing work are one `transaction`. Calls are short and synchronous, from
+the event loop's thread. `on_step` is told each durable step before it happens, so that a test can pull the plug there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.engine import make_url
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from umbel.errors import BadInput, Unreachable
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_READS: Final = "umbel_reads"
+OnStep = Callable[[str], None]
+
+
+def ignore_step(step: str) -> None:
+    """Let every durable step happen."""
+    del step
+
+
+class Store:
+    """An open database whose tables are of this version."""
+
+    def __init__(self, engine: sa.Engine, on_step: OnStep = ignore_step) -> None:
+        self.engine = engine
+        self._on_step = on_step
+
+    @classmethod
+    def open(cls, url: str, on_step: OnStep = ignore_step) -> Store:
+        """Connect, and bring the tables up to this version.
+
+        Args:
+            url: a SQLAlchemy URL, `sqlite:///path/to/file` or `postgresql+psycopg://…`.
+            on_step: told each durable step before it happens.
+
+        Raises:
+            BadInput: neither a SQLite file nor PostgreSQL.
+            Unreachable: the database doesn't answer.
+        """
+        engine = _engine(url)
+        try:
+            _migrate(engine)
+        except sa.exc.OperationalError as error:
+            engine.dispose()
+            raise Unreachable(f"the database doesn't open: {error.orig}; check its address and its server") from error
+        return cls(engine, on_step)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """All or nothing: commits at the end of the block, rolls back when it raises. Durable once left."""
+        with self.engine.connect() as connection, connection.begin() as transaction:
+            yield connection
+            self._on_step("commit")
+            transaction.commit()
+        self._on_step("committed")
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """One consistent view, for reading; whatever is written inside is rolled back."""
+        with self.engine.connect() as connection:
+            connection.execution_options(**{_READS: True})
+            with connection.begin() as transaction:
+                yield connection
+                transaction.rollback()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self.engine.dispose()
+
+
+def _engine(url: str) -> sa.Engine:
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except sa.exc.ArgumentError as error:
+        raise BadInput(f"not a database address: {url!r}; use sqlite:///PATH or postgresql+psycopg://…") from error
+    if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        engine = sa.create_engine(parsed)
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    if backend == "postgresql":
+        return sa.create_engine(parsed, pool_pre_ping=True, isolation_level="REPEATABLE READ")
+    raise BadInput(f"a store is a SQLite file or PostgreSQL, not {parsed.render_as_string()!r}")
+
+
+def _prepare_sqlite(connection: Any, entry: ConnectionPoolEntry) -> None:
+    del entry
+    # The driver would begin transactions by itself, and only at the first write; `_begin_sqlite` does it.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # IMMEDIATE: two writers queue up here, and never meet half-way; readers need not queue.
+    reads = connection.get_execution_options().get(_READS, False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _migrate(engine: sa.Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
