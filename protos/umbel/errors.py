@@ -14,6 +14,7 @@
     │   ├── SignatureInvalid        a signature that doesn't verify under the pinned key
     │   ├── DigestMismatch          bytes that don't hash to the name they were fetched by
     │   ├── SealBroken              a sealed update that doesn't open for this round and report
+    │   ├── Expired                 a statement past its date: newer ones may be held back
     │   └── RollbackRefused         a release older than one already trusted
     ├── NotAllowed                  known who asks, and this isn't theirs to do
     ├── NotFound                    nothing goes by that name here
@@ -144,6 +145,12 @@ class SealBroken(NotAuthentic):
 
     code = "seal-broken"
     status = Status.INVALID_ARGUMENT
+
+
+class Expired(NotAuthentic):
+    """A signed statement is past its date; somebody may be holding back newer ones."""
+
+    code = "expired"
 
 
 class RollbackRefused(NotAuthentic):
