@@ -141,6 +141,8 @@ class Listing:
 
         from umbel_client.tuf_files import FilesAtHand, Missing
 
+        # Read first: a new client begins by pointing back at the pinned root.
+        instant = datetime.datetime.fromtimestamp(max(now, self.time_floor), datetime.UTC)
         with _own_errors():
             try:
                 updater = Updater(
@@ -151,9 +153,7 @@ class Listing:
                     bootstrap=self._root,
                 )
                 # Time is an argument here; python-tuf has no public way to hand it in.
-                updater._trusted_set.reference_time = datetime.datetime.fromtimestamp(
-                    max(now, self.time_floor), datetime.UTC
-                )
+                updater._trusted_set.reference_time = instant
                 step(updater)
             except Missing as missing:
                 return missing.name, missing.limit
