@@ -22,6 +22,8 @@ Metrics = Mapping[str, float]
 COUNTS: Final = frozenset({"correct", "examples", "train_examples"})
 """Metrics that count examples."""
 
+_BLOCK: Final = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class Update:
@@ -64,12 +66,17 @@ class Aggregate:
             WeightsMismatch: the update is of another model.
         """
         require_shapes(update.delta.shapes, self.shapes)
-        start = 0
+        weight, scaled = np.float32(update.weight), np.empty(_BLOCK, np.float32)
+        offset = 0
         for array in update.delta.arrays.values():
-            stop = start + array.size
-            # One multiply-add pass per array; the temporary is as large as the array, never as the cohort.
-            self.total[start:stop] += np.float32(update.weight) * array.ravel()
-            start = stop
+            flat = array.ravel()
+            # By blocks, so that the product is added while it is still in the cache, and nothing is allocated.
+            for start in range(0, flat.size, _BLOCK):
+                part = flat[start : start + _BLOCK]
+                product = np.multiply(part, weight, out=scaled[: part.size])
+                total = self.total[offset + start : offset + start + part.size]
+                np.add(total, product, out=total)
+            offset += flat.size
         self.weight += update.weight
         self.count += 1
         self.metrics = add_metrics(self.metrics, update.metrics)

@@ -6,9 +6,10 @@ that a flat vector means the same on every machine. All arrays are little-endian
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import safetensors
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Name -> shape: what two sets of weights must share to be added."""
+
+_BLOCK: Final = 8192
+"""Numbers taken at a time: small enough for the cache, and below the size from which BLAS wakes its threads."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +88,16 @@ class Weights:
 
     def norm(self) -> float:
         """The Euclidean norm over all arrays together, summed in float64."""
-        return float(np.sqrt(sum(float(np.vdot(a, a)) for a in map(_as_float64, self.arrays.values()))))
+        block = np.empty(_BLOCK, np.float64)
+        total = 0.0
+        for array in self.arrays.values():
+            flat = array.ravel()
+            for start in range(0, flat.size, _BLOCK):
+                part = flat[start : start + _BLOCK]
+                wide = block[: part.size]
+                wide[:] = part
+                total += float(np.dot(wide, wide))
+        return math.sqrt(total)
 
     def clipped(self, bound: float) -> Weights:
         """Scaled down, where needed, so that the norm is at most `bound`."""
@@ -148,10 +161,6 @@ class Weights:
     def zeros(cls, shapes: Shapes) -> Weights:
         """The zero of addition, for these shapes."""
         return cls({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
-
-
-def _as_float64(array: NDArray[np.float32]) -> NDArray[np.float64]:
-    return array.ravel().astype(np.float64)
 
 
 def require_shapes(found: Shapes, wanted: Shapes) -> None:

@@ -1,8 +1,9 @@
-"""Files by content, in three areas that never mix.
+"""Files by content, in four areas that never mix.
 
 * `bundles`: manifests, graphs, weights, golden examples; devices may fetch what the registry has published of them.
 * `spool`: sealed reports, from their first byte until their round is over; never fetchable.
 * `state`: what strategies remember between rounds; never fetchable.
+* `holdout`: the server's own examples, on which it judges candidates; never fetchable.
 
 A blob appears under its name whole or not at all: written aside, synced, renamed, and the folder synced.
 """
@@ -14,11 +15,11 @@ import secrets
 from pathlib import Path
 from typing import Final
 
-from umbel.digests import Digest, digest_of, digest_of_file, verify_digest
+from umbel.digests import Digest, digest_of, digest_of_file, parse_digest, verify_digest
 from umbel.errors import DigestMismatch, NotFound
 from umbel_server.store import OnStep, ignore_step
 
-AREAS: Final = ("bundles", "spool", "state")
+AREAS: Final = ("bundles", "spool", "state", "holdout")
 
 
 class Blobs:
@@ -43,18 +44,18 @@ class Blobs:
 
     def bundle_path(self, digest: Digest) -> Path:
         """Where one file of a bundle lies; raises `NotFound`."""
-        path = self._path("bundles", digest)
+        path = self._root / "bundles" / digest
         if not path.is_file():
             raise NotFound(f"no bundle file has the digest {digest}; check in for the newest release")
         return path
 
-    # What strategies remember.
+    # What strategies remember, by the task whose it is.
 
-    def put_state(self, data: bytes) -> Digest:
-        """Keep a strategy's state; durable when it returns."""
-        return self._put("state", data)
+    def put_state(self, task: str, data: bytes) -> Digest | None:
+        """Keep a strategy's state; durable when it returns. `None` for a strategy that remembers nothing."""
+        return self._put("state", data, f"{task}.") if data else None
 
-    def state(self, digest: Digest | None) -> bytes:
+    def state(self, task: str, digest: Digest | None) -> bytes:
         """Read a strategy's state, verified; nothing for `None`.
 
         Raises:
@@ -63,15 +64,35 @@ class Blobs:
         """
         if digest is None:
             return b""
-        data = _read(self._path("state", digest))
+        data = _read(self._root / "state" / f"{task}.{digest}")
         verify_digest(data, digest)
         return data
 
-    def keep_states(self, wanted: set[Digest]) -> None:
-        """Delete the states that nothing needs any more."""
+    def keep_states(self, task: str, *wanted: Digest | None) -> None:
+        """Delete the states of a task that nothing needs any more."""
         for path in (self._root / "state").iterdir():
-            if path.name not in wanted:
+            owner, _, digest = path.name.rpartition(".")
+            if owner == task and digest not in wanted:
                 path.unlink(missing_ok=True)
+
+    # The server's own held-out examples.
+
+    def put_holdout(self, data: bytes) -> Digest:
+        """Keep held-out examples; durable when it returns."""
+        return self._put("holdout", data)
+
+    def holdout(self, digest: str) -> bytes | None:
+        """Read held-out examples by their digest; `None` for an empty one.
+
+        Raises:
+            NotFound: they aren't there.
+            DigestMismatch: the file has been changed.
+        """
+        if not digest:
+            return None
+        data = _read(self._root / "holdout" / parse_digest(digest))
+        verify_digest(data, Digest(digest))
+        return data
 
     # The spool. Names are (report id, digest of the sealed bytes): a device that seals anew starts a new file.
 
@@ -114,8 +135,12 @@ class Blobs:
 
     def drop_report(self, report_id: str, digest: Digest) -> None:
         """Forget a report or an upload."""
-        self.partial_path(report_id, digest).unlink(missing_ok=True)
+        self.drop_partial(report_id, digest)
         self.report_path(report_id, digest).unlink(missing_ok=True)
+
+    def drop_partial(self, report_id: str, digest: Digest) -> None:
+        """Forget an upload, but not a report that is all here."""
+        self.partial_path(report_id, digest).unlink(missing_ok=True)
 
     def sweep_spool(self, reports: set[tuple[str, Digest]], *, drop_partial: bool) -> None:
         """Delete the reports that no open round counts, and, if asked to, uploads that nobody will finish."""
@@ -125,21 +150,18 @@ class Blobs:
             if path.name not in wanted and (drop_partial or not is_partial):
                 path.unlink(missing_ok=True)
 
-    def _put(self, area: str, data: bytes) -> Digest:
+    def _put(self, area: str, data: bytes, prefix: str = "") -> Digest:
         digest = digest_of(data)
-        path = self._path(area, digest)
+        path = self._root / area / f"{prefix}{digest}"
         if path.is_file():
             return digest
         self._on_step(f"put {area}")
-        aside = path.with_name(f".{digest}.{secrets.token_hex(4)}")
+        aside = path.with_name(f"aside-{secrets.token_hex(8)}")
         aside.write_bytes(data)
         _sync(aside)
         aside.replace(path)
         _sync(path.parent)
         return digest
-
-    def _path(self, area: str, digest: Digest) -> Path:
-        return self._root / area / digest
 
 
 def _read(path: Path) -> bytes:

@@ -6,7 +6,7 @@ Blobs come first and rows after: a crash in between leaves files that nothing na
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -125,7 +125,7 @@ class Registry:
         connection.execute(VERSION_FILES.insert(), rows)
         return version
 
-    def settle(self, connection: sa.Connection, version: Version, state: VersionState) -> None:
+    def settle(self, connection: sa.Connection, version: Version, state: VersionState, verdict: str) -> None:
         """Turn a candidate into an accepted or refused version.
 
         Raises:
@@ -133,7 +133,9 @@ class Registry:
         """
         if version.state is not VersionState.CANDIDATE:
             raise WrongState(f"version {version.number} of {version.model!r} is {version.state.value} already")
-        connection.execute(_this(version.model, version.number).values(state=state.value))
+        lineage = replace(version.lineage, verdict=verdict)
+        changed = version_to_row(replace(version, state=state, lineage=lineage))
+        connection.execute(_this(version.model, version.number).values(changed))
 
     def measured(self, connection: sa.Connection, model: str, number: int, metrics: Metrics) -> None:
         """Keep what a cohort has measured of a version on its held-back examples."""

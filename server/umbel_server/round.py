@@ -232,6 +232,12 @@ class Round:
         self._require_open(session)
         return self._with(session.ended(SessionState.FAILED, kind, now))
 
+    def abort(self, session_id: str, why: str, now: float) -> Round:
+        """End a session from the server's side."""
+        session = self.session(session_id)
+        self._require_open(session)
+        return self._with(session.ended(SessionState.ABORTED, why, now))
+
     def expire(self, now: float) -> Round:
         """End the sessions that have run out of time; the same round if there are none."""
         if self.state is not RoundState.COLLECTING:

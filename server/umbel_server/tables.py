@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     Double,
     ForeignKeyConstraint,
@@ -116,8 +117,8 @@ ROUNDS: Final = Table(
     Column("pending_state", String(64), nullable=True),
     Column("weight", Double, nullable=False),
     Column("metrics_json", Text, nullable=False),
-    Column("bytes_up", Integer, nullable=False),
-    Column("bytes_down", Integer, nullable=False),
+    Column("bytes_up", BigInteger, nullable=False),
+    Column("bytes_down", BigInteger, nullable=False),
     ForeignKeyConstraint(["task"], ["tasks.name"]),
 )
 
@@ -138,7 +139,7 @@ SESSIONS: Final = Table(
     Column("report_id", String(32), nullable=True),
     Column("sequence", Integer, nullable=True),
     Column("sealed_digest", String(64), nullable=True),
-    Column("sealed_size", Integer, nullable=False),
+    Column("sealed_size", BigInteger, nullable=False),
     ForeignKeyConstraint(["task", "round", "kind"], ["rounds.task", "rounds.number", "rounds.kind"]),
     # The last line against counting twice: even a coordinator that lost its mind can't commit it.
     UniqueConstraint("report_id"),
@@ -175,7 +176,7 @@ OUTCOMES: Final = Table(
     "release_outcomes",
     METADATA,
     Column("model", String(100), primary_key=True),
-    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("device", String(32), primary_key=True),
     Column("outcome", String(20), nullable=False),
     Column("reason", Text, nullable=False),

@@ -16,13 +16,15 @@ from typing import Final
 from umbel.errors import BadInput, MalformedMessage, NotFinite, OutOfBounds
 from umbel.manifest import Manifest
 from umbel.plan import Kind, Plan
-from umbel.update import Metrics, Update
+from umbel.update import COUNTS, Metrics, Update
 from umbel.weights import Shapes, require_finite, require_shapes
 
 TRAINING_METRICS: Final = ("train_loss", "train_examples")
 """What a TRAIN report says of the training itself, beside the metrics of its base version."""
 
-_COUNTS: Final = ("examples", "correct", "train_examples")
+_MOST_EXAMPLES: Final = 1_000_000
+"""No device counts more in one report; its weight has a bound of its own, which a plan may set as low as 1."""
+
 _CLIP_SLACK: Final = 1.001
 """A device clips in float32, and its norm is taken again here."""
 
@@ -165,8 +167,8 @@ def _require_metrics(metrics: Metrics, rules: ReportRules) -> None:
             raise BadInput(f"metric {name!r} isn't one of this model's; it reports {known}")
         if not math.isfinite(value):
             raise NotFinite(f"metric {name!r} is {value}")
-        if name in _COUNTS and not 0 <= value <= rules.max_weight:
-            raise OutOfBounds(f"metric {name!r} is {value}; a count lies between 0 and {rules.max_weight}")
+        if name in COUNTS and not 0 <= value <= _MOST_EXAMPLES:
+            raise OutOfBounds(f"metric {name!r} is {value}; a count lies between 0 and {_MOST_EXAMPLES}")
     for name in rules.required:
         if not metrics.get(name, -1.0) >= 0 or (name == "train_examples" and not metrics[name]):
             raise OutOfBounds(f"metric {name!r} is {metrics.get(name)}; this round can't do without it")

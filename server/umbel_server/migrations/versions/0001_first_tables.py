@@ -47,7 +47,7 @@ def upgrade() -> None:
     op.create_table(
         "release_outcomes",
         sa.Column("model", sa.String(length=100), nullable=False),
-        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("number", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("device", sa.String(length=32), nullable=False),
         sa.Column("outcome", sa.String(length=20), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
@@ -128,8 +128,8 @@ def upgrade() -> None:
         sa.Column("pending_state", sa.String(length=64), nullable=True),
         sa.Column("weight", sa.Double(), nullable=False),
         sa.Column("metrics_json", sa.Text(), nullable=False),
-        sa.Column("bytes_up", sa.Integer(), nullable=False),
-        sa.Column("bytes_down", sa.Integer(), nullable=False),
+        sa.Column("bytes_up", sa.BigInteger(), nullable=False),
+        sa.Column("bytes_down", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["task"], ["tasks.name"], name=op.f("fk_rounds_task")),
         sa.PrimaryKeyConstraint("task", "number", "kind", name=op.f("pk_rounds")),
     )
@@ -159,7 +159,7 @@ def upgrade() -> None:
         sa.Column("report_id", sa.String(length=32), nullable=True),
         sa.Column("sequence", sa.Integer(), nullable=True),
         sa.Column("sealed_digest", sa.String(length=64), nullable=True),
-        sa.Column("sealed_size", sa.Integer(), nullable=False),
+        sa.Column("sealed_size", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
             ["task", "round", "kind"],
             ["rounds.task", "rounds.number", "rounds.kind"],

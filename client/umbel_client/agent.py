@@ -1,0 +1,90 @@
+"""The agent: wakes a device when its retry window says so, until it is told to stop. One process, mostly asleep."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from umbel_client.device import Device
+from umbel_client.report import describe, of_this_process, write_report
+from umbel_client.visits import Ending, Visit
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """When an agent is done; by default only when it is told."""
+
+    visits: int = 0
+    """After so many visits; 0 means no such limit."""
+    release: int = 0
+    """Once a release of this number or a higher one has been judged; 0 means no such limit."""
+
+    def reached(self, visits: int, judged: int) -> bool:
+        """Whether it is over."""
+        return bool(self.visits and visits >= self.visits) or bool(self.release and judged >= self.release)
+
+
+class Agent:
+    """Visits, sleeps, visits.
+
+    Args:
+        device: whom to wake.
+        tell: hears of each visit.
+    """
+
+    def __init__(self, device: Device, tell: Callable[[Visit], None]) -> None:
+        self._device = device
+        self._tell = tell
+        self._stop = asyncio.Event()
+
+    async def run(self, until: Until) -> Visit | None:
+        """Wake the device until `until`, or a SIGTERM or SIGINT; returns the last visit."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        try:
+            return await self._run(until)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Finish within one training step; what was begun goes on at the next start."""
+        self._stop.set()
+        self._device.stop()
+
+    async def _run(self, until: Until) -> Visit | None:
+        visit, visits = None, 0
+        kit = self._device.kit
+        if until.visits != 1:
+            await self._sleep(kit.memory.state.next_wake - kit.clock.now())
+        while not self._stop.is_set():
+            visit = await self._device.wake()
+            visits += visit.ending is not Ending.WAITED or until.visits == 1
+            self.write_status()
+            self._tell(visit)
+            if until.reached(visits, kit.memory.state.judged):
+                break
+            await self._sleep(visit.next_wake - kit.clock.now())
+        return visit
+
+    def write_status(self) -> None:
+        """Leave `status.json` in the device's home."""
+        write_report(self._device.kit.home, status_of(self._device), self._device.kit.disk)
+
+    async def _sleep(self, seconds: float) -> None:
+        if seconds > 0:
+            try:
+                await asyncio.wait_for(self._stop.wait(), seconds)
+            except TimeoutError:
+                return
+
+
+def status_of(device: Device) -> dict[str, Any]:
+    """Everything that is to be told about a device, and the process that it lives in."""
+    kit = device.kit
+    facts = describe(kit.identity, kit.memory.state, kit.shelf.slots, kit.examples, kit.policy, kit.clock.now())
+    return {**facts, "answers_with": device.answers_with, **of_this_process(kit.runtime.name)}

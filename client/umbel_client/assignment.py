@@ -1,0 +1,103 @@
+"""An assignment, from its base to its acknowledgement: fetch, train, seal, report. Left anywhere, it goes on there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from umbel.bundle import Bundle
+from umbel.errors import Conflict, RoundClosed, UmbelError, Unavailable
+from umbel.messages import update_to_bytes
+from umbel.plan import Kind
+from umbel.release import Release
+from umbel.sealing import seal
+from umbel.visit import Event, RetryWindow
+from umbel_client.fetching import fetch_bundle
+from umbel_client.kit import Kit
+from umbel_client.session import Session, SessionFolder
+from umbel_client.trainer import Stopped, run
+from umbel_client.trust import Trust
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a session ended, and when to come back."""
+
+    session: Session
+    window: RetryWindow
+    error: UmbelError | None = None
+
+
+class Assignments:
+    """Carries one session to its end, from wherever it stands."""
+
+    def __init__(self, kit: Kit, folder: SessionFolder) -> None:
+        self._kit = kit
+        self._folder = folder
+
+    async def carry_out(self, session: Session) -> Ended:
+        """Do what is left to do.
+
+        Raises:
+            Unavailable: the coordinator can't be reached, or the device is needed; the session stays open.
+        """
+        try:
+            session, sealed = await self._sealed(session)
+            return await self._report(session, sealed)
+        except Unavailable:
+            raise
+        except UmbelError as error:
+            # Saved as it was before the failing step; what the coordinator hears of is the failure itself.
+            session = self._folder.load() or session
+            event = Event.REPORT_REFUSED if isinstance(error, Conflict) else Event.FAILED
+            return self._end(session.after(event), session.assignment.if_rejected, error)
+
+    async def _sealed(self, session: Session) -> tuple[Session, bytes]:
+        kept = self._folder.sealed(session)
+        if kept is not None:
+            return session, kept
+        release = Trust(self._kit.identity.release_key).verify_base(session.assignment.base)
+        bundle = await fetch_bundle(self._kit.channel, self._kit.shelf, release, self._kit.runtime.name)
+        session = session.after(Event.FETCHED, Event.TRAINING_STARTED)
+        self._folder.save(session)
+        sealed = await self._kit.work(lambda: self._train(session, bundle, release))
+        session = session.after(Event.TRAINING_FINISHED)
+        return self._folder.keep_sealed(session, sealed), sealed
+
+    def _train(self, session: Session, bundle: Bundle, release: Release) -> bytes:
+        kit = self._kit
+        revision = kit.examples.revision()
+        try:
+            update = run(
+                session.job(kit.device),
+                bundle,
+                kit.split(),
+                kit.runtime,
+                kit.clock,
+                kit.against_going_on,
+                self._folder.progress(revision),
+            )
+        except Stopped as stopped:
+            if kit.examples.revision() == revision:
+                self._folder.keep_progress(stopped.progress, revision)
+            raise
+        return seal(update_to_bytes(update), session.assignment.sealing, session.binding(release.bundle))
+
+    async def _report(self, session: Session, sealed: bytes) -> Ended:
+        session = session.after(Event.REPORT_STARTED)
+        self._folder.save(session)
+        window = await self._kit.channel.report(session.question(sealed), sealed)
+        state, now = self._kit.memory.state, self._kit.clock.now()
+        if session.assignment.plan.kind is Kind.TRAIN:
+            state = replace(state, last_contribution=now)
+        self._kit.memory.put(replace(state, contributions=state.contributions + 1))
+        return self._end(session.after(Event.REPORT_ACCEPTED), window)
+
+    def abandon(self, session: Session) -> None:
+        """Close a session whose deadline passed while the device was away."""
+        self._end(session, session.assignment.if_rejected, RoundClosed("its deadline passed"))
+
+    def _end(self, session: Session, window: RetryWindow, error: UmbelError | None = None) -> Ended:
+        # First what will be told, then what it was about: dying in between tells it twice, never not at all.
+        self._kit.memory.put(self._kit.memory.state.with_session(session.record(error)))
+        self._folder.clear()
+        return Ended(session, window, error)

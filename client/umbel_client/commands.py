@@ -1,0 +1,236 @@
+"""What each command of `umbel-device` does."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from umbel.clock import SystemClock
+from umbel.errors import AlreadyExists, BadInput, MalformedMessage, NotFound
+from umbel_client.config import load_config
+from umbel_client.device import Device
+from umbel_client.enrolment import (
+    EnrolmentCode,
+    identity_of,
+    load_identity,
+    new_key,
+    request_enrolment,
+    save_identity,
+)
+from umbel_client.idle import Waiting
+from umbel_client.importing import import_npz
+from umbel_client.opening import examples_on_disk
+from umbel_client.report import describe, read_report
+from umbel_client.shelf import Shelf
+from umbel_client.state import load_state
+from umbel_client.status import FileStatus
+from umbel_client.visits import Ending, Visit
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def enrol(options: argparse.Namespace) -> int:
+    """Make a key, redeem the token, keep the certificate."""
+    try:
+        known = load_identity(options.home)
+    except (NotFound, MalformedMessage):
+        known = None
+    if known is not None and not options.again:
+        raise AlreadyExists(f"{options.home} is enrolled already, as {known.device_id}; --again replaces it")
+    key = new_key()
+    enrolment = asyncio.run(request_enrolment(_enrolment_code(options), key))
+    identity = identity_of(enrolment, key, options.channel)
+    save_identity(options.home, identity)
+    _say(f"enrolled as {identity.device_id} in population {identity.population!r}; home: {options.home}")
+    return 0
+
+
+def _enrolment_code(options: argparse.Namespace) -> EnrolmentCode:
+    if options.code:
+        return EnrolmentCode.from_text(_or_file(options.code))
+    if not (options.server and options.token and options.ca):
+        raise BadInput("give --server, --token and --ca, or --code")
+    try:
+        authority = options.ca.read_bytes()
+    except OSError as error:
+        raise NotFound(f"no authority at {options.ca} ({error.strerror}); ask the operator for it") from None
+    return EnrolmentCode(options.server, _or_file(options.token), authority)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the agent."""
+    from umbel_client.agent import Agent, Until
+
+    if options.max_visits < 0 or options.until_release < 0:
+        raise BadInput("--max-visits and --until-release take numbers from 1 on")
+    until = Until(1 if options.once else options.max_visits, options.until_release)
+    tell = _tell_json if options.json else _tell
+
+    async def live() -> Visit | None:
+        return await Agent(_device(options), tell).run(until)
+
+    visit = asyncio.run(live())
+    return 1 if options.once and visit is not None and visit.ending is Ending.FAILED else 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Tell what the device holds and has done, whether its agent runs or not."""
+    home = options.home
+    identity, config = load_identity(home), load_config(home)
+    store = examples_on_disk(home, config.examples)
+    state = load_state(home / "state.json")
+    tree = describe(identity, state, Shelf(home / "shelf").slots, store, config.policy, SystemClock().now())
+    tree = {**read_report(home), **tree}
+    if options.json:
+        _say(json.dumps(tree, indent=2))
+        return 0
+    width = max(map(len, tree))
+    for name, value in tree.items():
+        _say(f"{name:<{width}}  {_in_words(value)}")
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Answer for the inputs in a file."""
+    device = _device(options)
+    inputs = _load_inputs(options.file)
+    if device.predictor.labels:
+        ranked = device.probabilities(inputs)
+        if options.json:
+            _say(json.dumps(ranked))
+        else:
+            for row in ranked:
+                _say("  ".join(f"{label} {share:.1%}" for label, share in list(row.items())[:3]))
+        return 0
+    for name, array in device.predict(inputs).items():
+        _say(json.dumps({name: array.tolist()}) if options.json else f"{name}\n{array}")
+    return 0
+
+
+def _load_inputs(path: Path) -> Any:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except FileNotFoundError:
+        raise NotFound(f"no file at {path}") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise MalformedMessage(f"{path} isn't a NumPy file of plain arrays: {error}") from error
+
+
+def examples_import(options: argparse.Namespace) -> int:
+    """Add the examples of an archive."""
+    store = examples_on_disk(_home(options), load_config(options.home).examples)
+    added = import_npz(store, options.file, at=SystemClock().now(), subject=options.subject)
+    _say(f"{added} examples added")
+    return 0
+
+
+def examples_stats(options: argparse.Namespace) -> int:
+    """Count the examples."""
+    held = examples_on_disk(_home(options), load_config(options.home).examples).stats(SystemClock().now())
+    tree = {
+        "training": held.training, "held_back": held.held_back, "bytes": held.bytes, "subjects": dict(held.subjects),
+    }  # fmt: skip
+    if options.json:
+        _say(json.dumps(tree, indent=2))
+        return 0
+    _say(f"{held.training} for training, {held.held_back} held back, {held.bytes} bytes")
+    for subject, count in sorted(held.subjects.items()):
+        _say(f"  {subject or '(no subject)'}: {count}")
+    return 0
+
+
+def examples_forget(options: argparse.Namespace) -> int:
+    """Delete examples and what was derived from them."""
+    gone = _device(options).forget(None if options.all else options.subject)
+    _say(f"{gone} examples deleted, and what was derived from them here")
+    return 0
+
+
+def why(options: argparse.Namespace) -> int:
+    """Tell the idle policy's verdict."""
+    verdict = _device(options).verdict()
+    works = not isinstance(verdict, Waiting)
+    offers = works and not verdict.reasons
+    if options.json:
+        _say(json.dumps({"eligible": works, "offers_work": offers, "reasons": list(verdict.reasons)}, indent=2))
+        return 0
+    if not works:
+        _say("this device waits, because:")
+    elif verdict.reasons:
+        _say("this device may visit its coordinator, but offers no work, because:")
+    else:
+        _say("this device may work now: every condition holds")
+    for reason in verdict.reasons:
+        _say(f"  - {reason}")
+    return 0
+
+
+def _device(options: argparse.Namespace) -> Device:
+    config = load_config(options.home, getattr(options, "config", None))
+    status_file = getattr(options, "status_file", None)
+    return Device.open(
+        options.home,
+        policy=config.policy,
+        personal=config.personal,
+        status=FileStatus(status_file) if status_file else None,
+        examples=examples_on_disk(_home(options), config.examples),
+    )
+
+
+def _home(options: argparse.Namespace) -> Path:
+    home: Path = options.home
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return home
+
+
+def _tell(visit: Visit) -> None:
+    parts = [visit.ending.value]
+    if visit.session:
+        parts.append(f"{visit.session.task} round {visit.session.round} {visit.session.shape}")
+    if visit.release:
+        parts.append(f"release {visit.release.number} {visit.release.outcome.value} {visit.release.reason}".rstrip())
+    parts += visit.reasons
+    if visit.error:
+        parts.append(str(visit.error))
+    _say("; ".join(parts) + f"; next in {visit.next_wake - visit.at:.1f} s")
+
+
+def _tell_json(visit: Visit) -> None:
+    tree = {
+        "ending": visit.ending.value,
+        "at": visit.at,
+        "next_wake": visit.next_wake,
+        "reasons": list(visit.reasons),
+        "release": visit.release and {"number": visit.release.number, "outcome": visit.release.outcome.value},
+        "session": visit.session and {"round": visit.session.round, "shape": visit.session.shape},
+        "error": visit.error and visit.error.code,
+    }
+    _say(json.dumps(tree))
+
+
+def _or_file(text: str) -> str:
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).expanduser().read_text().strip()
+    except OSError as error:
+        raise NotFound(f"can't read {text[1:]} ({error.strerror})") from None
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value is None or value == "" else json.dumps(value) if isinstance(value, dict | list) else str(value)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

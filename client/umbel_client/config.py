@@ -1,0 +1,87 @@
+"""`device.toml`: what may be set for one device. Everything has a default; unknown names are refused.
+
+[policy]                    # umbel_client.idle.IdlePolicy
+version = 1
+require_idle = false
+
+[personal]                  # umbel_client.personal.PersonalSettings
+epochs = 5
+hyperparameters = { lr = 0.05 }
+
+[examples]                  # umbel_client.examples.StoreLimits
+max_age_seconds = 2592000.0
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from umbel.errors import MalformedMessage, NotFound
+from umbel_client.examples import StoreLimits
+from umbel_client.idle import IdlePolicy
+from umbel_client.personal import PersonalSettings
+
+S = TypeVar("S", PersonalSettings, StoreLimits)
+
+FILE = "device.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """One device's settings."""
+
+    policy: IdlePolicy = field(default_factory=IdlePolicy)
+    personal: PersonalSettings = field(default_factory=PersonalSettings)
+    examples: StoreLimits = field(default_factory=StoreLimits)
+
+
+def load_config(home: Path, path: Path | None = None) -> DeviceConfig:
+    """The settings in `path`, or in the home's `device.toml`, or the defaults where there is none.
+
+    Raises:
+        NotFound: `path` was given and doesn't exist.
+        MalformedMessage: not TOML, or with names or values that don't belong there.
+    """
+    file = path or home / FILE
+    if not file.is_file():
+        if path is not None:
+            raise NotFound(f"no settings at {path}")
+        return DeviceConfig()
+    try:
+        tree = tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MalformedMessage(f"{file} isn't TOML: {error}") from error
+    unknown = sorted(set(tree) - {"policy", "personal", "examples"})
+    if unknown:
+        raise MalformedMessage(f"{file} has tables {unknown}; it may have policy, personal and examples")
+    return DeviceConfig(
+        policy=IdlePolicy.from_tree(tree["policy"]) if "policy" in tree else IdlePolicy(),
+        personal=_settings(PersonalSettings(), tree.get("personal", {}), str(file)),
+        examples=_settings(StoreLimits(), tree.get("examples", {}), str(file)),
+    )
+
+
+def _settings(defaults: S, table: Any, where: str) -> S:
+    known = {entry.name: getattr(defaults, entry.name) for entry in fields(defaults)}
+    if not isinstance(table, dict):
+        raise MalformedMessage(f"{where}: {type(defaults).__name__} must be a table")
+    for name, value in table.items():
+        if name not in known:
+            raise MalformedMessage(f"{where} has {name!r}; known are {', '.join(known)}")
+        if not _fits(value, known[name]):
+            raise MalformedMessage(f"{where}: {name} is {value!r}; its default is {known[name]!r}")
+    return type(defaults)(**table)
+
+
+def _fits(value: Any, default: Any) -> bool:
+    if isinstance(default, dict):
+        return isinstance(value, dict) and all(_fits(number, 0.0) for number in value.values())
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if isinstance(default, int) and not isinstance(value, int):
+        return False
+    return math.isfinite(value) and value >= 0

@@ -1,0 +1,319 @@
+"""The device: it answers on its own, learns from what it sees, and visits its coordinator when nobody needs it.
+
+device = Device.open(home)
+device.predict(x)
+device.learn_from(x, y)
+visit = await device.wake()
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from umbel.clock import Clock, SystemClock
+from umbel.errors import Interrupted, UmbelError, WrongState
+from umbel.randomness import generator
+from umbel.release import SignedRelease
+from umbel.runtime import Runtime
+from umbel.sealing import SEALED
+from umbel.visit import Assignment, CheckIn, CheckInReply, Event, ReleaseOutcome, Retry, RetryWindow, SessionRecord
+from umbel_client import opening
+from umbel_client.adoption import Adoption
+from umbel_client.assignment import Assignments, Ended
+from umbel_client.backoff import retry_window
+from umbel_client.channel import Channel
+from umbel_client.enrolment import Identity, IdentityKeeper, load_identity
+from umbel_client.examples import INPUT, TARGET, Arrays, ExampleStore, as_arrays
+from umbel_client.files import Disk
+from umbel_client.idle import Eligible, IdlePolicy, Verdict, Waiting
+from umbel_client.kit import Kit, Memory, Offload, only_visitor
+from umbel_client.personal import PersonalSettings
+from umbel_client.predictor import Answering, Outputs, Predictor
+from umbel_client.session import Session, SessionFolder
+from umbel_client.shelf import Shelf
+from umbel_client.status import StatusSource
+from umbel_client.visits import WAITING_WINDOW, Ending, Visit
+
+
+class Device:
+    """One device; see `open`. `predict` and `learn_from` may be called from any thread, also during a visit."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+        self._answering = Answering(kit.shelf, kit.runtime)
+        self._sessions = SessionFolder(kit.home / "session", kit.disk)
+        self._adoption = Adoption(kit, self._answering.follow)
+        self._assignments = Assignments(kit, self._sessions)
+
+    @classmethod
+    def open(
+        cls,
+        home: Path | str,
+        *,
+        identity: Identity | None = None,
+        channel: Channel | None = None,
+        runtime: Runtime | None = None,
+        clock: Clock | None = None,
+        examples: ExampleStore | None = None,
+        status: StatusSource | None = None,
+        policy: IdlePolicy | None = None,
+        personal: PersonalSettings | None = None,
+        shelf: Shelf | None = None,
+        disk: Disk | None = None,
+        offload: Offload = asyncio.to_thread,
+    ) -> Device:
+        """Open the device that lives in a folder.
+
+        Args:
+            home: the folder; enrolled, unless `identity` is given.
+            identity: who it is; None reads what enrolment left in `home`.
+            channel: how to reach the coordinator; None means gRPC with mutual TLS.
+            runtime: runs the graphs; None means ONNX Runtime with one thread.
+            clock: None means the machine's.
+            examples: None means a SQLite file in `home`.
+            status: tells idleness, power, network; None asks this Linux machine.
+            policy: when to work; None means the defaults, which suit a phone.
+            personal: how to fine-tune for this device.
+            shelf: None means a folder in `home`.
+            disk: how to write durably.
+            offload: where heavy work runs.
+
+        Raises:
+            NotFound: `home` isn't enrolled.
+            MalformedMessage: a file in `home` is damaged; the message says which.
+        """
+        home = Path(home)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        clock, disk = clock or SystemClock(), disk or Disk()
+        identities = IdentityKeeper(home, identity or load_identity(home), disk)
+        kit = Kit(
+            home=home,
+            identities=identities,
+            device=identities.current.device_id,
+            channel=channel or opening.grpc_channel(identities),
+            runtime=runtime or opening.onnx_runtime(),
+            clock=clock,
+            shelf=shelf or Shelf(home / "shelf", disk=disk),
+            examples=examples or opening.examples_on_disk(home),
+            policy=policy or IdlePolicy(),
+            status=status or opening.linux_status(home, clock),
+            personal=personal or PersonalSettings(),
+            memory=Memory(home / "state.json", disk),
+            disk=disk,
+            offload=offload,
+        )
+        return cls(kit)
+
+    # What an app uses.
+
+    @property
+    def id(self) -> str:
+        """The device's id, derived from its key."""
+        return self._kit.device
+
+    @property
+    def kit(self) -> Kit:
+        """What this device works with, for those who show it."""
+        return self._kit
+
+    @property
+    def predictor(self) -> Predictor:
+        """What answers now; keep it only as long as you want the same weights to answer.
+
+        Raises:
+            WrongState: no release has been adopted yet.
+        """
+        predictor = self._answering.current
+        if predictor is None:
+            raise WrongState("this device has no model yet; it gets one at its first visit (`await device.wake()`)")
+        return predictor
+
+    @property
+    def answers_with(self) -> str:
+        """Which weights answer now, in words; empty when none do."""
+        predictor = self._answering.current
+        return predictor.source if predictor else ""
+
+    def predict(self, x: Arrays | NDArray[Any]) -> Outputs:
+        """The model's outputs by name, for a batch; see `Predictor`. No network."""
+        return self.predictor(x)
+
+    def probabilities(self, x: Arrays | NDArray[Any]) -> list[Mapping[str, float]]:
+        """Label -> probability, most probable first, for each example of a batch; see `Predictor`."""
+        return self.predictor.probabilities(x)
+
+    def learn_from(
+        self, x: Arrays | NDArray[Any], y: Arrays | NDArray[Any], *, subject: str = "", held_back: bool | None = None
+    ) -> int:
+        """Keep examples to learn from at a later visit; they never leave this device.
+
+        Args:
+            x: inputs [n, ...]; an array, or arrays by name for a model with several inputs.
+            y: targets [n, ...], likewise.
+            subject: whom they are about, so that `forget` can find them.
+            held_back: True to judge with them only, False to train with them only, None to let time decide.
+
+        Returns:
+            How many were kept.
+
+        Raises:
+            InputMismatch, NotFinite: not examples, or of another form than those here; nothing was kept.
+        """
+        now = self._kit.clock.now()
+        return self._kit.examples.add(
+            as_arrays(x, INPUT), as_arrays(y, TARGET), at=now, subject=subject, held_back=held_back
+        )
+
+    def forget(self, subject: str | None) -> int:
+        """Delete a person's examples (None: everybody's) at once, and all that was derived from them here.
+
+        The personal model and any report that wasn't sent yet go too; the released model answers until the next visit
+        makes a new personal one of what is left. Returns how many examples went.
+        """
+        gone = self._kit.examples.forget(subject)
+        if gone:
+            self._kit.shelf.drop_personal()
+            self._sessions.clear()
+            self._answering.follow()
+        return gone
+
+    def verdict(self) -> Verdict:
+        """May this device work now, and if not, why not, in words."""
+        now = self._kit.clock.now()
+        held = self._kit.examples.stats(now)
+        return self._kit.policy.verdict(
+            self._kit.status.read(), self._kit.memory.state.history(held.training, now), now
+        )
+
+    def stop(self) -> None:
+        """End a visit that is under way within one training step; it goes on at the next. From any thread."""
+        self._kit.stopping.set()
+
+    # One visit.
+
+    async def wake(self) -> Visit:
+        """One visit to the coordinator: everything that is due, or as much as conditions allow.
+
+        Losing the process at any point is fine: the next visit goes on from there. Errors of the conversation end
+        the visit and stand in what it returns.
+
+        Raises:
+            WrongState: another process is on a visit from this home.
+        """
+        with only_visitor(self._kit.home):
+            self._kit.stopping.clear()
+            self._kit.memory.refresh()
+            self._answering.follow()
+            verdict = self.verdict()
+            if isinstance(verdict, Waiting):
+                return self._leave(Ending.WAITED, WAITING_WINDOW, reasons=verdict.reasons)
+            before = replace(self._kit.channel.traffic)
+            try:
+                return await self._visit(verdict)
+            except Interrupted as error:
+                return self._leave(Ending.INTERRUPTED, retry_window(error, 1), error=error)
+            except UmbelError as error:
+                return self._fail(error)
+            finally:
+                self._book(before.up, before.down)
+                await self._kit.channel.close()
+
+    async def _visit(self, verdict: Eligible) -> Visit:
+        await self._renew_certificate()
+        session = self._left_open()
+        if session is not None:
+            return self._ended(await self._assignments.carry_out(session), None)
+        answer = await self._check_in(verdict.offers_work)
+        match answer.reply:
+            case Assignment() as assignment:
+                # On disk before anything else: a visit that breaks off here goes on with it at the next.
+                session = Session.begin(assignment)
+                self._sessions.save(session)
+                release = await self._consider(answer.newest)
+                return self._ended(await self._assignments.carry_out(session), release)
+            case Retry(window, reason):
+                release = await self._consider(answer.newest)
+                reasons = (*verdict.reasons, *filter(None, [reason]))
+                return self._leave(Ending.RESTED, window, reasons=reasons, release=release)
+
+    async def _consider(self, newest: SignedRelease | None) -> ReleaseOutcome | None:
+        if newest is None:
+            return None
+        return await self._adoption.consider(newest, serving_well=self._answering.well)
+
+    async def _renew_certificate(self) -> None:
+        identity = self._kit.identity
+        if not identity.certificate_chain or not identity.renewal_due(self._kit.clock.now()):
+            return
+        self._kit.identities.renewed(await self._kit.channel.renew(identity.certificate_request()))
+        await self._kit.channel.close()
+
+    def _left_open(self) -> Session | None:
+        session = self._sessions.load()
+        if session is None:
+            return None
+        session = session.after(Event.INTERRUPTED)
+        if self._kit.clock.now() >= session.assignment.deadline:
+            self._assignments.abandon(session)
+            return None
+        return session
+
+    async def _check_in(self, offers_work: bool) -> CheckInReply:
+        kit, state = self._kit, self._kit.memory.state
+        held = kit.examples.stats(kit.clock.now())
+        reply = await kit.channel.check_in(
+            CheckIn(
+                population=kit.identity.population,
+                runtimes=(kit.runtime.name,),
+                suites=(SEALED,),
+                held_bundles=kit.shelf.held_bundles(),
+                offers_work=offers_work,
+                training_examples=held.training,
+                held_back_examples=held.held_back,
+                sessions=state.sessions,
+                outcomes=state.outcomes,
+                channel=kit.identity.channel,
+                sdk=f"umbel-python/{version('umbel')}",
+            )
+        )
+        kit.memory.put(state.told(len(state.sessions), len(state.outcomes)))
+        return reply
+
+    def _ended(self, ended: Ended, release: ReleaseOutcome | None) -> Visit:
+        ending = Ending.CONTRIBUTED if ended.error is None else Ending.REFUSED
+        record = ended.session.record(ended.error)
+        return self._leave(ending, ended.window, release=release, session=record, error=ended.error)
+
+    def _fail(self, error: UmbelError) -> Visit:
+        failures = self._kit.memory.state.failures + 1
+        return self._leave(Ending.FAILED, retry_window(error, failures), error=error, failures=failures)
+
+    def _leave(
+        self,
+        ending: Ending,
+        window: RetryWindow,
+        *,
+        reasons: tuple[str, ...] = (),
+        release: ReleaseOutcome | None = None,
+        session: SessionRecord | None = None,
+        error: UmbelError | None = None,
+        failures: int = 0,
+    ) -> Visit:
+        state, now = self._kit.memory.state, self._kit.clock.now()
+        next_wake = window.draw(generator("wake", self._kit.device, state.visits), now)
+        words = f"{error.code}: {error}" if error else ""
+        visits = state.visits + 1
+        self._kit.memory.put(replace(state, next_wake=next_wake, visits=visits, failures=failures, last_error=words))
+        return Visit(ending, now, next_wake, reasons, release, session, error)
+
+    def _book(self, up: int, down: int) -> None:
+        traffic = self._kit.channel.traffic
+        state = self._kit.memory.state
+        self._kit.memory.put(state.spent(self._kit.clock.now(), up=traffic.up - up, down=traffic.down - down))

@@ -1,0 +1,61 @@
+"""gRPC failures -> the errors that the far side raised, or that the way there caused."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+
+from umbel.errors import (
+    AlreadyExists,
+    BadInput,
+    CertificateRefused,
+    Conflict,
+    DigestMismatch,
+    NotAllowed,
+    NotAuthentic,
+    NotFound,
+    RoundClosed,
+    UmbelError,
+    Unavailable,
+    Unreachable,
+    from_code,
+)
+
+ERROR_KEY: Final = "umbel-error"
+"""Trailing metadata that carries an error's `code`."""
+
+_BY_STATUS: Final[dict[grpc.StatusCode, type[UmbelError]]] = {
+    grpc.StatusCode.UNAVAILABLE: Unreachable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Unreachable,
+    grpc.StatusCode.CANCELLED: Unreachable,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Unavailable,
+    grpc.StatusCode.INVALID_ARGUMENT: BadInput,
+    grpc.StatusCode.OUT_OF_RANGE: BadInput,
+    grpc.StatusCode.UNIMPLEMENTED: BadInput,
+    grpc.StatusCode.UNAUTHENTICATED: NotAuthentic,
+    grpc.StatusCode.PERMISSION_DENIED: NotAllowed,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.FAILED_PRECONDITION: Conflict,
+    grpc.StatusCode.ABORTED: RoundClosed,
+    grpc.StatusCode.DATA_LOSS: DigestMismatch,
+}
+
+
+def error_of(failure: grpc.aio.AioRpcError, address: str) -> UmbelError:
+    """The typed error for a failed call: by its code in the trailing metadata, or else by its status."""
+    metadata = failure.trailing_metadata() or ()
+    codes = [value for key, value in metadata if key == ERROR_KEY]
+    details = failure.details() or failure.code().name
+    if codes:
+        code = codes[0]
+        return from_code(code if isinstance(code, str) else code.decode(errors="replace"), details)
+    if failure.code() is grpc.StatusCode.UNAVAILABLE and "CERTIFICATE_VERIFY_FAILED" in details:
+        return CertificateRefused(
+            f"the certificate of {address} isn't from the pinned authority, for this name, or in time: {details}"
+        )
+    kind = _BY_STATUS.get(failure.code(), UmbelError)
+    if kind is Unreachable:
+        return Unreachable(f"no answer from {address}: {details}")
+    return kind(f"{address} answered {failure.code().name}: {details}")

@@ -1,0 +1,60 @@
+"""Examples from a file: a NumPy archive (`.npz`), read without running anything that stands in it."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from umbel.errors import InputMismatch, MalformedMessage, NotFound
+from umbel_client.examples import INPUT, TARGET, Arrays, ExampleStore
+
+
+def import_npz(store: ExampleStore, path: Path, *, at: float, subject: str = "") -> int:
+    """Add the examples of an archive; returns how many.
+
+    Arrays `x` and `y` (or several, named `x/NAME` and `y/NAME` for a model with several inputs or targets), with the
+    examples along the first dimension; optionally `held_back`, one boolean each. Rows are taken as oldest first.
+
+    Raises:
+        NotFound: there is no such file.
+        MalformedMessage: not such an archive.
+        InputMismatch: the arrays don't fit together, or not to what the store holds.
+        NotFinite: NaN or infinity in them.
+    """
+    arrays = _read(path)
+    inputs, targets = _named(arrays, INPUT), _named(arrays, TARGET)
+    if not inputs or not targets:
+        raise MalformedMessage(f"{path} has arrays {sorted(arrays)}; it needs `x` and `y`")
+    held_back = arrays.get("held_back")
+    if held_back is None:
+        return store.add(inputs, targets, at=at, subject=subject)
+    if held_back.dtype != np.bool_ or any(
+        len(array) != len(held_back) for array in (*inputs.values(), *targets.values())
+    ):
+        raise InputMismatch(f"`held_back` in {path} must be one boolean for each example")
+    added = 0
+    for flag in (False, True):
+        rows = np.flatnonzero(held_back == flag)
+        if len(rows):
+            picked = [{name: array[rows] for name, array in group.items()} for group in (inputs, targets)]
+            added += store.add(picked[0], picked[1], at=at, subject=subject, held_back=flag)
+    return added
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise NotFound(f"no file at {path}") from None
+    except (ValueError, OSError, zipfile.BadZipFile, AttributeError, EOFError, KeyError) as error:
+        raise MalformedMessage(f"{path} isn't a NumPy archive of plain arrays: {error}") from error
+
+
+def _named(arrays: Arrays, letter: str) -> dict[str, np.ndarray]:
+    if letter in arrays:
+        return {letter: arrays[letter]}
+    prefix = letter + "/"
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

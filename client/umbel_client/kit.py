@@ -1,0 +1,120 @@
+"""What a visit works with, as one value, and what it remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from umbel.clock import Clock
+from umbel.errors import Interrupted, WrongState
+from umbel.identity import DeviceId
+from umbel.runtime import Runtime
+from umbel_client.channel import Channel
+from umbel_client.enrolment import Identity, IdentityKeeper
+from umbel_client.examples import ExampleStore, Split
+from umbel_client.files import Disk
+from umbel_client.idle import IdlePolicy
+from umbel_client.personal import PersonalSettings
+from umbel_client.shelf import Shelf
+from umbel_client.state import DeviceState, load_state, save_state
+from umbel_client.status import StatusSource
+
+T = TypeVar("T")
+
+
+class Offload(Protocol):
+    """Runs heavy work away from the event loop: `asyncio.to_thread`, or at once in a simulation."""
+
+    def __call__(self, work: Callable[[], Any], /) -> Awaitable[Any]:
+        """Run `work` and give its result."""
+
+
+class Memory:
+    """The device's state, saved at each change."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self._path = path
+        self._disk = disk
+        self.state = load_state(path)
+
+    def put(self, state: DeviceState) -> None:
+        """Remember `state` from now on."""
+        if state != self.state:
+            save_state(self._path, state, self._disk)
+            self.state = state
+
+    def refresh(self) -> None:
+        """Take over what another process wrote meanwhile."""
+        self.state = load_state(self._path)
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """Everything that the steps of a visit share."""
+
+    home: Path
+    identities: IdentityKeeper
+    device: DeviceId
+    channel: Channel
+    runtime: Runtime
+    clock: Clock
+    shelf: Shelf
+    examples: ExampleStore
+    policy: IdlePolicy
+    status: StatusSource
+    personal: PersonalSettings
+    memory: Memory
+    disk: Disk
+    offload: Offload
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def identity(self) -> Identity:
+        """Who this device is now."""
+        return self.identities.current
+
+    def against_going_on(self) -> tuple[str, ...]:
+        """What stands against working right now; asked from the training thread, at each step."""
+        if self.stopping.is_set():
+            return ("the app asked to stop",)
+        return self.policy.interruptions(self.status.read(), self.clock.now())
+
+    def split(self) -> Split:
+        """The examples as they are now."""
+        return self.examples.split(self.clock.now())
+
+    async def work(self, task: Callable[[], T]) -> T:
+        """Run heavy work off the event loop and book its time; a cancelled visit stops it within a step.
+
+        Raises:
+            Interrupted: examples were deleted meanwhile; what was learnt from them is thrown away.
+        """
+        began, forgotten = self.clock.now(), self.examples.forgotten()
+        try:
+            result: T = await self.offload(task)
+        except asyncio.CancelledError:
+            self.stopping.set()
+            raise
+        finally:
+            now = self.clock.now()
+            self.memory.put(self.memory.state.spent(now, seconds=now - began))
+        if self.examples.forgotten() != forgotten:
+            raise Interrupted("examples were deleted during the work; what was learnt from them was thrown away")
+        return result
+
+
+@contextlib.contextmanager
+def only_visitor(home: Path) -> Iterator[None]:
+    """Hold the home for one visit; raises `WrongState` if another process visits from it already."""
+    with (home / "lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WrongState(f"another process is on a visit from {home}; let only one agent run there") from None
+        yield

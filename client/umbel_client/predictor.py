@@ -1,0 +1,125 @@
+"""One inference on the device: the session is already open, the weights are bound. No network, no lock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel.bundle import Bundle
+from umbel.errors import BundleInvalid, InputMismatch, UmbelError
+from umbel.golden import verify_golden
+from umbel.runtime import Runtime
+from umbel.weights import Weights
+from umbel_client.examples import Arrays
+from umbel_client.shelf import Shelf, Slots
+
+Outputs = dict[str, NDArray[Any]]
+
+
+class Predictor:
+    """A model that is ready to answer.
+
+    Args:
+        bundle: graphs and signature.
+        weights: the released ones, or this device's own.
+        runtime: runs the graph.
+        source: which weights these are, for whoever asks: "release 7" or "personal, from release 7".
+    """
+
+    __slots__ = ("_input", "_session", "labels", "manifest", "source")
+
+    def __init__(self, bundle: Bundle, weights: Weights, runtime: Runtime, source: str) -> None:
+        self.manifest: Final = bundle.manifest
+        self.labels: Final = bundle.manifest.labels
+        self.source: Final = source
+        self._session = runtime.infer(bundle, weights)
+        self._input = bundle.manifest.inputs[0].name if len(bundle.manifest.inputs) == 1 else None
+
+    def __call__(self, x: Arrays | NDArray[Any]) -> Outputs:
+        """The model's outputs by name, for a batch: an array for a model with one input, or arrays by name.
+
+        Raises:
+            InputMismatch: not what the model's manifest says.
+        """
+        if isinstance(x, np.ndarray):
+            if self._input is None:
+                names = [spec.name for spec in self.manifest.inputs]
+                raise InputMismatch(f"this model has several inputs; give a mapping with {names}")
+            x = {self._input: x}
+        return self._session(x)
+
+    def probabilities(self, x: Arrays | NDArray[Any]) -> list[Mapping[str, float]]:
+        """For a classifier: label -> probability, most probable first, for each example of a batch.
+
+        Raises:
+            BundleInvalid: the model has no labels.
+        """
+        if not self.labels:
+            raise BundleInvalid(f"model {self.manifest.model!r} has no labels; use its outputs as they are")
+        scores = self(x)[self.manifest.outputs[0].name]
+        return [_ranked(row, self.labels) for row in softmax(np.asarray(scores, np.float64))]
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores [n, classes] to probabilities of the same shape."""
+    grown = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(grown / grown.sum(axis=-1, keepdims=True))
+
+
+def _ranked(row: NDArray[np.float64], labels: tuple[str, ...]) -> Mapping[str, float]:
+    order = np.argsort(-row, kind="stable")
+    return {labels[index]: float(row[index]) for index in order}
+
+
+def open_active(shelf: Shelf, slots: Slots, runtime: Runtime) -> Predictor | None:
+    """The predictor for what the slots hold: personal weights if there are any, or the active release; None if empty.
+
+    Raises:
+        UmbelError: it doesn't load, or doesn't pass its golden examples on this machine.
+    """
+    if slots.active is None:
+        return None
+    bundle = shelf.bundle(slots.active.bundle)
+    verify_golden(runtime, bundle)
+    own = slots.personal
+    if own is None or own.bundle != slots.active.bundle:
+        return Predictor(bundle, bundle.weights(), runtime, f"release {slots.active.number}")
+    source = f"personal, from release {slots.active.number}"
+    return Predictor(bundle, shelf.weights(own.weights), runtime, source)
+
+
+class Answering:
+    """What answers now, kept in step with the shelf's slots; a bundle that fails to load falls back to the one before.
+
+    Args:
+        shelf: whose slots to follow.
+        runtime: runs the graphs.
+    """
+
+    def __init__(self, shelf: Shelf, runtime: Runtime) -> None:
+        self._shelf = shelf
+        self._runtime = runtime
+        self._slots: Slots | None = None
+        self.current: Predictor | None = None
+        self.well = True
+        """False when what the slots hold didn't load, and something else (or nothing) answers instead."""
+        self.follow()
+
+    def follow(self) -> None:
+        """Let the slots' content answer, if it has changed since the last look; else the best of what is left."""
+        slots = self._shelf.slots
+        if slots == self._slots and self.well:
+            return
+        self._slots, self.well = slots, True
+        for candidate in (slots, replace(slots, personal=None), slots.revert()):
+            try:
+                self.current = open_active(self._shelf, candidate, self._runtime)
+            except UmbelError:
+                self.well = False
+            else:
+                return
+        self.current = None

@@ -1,0 +1,105 @@
+"""What a device tells about itself, to its owner: the content of `status.json` and of `umbel-device status`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from umbel_client.enrolment import Identity
+from umbel_client.examples import ExampleStore
+from umbel_client.files import Disk
+from umbel_client.idle import IdlePolicy
+from umbel_client.shelf import Slot, Slots
+from umbel_client.state import DeviceState
+
+FILE: Final = "status.json"
+HEAVY: Final = ("torch", "tensorflow", "flwr")
+"""What a device must never import; the agent says so itself."""
+
+
+def describe(
+    identity: Identity, state: DeviceState, slots: Slots, examples: ExampleStore, policy: IdlePolicy, now: float
+) -> dict[str, Any]:
+    """The facts about a device that stand in its home, ready for JSON."""
+    held, scores, used = examples.stats(now), state.scores, state.history(0, now)
+    return {
+        "id": identity.device_id,
+        "population": identity.population,
+        "channel": identity.channel,
+        "model": state.model,
+        "release": state.judged,
+        "slots": {
+            "active": _slot(slots.active),
+            "previous": _slot(slots.previous),
+            "personal": slots.personal is not None,
+        },
+        "global_accuracy": scores.global_,
+        "personal_accuracy": scores.personal,
+        "serving_accuracy": scores.serving,
+        "judged_release": scores.release,
+        "judged_examples": scores.examples,
+        "examples": {"training": held.training, "held_back": held.held_back, "bytes": held.bytes},
+        "visits": state.visits,
+        "contributions": state.contributions,
+        "last_contribution": state.last_contribution,
+        "session_shapes": dict(state.shapes),
+        "bytes_up": state.bytes_up,
+        "bytes_down": state.bytes_down,
+        "budgets": {
+            "bytes_today": used.bytes_today,
+            "max_bytes_per_day": policy.max_bytes_per_day,
+            "seconds_today": round(used.seconds_today, 3),
+            "max_seconds_per_day": policy.max_seconds_per_day,
+        },
+        "next_wake": state.next_wake,
+        "last_error": state.last_error,
+    }
+
+
+def of_this_process(runtime: str) -> dict[str, Any]:
+    """What only the agent's own process knows."""
+    return {
+        "runtime": runtime,
+        "pid": os.getpid(),
+        "peak_memory_mb": peak_memory_mb(),
+        "modules": [name for name in HEAVY if name in sys.modules],
+    }
+
+
+def peak_memory_mb() -> float:
+    """The most memory (resident, MB of 10^6 bytes) that this process has had.
+
+    Not `getrusage`: on Linux that counts what the parent had when it started this process.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) * 1024 / 1e6, 1)
+    except OSError:
+        pass
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
+
+
+def write_report(home: Path, tree: dict[str, Any], disk: Disk) -> None:
+    """Replace the home's `status.json`."""
+    disk.write(home / FILE, json.dumps(tree, indent=1).encode(), mode=0o644)
+
+
+def read_report(home: Path) -> dict[str, Any]:
+    """What the agent wrote last; empty if it never did."""
+    try:
+        tree = json.loads((home / FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _slot(slot: Slot | None) -> dict[str, Any] | None:
+    if slot is None:
+        return None
+    return {"model": slot.model, "release": slot.number, "version": slot.version, "bundle": slot.bundle}

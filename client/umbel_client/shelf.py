@@ -1,0 +1,217 @@
+"""What a device keeps on disk: blobs by content, and slots that say which of them serve.
+
+All slots stand in one small file that is replaced whole, so that a switch happens entirely or not at all: active (the
+release that was adopted), previous (the one before, for when the active one doesn't load) and personal (weights that
+were fine-tuned here). Blobs beyond the size limit go, least recently used first; those in a slot never.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from umbel.bundle import Bundle
+from umbel.digests import Digest, digest_of, digest_of_file, parse_digest
+from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage, OutOfBounds, UmbelError
+from umbel.manifest import Manifest
+from umbel.release import Release
+from umbel.weights import Weights
+from umbel_client.files import BESIDE, Disk, flush_file
+
+DEFAULT_LIMIT: Final = 512 << 20
+PART: Final = ".part"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """An adopted release, by its bundle."""
+
+    model: str
+    number: int
+    version: int
+    bundle: Digest
+
+    @classmethod
+    def of(cls, release: Release) -> Slot:
+        """The slot for a verified release."""
+        return cls(release.model, release.number, release.version, release.bundle)
+
+
+@dataclass(frozen=True, slots=True)
+class Personal:
+    """This device's own weights for a bundle."""
+
+    bundle: Digest
+    weights: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """What serves, and what served before."""
+
+    active: Slot | None = None
+    previous: Slot | None = None
+    personal: Personal | None = None
+
+    def adopt(self, slot: Slot, personal: Personal | None) -> Slots:
+        """With `slot` active; what was active becomes the one to fall back to."""
+        previous = self.previous if self.active is None or self.active.bundle == slot.bundle else self.active
+        return Slots(slot, previous, personal)
+
+    def revert(self) -> Slots:
+        """With the previous release active again, as after an active one that doesn't load."""
+        return Slots(self.previous, None, None)
+
+
+class Shelf:
+    """Blobs and slots in one folder.
+
+    Args:
+        folder: made when it doesn't exist.
+        limit: bytes that blobs may take before unused ones go.
+        disk: how to write durably.
+    """
+
+    def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT, disk: Disk | None = None) -> None:
+        self._blobs = folder / "blobs"
+        self._slots_file = folder / "slots.json"
+        self._limit = limit
+        self._disk = disk or Disk()
+        self._blobs.mkdir(parents=True, exist_ok=True)
+
+    # Slots.
+
+    @property
+    def slots(self) -> Slots:
+        """What the slots hold; all empty on a new shelf, or when their file was lost."""
+        try:
+            return _slots_from_tree(json.loads(self._slots_file.read_bytes()))
+        except (OSError, ValueError, KeyError, TypeError, MalformedMessage):
+            return Slots()
+
+    def switch(self, slots: Slots) -> None:
+        """Let `slots` serve from now on, in one step."""
+        self._disk.write(self._slots_file, json.dumps(asdict(slots)).encode())
+
+    def drop_personal(self) -> None:
+        """Forget the personal weights, at once and for good."""
+        slots = self.slots
+        self.switch(replace(slots, personal=None))
+        if slots.personal is not None:
+            self._disk.remove(self.path(slots.personal.weights))
+
+    # Blobs.
+
+    def path(self, digest: Digest) -> Path:
+        """Where a blob lies, if it does."""
+        return self._blobs / digest
+
+    def part(self, digest: Digest) -> Path:
+        """Where a blob grows while it is being fetched."""
+        return self._blobs / (digest + PART)
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether the blob is here, whole."""
+        return self.path(digest).is_file()
+
+    def put(self, data: bytes) -> Digest:
+        """Keep some bytes under their digest."""
+        digest = digest_of(data)
+        if not self.holds(digest):
+            self._disk.write(self.path(digest), data)
+        return digest
+
+    def finish(self, digest: Digest) -> None:
+        """Turn a part that was fetched to its end into a blob.
+
+        Raises:
+            DigestMismatch: the bytes aren't those that were asked for; the part is gone.
+        """
+        part = self.part(digest)
+        found = digest_of_file(part)
+        if found != digest:
+            part.unlink()
+            raise DigestMismatch(f"expected bytes with digest {digest}, got {found}; fetch them again")
+        flush_file(part)
+        self._disk.move(part, self.path(digest))
+
+    def bundle(self, digest: Digest) -> Bundle:
+        """The bundle of this name, each of its files verified.
+
+        Raises:
+            BundleInvalid: its manifest or one of its files isn't here.
+            DigestMismatch: a file has been damaged; it is removed, so that it is fetched again.
+        """
+        manifest = Manifest.from_bytes(self._read(digest))
+        for ref in manifest.files.values():
+            self._verified(ref.digest)
+        return Bundle(manifest, {name: self.path(ref.digest) for name, ref in manifest.files.items()})
+
+    def weights(self, digest: Digest) -> Weights:
+        """Weights that were put here; raises as `bundle` does."""
+        return Weights.from_bytes(self._read(digest))
+
+    def held_bundles(self) -> tuple[Digest, ...]:
+        """The bundles in slots, which a device tells when it checks in."""
+        slots = self.slots
+        return tuple(dict.fromkeys(slot.bundle for slot in (slots.active, slots.previous) if slot is not None))
+
+    def require_room(self, size: int) -> None:
+        """Raise `OutOfBounds` if a bundle of so many bytes can never fit beside nothing at all."""
+        if size > self._limit:
+            raise OutOfBounds(f"a bundle of {size} bytes; this shelf is limited to {self._limit}")
+
+    def tidy(self, in_use: Iterable[Digest] = ()) -> None:
+        """Drop what was left half done, and the least recently used blobs beyond the limit.
+
+        Args:
+            in_use: bundles that serve no slot but are needed all the same, such as an open session's base.
+        """
+        slots = self.slots
+        bundles = {*in_use, *self.held_bundles()}
+        personal = {slots.personal.weights, slots.personal.bundle} if slots.personal else set()
+        pinned = personal.union(*(self._blobs_of(bundle) for bundle in bundles | personal))
+        files = [path for path in self._blobs.iterdir() if path.name not in pinned]
+        for path in (path for path in files if path.name.endswith(BESIDE)):
+            path.unlink(missing_ok=True)
+        total = sum(path.stat().st_size for path in self._blobs.iterdir())
+        for path in sorted((path for path in files if path.exists()), key=lambda path: path.stat().st_mtime_ns):
+            if total <= self._limit:
+                break
+            total -= path.stat().st_size
+            path.unlink(missing_ok=True)
+
+    def _blobs_of(self, bundle: Digest) -> set[str]:
+        try:
+            manifest = Manifest.from_bytes(self.path(bundle).read_bytes())
+        except (OSError, UmbelError):
+            return {bundle}
+        return {bundle, *(ref.digest for ref in manifest.files.values())}
+
+    def _read(self, digest: Digest) -> bytes:
+        self._verified(digest)
+        return self.path(digest).read_bytes()
+
+    def _verified(self, digest: Digest) -> None:
+        path = self.path(digest)
+        if not path.is_file():
+            raise BundleInvalid(f"blob {digest} isn't on this device's shelf; fetch the bundle again")
+        if digest_of_file(path) != digest:
+            path.unlink()
+            raise DigestMismatch(f"blob {digest} on this device's shelf is damaged; it was removed, fetch it again")
+        os.utime(path)
+
+
+def _slots_from_tree(tree: dict[str, Any]) -> Slots:
+    def slot(entry: dict[str, Any] | None) -> Slot | None:
+        if entry is None:
+            return None
+        return Slot(str(entry["model"]), int(entry["number"]), int(entry["version"]), parse_digest(entry["bundle"]))
+
+    own = tree["personal"]
+    personal = None if own is None else Personal(parse_digest(own["bundle"]), parse_digest(own["weights"]))
+    return Slots(slot(tree["active"]), slot(tree["previous"]), personal)

@@ -1,0 +1,147 @@
+"""What a device remembers between visits: one small file, replaced whole.
+
+A lost or damaged file costs retry windows and history, never a model: slots have a file of their own. What it would
+cost too is the memory of seen releases, so a damaged file is refused aloud, and not taken for a new device's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from umbel.digests import parse_digest
+from umbel.errors import MalformedMessage
+from umbel.fields import MAX_ENTRIES, as_text
+from umbel.visit import Outcome, ReleaseOutcome, SessionRecord
+from umbel_client.files import Disk
+from umbel_client.idle import DAY_SECONDS, History
+from umbel_client.trust import Seen
+
+_KEPT: Final = 64
+"""Sessions and outcomes kept for a coordinator that can't be reached; well below what a check-in may carry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Accuracy (or negative mean loss) on held-back examples, as last measured; None before."""
+
+    release: int = 0
+    """Number of the release that was judged."""
+    global_: float | None = None
+    personal: float | None = None
+    serving: float | None = None
+    """Of whatever answers now."""
+    examples: int = 0
+    """Held-back examples that were judged on."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """The memory of a device."""
+
+    model: str = ""
+    seen: Mapping[str, Seen] = field(default_factory=dict)
+    judged: int = 0
+    """Number of the newest release that was taken over or turned down."""
+    judged_examples: int = -1
+    """The example store's revision at the last test; another one makes a new test worth while."""
+    scores: Scores = Scores()
+    sessions: tuple[SessionRecord, ...] = ()
+    outcomes: tuple[ReleaseOutcome, ...] = ()
+    """Both wait for the next check-in."""
+    next_wake: float = 0.0
+    failures: int = 0
+    """Failed visits in a row."""
+    last_contribution: float | None = None
+    contributions: int = 0
+    shapes: Mapping[str, int] = field(default_factory=dict)
+    """How often each session shape occurred."""
+    visits: int = 0
+    day: int = 0
+    """UTC day that the two budgets below belong to."""
+    bytes_today: int = 0
+    seconds_today: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    last_error: str = ""
+
+    def history(self, training_examples: int, now: float) -> History:
+        """What an idle policy wants to know."""
+        today = int(now // DAY_SECONDS) == self.day
+        return History(
+            training_examples=training_examples,
+            last_contribution=self.last_contribution,
+            bytes_today=self.bytes_today if today else 0,
+            seconds_today=self.seconds_today if today else 0.0,
+        )
+
+    def spent(self, now: float, *, up: int = 0, down: int = 0, seconds: float = 0.0) -> DeviceState:
+        """With traffic and work booked on the day of `now`."""
+        day = int(now // DAY_SECONDS)
+        fresh = day != self.day
+        return replace(
+            self,
+            day=day,
+            bytes_today=(0 if fresh else self.bytes_today) + up + down,
+            seconds_today=(0.0 if fresh else self.seconds_today) + seconds,
+            bytes_up=self.bytes_up + up,
+            bytes_down=self.bytes_down + down,
+        )
+
+    def with_session(self, record: SessionRecord) -> DeviceState:
+        """With the record of a session that ended, for the next check-in."""
+        record = replace(record, error=as_text(record.error))
+        shapes = {**self.shapes, record.shape: self.shapes.get(record.shape, 0) + 1}
+        return replace(self, sessions=(*self.sessions, record)[-_KEPT:], shapes=shapes)
+
+    def with_outcome(self, outcome: ReleaseOutcome) -> DeviceState:
+        """With a verdict on a release, for the next check-in."""
+        outcome = replace(outcome, reason=as_text(outcome.reason))
+        return replace(self, outcomes=(*self.outcomes, outcome)[-_KEPT:])
+
+    def told(self, sessions: int, outcomes: int) -> DeviceState:
+        """After a check-in carried the oldest so many of each."""
+        return replace(self, sessions=self.sessions[sessions:], outcomes=self.outcomes[outcomes:])
+
+
+def load_state(path: Path) -> DeviceState:
+    """The state in a file; a new one's when there is no file.
+
+    Raises:
+        MalformedMessage: the file is damaged.
+    """
+    try:
+        tree = json.loads(path.read_bytes())
+        return _from_tree(tree)
+    except FileNotFoundError:
+        return DeviceState()
+    except (ValueError, KeyError, TypeError) as error:
+        raise MalformedMessage(
+            f"{path} is damaged ({type(error).__name__}: {error}); remove it to start anew. The device then forgets "
+            "which releases it has seen, so an old one could be played back to it once"
+        ) from error
+
+
+def save_state(path: Path, state: DeviceState, disk: Disk) -> None:
+    """Replace the state's file."""
+    tree = asdict(state)
+    tree["outcomes"] = [{**asdict(outcome), "outcome": outcome.outcome.value} for outcome in state.outcomes]
+    disk.write(path, json.dumps(tree).encode())
+
+
+def _from_tree(tree: dict[str, Any]) -> DeviceState:
+    if len(tree["sessions"]) > MAX_ENTRIES or len(tree["outcomes"]) > MAX_ENTRIES:
+        raise ValueError("too many entries")
+    parts: dict[str, Any] = {
+        "shapes": {str(shape): int(count) for shape, count in tree["shapes"].items()},
+        "seen": {key: Seen(int(entry["number"]), parse_digest(entry["bundle"])) for key, entry in tree["seen"].items()},
+        "scores": Scores(**tree["scores"]),
+        "sessions": tuple(SessionRecord(**entry) for entry in tree["sessions"]),
+        "outcomes": tuple(
+            ReleaseOutcome(**{**entry, "outcome": Outcome(entry["outcome"])}) for entry in tree["outcomes"]
+        ),
+    }
+    return DeviceState(**{**tree, **parts})

@@ -1,0 +1,326 @@
+"""What moves a task on when no device asks: deadlines, closing a round, the verdict, the next round.
+
+    COLLECTING   time is up, or the goal was met        -> AGGREGATING, or ABANDONED and a new round
+    AGGREGATING  sum -> strategy -> candidate -> judge  -> COMPLETED with a version, or FAILED; and a new round
+                 with `evaluate_candidates`             -> VALIDATING, and an EVALUATE round of the candidate;
+                                                           its metrics then decide
+
+Blobs are written first. Then one transaction holds everything: version, lineage, release, strategy state, the round's
+end, audit rows and the next round. Dying anywhere before its commit means doing the same again, with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import sqlalchemy as sa
+
+from umbel.digests import Digest
+from umbel.errors import UmbelError
+from umbel.plan import Kind
+from umbel.update import Metrics
+from umbel_server import audit, round_records, task_records
+from umbel_server.aggregation import Collected
+from umbel_server.candidate import Candidate, Parent, make_candidate
+from umbel_server.json_text import from_text
+from umbel_server.round import Base, Round, RoundKey, RoundState
+from umbel_server.runner import TaskRunner
+from umbel_server.task import TaskState
+from umbel_server.task_records import TaskRecord
+from umbel_server.validation import TRAINING_METRICS, CandidateFacts, Comparison, Refused, Verdict, judge_candidate
+from umbel_server.versions import CANDIDATE, TRAINING, Lineage, Version, VersionState
+
+Change = tuple[Round, Round]
+"""A round before and after."""
+
+
+async def advance(runner: TaskRunner) -> bool:
+    """Take one step, if there is one to take; returns whether there was."""
+    async with runner.lock:
+        held = runner.active
+        if held is None:
+            return _open_if_wanted(runner)
+        if held.state is RoundState.COLLECTING:
+            return _look_at_the_time(runner, held)
+        if held.key.kind is Kind.EVALUATE:
+            await _close_evaluation(runner, held)
+        else:
+            await _close_training(runner, held)
+        return True
+
+
+def _open_if_wanted(runner: TaskRunner) -> bool:
+    if runner.task.state is not TaskState.RUNNING or runner.record.judged_rounds >= runner.task.rounds:
+        return False
+    _commit(runner, [], runner.record, runner.tools.clock.now())
+    return True
+
+
+def _look_at_the_time(runner: TaskRunner, held: Round) -> bool:
+    now = runner.tools.clock.now()
+    after = held.expire(now).close(now)
+    if runner.task.state is TaskState.DONE and after.state is RoundState.COLLECTING:
+        after = held.abandon("the task was stopped", now)
+    if after is held:
+        return False
+    training = runner.rounds.get(Kind.TRAIN)
+    if after.state is not RoundState.ABANDONED:
+        runner.save(held, after, now)
+    elif held.key.kind is Kind.EVALUATE and training is not None:
+        _decide(runner, training, (held, after), Refused(f"its evaluation was abandoned: {after.reason}"), {}, now)
+    else:
+        _commit(runner, [(held, after)], runner.record, now)
+    return True
+
+
+# A TRAIN round.
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A candidate all of whose files are durable."""
+
+    candidate: Candidate
+    strategy_state: Digest | None
+
+
+async def _close_training(runner: TaskRunner, held: Round) -> None:
+    try:
+        collected = await runner.tools.offload(_collect, runner, held)
+    except UmbelError as error:
+        now = runner.tools.clock.now()
+        _commit(runner, [(held, held.failed(f"{error.code}: {error}", now))], _judged(runner.record), now)
+        return
+    made = await runner.tools.offload(_make, runner, held, collected, _recent_norms(runner))
+    if isinstance(made, _Made):
+        _publish(runner, held, collected, made)
+        return
+    now = runner.tools.clock.now()
+    after = held.aggregated(collected.weight, collected.metrics, None).failed(made.reason, now)
+    _commit(runner, [(held, after)], _judged(runner.record), now, _measured(runner, held.base, collected.metrics))
+
+
+def _collect(runner: TaskRunner, held: Round) -> Collected:
+    return runner.fold.up_to_date(runner.task, held).close()
+
+
+def _make(runner: TaskRunner, held: Round, collected: Collected, recent_norms: tuple[float, ...]) -> _Made | Refused:
+    tools, task = runner.tools, runner.task
+    parent = Parent(
+        bundle=tools.registry.bundle(held.base.bundle),
+        strategy_state=tools.blobs.state(task.name, runner.record.strategy_state),
+        steps=runner.record.steps,
+        recent_norms=recent_norms,
+        held_out=tools.blobs.holdout(task.validation.holdout),
+    )
+    made = make_candidate(parent, collected, task.strategy, task.validation, tools.runtime)
+    if isinstance(made, Refused):
+        return made
+    tools.registry.keep_successor(made.manifest, made.files)
+    return _Made(made, tools.blobs.put_state(task.name, made.strategy_state))
+
+
+def _publish(runner: TaskRunner, held: Round, collected: Collected, made: _Made) -> None:
+    """Write the version: accepted at once, or a candidate that devices will measure."""
+    now, registry = runner.tools.clock.now(), runner.tools.registry
+    waits = runner.task.evaluate_candidates
+    measured = _measured(runner, held.base, collected.metrics)
+    state = VersionState.CANDIDATE if waits else VersionState.ACCEPTED
+    lineage = _lineage(runner, held, collected, made, verdict="" if waits else "accepted")
+    with runner.tools.store.transaction() as connection:
+        measured(connection)
+        manifest = made.candidate.manifest
+        version = registry.add_version(connection, runner.task.model, held.base.version, manifest, lineage, now, state)
+        after = held.aggregated(collected.weight, collected.metrics, version.number)
+        if waits:
+            release = registry.release(connection, version, CANDIDATE, now)
+            round_records.set_pending_state(connection, held.key, made.strategy_state)
+            base = Base(version.number, release.number, version.bundle)
+            key = RoundKey(held.key.task, held.key.number, Kind.EVALUATE)
+            opened = _write(runner, connection, [(held, after)], runner.record, now, (key, base))
+        else:
+            record = _stepped(runner.record, made.strategy_state)
+            changes = [(held, after.completed(version.number, now))]
+            _release(runner, connection, version, now)
+            opened = _write(runner, connection, changes, record, now)
+    if waits:
+        runner.rounds[Kind.TRAIN] = after
+        runner.tell_of(held, after, now)
+        runner.fold.forget()
+        _entered(runner, opened)
+    else:
+        _settled(runner, changes, record, opened, now)
+
+
+def _lineage(runner: TaskRunner, held: Round, collected: Collected, made: _Made, verdict: str) -> Lineage:
+    task = runner.task
+    return Lineage(
+        task=task.name,
+        round=held.key.number,
+        cohort=collected.count,
+        weight=collected.weight,
+        strategy=task.strategy.name,
+        plan=from_text(task.to_json())["plan"],
+        step_norm=made.candidate.facts.step_norm,
+        verdict=verdict,
+    )
+
+
+# An EVALUATE round.
+
+
+async def _close_evaluation(runner: TaskRunner, held: Round) -> None:
+    training = runner.rounds.get(Kind.TRAIN)
+    try:
+        collected = await runner.tools.offload(_collect, runner, held)
+    except UmbelError as error:
+        now, reason = runner.tools.clock.now(), f"{error.code}: {error}"
+        failed = held.failed(reason, now)
+        if training is None:
+            _commit(runner, [(held, failed)], _judged(runner.record), now)
+        else:
+            _decide(runner, training, (held, failed), Refused(f"its evaluation failed: {reason}"), {}, now)
+        return
+    now = runner.tools.clock.now()
+    after = held.aggregated(collected.weight, collected.metrics, held.base.version).completed(held.base.version, now)
+    if training is None:
+        measured = _measured(runner, held.base, collected.metrics)
+        _commit(runner, [(held, after)], _judged(runner.record), now, measured)
+        return
+    facts = _facts(runner, training, collected.metrics)
+    verdict = judge_candidate(facts, runner.task.validation)
+    _decide(runner, training, (held, after), verdict, collected.metrics, now)
+
+
+def _facts(runner: TaskRunner, training: Round, metrics: Metrics) -> CandidateFacts:
+    # What the server saw itself was judged before the candidate went out; only the devices' word is new.
+    with runner.tools.store.reading() as connection:
+        version = runner.tools.registry.version(connection, runner.task.model, training.version or 0)
+    compared = Comparison(candidate=metrics, parent=training.metrics)
+    return CandidateFacts(True, version.lineage.step_norm, _recent_norms(runner), federated=compared)
+
+
+def _decide(
+    runner: TaskRunner, training: Round, evaluation: Change, verdict: Verdict, metrics: Metrics, now: float
+) -> None:
+    """Settle the candidate of a training round."""
+    registry, number = runner.tools.registry, training.version or 0
+    with runner.tools.store.transaction() as connection:
+        version = registry.version(connection, runner.task.model, number)
+        if metrics:
+            _measured(runner, evaluation[0].base, metrics)(connection)
+            version = registry.version(connection, runner.task.model, number)
+        if isinstance(verdict, Refused):
+            registry.settle(connection, version, VersionState.REFUSED, verdict.reason)
+            after, record = training.failed(verdict.reason, now), _judged(runner.record)
+        else:
+            registry.settle(connection, version, VersionState.ACCEPTED, "accepted")
+            after = training.completed(number, now)
+            record = _stepped(runner.record, round_records.pending_state(connection, training.key))
+            _release(runner, connection, version, now)
+        round_records.set_pending_state(connection, training.key, None)
+        changes = [evaluation, (training, after)]
+        opened = _write(runner, connection, changes, record, now)
+    _settled(runner, changes, record, opened, now)
+
+
+# One transaction, then memory.
+
+
+def _commit(
+    runner: TaskRunner,
+    changes: Sequence[Change],
+    record: TaskRecord,
+    now: float,
+    also: Callable[[sa.Connection], None] = lambda connection: None,
+) -> None:
+    with runner.tools.store.transaction() as connection:
+        also(connection)
+        opened = _write(runner, connection, changes, record, now)
+    _settled(runner, changes, record, opened, now)
+
+
+def _write(
+    runner: TaskRunner,
+    connection: sa.Connection,
+    changes: Sequence[Change],
+    record: TaskRecord,
+    now: float,
+    next_one: tuple[RoundKey, Base] | None = None,
+) -> Round | None:
+    for before, after in changes:
+        round_records.save(connection, before, after, now)
+    if record != runner.record:
+        task_records.update(connection, record)
+        if record.task.state is not runner.task.state:
+            audit.append(connection, now, audit.COORDINATOR, f"task.{record.task.state.value}", record.task.name)
+    if next_one is not None:
+        return runner.open(connection, *next_one, now)
+    return runner.open_next(connection, record, now)
+
+
+def _settled(
+    runner: TaskRunner, changes: Sequence[Change], record: TaskRecord, opened: Round | None, now: float
+) -> None:
+    runner.record = record
+    for before, after in changes:
+        runner.rounds[after.key.kind] = after
+        runner.tell_of(before, after, now)
+    for _, after in changes:
+        if after.state.is_over:
+            runner.leave(after)
+    runner.tools.blobs.keep_states(record.task.name, record.strategy_state)
+    _entered(runner, opened)
+
+
+def _entered(runner: TaskRunner, opened: Round | None) -> None:
+    if opened is not None:
+        runner.enter(opened)
+
+
+# Small parts.
+
+
+def _judged(record: TaskRecord) -> TaskRecord:
+    """One more round has had its verdict; the last one ends the task."""
+    judged = replace(record, judged_rounds=record.judged_rounds + 1)
+    if judged.judged_rounds >= record.task.rounds and record.task.state is not TaskState.DONE:
+        return replace(judged, task=record.task.done())
+    return judged
+
+
+def _stepped(record: TaskRecord, state: Digest | None) -> TaskRecord:
+    """And its candidate was accepted: the strategy has taken a step."""
+    return replace(_judged(record), steps=record.steps + 1, strategy_state=state)
+
+
+def _release(runner: TaskRunner, connection: sa.Connection, version: Version, now: float) -> None:
+    """An accepted version goes out: for the next rounds to start from, and to the task's own channel."""
+    channels = [TRAINING, runner.task.channel] if runner.task.channel else [TRAINING]
+    for channel in channels:
+        runner.tools.registry.release(connection, version, channel, now)
+    body = {"round": version.lineage.round, "task": version.lineage.task, "bundle": version.bundle}
+    subject = f"{version.model}/{version.number}"
+    audit.append(connection, now, audit.COORDINATOR, "version.accepted", subject, body)
+
+
+def _measured(runner: TaskRunner, base: Base, metrics: Metrics) -> Callable[[sa.Connection], None]:
+    """Keep what a cohort measured of the version it started from."""
+    of_base = {name: value for name, value in metrics.items() if name not in TRAINING_METRICS}
+
+    def write(connection: sa.Connection) -> None:
+        if of_base:
+            runner.tools.registry.measured(connection, runner.task.model, base.version, of_base)
+
+    return write
+
+
+def _recent_norms(runner: TaskRunner) -> tuple[float, ...]:
+    """Step norms of the task's accepted versions, newest last."""
+    history = runner.task.validation.history
+    with runner.tools.store.reading() as connection:
+        found = runner.tools.registry.versions(connection, runner.task.model, limit=4 * history)
+    accepted = [version for version in found if version.state is VersionState.ACCEPTED]
+    own = [version.lineage.step_norm for version in accepted if version.lineage.task == runner.task.name]
+    return tuple(reversed(own[:history]))

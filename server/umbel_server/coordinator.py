@@ -1,0 +1,279 @@
+"""The coordinator: devices check in, fetch and report; rounds go on by themselves; all of it survives a restart.
+
+    check_in       -> a session of the emptiest fitting round, or a window to come back in
+    begin_report   -> how much of the report is here already; too late is said before a byte is sent
+    append         -> bytes into the spool
+    finish_report  -> opened, checked, durable, counted once; then acknowledged
+    tick           -> deadlines, closing, the next round (`umbel_server.closing`)
+
+Everything runs on one event loop; only opening and adding reports and making candidates is handed to `offload`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from umbel.clock import Clock
+from umbel.digests import Digest
+from umbel.errors import NotFound, RoundClosed
+from umbel.identity import DeviceId
+from umbel.runtime import Runtime
+from umbel.runtime.onnx import OnnxRuntime
+from umbel.visit import CheckIn, CheckInReply, ReportBegin, Retry, RetryWindow
+from umbel_server import round_records, selection, task_records
+from umbel_server.aggregation import LeaderKey
+from umbel_server.blobs import Blobs
+from umbel_server.closing import advance
+from umbel_server.events import ServerEvent, Watchers
+from umbel_server.fleet import Fleet
+from umbel_server.operations import Operations
+from umbel_server.registry import Registry
+from umbel_server.round import SessionState, require_same_report
+from umbel_server.runner import Offload, TaskRunner, Tools, require_token
+from umbel_server.selection import Pace
+from umbel_server.signing import ReleaseSigner
+from umbel_server.store import Store
+from umbel_server.task import TaskState
+from umbel_server.uploads import Uploads
+
+TICK_SECONDS: Final = 0.5
+FLUSH_SECONDS: Final = 2.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Coordinator:
+    """Runs the rounds of all tasks of one store."""
+
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        signer: ReleaseSigner,
+        opener: LeaderKey,
+        clock: Clock,
+        *,
+        offload: Offload = asyncio.to_thread,
+        chance: Callable[[int], bytes] = secrets.token_bytes,
+        pace: Pace | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.store = store
+        self.registry = Registry(store, blobs, signer)
+        self.fleet = Fleet(store)
+        self._blobs = blobs
+        self._clock = clock
+        self._pace = pace or Pace()
+        self._watchers = Watchers()
+        self._woken = asyncio.Event()
+        self._uploads = Uploads(blobs)
+        self._flushed_at = clock.now()
+        self._tools = Tools(
+            store, blobs, self.registry, opener, runtime or OnnxRuntime(), clock, offload, chance, self._watchers.tell
+        )
+        self._runners: dict[str, TaskRunner] = {}
+        self._recover()
+        self.operations = Operations(store, blobs, self.registry, self.fleet, clock, self.take_up)
+
+    # Devices.
+
+    async def check_in(self, device: DeviceId, check_in: CheckIn) -> CheckInReply:
+        """Answer a device's offer.
+
+        Raises:
+            NotAllowed: the device isn't enrolled here, or in another population.
+        """
+        self.fleet.visit(device, check_in, self._clock.now())
+        runners = [runner for runner in self._runners.values() if runner.task.population == check_in.population]
+        model = runners[-1].task.model if runners else ""
+        newest = self.registry.newest_release(model, check_in.channel) if model else None
+        again = self._window(check_in.population, runners)
+        signed = newest.signed if newest else None
+        if not check_in.offers_work:
+            return CheckInReply(Retry(again), signed)
+        reasons = []
+        for runner in self._most_wanting(runners):
+            reason = runner.why_not(device, check_in)
+            if not reason:
+                for other in runners:
+                    if other is not runner:
+                        other.abort_sessions_of(device)
+                return CheckInReply(runner.join(device, again), signed)
+            reasons.append(reason)
+        return CheckInReply(Retry(again, "; ".join(reasons)[:256] or "no task is running"), signed)
+
+    def fetch(self, digest: Digest) -> Path:
+        """Where a file of a version's bundle lies; raises `NotFound` for anything else."""
+        return self.registry.fetchable(digest)
+
+    def count_fetched(self, size: int, digest: Digest | None = None) -> None:
+        """Note that devices have fetched so many bytes, of the file with this digest, if it is known which."""
+        working = [runner for runner in self._runners.values() if runner.active]
+        serving = [runner for runner in working if digest is not None and runner.hands_out(digest)]
+        for runner in (serving or working)[:1]:
+            runner.bytes_down += size
+
+    async def begin_report(self, begin: ReportBegin) -> int:
+        """How many of the report's bytes are here already; all of them, if it is counted already.
+
+        Raises:
+            NotFound: no such session.
+            NotAllowed: another session's token.
+            RoundClosed: too late.
+            AlreadyReported: another report of this session counts.
+            OutOfBounds: larger or smaller than any report of this model.
+        """
+        runner = self._runner_of(begin.session_id)
+        if runner is None:
+            return self._begin_after_the_end(begin)
+        session = runner.admit(begin)
+        if session.state is SessionState.REPORTED:
+            return self._uploads.counted(begin)
+        return self._uploads.begin(begin, runner.largest_report(begin.session_id))
+
+    async def append(self, report_id: str, offset: int, chunk: bytes) -> None:
+        """Add bytes to an upload.
+
+        Raises:
+            NotFound: no such upload has begun.
+            OutOfBounds: they don't follow what is here, or are more than was announced.
+        """
+        self._uploads.append(report_id, offset, chunk)
+
+    async def finish_report(self, report_id: str) -> RetryWindow:
+        """Count a report, all of whose bytes are here. When it returns, the report is durable and counted once.
+
+        Raises:
+            NotFound: no such upload has begun, or its round is long over.
+            Interrupted: bytes are missing; begin again and go on.
+            RoundClosed, AlreadyReported: it came too late.
+            DigestMismatch: its bytes changed on their way; begin again from the first.
+            BadInput, SealBroken: it can't be counted, and won't be.
+        """
+        begin, is_counted = self._uploads.whole(report_id)
+        runner = self._runner_of(begin.session_id)
+        if not is_counted:
+            if runner is None:
+                raise RoundClosed("the round ended while the report was on its way")
+            device = runner.round_of(begin.session_id).session(begin.session_id).device
+            await runner.count(begin)
+            self.fleet.reported(device)
+            self.wake()
+        self._uploads.forget(report_id)
+        population = runner.task.population if runner else ""
+        return self._window(population, [one for one in self._runners.values() if one.task.population == population])
+
+    # Time.
+
+    async def tick(self) -> None:
+        """Do all that is due now, for every task; what fails for one is raised after the others have had their turn."""
+        failed = []
+        for runner in list(self._runners.values()):
+            try:
+                while await advance(runner):
+                    pass
+            except Exception as error:  # noqa: BLE001 - raised below
+                failed.append(error)
+        self._uploads.drop_all_but({id_ for runner in self._runners.values() for id_ in runner.open_sessions()})
+        self._flush(force=False)
+        if failed:
+            raise ExceptionGroup("some tasks couldn't go on", failed)
+
+    async def run(self) -> None:
+        """Tick, until cancelled. What fails is logged and tried again: the store still says where things stand."""
+        failures = 0
+        try:
+            while True:
+                self._woken.clear()
+                try:
+                    await self.tick()
+                    failures = 0
+                except Exception:  # noqa: BLE001 - whatever it was, the next try must go on
+                    failures += 1
+                    _log.exception("tick failed", failures=failures)
+                await self._pause(TICK_SECONDS * min(2**failures, 64))
+        finally:
+            self._flush(force=True)
+
+    def wake(self) -> None:
+        """Have `run` tick now rather than at its next time."""
+        self._woken.set()
+
+    def subscribe(self) -> AsyncIterator[ServerEvent]:
+        """What happens from now on."""
+        return self._watchers.subscribe()
+
+    def take_up(self, name: str) -> None:
+        """Read a task anew from the store, after an operator's change."""
+        with self.store.reading() as connection:
+            record = task_records.get(connection, name)
+        if name in self._runners:
+            self._runners[name].record = record
+        else:
+            self._runners[name] = TaskRunner(self._tools, record)
+        self.wake()
+
+    # Inside.
+
+    def _recover(self) -> None:
+        """Take up every task where the store says it stands, and sweep away what nothing names."""
+        with self.store.reading() as connection:
+            records = task_records.everything(connection)
+        for record in records:
+            self._runners[record.task.name] = TaskRunner(self._tools, record)
+        rounds = [held for runner in self._runners.values() for held in runner.rounds.values()]
+        counted = {
+            (session.report_id, session.sealed_digest)
+            for held in rounds
+            for session in held.reports
+            if session.report_id and session.sealed_digest
+        }
+        self._blobs.sweep_spool(counted, drop_partial=not rounds)
+
+    def _runner_of(self, session_id: str) -> TaskRunner | None:
+        for runner in self._runners.values():
+            if any(session_id in held.sessions for held in runner.rounds.values()):
+                return runner
+        return None
+
+    def _begin_after_the_end(self, begin: ReportBegin) -> int:
+        with self.store.reading() as connection:
+            session = round_records.find_session(connection, begin.session_id)
+        if session is None:
+            raise NotFound("no such session; check in again")
+        require_token(session, begin.upload_token)
+        if session.state is not SessionState.REPORTED:
+            raise RoundClosed("the round is over; check in again")
+        require_same_report(session, begin.report_id)
+        return self._uploads.counted(begin)
+
+    def _most_wanting(self, runners: list[TaskRunner]) -> list[TaskRunner]:
+        by_round = {str(runner.active.key): runner for runner in runners if runner.active}
+        order = selection.most_wanting([runner.active for runner in runners if runner.active])
+        return [by_round[str(held.key)] for held in order]
+
+    def _window(self, population: str, runners: list[TaskRunner]) -> RetryWindow:
+        working = [one for one in runners if one.active or one.task.state is TaskState.RUNNING]
+        seconds = max((one.typical_seconds for one in working), default=0.0)
+        wanted = sum(one.task.slots for one in working)
+        return selection.window(self._pace, self.fleet.active(population), wanted, seconds)
+
+    def _flush(self, *, force: bool) -> None:
+        now = self._clock.now()
+        if force or now - self._flushed_at >= FLUSH_SECONDS:
+            self._flushed_at = now
+            self.fleet.flush(now)
+            for runner in self._runners.values():
+                runner.flush()
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._woken.wait(), seconds)
+        except TimeoutError:
+            return

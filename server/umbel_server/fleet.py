@@ -1,0 +1,210 @@
+"""The devices of all populations: who is enrolled, when each called last, what they tell of sessions and releases.
+
+A visit changes memory only; `flush` writes many at once. What is lost with the process is statistics, never a right
+and never a report.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from umbel.errors import NotAllowed, NotFound
+from umbel.identity import DeviceId
+from umbel.visit import CheckIn, ReleaseOutcome
+from umbel_server.store import Store
+from umbel_server.tables import DEVICES, MODELS, OUTCOMES, SHAPES, TASKS
+
+LATELY_SECONDS = 24 * 3600.0
+"""A device that called within this time counts when rounds are paced."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRecord:
+    """What is kept of one device."""
+
+    id: DeviceId
+    population: str
+    enrolled_at: float
+    last_seen: float | None = None
+    revoked_at: float | None = None
+    runtimes: tuple[str, ...] = ()
+    sdk: str = ""
+    visits: int = 0
+    reports: int = 0
+
+
+@dataclass(slots=True)
+class _Seen:
+    population: str
+    last_seen: float
+    runtimes: str = ""
+    sdk: str = ""
+    visits: int = 0
+    reports: int = 0
+
+
+@dataclass(slots=True)
+class _News:
+    """What `flush` has still to write."""
+
+    devices: set[DeviceId] = field(default_factory=set)
+    shapes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    outcomes: dict[tuple[str, int, DeviceId], tuple[ReleaseOutcome, float]] = field(default_factory=dict)
+
+
+class Fleet:
+    """The devices, in memory and in the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seen: dict[DeviceId, _Seen] = {}
+        self._news = _News()
+        self._active: Counter[str] = Counter()
+        with store.reading() as connection:
+            for row in connection.execute(sa.select(DEVICES.c.id, DEVICES.c.population, DEVICES.c.last_seen)):
+                self._seen[DeviceId(row.id)] = _Seen(row.population, row.last_seen or 0.0)
+
+    def visit(self, device: DeviceId, check_in: CheckIn, now: float) -> None:
+        """Note a visit.
+
+        Raises:
+            NotAllowed: the device isn't enrolled here, or in another population.
+        """
+        seen = self._find(device)
+        if seen.population != check_in.population:
+            raise NotAllowed(f"this device is of population {seen.population!r}, not {check_in.population!r}")
+        seen.last_seen, seen.visits = now, seen.visits + 1
+        seen.runtimes, seen.sdk = ",".join(check_in.runtimes), check_in.sdk
+        self._news.devices.add(device)
+        for session in check_in.sessions:
+            self._news.shapes[session.task, session.shape, session.error] += 1
+        for outcome in check_in.outcomes:
+            self._news.outcomes[outcome.model, outcome.number, device] = (outcome, now)
+
+    def reported(self, device: DeviceId) -> None:
+        """Note a report that counts."""
+        if device in self._seen:
+            self._seen[device].reports += 1
+            self._news.devices.add(device)
+
+    def active(self, population: str) -> int:
+        """How many devices of a population have called lately, as of the last `flush`."""
+        return self._active[population]
+
+    def flush(self, now: float) -> None:
+        """Write what visits have told, in one transaction."""
+        self._active = Counter(
+            seen.population for seen in self._seen.values() if now - seen.last_seen <= LATELY_SECONDS
+        )
+        news, self._news = self._news, _News()
+        if not (news.devices or news.shapes or news.outcomes):
+            return
+        with self._store.transaction() as connection:
+            self._write_devices(connection, news.devices)
+            _write_shapes(connection, news.shapes)
+            _write_outcomes(connection, news.outcomes)
+
+    def _find(self, device: DeviceId) -> _Seen:
+        if device not in self._seen:
+            query = sa.select(DEVICES.c.population).where(DEVICES.c.id == device)
+            with self._store.reading() as connection:
+                population = connection.scalar(query)
+            if population is None:
+                raise NotAllowed("this device isn't enrolled here; enrol it again")
+            self._seen[device] = _Seen(population, 0.0)
+        return self._seen[device]
+
+    def _write_devices(self, connection: sa.Connection, devices: Iterable[DeviceId]) -> None:
+        rows = []
+        for device in sorted(devices):
+            seen = self._seen[device]
+            told = {"last": seen.last_seen, "runs": seen.runtimes, "version": seen.sdk}
+            rows.append({"device": device, "visited": seen.visits, "reported": seen.reports} | told)
+            # The counts are increments: what another process has counted stands.
+            seen.visits = seen.reports = 0
+        if rows:
+            changed = {
+                "last_seen": sa.bindparam("last"),
+                "runtimes": sa.bindparam("runs"),
+                "sdk": sa.bindparam("version"),
+                "visits": DEVICES.c.visits + sa.bindparam("visited"),
+                "reports": DEVICES.c.reports + sa.bindparam("reported"),
+            }
+            connection.execute(DEVICES.update().where(DEVICES.c.id == sa.bindparam("device")).values(changed), rows)
+
+
+def _write_shapes(connection: sa.Connection, shapes: Counter[tuple[str, str, str]]) -> None:
+    # Only of tasks that exist: what a device makes up takes no room.
+    known = set(connection.scalars(sa.select(TASKS.c.name)))
+    for (task, shape, error), count in sorted(shapes.items()):
+        if task not in known:
+            continue
+        this = (SHAPES.c.task == task) & (SHAPES.c.shape == shape) & (SHAPES.c.error == error)
+        if not connection.execute(SHAPES.update().where(this).values(count=SHAPES.c.count + count)).rowcount:
+            connection.execute(SHAPES.insert().values(task=task, shape=shape, error=error, count=count))
+
+
+def _write_outcomes(
+    connection: sa.Connection, outcomes: dict[tuple[str, int, DeviceId], tuple[ReleaseOutcome, float]]
+) -> None:
+    # One device, one vote on each release, and only on releases that exist.
+    limits = {row.name: row.next_release for row in connection.execute(sa.select(MODELS))}
+    for (model, number, device), (outcome, at) in sorted(outcomes.items()):
+        if not 1 <= number < limits.get(model, 0):
+            continue
+        this = (OUTCOMES.c.model == model) & (OUTCOMES.c.number == number) & (OUTCOMES.c.device == device)
+        connection.execute(OUTCOMES.delete().where(this))
+        told = {"outcome": outcome.outcome.value, "reason": outcome.reason, "at": at}
+        connection.execute(OUTCOMES.insert().values(model=model, number=number, device=device, **told))
+
+
+# Reading, for operators.
+
+
+def devices(connection: sa.Connection, population: str = "", limit: int = 100, after: str = "") -> list[DeviceRecord]:
+    """Devices in the order of their ids, those after `after`; of one population or of all."""
+    query = sa.select(DEVICES).where(DEVICES.c.id > after).order_by(DEVICES.c.id).limit(limit)
+    if population:
+        query = query.where(DEVICES.c.population == population)
+    return [_record(row) for row in connection.execute(query)]
+
+
+def device(connection: sa.Connection, device_id: str) -> DeviceRecord:
+    """One device; raises `NotFound`."""
+    row = connection.execute(sa.select(DEVICES).where(DEVICES.c.id == device_id)).first()
+    if row is None:
+        raise NotFound(f"no device {device_id[:80]!r}; `umbel devices list` tells who is enrolled")
+    return _record(row)
+
+
+def shapes(connection: sa.Connection, task: str = "") -> Counter[str]:
+    """How often devices told each shape of a session; of one task or of all."""
+    query = sa.select(SHAPES.c.shape, sa.func.sum(SHAPES.c.count)).group_by(SHAPES.c.shape)
+    if task:
+        query = query.where(SHAPES.c.task == task)
+    return Counter({shape: int(count) for shape, count in connection.execute(query).tuples()})
+
+
+def outcomes(connection: sa.Connection, model: str, number: int) -> Counter[str]:
+    """How many devices met one release with each outcome."""
+    this = (OUTCOMES.c.model == model) & (OUTCOMES.c.number == number)
+    query = sa.select(OUTCOMES.c.outcome, sa.func.count()).where(this).group_by(OUTCOMES.c.outcome)
+    return Counter({outcome: int(count) for outcome, count in connection.execute(query).tuples()})
+
+
+def _record(row: sa.Row[tuple[object, ...]]) -> DeviceRecord:
+    return DeviceRecord(
+        DeviceId(row.id),
+        row.population,
+        row.enrolled_at,
+        row.last_seen,
+        row.revoked_at,
+        tuple(row.runtimes.split(",")) if row.runtimes else (),
+        row.sdk,
+        row.visits,
+        row.reports,
+    )

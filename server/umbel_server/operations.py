@@ -1,0 +1,231 @@
+"""The operators' verbs: thin, each one transaction with its audit row. `actor` is who asked, from their certificate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from umbel.bundle import Bundle
+from umbel.clock import Clock
+from umbel.digests import Digest
+from umbel.errors import AlreadyExists, BadInput, Conflict
+from umbel.plan import Kind
+from umbel_server import audit, fleet, task_records, views
+from umbel_server.blobs import Blobs
+from umbel_server.fleet import DeviceRecord, Fleet
+from umbel_server.registry import Model, Registry
+from umbel_server.store import Store
+from umbel_server.task import Task, TaskState
+from umbel_server.task_records import TaskRecord
+from umbel_server.versions import PublishedRelease, Version
+from umbel_server.views import RoundSummary, StatusSummary
+
+
+class Operations:
+    """What operators may ask for; whether they may is checked before, by their roles."""
+
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        registry: Registry,
+        devices: Fleet,
+        clock: Clock,
+        take_up: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._registry = registry
+        self._fleet = devices
+        self._clock = clock
+        self._take_up = take_up
+
+    # Models, versions, releases.
+
+    def add_model(self, name: str, directory: Path, actor: str) -> Version:
+        """Register the bundle in a folder as version 1 of a new model.
+
+        Raises:
+            BundleInvalid, DigestMismatch, MalformedMessage: the bundle doesn't hold together.
+            AlreadyExists: the name is taken.
+        """
+        return self._registry.add_model(name, Bundle.open(directory), actor, self._clock.now())
+
+    def models(self) -> list[Model]:
+        """All models, by name."""
+        with self._store.reading() as connection:
+            return self._registry.models(connection)
+
+    def versions(self, model: str, limit: int = 100) -> list[Version]:
+        """A model's versions, newest first."""
+        with self._store.reading() as connection:
+            return self._registry.versions(connection, model, limit)
+
+    def version(self, model: str, number: int) -> Version:
+        """One version; raises `NotFound`."""
+        with self._store.reading() as connection:
+            return self._registry.version(connection, model, number)
+
+    def lineage(self, model: str, number: int) -> list[Version]:
+        """A version, its parent, and so on back to the first; raises `NotFound`."""
+        with self._store.reading() as connection:
+            return self._registry.lineage(connection, model, number)
+
+    def bundle(self, model: str, number: int) -> Bundle:
+        """A version's bundle, where its files lie; raises `NotFound`."""
+        return self._registry.bundle(self.version(model, number).bundle)
+
+    def publish(self, model: str, number: int, channel: str, actor: str) -> PublishedRelease:
+        """Release an accepted version on a channel, an older one too.
+
+        Raises:
+            NotFound: no such version.
+            WrongState: not an accepted one.
+            NotAllowed: a channel that belongs to the rounds.
+        """
+        return self._registry.publish(model, number, channel, actor, self._clock.now())
+
+    def releases(self, model: str = "", limit: int = 100) -> list[PublishedRelease]:
+        """Releases, newest first; of one model or of all."""
+        with self._store.reading() as connection:
+            return self._registry.releases(connection, model, limit)
+
+    def add_holdout(self, data: bytes, actor: str) -> Digest:
+        """Keep held-out examples, on which tasks may judge candidates (`ValidationPolicy.holdout` names them)."""
+        digest = self._blobs.put_holdout(data)
+        with self._store.transaction() as connection:
+            audit.append(connection, self._clock.now(), actor, "holdout.add", digest, {"bytes": len(data)})
+        return digest
+
+    # Tasks.
+
+    def create_task(self, task: Task, actor: str) -> TaskRecord:
+        """Write a task down and begin its first round.
+
+        Raises:
+            AlreadyExists: the name is taken.
+            NotFound: no such model, or no such held-out examples.
+            Conflict: its population has another model, or its model is being trained by another task.
+            BadInput: the model can't do what the task asks for.
+        """
+        now = self._clock.now()
+        record = TaskRecord(replace(task, state=TaskState.RUNNING), now)
+        self._blobs.holdout(task.validation.holdout)
+        with self._store.transaction() as connection:
+            version = self._registry.newest_accepted(connection, task.model)
+            self._require_fitting(task, version)
+            _require_room(task_records.everything(connection), task)
+            task_records.insert(connection, record)
+            body = {"model": task.model, "rounds": task.rounds, "goal": task.goal, "strategy": task.strategy.name}
+            audit.append(connection, now, actor, "task.create", task.name, body)
+        self._take_up(task.name)
+        return record
+
+    def pause_task(self, name: str, actor: str) -> TaskRecord:
+        """Let the open round end, and begin no other; raises `NotFound` or `WrongState`."""
+        return self._move(name, actor, "task.pause", Task.paused)
+
+    def resume_task(self, name: str, actor: str) -> TaskRecord:
+        """Go on with a paused task; raises `NotFound` or `WrongState`."""
+        return self._move(name, actor, "task.resume", Task.resumed)
+
+    def stop_task(self, name: str, actor: str) -> TaskRecord:
+        """End a task for good; a round that still collects is abandoned. Raises `NotFound` or `WrongState`."""
+        return self._move(name, actor, "task.stop", Task.done)
+
+    def tasks(self) -> list[TaskRecord]:
+        """All tasks, in the order in which they were made."""
+        with self._store.reading() as connection:
+            return task_records.everything(connection)
+
+    def task(self, name: str) -> TaskRecord:
+        """One task; raises `NotFound`."""
+        with self._store.reading() as connection:
+            return task_records.get(connection, name)
+
+    # Rounds, devices, audit.
+
+    def rounds(self, task: str = "", limit: int = 100) -> list[RoundSummary]:
+        """Rounds, newest first; of one task or of all."""
+        with self._store.reading() as connection:
+            return views.rounds(connection, task, limit)
+
+    def round(self, task: str, number: int) -> RoundSummary:
+        """One round; raises `NotFound`."""
+        with self._store.reading() as connection:
+            return views.one_round(connection, task, number)
+
+    def devices(self, population: str = "", limit: int = 100, after: str = "") -> list[DeviceRecord]:
+        """Devices in the order of their ids, those after `after`."""
+        self._fleet.flush(self._clock.now())
+        with self._store.reading() as connection:
+            return fleet.devices(connection, population, limit, after)
+
+    def device(self, device_id: str) -> DeviceRecord:
+        """One device; raises `NotFound`."""
+        self._fleet.flush(self._clock.now())
+        with self._store.reading() as connection:
+            return fleet.device(connection, device_id)
+
+    def shapes(self, task: str = "") -> Counter[str]:
+        """How often devices told each shape of a session."""
+        self._fleet.flush(self._clock.now())
+        with self._store.reading() as connection:
+            return fleet.shapes(connection, task)
+
+    def outcomes(self, model: str, number: int) -> Counter[str]:
+        """How many devices met one release with each outcome."""
+        self._fleet.flush(self._clock.now())
+        with self._store.reading() as connection:
+            return fleet.outcomes(connection, model, number)
+
+    def audit_rows(self, limit: int = 100, before: int | None = None) -> list[audit.AuditRow]:
+        """The newest audit rows, newest first."""
+        with self._store.reading() as connection:
+            return audit.rows(connection, limit, before)
+
+    def verify_audit(self) -> int:
+        """How many audit rows there are, all of them intact; raises `DigestMismatch` naming the first that isn't."""
+        with self._store.reading() as connection:
+            return audit.verify(connection)
+
+    def status(self) -> StatusSummary:
+        """Where everything stands."""
+        now = self._clock.now()
+        self._fleet.flush(now)
+        with self._store.reading() as connection:
+            return views.status(connection, self._registry, now)
+
+    def _move(self, name: str, actor: str, action: str, moved: Callable[[Task], Task]) -> TaskRecord:
+        with self._store.transaction() as connection:
+            record = task_records.get(connection, name)
+            record = replace(record, task=moved(record.task))
+            task_records.update(connection, record)
+            audit.append(connection, self._clock.now(), actor, action, name)
+        self._take_up(name)
+        return record
+
+    def _require_fitting(self, task: Task, version: Version) -> None:
+        manifest = self._registry.bundle(version.bundle).manifest
+        wanted = "train" if task.plan.kind is Kind.TRAIN else "evaluate"
+        if not any(wanted in signatures for signatures in manifest.graphs.values()):
+            raise BadInput(f"model {task.model!r} has no {wanted!r} graph; compile it with one")
+        unknown = set(task.plan_for(Kind.TRAIN).hyperparameters) - set(manifest.hyperparameters)
+        if unknown and task.plan.kind is Kind.TRAIN:
+            known = ", ".join(sorted(manifest.hyperparameters)) or "none"
+            raise BadInput(f"model {task.model!r} has no hyper-parameters {sorted(unknown)}; it has {known}")
+
+
+def _require_room(records: list[TaskRecord], task: Task) -> None:
+    for other in (record.task for record in records):
+        if other.name == task.name:
+            raise AlreadyExists(f"a task {task.name!r} exists already; choose another name")
+        if other.population == task.population and other.model != task.model:
+            raise Conflict(
+                f"population {task.population!r} has the model {other.model!r}; {task.model!r} needs one of its own"
+            )
+        both_train = other.plan.kind is Kind.TRAIN and task.plan.kind is Kind.TRAIN
+        if both_train and other.model == task.model and other.state is not TaskState.DONE:
+            raise Conflict(f"task {other.name!r} is training {task.model!r}; stop it first")

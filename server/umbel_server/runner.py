@@ -1,0 +1,301 @@
+"""One task's rounds as they go on: joins devices, counts reports, closes rounds, opens the next.
+
+Every change goes the same way: a new value of the round, one transaction, then memory. A coordinator that dies in
+between is the same as one that never began; what it left in the spool or the blobs, nothing names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from umbel.clock import Clock
+from umbel.digests import Digest, digest_of
+from umbel.errors import BadInput, NotAllowed, NotFound, SealBroken
+from umbel.identity import DeviceId
+from umbel.manifest import Manifest
+from umbel.plan import Kind
+from umbel.release import SignedRelease
+from umbel.runtime import Runtime
+from umbel.visit import Assignment, CheckIn, ReportBegin, RetryWindow
+from umbel_server import round_records, selection
+from umbel_server.aggregation import LeaderKey
+from umbel_server.blobs import Blobs
+from umbel_server.events import ServerEvent
+from umbel_server.folding import Fold, largest_report
+from umbel_server.registry import Registry
+from umbel_server.round import Base, Round, RoundKey, Session, SessionState, require_same_report
+from umbel_server.store import Store
+from umbel_server.task import Task, TaskState
+from umbel_server.task_records import TaskRecord
+
+Offload = Callable[..., Awaitable[Any]]
+TYPICAL_SECONDS = 10.0
+"""What a session is taken to last until sessions have been measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What every task's runner works with."""
+
+    store: Store
+    blobs: Blobs
+    registry: Registry
+    leader: LeaderKey
+    runtime: Runtime
+    clock: Clock
+    offload: Offload
+    chance: Callable[[int], bytes]
+    tell: Callable[[ServerEvent], None]
+
+
+class TaskRunner:
+    """A task that may have open rounds: none, one, or a TRAIN round and the EVALUATE round of its candidate."""
+
+    def __init__(self, tools: Tools, record: TaskRecord) -> None:
+        self.record = record
+        self.tools = tools
+        self.rounds: dict[Kind, Round] = {}
+        self.fold = Fold(tools.leader, tools.registry, tools.blobs)
+        self.typical_seconds = TYPICAL_SECONDS
+        self.bytes_down = 0
+        """Fetched for the active round, and not yet written."""
+        self.lock = asyncio.Lock()
+        """Held while reports are counted and rounds are closed; joining goes on meanwhile."""
+        with tools.store.reading() as connection:
+            for held in round_records.load_open(connection, self.task.name):
+                self._enter(connection, held)
+
+    @property
+    def task(self) -> Task:
+        """The task as it is now."""
+        return self.record.task
+
+    @property
+    def active(self) -> Round | None:
+        """The round that devices can work for: an evaluation goes before the training that waits for it."""
+        return self.rounds.get(Kind.EVALUATE) or self.rounds.get(Kind.TRAIN)
+
+    # Devices join.
+
+    def why_not(self, device: DeviceId, check_in: CheckIn) -> str:
+        """Why a device can't work for this task now; empty if it can."""
+        if self.active is None or self.active.deadline <= self.tools.clock.now():
+            return f"task {self.task.name} has no open round"
+        return selection.why_not(device, check_in, self.task, self.active, self._manifest)
+
+    def join(self, device: DeviceId, again: RetryWindow) -> Assignment:
+        """Give a device a session of the active round; durable when it returns.
+
+        Raises:
+            RoundClosed: there is no room.
+        """
+        held, now = self._active(), self.tools.clock.now()
+        session_id, token = self.tools.chance(16).hex(), self.tools.chance(32)
+        after = held.assign(session_id, device, digest_of(token), now)
+        self.save(held, after, now)
+        return Assignment(
+            session_id=session_id,
+            task=self.task.name,
+            round=held.key.number,
+            plan=self.task.plan_for(held.key.kind),
+            base=self._base_release,
+            sealing=self.tools.leader.sealing,
+            upload_token=token,
+            deadline=after.session(session_id).deadline,
+            if_accepted=again,
+            if_rejected=again,
+        )
+
+    def abort_sessions_of(self, device: DeviceId) -> None:
+        """End a device's open session here, because it has begun another one elsewhere."""
+        for held in list(self.rounds.values()):
+            now = self.tools.clock.now()
+            for session in held.sessions_of(device):
+                if session.state is SessionState.ASSIGNED:
+                    self.save(held, held.abort(session.id, "superseded", now), now)
+
+    # Devices report.
+
+    def round_of(self, session_id: str) -> Round:
+        """The open round that a session is of; raises `NotFound`."""
+        for held in self.rounds.values():
+            if session_id in held.sessions:
+                return held
+        raise NotFound(f"no open round has a session {session_id!r}; check in again")
+
+    def admit(self, begin: ReportBegin) -> Session:
+        """The session, if this report may be uploaded now.
+
+        Raises:
+            NotFound, RoundClosed, AlreadyReported, NotAllowed: it may not.
+        """
+        held = self.round_of(begin.session_id)
+        session = held.session(begin.session_id)
+        require_token(session, begin.upload_token)
+        if session.state is SessionState.REPORTED:
+            require_same_report(session, begin.report_id)
+        return held.admit(begin.session_id, self.tools.clock.now())
+
+    def largest_report(self, session_id: str) -> int:
+        """How many sealed bytes a report of this session may have."""
+        trains = self.round_of(session_id).key.kind is Kind.TRAIN
+        specs = (*self._manifest.trainable, *self._manifest.buffers) if trains else ()
+        return largest_report(sum(math.prod(spec.fixed_shape) for spec in specs))
+
+    async def count(self, begin: ReportBegin) -> None:
+        """Count one report, all of whose bytes are here; when it returns, it is durable and counted once.
+
+        Raises:
+            NotFound, RoundClosed, AlreadyReported: it isn't wanted.
+            DigestMismatch: its bytes changed on their way; the device may send them again.
+            BadInput, SealBroken: it can't be counted; its session is over, the round goes on without it.
+        """
+        async with self.lock:
+            held = self.round_of(begin.session_id)
+            if self._received(held, begin) is held:
+                return
+            await self._check(held, begin)
+            try:
+                # Devices may have joined, or this one begun anew, while the report was opened.
+                held = self.round_of(begin.session_id)
+                self.save(held, self._received(held, begin), self.tools.clock.now())
+            except BaseException:
+                self.fold.forget()
+                raise
+
+    async def _check(self, held: Round, begin: ReportBegin) -> None:
+        report = (begin.report_id, begin.sealed_digest)
+        session = held.session(begin.session_id)
+        await self.tools.offload(self.tools.blobs.settle_report, *report)
+        try:
+            await self.tools.offload(self.fold.add, self.task, held, session, *report)
+        except (BadInput, SealBroken) as error:
+            self._fail(begin, error.code)
+            raise
+
+    def _received(self, held: Round, begin: ReportBegin) -> Round:
+        now = self.tools.clock.now()
+        return held.receive(begin.session_id, begin.report_id, begin.sealed_digest, begin.sealed_size, now)
+
+    def _fail(self, begin: ReportBegin, kind: str) -> None:
+        held, now = self.round_of(begin.session_id), self.tools.clock.now()
+        if held.session(begin.session_id).state is SessionState.ASSIGNED:
+            self.save(held, held.fail(begin.session_id, kind, now), now)
+        self.tools.blobs.drop_report(begin.report_id, begin.sealed_digest)
+
+    # Figures.
+
+    def hands_out(self, digest: Digest) -> bool:
+        """Whether a file is part of the version that the active round's devices start from."""
+        listed = {ref.digest for ref in self._manifest.files.values()}
+        return self.active is not None and (digest in listed or digest == self.active.base.bundle)
+
+    def open_sessions(self) -> list[str]:
+        """Sessions that may still report."""
+        sessions = [session for held in self.rounds.values() for session in held.sessions.values()]
+        return [session.id for session in sessions if session.state is SessionState.ASSIGNED]
+
+    def flush(self) -> None:
+        """Write what devices have fetched for the active round."""
+        if self.bytes_down and self.active is not None:
+            with self.tools.store.transaction() as connection:
+                round_records.count_fetched(connection, self.active.key, self.bytes_down)
+            self.bytes_down = 0
+
+    # Rounds open and change.
+
+    def save(self, before: Round, after: Round, now: float) -> None:
+        """One change of one round, durable when it returns."""
+        with self.tools.store.transaction() as connection:
+            round_records.save(connection, before, after, now)
+        self.rounds[after.key.kind] = after
+        self.tell_of(before, after, now)
+
+    def tell_of(self, before: Round, after: Round, now: float) -> None:
+        """Tell watchers of a change that is committed."""
+        reports = len(after.reports)
+        if reports > len(before.reports):
+            self.tools.tell(ServerEvent(now, "report.accepted", str(after.key), {"reports": reports}))
+        if after.state is not before.state:
+            detail = {"reports": reports, "reason": after.reason, "version": after.version}
+            self.tools.tell(ServerEvent(now, f"round.{after.state.value}", str(after.key), detail))
+
+    def open_next(self, connection: sa.Connection, record: TaskRecord, now: float) -> Round | None:
+        """Write the task's next round, if it is to have one, into the caller's transaction."""
+        task = record.task
+        if task.state is not TaskState.RUNNING or record.judged_rounds >= task.rounds:
+            return None
+        registry = self.tools.registry
+        version = registry.newest_accepted(connection, task.model)
+        release = registry.training_release(connection, version)
+        number = round_records.last_number(connection, task.name) + 1
+        key = RoundKey(task.name, number, task.plan.kind)
+        return self.open(connection, key, Base(version.number, release.number, version.bundle), now)
+
+    def open(self, connection: sa.Connection, key: RoundKey, base: Base, now: float) -> Round:
+        """Write a new round into the caller's transaction."""
+        task = self.task
+        delays = round_records.report_delays(connection, task.name, key.kind)
+        longest = task.deadline_seconds
+        opened = Round(
+            key=key,
+            base=base,
+            goal=task.goal,
+            minimum=task.minimum,
+            slots=task.slots,
+            session_seconds=selection.adapted([taken for taken, _ in delays], selection.SESSION_FACTOR, longest),
+            opened_at=now,
+            due=now + selection.adapted([delay for _, delay in delays], selection.ROUND_FACTOR, longest),
+            deadline=now + longest,
+        )
+        round_records.open_round(connection, opened)
+        return opened
+
+    def enter(self, opened: Round) -> None:
+        """Take up a round whose opening is committed."""
+        with self.tools.store.reading() as connection:
+            self._enter(connection, opened)
+        detail = {"base": opened.base.version, "goal": opened.goal}
+        self.tools.tell(ServerEvent(opened.opened_at, "round.open", str(opened.key), detail))
+
+    def leave(self, over: Round) -> None:
+        """Forget a round whose end is committed, and the sealed reports it had."""
+        if self.active is over:
+            self.flush()
+        self.rounds.pop(over.key.kind, None)
+        self.fold.forget()
+        for session in over.reports:
+            if session.report_id and session.sealed_digest:
+                self.tools.blobs.drop_report(session.report_id, session.sealed_digest)
+        if (active := self.active) is not None:
+            with self.tools.store.reading() as connection:
+                self._enter(connection, active)
+
+    def _enter(self, connection: sa.Connection, held: Round) -> None:
+        self.rounds[held.key.kind] = held
+        active = self._active()
+        self._base_release: SignedRelease = self.tools.registry.signed_release(
+            connection, self.task.model, active.base.release
+        )
+        self._manifest: Manifest = self.tools.registry.bundle(active.base.bundle).manifest
+        delays = sorted(taken for taken, _ in round_records.report_delays(connection, self.task.name, held.key.kind))
+        if delays:
+            self.typical_seconds = delays[len(delays) // 2]
+
+    def _active(self) -> Round:
+        if self.active is None:
+            raise NotFound(f"task {self.task.name!r} has no open round")
+        return self.active
+
+
+def require_token(session: Session, token: bytes) -> None:
+    """Raise `NotAllowed` unless this is the secret that the session was handed."""
+    if not hmac.compare_digest(digest_of(token), session.token_digest):
+        raise NotAllowed("the upload token isn't this session's; check in again")

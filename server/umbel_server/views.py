@@ -1,0 +1,152 @@
+"""What operators read: rounds, status, and what else is put together from several tables. Changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from umbel.errors import NotFound
+from umbel.plan import Kind
+from umbel.update import Metrics
+from umbel_server import fleet, task_records
+from umbel_server.json_text import from_text
+from umbel_server.registry import Registry
+from umbel_server.round import RoundKey, RoundState, SessionState
+from umbel_server.round_records import OPEN
+from umbel_server.tables import DEVICES, ROUNDS, SESSIONS
+from umbel_server.task_records import TaskRecord
+from umbel_server.versions import CANDIDATE, TRAINING, PublishedRelease, accuracy_of
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSummary:
+    """One round, as operators see it."""
+
+    key: RoundKey
+    state: RoundState
+    reason: str
+    base_version: int
+    version: int | None
+    goal: int
+    minimum: int
+    sessions: Mapping[SessionState, int]
+    opened_at: float
+    deadline: float
+    ended_at: float | None
+    bytes_up: int
+    bytes_down: int
+    metrics: Metrics
+    """Sums over the cohort, as measured on the base version."""
+    candidate_metrics: Metrics
+    """Sums over the cohort that measured the candidate, if the task asks for that."""
+
+    @property
+    def assigned(self) -> int:
+        """How many sessions there were, however they went."""
+        return sum(self.sessions.values())
+
+    @property
+    def reports(self) -> int:
+        """How many reports count."""
+        return self.sessions.get(SessionState.REPORTED, 0)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the base version, on the cohort's held-back examples."""
+        return accuracy_of(self.metrics)
+
+    @property
+    def candidate_accuracy(self) -> float | None:
+        """Of the candidate, on the held-back examples of the cohort that measured it."""
+        return accuracy_of(self.candidate_metrics)
+
+    @property
+    def seconds(self) -> float | None:
+        """From opening to end; `None` while it is open."""
+        return None if self.ended_at is None else self.ended_at - self.opened_at
+
+
+@dataclass(frozen=True, slots=True)
+class StatusSummary:
+    """Where everything stands."""
+
+    devices: int
+    devices_seen_lately: int
+    tasks: list[TaskRecord]
+    open_rounds: list[RoundSummary]
+    newest_releases: list[PublishedRelease]
+    bytes_up: int
+    bytes_down: int
+    shapes: Counter[str]
+
+
+def rounds(connection: sa.Connection, task: str = "", limit: int = 100, only_open: bool = False) -> list[RoundSummary]:
+    """Rounds, newest first; of one task or of all."""
+    query = sa.select(ROUNDS).order_by(ROUNDS.c.opened_at.desc(), ROUNDS.c.number.desc(), ROUNDS.c.kind).limit(limit)
+    if task:
+        query = query.where(ROUNDS.c.task == task)
+    if only_open:
+        query = query.where(ROUNDS.c.state.in_(OPEN))
+    return [_summary(connection, row) for row in connection.execute(query).all()]
+
+
+def one_round(connection: sa.Connection, task: str, number: int) -> RoundSummary:
+    """A round by its number (of two, the training rather than its evaluation); raises `NotFound`."""
+    query = sa.select(ROUNDS).where(ROUNDS.c.task == task, ROUNDS.c.number == number).order_by(ROUNDS.c.kind.desc())
+    row = connection.execute(query).first()
+    if row is None:
+        raise NotFound(f"task {task!r} has no round {number}; `umbel rounds list` shows what there is")
+    return _summary(connection, row)
+
+
+def status(connection: sa.Connection, registry: Registry, now: float) -> StatusSummary:
+    """Where everything stands at `now`."""
+    up, down = connection.execute(sa.select(sa.func.sum(ROUNDS.c.bytes_up), sa.func.sum(ROUNDS.c.bytes_down))).one()
+    lately = DEVICES.c.last_seen >= now - fleet.LATELY_SECONDS
+    return StatusSummary(
+        devices=connection.scalar(sa.select(sa.func.count()).select_from(DEVICES)) or 0,
+        devices_seen_lately=connection.scalar(sa.select(sa.func.count()).select_from(DEVICES).where(lately)) or 0,
+        tasks=task_records.everything(connection),
+        open_rounds=rounds(connection, only_open=True),
+        newest_releases=_newest_releases(connection, registry),
+        bytes_up=int(up or 0),
+        bytes_down=int(down or 0),
+        shapes=fleet.shapes(connection),
+    )
+
+
+def _newest_releases(connection: sa.Connection, registry: Registry) -> list[PublishedRelease]:
+    newest: dict[tuple[str, str], PublishedRelease] = {}
+    for release in registry.releases(connection, limit=1_000):
+        if release.channel not in (TRAINING, CANDIDATE):
+            newest.setdefault((release.model, release.channel), release)
+    return [newest[key] for key in sorted(newest)]
+
+
+def _summary(connection: sa.Connection, row: sa.Row[tuple[object, ...]]) -> RoundSummary:
+    this = (SESSIONS.c.task == row.task) & (SESSIONS.c.round == row.number) & (SESSIONS.c.kind == row.kind)
+    counted = sa.select(SESSIONS.c.state, sa.func.count()).where(this).group_by(SESSIONS.c.state)
+    evaluation = sa.select(ROUNDS.c.metrics_json).where(
+        ROUNDS.c.task == row.task, ROUNDS.c.number == row.number, ROUNDS.c.kind == Kind.EVALUATE.value
+    )
+    measured = connection.scalar(evaluation) if row.kind == Kind.TRAIN.value else None
+    return RoundSummary(
+        key=RoundKey(row.task, row.number, Kind(row.kind)),
+        state=RoundState(row.state),
+        reason=row.reason,
+        base_version=row.base_version,
+        version=row.version,
+        goal=row.goal,
+        minimum=row.minimum,
+        sessions={SessionState(state): count for state, count in connection.execute(counted).tuples()},
+        opened_at=row.opened_at,
+        deadline=row.deadline,
+        ended_at=row.ended_at,
+        bytes_up=row.bytes_up,
+        bytes_down=row.bytes_down,
+        metrics=from_text(row.metrics_json),
+        candidate_metrics=from_text(measured) if measured else {},
+    )
