@@ -15,7 +15,7 @@ from umbel_client.fetching import fetch_bundle
 from umbel_client.kit import Kit
 from umbel_client.personal import Tested, judge_release
 from umbel_client.shelf import Personal, Slot, Slots
-from umbel_client.state import Scores
+from umbel_client.state import Known, Scores
 from umbel_client.trust import Trust
 
 
@@ -63,11 +63,11 @@ class Adoption:
         return outcome
 
     def _believed(self, signed: SignedRelease) -> Release:
-        state, identity = self._kit.memory.state, self._kit.identity
-        trust = Trust(identity.release_key, identity.channel, state.model, state.seen)
+        known, identity = self._kit.memory.known, self._kit.identity
+        trust = Trust(identity.release_key, identity.channel, known.model, known.seen)
         release = trust.verify_newest(signed)
         trust = trust.remember(release)
-        self._kit.memory.put(replace(state, model=trust.model, seen=trust.seen))
+        self._kit.memory.know(Known(trust.model, trust.seen))
         return release
 
     async def _judge(self, release: Release) -> ReleaseOutcome:

@@ -86,5 +86,7 @@ class Agent:
 def status_of(device: Device) -> dict[str, Any]:
     """Everything that is to be told about a device, and the process that it lives in."""
     kit = device.kit
-    facts = describe(kit.identity, kit.memory.state, kit.shelf.slots, kit.examples, kit.policy, kit.clock.now())
+    facts = describe(
+        kit.identity, kit.memory.known, kit.memory.state, kit.shelf.slots, kit.examples, kit.policy, kit.clock.now()
+    )
     return {**facts, "answers_with": device.answers_with, **of_this_process(kit.runtime.name)}

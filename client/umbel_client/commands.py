@@ -24,12 +24,13 @@ from umbel_client.enrolment import (
     request_enrolment,
     save_identity,
 )
+from umbel_client.files import Disk
 from umbel_client.idle import Waiting
 from umbel_client.importing import import_npz
+from umbel_client.kit import Memory
 from umbel_client.opening import examples_on_disk
 from umbel_client.report import describe, read_report
 from umbel_client.shelf import Shelf
-from umbel_client.state import load_state
 from umbel_client.status import FileStatus
 from umbel_client.visits import Ending, Visit
 
@@ -85,8 +86,10 @@ def status(options: argparse.Namespace) -> int:
     home = options.home
     identity, config = load_identity(home), load_config(home)
     store = examples_on_disk(home, config.examples)
-    state = load_state(home / "state.json")
-    tree = describe(identity, state, Shelf(home / "shelf").slots, store, config.policy, SystemClock().now())
+    memory = Memory(home, Disk())
+    tree = describe(
+        identity, memory.known, memory.state, Shelf(home / "shelf").slots, store, config.policy, SystemClock().now()
+    )
     tree = {**read_report(home), **tree}
     if options.json:
         _say(json.dumps(tree, indent=2))

@@ -105,7 +105,7 @@ class Device:
             policy=policy or IdlePolicy(),
             status=status or opening.linux_status(home, clock),
             personal=personal or PersonalSettings(),
-            memory=Memory(home / "state.json", disk),
+            memory=Memory(home, disk),
             disk=disk,
             offload=offload,
         )
@@ -164,12 +164,13 @@ class Device:
             How many were kept.
 
         Raises:
-            InputMismatch, NotFinite: not examples, or of another form than those here; nothing was kept.
+            InputMismatch, NotFinite: not examples of this model, or of another form than those here; nothing was kept.
         """
-        now = self._kit.clock.now()
-        return self._kit.examples.add(
-            as_arrays(x, INPUT), as_arrays(y, TARGET), at=now, subject=subject, held_back=held_back
-        )
+        inputs, targets = as_arrays(x, INPUT), as_arrays(y, TARGET)
+        predictor = self._answering.current
+        if predictor is not None:
+            predictor.require_examples(inputs, targets)
+        return self._kit.examples.add(inputs, targets, at=self._kit.clock.now(), subject=subject, held_back=held_back)
 
     def forget(self, subject: str | None) -> int:
         """Delete a person's examples (None: everybody's) at once, and all that was derived from them here.

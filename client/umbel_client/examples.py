@@ -217,8 +217,8 @@ class MemoryExamples:
             require_form(form, self._form)
         self._form = form
         for row in range(count):
-            one_input = {name: array[row].copy() for name, array in inputs.items()}
-            one_target = {name: array[row].copy() for name, array in targets.items()}
+            one_input = {name: np.array(array[row]) for name, array in inputs.items()}
+            one_target = {name: np.array(array[row]) for name, array in targets.items()}
             size = sum(array.nbytes for array in (*one_input.values(), *one_target.values()))
             self._rows[self._next] = (Record(self._next, at, subject, held_back, size), one_input, one_target)
             self._next += 1

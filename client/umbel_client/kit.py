@@ -22,7 +22,7 @@ from umbel_client.files import Disk
 from umbel_client.idle import IdlePolicy
 from umbel_client.personal import PersonalSettings
 from umbel_client.shelf import Shelf
-from umbel_client.state import DeviceState, load_state, save_state
+from umbel_client.state import DeviceState, Known, load_known, load_state, save_known, save_state
 from umbel_client.status import StatusSource
 
 T = TypeVar("T")
@@ -36,22 +36,37 @@ class Offload(Protocol):
 
 
 class Memory:
-    """The device's state, saved at each change."""
+    """The device's state and the releases it knows, saved at each change.
 
-    def __init__(self, path: Path, disk: Disk) -> None:
-        self._path = path
+    Raises:
+        MalformedMessage: the file of known releases is damaged.
+    """
+
+    state: DeviceState
+    known: Known
+
+    def __init__(self, home: Path, disk: Disk) -> None:
+        self._state_file = home / "state.json"
+        self._known_file = home / "known.json"
         self._disk = disk
-        self.state = load_state(path)
+        self.refresh()
 
     def put(self, state: DeviceState) -> None:
         """Remember `state` from now on."""
         if state != self.state:
-            save_state(self._path, state, self._disk)
+            save_state(self._state_file, state, self._disk)
             self.state = state
+
+    def know(self, known: Known) -> None:
+        """Know these releases from now on, through any power cut."""
+        if known != self.known:
+            save_known(self._known_file, known, self._disk)
+            self.known = known
 
     def refresh(self) -> None:
         """Take over what another process wrote meanwhile."""
-        self.state = load_state(self._path)
+        self.state = load_state(self._state_file)
+        self.known = load_known(self._known_file)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from umbel.bundle import Bundle
 from umbel.errors import BundleInvalid, InputMismatch, UmbelError
 from umbel.golden import verify_golden
 from umbel.runtime import Runtime
+from umbel.runtime.signature import BatchCheck
 from umbel.weights import Weights
 from umbel_client.examples import Arrays
 from umbel_client.shelf import Shelf, Slots
@@ -62,6 +63,11 @@ class Predictor:
             raise BundleInvalid(f"model {self.manifest.model!r} has no labels; use its outputs as they are")
         scores = self(x)[self.manifest.outputs[0].name]
         return [_ranked(row, self.labels) for row in softmax(np.asarray(scores, np.float64))]
+
+    def require_examples(self, inputs: Arrays, targets: Arrays) -> None:
+        """Raise `InputMismatch` unless these could be examples of this model."""
+        BatchCheck("input", self.manifest.inputs)(inputs)
+        BatchCheck("target", self.manifest.targets)(targets)
 
 
 def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:

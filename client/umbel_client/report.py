@@ -13,7 +13,7 @@ from umbel_client.examples import ExampleStore
 from umbel_client.files import Disk
 from umbel_client.idle import IdlePolicy
 from umbel_client.shelf import Slot, Slots
-from umbel_client.state import DeviceState
+from umbel_client.state import DeviceState, Known
 
 FILE: Final = "status.json"
 HEAVY: Final = ("torch", "tensorflow", "flwr")
@@ -21,7 +21,13 @@ HEAVY: Final = ("torch", "tensorflow", "flwr")
 
 
 def describe(
-    identity: Identity, state: DeviceState, slots: Slots, examples: ExampleStore, policy: IdlePolicy, now: float
+    identity: Identity,
+    known: Known,
+    state: DeviceState,
+    slots: Slots,
+    examples: ExampleStore,
+    policy: IdlePolicy,
+    now: float,
 ) -> dict[str, Any]:
     """The facts about a device that stand in its home, ready for JSON."""
     held, scores, used = examples.stats(now), state.scores, state.history(0, now)
@@ -29,7 +35,7 @@ def describe(
         "id": identity.device_id,
         "population": identity.population,
         "channel": identity.channel,
-        "model": state.model,
+        "model": known.model,
         "release": state.judged,
         "slots": {
             "active": _slot(slots.active),
@@ -87,7 +93,7 @@ def peak_memory_mb() -> float:
 
 def write_report(home: Path, tree: dict[str, Any], disk: Disk) -> None:
     """Replace the home's `status.json`."""
-    disk.write(home / FILE, json.dumps(tree, indent=1).encode(), mode=0o644)
+    disk.write(home / FILE, json.dumps(tree, indent=1).encode(), mode=0o644, durable=False)
 
 
 def read_report(home: Path) -> dict[str, Any]:

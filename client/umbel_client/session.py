@@ -1,7 +1,8 @@
 """The session that a device is in, on disk: what it was assigned, how far it came, what is sealed but not reported.
 
 The sealed report is kept, byte for byte, until the coordinator has acknowledged it: every try sends the same bytes
-under the same report id, so that none counts twice.
+under the same report id, so that none counts twice. A power cut may cost a session, which is one contribution of one
+device; nothing here is worth waiting for the medium.
 """
 
 from __future__ import annotations
@@ -99,11 +100,11 @@ class SessionFolder:
             "shape": session.shape,
             "sealed": session.sealed,
         }
-        self._disk.write(self._session, json.dumps(tree).encode())
+        self._disk.write(self._session, json.dumps(tree).encode(), durable=False)
 
     def keep_sealed(self, session: Session, sealed: bytes) -> Session:
         """Keep the sealed report, then the session that knows of it."""
-        self._disk.write(self._sealed, sealed)
+        self._disk.write(self._sealed, sealed, durable=False)
         session = replace(session, sealed=digest_of(sealed))
         self.save(session)
         self._disk.remove(self._progress)
@@ -125,7 +126,7 @@ class SessionFolder:
         tensors = {f"weights/{name}": array for name, array in progress.weights.arrays.items()}
         tensors |= {f"slots/{name}": array for name, array in progress.slots.arrays.items()}
         sums = np.array([revision, progress.steps, progress.loss, progress.examples, progress.seconds], np.float64)
-        self._disk.write(self._progress, safetensors.numpy.save({**tensors, "sums": sums}))
+        self._disk.write(self._progress, safetensors.numpy.save({**tensors, "sums": sums}), durable=False)
 
     def progress(self, revision: int) -> Progress | None:
         """The run that was stopped on the way; None if there is none, or the examples have changed since."""

@@ -20,7 +20,7 @@ from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage, OutOfB
 from umbel.manifest import Manifest
 from umbel.release import Release
 from umbel.weights import Weights
-from umbel_client.files import BESIDE, Disk, flush_file
+from umbel_client.files import BESIDE, Disk
 
 DEFAULT_LIMIT: Final = 512 << 20
 PART: Final = ".part"
@@ -95,6 +95,8 @@ class Shelf:
 
     def switch(self, slots: Slots) -> None:
         """Let `slots` serve from now on, in one step."""
+        # Blobs are flushed as they come, their names only here: no slot may name what a power cut takes away.
+        self._disk.flush_folder(self._blobs)
         self._disk.write(self._slots_file, json.dumps(asdict(slots)).encode())
 
     def drop_personal(self) -> None:
@@ -103,6 +105,7 @@ class Shelf:
         self.switch(replace(slots, personal=None))
         if slots.personal is not None:
             self._disk.remove(self.path(slots.personal.weights))
+            self._disk.flush_folder(self._blobs)
 
     # Blobs.
 
@@ -122,7 +125,9 @@ class Shelf:
         """Keep some bytes under their digest."""
         digest = digest_of(data)
         if not self.holds(digest):
-            self._disk.write(self.path(digest), data)
+            beside = self.part(digest)
+            beside.write_bytes(data)
+            self.finish(digest)
         return digest
 
     def finish(self, digest: Digest) -> None:
@@ -136,7 +141,7 @@ class Shelf:
         if found != digest:
             part.unlink()
             raise DigestMismatch(f"expected bytes with digest {digest}, got {found}; fetch them again")
-        flush_file(part)
+        self._disk.flush_file(part)
         self._disk.move(part, self.path(digest))
 
     def bundle(self, digest: Digest) -> Bundle:

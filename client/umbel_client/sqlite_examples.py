@@ -166,8 +166,9 @@ def _fact(database: sqlite3.Connection, name: str) -> str | None:
 
 
 def _pack(inputs: Arrays, targets: Arrays, row: int) -> bytes:
-    arrays = {f"in/{name}": np.ascontiguousarray(array[row]) for name, array in inputs.items()}
-    arrays |= {f"out/{name}": np.ascontiguousarray(array[row]) for name, array in targets.items()}
+    # Copied, not made contiguous in place: that would turn a number without a dimension into an array of one.
+    arrays = {f"in/{name}": np.array(array[row], order="C") for name, array in inputs.items()}
+    arrays |= {f"out/{name}": np.array(array[row], order="C") for name, array in targets.items()}
     return safetensors.numpy.save(arrays)
 
 

@@ -1,7 +1,8 @@
-"""What a device remembers between visits: one small file, replaced whole.
+"""What a device remembers between visits, in two small files that are replaced whole.
 
-A lost or damaged file costs retry windows and history, never a model: slots have a file of their own. What it would
-cost too is the memory of seen releases, so a damaged file is refused aloud, and not taken for a new device's.
+Known releases are what an attacker would want forgotten: written durably, and a damaged file is refused aloud, never
+taken for a new device's. The rest is history, budgets and windows: losing it costs nothing that matters, so it is
+written the quick way, and a damaged file starts it anew. Models are in neither (`shelf.py`).
 """
 
 from __future__ import annotations
@@ -39,11 +40,17 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceState:
-    """The memory of a device."""
+class Known:
+    """The releases that a device has trusted; see `trust.Trust`."""
 
     model: str = ""
     seen: Mapping[str, Seen] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """The history of a device."""
+
     judged: int = 0
     """Number of the newest release that was taken over or turned down."""
     judged_examples: int = -1
@@ -108,28 +115,42 @@ class DeviceState:
 
 
 def load_state(path: Path) -> DeviceState:
-    """The state in a file; a new one's when there is no file.
+    """The history in a file; a new device's when there is no file, or it is damaged."""
+    try:
+        return _from_tree(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return DeviceState()
+
+
+def save_state(path: Path, state: DeviceState, disk: Disk) -> None:
+    """Replace the history's file."""
+    tree = asdict(state)
+    tree["outcomes"] = [{**asdict(outcome), "outcome": outcome.outcome.value} for outcome in state.outcomes]
+    disk.write(path, json.dumps(tree).encode(), durable=False)
+
+
+def load_known(path: Path) -> Known:
+    """The known releases in a file; none when there is no file.
 
     Raises:
         MalformedMessage: the file is damaged.
     """
     try:
         tree = json.loads(path.read_bytes())
-        return _from_tree(tree)
+        seen = {key: Seen(int(entry["number"]), parse_digest(entry["bundle"])) for key, entry in tree["seen"].items()}
+        return Known(str(tree["model"]), seen)
     except FileNotFoundError:
-        return DeviceState()
-    except (ValueError, KeyError, TypeError) as error:
+        return Known()
+    except (ValueError, KeyError, TypeError, AttributeError, MalformedMessage) as error:
         raise MalformedMessage(
             f"{path} is damaged ({type(error).__name__}: {error}); remove it to start anew. The device then forgets "
             "which releases it has seen, so an old one could be played back to it once"
         ) from error
 
 
-def save_state(path: Path, state: DeviceState, disk: Disk) -> None:
-    """Replace the state's file."""
-    tree = asdict(state)
-    tree["outcomes"] = [{**asdict(outcome), "outcome": outcome.outcome.value} for outcome in state.outcomes]
-    disk.write(path, json.dumps(tree).encode())
+def save_known(path: Path, known: Known, disk: Disk) -> None:
+    """Replace the file of known releases, durably."""
+    disk.write(path, json.dumps(asdict(known)).encode())
 
 
 def _from_tree(tree: dict[str, Any]) -> DeviceState:
@@ -137,7 +158,6 @@ def _from_tree(tree: dict[str, Any]) -> DeviceState:
         raise ValueError("too many entries")
     parts: dict[str, Any] = {
         "shapes": {str(shape): int(count) for shape, count in tree["shapes"].items()},
-        "seen": {key: Seen(int(entry["number"]), parse_digest(entry["bundle"])) for key, entry in tree["seen"].items()},
         "scores": Scores(**tree["scores"]),
         "sessions": tuple(SessionRecord(**entry) for entry in tree["sessions"]),
         "outcomes": tuple(

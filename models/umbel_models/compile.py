@@ -44,7 +44,7 @@ def compile_model(spec: ModelSpec, directory: Path) -> Compiled:
         CannotCompile: the spec contradicts itself, or the module can't be traced.
     """
     _require_no_dropout(spec)
-    training = spec.module.training
+    modes = {module: module.training for module in spec.module.modules()}
     try:
         state = State(spec)
         weights = Weights({name: tensor.numpy() for name, tensor in state.weights.items()})
@@ -57,7 +57,8 @@ def compile_model(spec: ModelSpec, directory: Path) -> Compiled:
             draft = write_bundle(Path(scratch), manifest, files)
             report = check_parity(spec, draft, OnnxRuntime())
     finally:
-        spec.module.train(training)
+        for module, training in modes.items():
+            module.training = training
     return Compiled(write_bundle(directory, manifest, files), report)
 
 

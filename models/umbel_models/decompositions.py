@@ -266,6 +266,19 @@ def _silu_backward(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient * gate * (1 + x * (1 - gate))
 
 
+def _silu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def _mish(x: Tensor) -> Tensor:
+    return x * torch.tanh(torch.nn.functional.softplus(x))
+
+
+def _mish_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    gate = torch.tanh(torch.nn.functional.softplus(x))
+    return gradient * (gate + x * torch.sigmoid(x) * (1 - gate * gate))
+
+
 def _vector_norm(
     x: Tensor, order: float = 2, dims: list[int] | None = None, keepdim: bool = False, dtype: Any = None
 ) -> Tensor:
@@ -292,11 +305,14 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.embedding_dense_backward.default: _embedding_backward,
     aten.linalg_vector_norm.default: _vector_norm,
     aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
+    aten.mish.default: _mish,
+    aten.mish_backward.default: _mish_backward,
     aten.native_batch_norm.default: _batch_norm_training,
     aten.native_group_norm.default: _group_norm,
     aten.native_layer_norm.default: _layer_norm,
     aten.nll_loss_backward.default: _nll_loss_backward,
     aten.nll_loss_forward.default: _nll_loss_forward,
+    aten.silu.default: _silu,
     aten.silu_backward.default: _silu_backward,
     aten.threshold_backward.default: _threshold_backward,
 }

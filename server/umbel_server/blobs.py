@@ -20,16 +20,19 @@ from umbel.errors import DigestMismatch, NotFound
 from umbel_server.store import OnStep, ignore_step
 
 AREAS: Final = ("bundles", "spool", "state", "holdout")
+_ASIDE: Final = "aside-"
 
 
 class Blobs:
-    """A folder of blobs."""
+    """A folder of blobs; one process at a time may write to it."""
 
     def __init__(self, root: Path, on_step: OnStep = ignore_step) -> None:
         self._root = root
         self._on_step = on_step
         for area in AREAS:
             (root / area).mkdir(parents=True, exist_ok=True, mode=0o700)
+            for unfinished in (root / area).glob(f"{_ASIDE}*"):
+                unfinished.unlink()
 
     @property
     def spool(self) -> Path:
@@ -156,7 +159,7 @@ class Blobs:
         if path.is_file():
             return digest
         self._on_step(f"put {area}")
-        aside = path.with_name(f"aside-{secrets.token_hex(8)}")
+        aside = path.with_name(f"{_ASIDE}{secrets.token_hex(8)}")
         aside.write_bytes(data)
         _sync(aside)
         aside.replace(path)

@@ -225,8 +225,10 @@ class Coordinator:
         """Take up every task where the store says it stands, and sweep away what nothing names."""
         with self.store.reading() as connection:
             records = task_records.everything(connection)
+            pending = round_records.pending_states(connection)
         for record in records:
             self._runners[record.task.name] = TaskRunner(self._tools, record)
+            self._blobs.keep_states(record.task.name, record.strategy_state, *pending)
         rounds = [held for runner in self._runners.values() for held in runner.rounds.values()]
         counted = {
             (session.report_id, session.sealed_digest)

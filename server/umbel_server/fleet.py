@@ -186,14 +186,14 @@ def shapes(connection: sa.Connection, task: str = "") -> Counter[str]:
     query = sa.select(SHAPES.c.shape, sa.func.sum(SHAPES.c.count)).group_by(SHAPES.c.shape)
     if task:
         query = query.where(SHAPES.c.task == task)
-    return Counter({shape: int(count) for shape, count in connection.execute(query).tuples()})
+    return Counter({shape: int(count) for shape, count in connection.execute(query)})
 
 
 def outcomes(connection: sa.Connection, model: str, number: int) -> Counter[str]:
     """How many devices met one release with each outcome."""
     this = (OUTCOMES.c.model == model) & (OUTCOMES.c.number == number)
     query = sa.select(OUTCOMES.c.outcome, sa.func.count()).where(this).group_by(OUTCOMES.c.outcome)
-    return Counter({outcome: int(count) for outcome, count in connection.execute(query).tuples()})
+    return Counter({outcome: int(count) for outcome, count in connection.execute(query)})
 
 
 def _record(row: sa.Row[tuple[object, ...]]) -> DeviceRecord:

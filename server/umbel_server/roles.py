@@ -25,7 +25,7 @@ _VIEWER = (
     "ListModels ListTasks GetTask ListRounds GetRound Watch ListVersions GetVersion GetLineage ListReleases "
     "ListDevices GetDevice GetStatus"
 )
-_OPERATOR = "AddModel CreateTask PauseTask ResumeTask StopTask Publish ExportVersion CreateTokens"
+_OPERATOR = "AddModel AddHoldout CreateTask PauseTask ResumeTask StopTask Publish ExportVersion CreateTokens"
 _ADMIN = "RevokeDevice AddOperator ListOperators RevokeOperator ListAudit VerifyAudit"
 
 NEEDED = MappingProxyType(

@@ -48,6 +48,12 @@ def pending_state(connection: sa.Connection, key: RoundKey) -> Digest | None:
     return connection.scalar(sa.select(ROUNDS.c.pending_state).where(_is(key)))
 
 
+def pending_states(connection: sa.Connection) -> list[Digest]:
+    """What `set_pending_state` noted, of all rounds that still wait for their verdict."""
+    found = connection.scalars(sa.select(ROUNDS.c.pending_state).where(ROUNDS.c.pending_state.is_not(None)))
+    return [Digest(digest) for digest in found]
+
+
 def count_fetched(connection: sa.Connection, key: RoundKey, size: int) -> None:
     """Add to what devices have fetched for a round."""
     connection.execute(ROUNDS.update().where(_is(key)).values(bytes_down=ROUNDS.c.bytes_down + size))

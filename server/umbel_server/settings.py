@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     """Address to listen at; `0.0.0.0` for all."""
     names: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
     """Host names and addresses that the coordinator's certificate is good for."""
+    advertise: str = ""
+    """host:port that devices are told to call; empty for the host that they enrolled at, and the device port."""
     device_port: Port = DEVICE_PORT
     enrol_port: Port = ENROL_PORT
     admin_port: Port = ADMIN_PORT
@@ -39,6 +41,12 @@ class Settings(BaseSettings):
     """Devices without proof of integrity: accept or refuse; empty lets the profile decide."""
     device_certificate_days: float = Field(default=7.0, gt=0, le=90)
     operator_certificate_days: float = Field(default=90.0, gt=0, le=366)
+    pace_shortest_seconds: float = Field(default=1.0, gt=0)
+    """How long a small fleet's devices wait between visits while there is work, on average."""
+    pace_idle_seconds: float = Field(default=60.0, gt=0)
+    """How long devices wait between visits while there is no work, on average."""
+    pace_longest_seconds: float = Field(default=6 * 3600.0, gt=0)
+    """No device is sent away for longer."""
     stop_seconds: float = Field(default=5.0, ge=0)
     """How long calls may go on once the coordinator has been told to stop."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -20,6 +20,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from umbel.errors import BadInput, Unreachable
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
+PRAGMAS: Final = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000")
+"""How SQLite is opened: a commit that has returned survives a power cut."""
 _READS: Final = "umbel_reads"
 OnStep = Callable[[str], None]
 
@@ -99,7 +101,7 @@ def _prepare_sqlite(connection: Any, entry: ConnectionPoolEntry) -> None:
     del entry
     # The driver would begin transactions by itself, and only at the first write; `_begin_sqlite` does it.
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+    for pragma in PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -141,7 +141,7 @@ def _summary(connection: sa.Connection, row: sa.Row[tuple[object, ...]]) -> Roun
         version=row.version,
         goal=row.goal,
         minimum=row.minimum,
-        sessions={SessionState(state): count for state, count in connection.execute(counted).tuples()},
+        sessions={SessionState(state): count for state, count in connection.execute(counted)},
         opened_at=row.opened_at,
         deadline=row.deadline,
         ended_at=row.ended_at,

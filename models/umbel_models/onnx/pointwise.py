@@ -151,11 +151,6 @@ def _gelu(w: Writer, n: fx.Node, x: fx.Node, approximate: str = "none") -> Any:
     return w.node("Gelu", x, approximate=approximate)
 
 
-@translates(aten.silu.default)
-def _silu(w: Writer, n: fx.Node, x: fx.Node) -> Any:
-    return w.node("Mul", x, w.node("Sigmoid", x))
-
-
 @translates(aten.leaky_relu.default)
 def _leaky_relu(w: Writer, n: fx.Node, x: fx.Node, slope: float = 0.01) -> Any:
     return w.node("LeakyRelu", x, alpha=float(slope))

@@ -44,13 +44,19 @@ _size_arithmetic("Mul", operator.mul)
 _size_arithmetic("Div", operator.floordiv)
 
 
+@translates(torch.sym_float)
+def _as_float(w: Writer, n: fx.Node, x: Any) -> Any:
+    return w.node("Cast", x, to=onnx_dtype(torch.float32)) if isinstance(x, fx.Node) else w.constant([x], np.float32)
+
+
 @translates(operator.truediv)
 def _ratio(w: Writer, n: fx.Node, x: Any, y: Any) -> Any:
-    def as_float(v: Any) -> Any:
-        floating = onnx_dtype(torch.float32)
-        return w.node("Cast", v, to=floating) if isinstance(v, fx.Node) else w.constant([v], np.float32)
+    return w.node("Div", _as_float(w, n, x), _as_float(w, n, y))
 
-    return w.node("Div", as_float(x), as_float(y))
+
+@translates(operator.neg)
+def _negative(w: Writer, n: fx.Node, x: fx.Node) -> Any:
+    return w.node("Neg", x)
 
 
 @translates(operator.getitem)
@@ -220,6 +226,12 @@ def _full_like(w: Writer, n: fx.Node, x: fx.Node, value: Any, **_: Any) -> Any:
 
 @translates(aten.zeros.default)
 def _zeros(w: Writer, n: fx.Node, sizes: Sequence[Any], **_: Any) -> Any:
+    return _filled(w, n, sizes, 0)
+
+
+@translates(aten.empty.memory_format, aten.empty_permuted.default)
+def _empty(w: Writer, n: fx.Node, sizes: Sequence[Any], *_: Any, **__: Any) -> Any:
+    # Whatever asks for an empty tensor writes all of it before it reads.
     return _filled(w, n, sizes, 0)
 
 

@@ -1,0 +1,216 @@
+"""Which devices may call: enrolment by single-use tokens, short-lived certificates, a deny-list asked at each call.
+
+The store is the truth; the deny-list is kept in memory because every call asks it, and is read again at each start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import sqlalchemy as sa
+
+from umbel.clock import Clock
+from umbel.errors import CertificateRefused, EnrolmentRefused, NotAllowed, NotFound, OutOfBounds
+from umbel.fields import name, text
+from umbel.identity import DeviceId, id_of_key
+from umbel_server import audit
+from umbel_server.authority import Authority, Peer, PeerKind, key_of_request
+from umbel_server.store import Store
+from umbel_server.tables import DEVICES, TOKENS
+
+TOKENS_AT_ONCE: Final = 10_000
+MAX_TOKEN_SECONDS: Final = 366 * 86_400.0
+MAX_ATTESTATION_BYTES: Final = 64 << 10
+
+
+class Attestation(Protocol):
+    """Decides whether a device has shown that it is what it claims to be (Play Integrity, App Attest, a TPM …)."""
+
+    def verify(self, evidence: bytes, device: DeviceId) -> None:
+        """Return if `evidence` convinces for this device's key; raise `EnrolmentRefused` if not."""
+
+
+class RefuseAll:
+    """Convinced by nothing: what a coordinator has until it is given a verifier."""
+
+    def verify(self, evidence: bytes, device: DeviceId) -> None:
+        """Refuse."""
+        del evidence
+        raise EnrolmentRefused(f"device {device} can't enrol: this coordinator has no verifier of attestations")
+
+
+class AcceptAll:
+    """Asks for nothing: development trust."""
+
+    def verify(self, evidence: bytes, device: DeviceId) -> None:
+        """Accept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authorities:
+    """The three certificate authorities of a coordinator."""
+
+    server: Authority
+    device: Authority
+    operator: Authority
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """What a device gets for its token."""
+
+    device: DeviceId
+    population: str
+    certificate_chain: bytes
+
+
+class Access:
+    """Devices' rights to call."""
+
+    def __init__(
+        self, store: Store, authorities: Authorities, attestation: Attestation, clock: Clock, certificate_seconds: float
+    ) -> None:
+        self._store = store
+        self._authorities = authorities
+        self._attestation = attestation
+        self._clock = clock
+        self._certificate_seconds = certificate_seconds
+        with store.reading() as connection:
+            self._revoked = set(connection.scalars(sa.select(DEVICES.c.id).where(DEVICES.c.revoked_at.is_not(None))))
+
+    @property
+    def server_authority(self) -> bytes:
+        """The certificate that devices pin, in PEM."""
+        return self._authorities.server.certificate_pem
+
+    def device(self, certificate: bytes | None) -> Peer:
+        """Which device calls.
+
+        Raises:
+            CertificateRefused: no certificate, or one that is foreign, out of time or revoked.
+        """
+        if certificate is None:
+            raise CertificateRefused("call with the certificate that enrolment gave")
+        peer = self._authorities.device.verify(certificate, PeerKind.DEVICE, self._clock.now())
+        if peer.id in self._revoked:
+            raise CertificateRefused(f"device {peer.id} was revoked by an operator")
+        return peer
+
+    def create_tokens(self, actor: str, population: str, count: int, seconds: float) -> tuple[list[str], float]:
+        """Make `count` single-use tokens for a population; only their hashes are kept.
+
+        Returns:
+            The tokens, and the instant (POSIX seconds) at which they stop to count.
+
+        Raises:
+            MalformedMessage: the population isn't a name.
+            OutOfBounds: none or too many tokens, or a lifetime that makes no sense.
+        """
+        name(population, "population")
+        if not 1 <= count <= TOKENS_AT_ONCE:
+            raise OutOfBounds(f"{count} tokens at once; ask for 1 to {TOKENS_AT_ONCE}")
+        if not 0 < seconds <= MAX_TOKEN_SECONDS:
+            raise OutOfBounds(f"a token can't live for {seconds} seconds; choose a time of up to a year")
+        now = self._clock.now()
+        tokens = [secrets.token_urlsafe(24) for _ in range(count)]
+        row = {"population": population, "created_by": actor, "created_at": now, "expires_at": now + seconds}
+        with self._store.transaction() as connection:
+            connection.execute(sa.insert(TOKENS), [{"digest": _hash(token)} | row for token in tokens])
+            audit.append(connection, now, actor, "tokens.created", population, {"count": count, "seconds": seconds})
+        return tokens, now + seconds
+
+    def enrol(self, token: str, request: bytes, attestation: bytes) -> Enrolled:
+        """Trade a token and a certificate request (PKCS #10, DER) for a certificate.
+
+        A device that lost the answer may ask again with the same key while the token lasts.
+
+        Raises:
+            MalformedMessage: not a certificate request.
+            EnrolmentRefused: the token, the key's proof or the attestation doesn't do.
+        """
+        key = key_of_request(request)
+        device = id_of_key(key)
+        if device in self._revoked:
+            raise EnrolmentRefused(f"device {device} was revoked; it needs a new key and an operator's leave")
+        if len(attestation) > MAX_ATTESTATION_BYTES:
+            raise EnrolmentRefused(f"attestation of {len(attestation)} bytes; the limit is {MAX_ATTESTATION_BYTES}")
+        self._attestation.verify(attestation, device)
+        now = self._clock.now()
+        with self._store.transaction() as connection:
+            population = _redeem(connection, _hash(token), device, now)
+            if _register(connection, device, population, now):
+                audit.append(connection, now, f"device:{device}", "device.enrolled", device, {"population": population})
+        return Enrolled(device, population, self._issue(request, population, now))
+
+    def renew(self, device: Peer, request: bytes) -> bytes:
+        """A new certificate (PEM chain) for the key that a device calls with.
+
+        Raises:
+            MalformedMessage: not a certificate request.
+            EnrolmentRefused: the request doesn't prove its key.
+            NotAllowed: it is for another key.
+        """
+        if id_of_key(key_of_request(request)) != device.id:
+            raise NotAllowed("a certificate is renewed for the same key; for a new key, enrol again")
+        return self._issue(request, device.realm, self._clock.now())
+
+    def revoke(self, actor: str, device: str, reason: str) -> None:
+        """Refuse a device from its next call on; again is the same as once.
+
+        Raises:
+            NotFound: no such device.
+            BadInput: a reason that is too long, or not printable.
+        """
+        text(reason, "reason")
+        now = self._clock.now()
+        with self._store.transaction() as connection:
+            found = connection.execute(sa.update(DEVICES).where(DEVICES.c.id == device).values(revoked_at=sa.func.coalesce(DEVICES.c.revoked_at, now)))
+            if found.rowcount != 1:
+                raise NotFound(f"no device {device[:80]!r}; `umbel devices list` tells who is enrolled")
+            audit.append(connection, now, actor, "device.revoked", device, {"reason": reason})
+        self._revoked.add(device)
+
+    def _issue(self, request: bytes, population: str, now: float) -> bytes:
+        key = key_of_request(request)
+        return self._authorities.device.issue(key, PeerKind.DEVICE, population, now, self._certificate_seconds)
+
+
+def _hash(token: str) -> str:
+    # A token has 192 random bits: one round of SHA-256 is enough to keep it from whoever reads the table.
+    return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
+
+
+def _redeem(connection: sa.Connection, digest: str, device: DeviceId, now: float) -> str:
+    unused_or_own = TOKENS.c.used_by.is_(None) | (TOKENS.c.used_by == device)
+    claimed = connection.execute(
+        sa.update(TOKENS)
+        .where(TOKENS.c.digest == digest, TOKENS.c.expires_at > now, unused_or_own)
+        .values(used_by=device, used_at=now)
+    )
+    if claimed.rowcount != 1:
+        # One message for the three cases: a guesser learns nothing.
+        raise EnrolmentRefused("the token is unknown, used up or too old; ask an operator for a new one")
+    return str(connection.scalar(sa.select(TOKENS.c.population).where(TOKENS.c.digest == digest)))
+
+
+def _register(connection: sa.Connection, device: DeviceId, population: str, now: float) -> bool:
+    """Write the device down; False if it already was."""
+    known = connection.scalar(sa.select(DEVICES.c.population).where(DEVICES.c.id == device))
+    if known is not None and known != population:
+        raise EnrolmentRefused(f"this key is enrolled in another population; make a new key for {population!r}")
+    if known is None:
+        connection.execute(
+            sa.insert(DEVICES).values(
+                id=device,
+                population=population,
+                enrolled_at=now,
+                runtimes="",
+                sdk="",
+                visits=0,
+                reports=0,
+            )
+        )
+    return known is None

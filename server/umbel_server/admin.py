@@ -1,0 +1,257 @@
+"""The operators' service: messages in, `Operations`, `Access` and `Operators` asked, messages out. No decisions.
+
+Who calls, and whether their role reaches, is settled before any of this runs (`Operators.authorize`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from umbel.clock import Clock
+from umbel.errors import DigestMismatch, MalformedMessage, OutOfBounds
+from umbel.fields import name, text
+from umbel.v1 import admin_pb2 as pb
+from umbel_server import admin_messages as codec
+from umbel_server.access import Access
+from umbel_server.coordinator import Coordinator
+from umbel_server.json_text import to_text
+from umbel_server.operators import Operator, Operators
+from umbel_server.roles import parse_role
+from umbel_server.rpc import Requests, Service, Stream, Unary
+from umbel_server.transfer import BundleReceiver, FileStart, Step, send_bundle
+
+MAX_HOLDOUT_BYTES: Final = 1 << 30
+_ADMIN = pb.DESCRIPTOR.services_by_name["AdminService"]
+
+
+class AdminGateway:
+    """AdminService."""
+
+    def __init__(
+        self, coordinator: Coordinator, access: Access, operators: Operators, clock: Clock, warnings: tuple[str, ...]
+    ) -> None:
+        self._coordinator = coordinator
+        self._operations = coordinator.operations
+        self._access = access
+        self._operators = operators
+        self._clock = clock
+        self._started_at = clock.now()
+        self._warnings = warnings
+
+    def service(self) -> Service[Operator]:
+        """Ready to be added to a gRPC server."""
+        methods: dict[str, Unary[Operator] | Stream[Operator]] = {
+            "AddModel": self._add_model,
+            "AddHoldout": self._add_holdout,
+            "ListModels": self._list_models,
+            "CreateTask": self._create_task,
+            "ListTasks": self._list_tasks,
+            "GetTask": self._get_task,
+            "PauseTask": self._pause_task,
+            "ResumeTask": self._resume_task,
+            "StopTask": self._stop_task,
+            "ListRounds": self._list_rounds,
+            "GetRound": self._get_round,
+            "Watch": self._watch,
+            "ListVersions": self._list_versions,
+            "GetVersion": self._get_version,
+            "GetLineage": self._get_lineage,
+            "Publish": self._publish,
+            "ExportVersion": self._export_version,
+            "ListReleases": self._list_releases,
+            "ListDevices": self._list_devices,
+            "GetDevice": self._get_device,
+            "RevokeDevice": self._revoke_device,
+            "CreateTokens": self._create_tokens,
+            "AddOperator": self._add_operator,
+            "ListOperators": self._list_operators,
+            "RevokeOperator": self._revoke_operator,
+            "ListAudit": self._list_audit,
+            "VerifyAudit": self._verify_audit,
+            "GetStatus": self._get_status,
+        }
+        return Service(_ADMIN, self._operators.authorize, methods)
+
+    # Models and versions.
+
+    async def _add_model(self, operator: Operator, messages: Requests) -> pb.AddModelResponse:
+        first = await anext(messages, None)
+        if first is None or first.WhichOneof("step") != "begin":
+            raise MalformedMessage("a model starts with `begin`, then come its files")
+        model = name(first.begin.name, "model")
+        with tempfile.TemporaryDirectory(prefix="umbel-model-") as folder:
+            await _receive(Path(folder), messages)
+            # Verified and registered in one go, in the loop's thread like every other change of the store.
+            return pb.AddModelResponse(
+                version=codec.version_to_message(self._operations.add_model(model, Path(folder), operator.actor))
+            )
+
+    async def _add_holdout(self, operator: Operator, messages: Requests) -> pb.AddHoldoutResponse:
+        data = bytearray()
+        async for message in messages:
+            data += message.chunk
+            if len(data) > MAX_HOLDOUT_BYTES:
+                raise OutOfBounds(f"held-out examples of more than {MAX_HOLDOUT_BYTES} bytes; choose fewer")
+        return pb.AddHoldoutResponse(digest=self._operations.add_holdout(bytes(data), operator.actor))
+
+    async def _list_models(self, operator: Operator, message: pb.ListModelsRequest) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=map(codec.model_to_message, self._operations.models()))
+
+    async def _list_versions(self, operator: Operator, message: pb.ListVersionsRequest) -> pb.ListVersionsResponse:
+        found = self._operations.versions(text(message.model, "model"), codec.limit_from_message(message.limit))
+        return pb.ListVersionsResponse(versions=map(codec.version_to_message, found))
+
+    async def _get_version(self, operator: Operator, message: pb.GetVersionRequest) -> pb.GetVersionResponse:
+        return pb.GetVersionResponse(
+            version=codec.version_to_message(self._operations.version(*codec.version_key(message)))
+        )
+
+    async def _get_lineage(self, operator: Operator, message: pb.GetLineageRequest) -> pb.GetLineageResponse:
+        return pb.GetLineageResponse(
+            versions=map(codec.version_to_message, self._operations.lineage(*codec.version_key(message)))
+        )
+
+    async def _publish(self, operator: Operator, message: pb.PublishRequest) -> pb.PublishResponse:
+        model, number = name(message.model, "model"), codec.number(message.version, "version")
+        release = self._operations.publish(model, number, message.channel, operator.actor)
+        return pb.PublishResponse(release=codec.release_to_message(release))
+
+    async def _export_version(
+        self, operator: Operator, message: pb.ExportVersionRequest
+    ) -> AsyncIterator[pb.ExportVersionResponse]:
+        number = codec.number(message.version, "version")
+        steps = send_bundle(self._operations.bundle(name(message.model, "model"), number))
+        while (step := await asyncio.to_thread(next, steps, None)) is not None:
+            match step:
+                case FileStart(file_name, size):
+                    yield pb.ExportVersionResponse(file=pb.BundleFile(name=file_name, size=size))
+                case bytes():
+                    yield pb.ExportVersionResponse(chunk=step)
+
+    async def _list_releases(self, operator: Operator, message: pb.ListReleasesRequest) -> pb.ListReleasesResponse:
+        found = self._operations.releases(text(message.model, "model"), codec.limit_from_message(message.limit))
+        return pb.ListReleasesResponse(releases=map(codec.release_to_message, found))
+
+    # Tasks and rounds.
+
+    async def _create_task(self, operator: Operator, message: pb.CreateTaskRequest) -> pb.CreateTaskResponse:
+        record = self._operations.create_task(codec.task_from_message(message.spec), operator.actor)
+        return pb.CreateTaskResponse(task=codec.record_to_message(record))
+
+    async def _list_tasks(self, operator: Operator, message: pb.ListTasksRequest) -> pb.ListTasksResponse:
+        return pb.ListTasksResponse(tasks=map(codec.record_to_message, self._operations.tasks()))
+
+    async def _get_task(self, operator: Operator, message: pb.GetTaskRequest) -> pb.GetTaskResponse:
+        record = self._operations.task(name(message.name, "task"))
+        return pb.GetTaskResponse(task=codec.record_to_message(record))
+
+    async def _pause_task(self, operator: Operator, message: pb.PauseTaskRequest) -> pb.PauseTaskResponse:
+        record = self._operations.pause_task(name(message.name, "task"), operator.actor)
+        return pb.PauseTaskResponse(task=codec.record_to_message(record))
+
+    async def _resume_task(self, operator: Operator, message: pb.ResumeTaskRequest) -> pb.ResumeTaskResponse:
+        record = self._operations.resume_task(name(message.name, "task"), operator.actor)
+        return pb.ResumeTaskResponse(task=codec.record_to_message(record))
+
+    async def _stop_task(self, operator: Operator, message: pb.StopTaskRequest) -> pb.StopTaskResponse:
+        record = self._operations.stop_task(name(message.name, "task"), operator.actor)
+        return pb.StopTaskResponse(task=codec.record_to_message(record))
+
+    async def _list_rounds(self, operator: Operator, message: pb.ListRoundsRequest) -> pb.ListRoundsResponse:
+        found = self._operations.rounds(text(message.task, "task"), codec.limit_from_message(message.limit))
+        return pb.ListRoundsResponse(rounds=map(codec.round_to_message, found))
+
+    async def _get_round(self, operator: Operator, message: pb.GetRoundRequest) -> pb.GetRoundResponse:
+        found = self._operations.round(name(message.task, "task"), codec.number(message.number, "round"))
+        return pb.GetRoundResponse(round=codec.round_to_message(found))
+
+    async def _watch(self, operator: Operator, message: pb.WatchRequest) -> AsyncIterator[pb.WatchResponse]:
+        async for event in self._coordinator.subscribe():
+            # A revoked operator stops to see at once, not at the next call.
+            self._operators.require_active(operator)
+            yield pb.WatchResponse(
+                at_ms=codec.milliseconds(event.at),
+                kind=event.kind,
+                subject=event.subject,
+                detail=to_text(dict(event.detail)),
+            )
+
+    # Devices.
+
+    async def _list_devices(self, operator: Operator, message: pb.ListDevicesRequest) -> pb.ListDevicesResponse:
+        population, after = text(message.population, "population"), text(message.after, "after")
+        found = self._operations.devices(population, codec.limit_from_message(message.limit), after)
+        return pb.ListDevicesResponse(devices=map(codec.device_to_message, found))
+
+    async def _get_device(self, operator: Operator, message: pb.GetDeviceRequest) -> pb.GetDeviceResponse:
+        found = self._operations.device(text(message.id, "device"))
+        return pb.GetDeviceResponse(device=codec.device_to_message(found))
+
+    async def _revoke_device(self, operator: Operator, message: pb.RevokeDeviceRequest) -> pb.RevokeDeviceResponse:
+        self._access.revoke(operator.actor, text(message.id, "device"), message.reason)
+        return pb.RevokeDeviceResponse(device=codec.device_to_message(self._operations.device(message.id)))
+
+    async def _create_tokens(self, operator: Operator, message: pb.CreateTokensRequest) -> pb.CreateTokensResponse:
+        tokens, expires_at = self._access.create_tokens(
+            operator.actor, message.population, message.count, message.lifetime_seconds
+        )
+        return pb.CreateTokensResponse(
+            tokens=tokens, expires_at_ms=codec.milliseconds(expires_at), population=message.population
+        )
+
+    # Operators, audit, status.
+
+    async def _add_operator(self, operator: Operator, message: pb.AddOperatorRequest) -> pb.AddOperatorResponse:
+        role = parse_role(message.role)
+        added, certificate = self._operators.add(operator, message.name, role, message.certificate_request)
+        return pb.AddOperatorResponse(operator=codec.operator_to_message(added), certificate_chain=certificate)
+
+    async def _list_operators(self, operator: Operator, message: pb.ListOperatorsRequest) -> pb.ListOperatorsResponse:
+        return pb.ListOperatorsResponse(operators=map(codec.operator_to_message, self._operators.all()))
+
+    async def _revoke_operator(
+        self, operator: Operator, message: pb.RevokeOperatorRequest
+    ) -> pb.RevokeOperatorResponse:
+        revoked = self._operators.revoke(operator, text(message.id, "operator"))
+        return pb.RevokeOperatorResponse(operator=codec.operator_to_message(revoked))
+
+    async def _list_audit(self, operator: Operator, message: pb.ListAuditRequest) -> pb.ListAuditResponse:
+        before = codec.number(message.before, "before") if message.before else None
+        found = self._operations.audit_rows(codec.limit_from_message(message.limit), before)
+        return pb.ListAuditResponse(rows=map(codec.audit_to_message, found))
+
+    async def _verify_audit(self, operator: Operator, message: pb.VerifyAuditRequest) -> pb.VerifyAuditResponse:
+        try:
+            return pb.VerifyAuditResponse(intact=True, rows=self._operations.verify_audit())
+        except DigestMismatch as error:
+            return pb.VerifyAuditResponse(intact=False, problem=str(error))
+
+    async def _get_status(self, operator: Operator, message: pb.GetStatusRequest) -> pb.GetStatusResponse:
+        status = codec.status_to_message(self._operations.status(), self._clock.now())
+        status.started_at_ms = codec.milliseconds(self._started_at)
+        status.warnings.extend(self._warnings)
+        return pb.GetStatusResponse(status=status)
+
+
+async def _receive(folder: Path, messages: Requests) -> None:
+    receiver = BundleReceiver(folder)
+    try:
+        async for message in messages:
+            receiver.take(_step(message))
+        receiver.finish()
+    finally:
+        receiver.close()
+
+
+def _step(message: pb.AddModelRequest) -> Step:
+    match message.WhichOneof("step"):
+        case "file":
+            return FileStart(message.file.name, message.file.size)
+        case "chunk":
+            return message.chunk
+        case _:
+            raise MalformedMessage("after `begin` a model is made of files and chunks")

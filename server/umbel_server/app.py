@@ -1,0 +1,191 @@
+"""From settings to a running coordinator: one asyncio process, three ports, and an orderly end.
+
+* device port: mutual TLS, certificates of the device authority
+* enrolment port: TLS without client certificates (grpc-python can't ask for one that may be absent)
+* admin port: mutual TLS, certificates of the operator authority
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+import structlog
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from umbel.clock import Clock, SystemClock
+from umbel.errors import Unavailable
+from umbel_server.access import AcceptAll, Access, Authorities, RefuseAll
+from umbel_server.admin import AdminGateway
+from umbel_server.authority import key_to_pem
+from umbel_server.blobs import Blobs
+from umbel_server.coordinator import Coordinator
+from umbel_server.folder import Folder
+from umbel_server.gateway import DeviceGateway, EnrolmentGateway
+from umbel_server.identity import Addresses, read_file
+from umbel_server.operators import Operators
+from umbel_server.rpc import MAX_MESSAGE_BYTES
+from umbel_server.selection import Pace
+from umbel_server.settings import DAY, Settings
+from umbel_server.store import Store
+
+ADMIN_STOP_SECONDS: Final = 0.5
+"""Watching operators would never hang up by themselves."""
+
+_OPTIONS: Final = (
+    ("grpc.so_reuseport", 0),  # a port that another process holds is an error, not a lottery
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_concurrent_streams", 128),
+    ("grpc.max_connection_idle_ms", 10 * 60_000),
+)
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A coordinator without its ports: what a simulation joins to its own channel."""
+
+    store: Store
+    access: Access
+    operators: Operators
+    coordinator: Coordinator
+    authorities: Authorities
+    release_key: bytes
+
+
+def build(settings: Settings, clock: Clock) -> Parts:
+    """Open the folder and the store, and put the coordinator together.
+
+    Raises:
+        NotFound: `umbel init` hasn't been at the folder.
+        Unreachable: the database doesn't answer.
+    """
+    folder = Folder(settings.state)
+    authorities, signer, leader = folder.authorities(), folder.signer(), folder.leader_key()
+    store = Store.open(settings.effective_database_url)
+    attestation = AcceptAll() if settings.accepts_unattested else RefuseAll()
+    access = Access(store, authorities, attestation, clock, settings.device_certificate_days * DAY)
+    operators = Operators(store, authorities.operator, clock, settings.operator_certificate_days * DAY)
+    operators.bootstrap(read_file(folder.first_admin / "certificate.pem"))
+    pace = Pace(settings.pace_shortest_seconds, settings.pace_longest_seconds, settings.pace_idle_seconds)
+    coordinator = Coordinator(store, Blobs(folder.blobs), signer, leader, clock, pace=pace)
+    return Parts(store, access, operators, coordinator, authorities, signer.public_key)
+
+
+class Server:
+    """A coordinator that listens."""
+
+    def __init__(self, settings: Settings, parts: Parts, clock: Clock) -> None:
+        self._settings = settings
+        self._parts = parts
+        self._clock = clock
+        self._folder = Folder(settings.state)
+        self._devices, self._enrolments, self._admins = (grpc.aio.server(options=_OPTIONS) for _ in range(3))
+        self._certificate = _server_certificate(parts.authorities, settings, clock)
+        self._rounds: asyncio.Task[None] | None = None
+
+    async def start(self) -> Addresses:
+        """Listen, and run the rounds.
+
+        Returns:
+            Where it listens, with the ports that 0 became.
+
+        Raises:
+            Unavailable: a port is taken.
+        """
+        parts, settings = self._parts, self._settings
+        device_port = self._listen(self._devices, settings.device_port, parts.authorities.device.certificate_pem)
+        enrol_port = self._listen(self._enrolments, settings.enrol_port, None)
+        admin_port = self._listen(self._admins, settings.admin_port, parts.authorities.operator.certificate_pem)
+        device_address = settings.advertise or f":{device_port}"
+        DeviceGateway(parts.coordinator, parts.access).service().add_to(self._devices)
+        EnrolmentGateway(parts.access, parts.release_key, device_address).service().add_to(self._enrolments)
+        admin = AdminGateway(parts.coordinator, parts.access, parts.operators, self._clock, settings.warnings)
+        admin.service().add_to(self._admins)
+        for server in (self._devices, self._enrolments, self._admins):
+            await server.start()
+        self._rounds = asyncio.create_task(parts.coordinator.run(), name="rounds")
+        host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - to be called at
+        addresses = Addresses(*(f"{host}:{port}" for port in (device_port, enrol_port, admin_port)))
+        self._folder.write_addresses(addresses)
+        return addresses
+
+    async def wait(self) -> None:
+        """Until the rounds end, which they do only by a fault; raises it."""
+        if self._rounds is not None:
+            await self._rounds
+
+    async def stop(self) -> None:
+        """Take no new calls, let those under way end within the settings' time, then close everything."""
+        self._folder.forget_addresses()
+        drain = self._settings.stop_seconds
+        await asyncio.gather(
+            self._admins.stop(min(ADMIN_STOP_SECONDS, drain)), self._enrolments.stop(drain), self._devices.stop(drain)
+        )
+        if self._rounds is not None:
+            self._rounds.cancel()
+            await asyncio.gather(self._rounds, return_exceptions=True)
+        self._parts.store.close()
+
+    def _listen(self, server: grpc.aio.Server, port: int, client_authority: bytes | None) -> int:
+        credentials = grpc.ssl_server_credentials(
+            [self._certificate], client_authority, require_client_auth=client_authority is not None
+        )
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        try:
+            return server.add_secure_port(f"{host}:{port}", credentials)
+        except RuntimeError as error:
+            raise Unavailable(f"can't listen at {host}:{port}; is another coordinator running there?") from error
+
+
+async def serve(settings: Settings, ready: Callable[[Addresses], None], clock: Clock | None = None) -> None:
+    """Run a coordinator until SIGTERM or SIGINT.
+
+    Args:
+        settings: what to run.
+        ready: told once where it listens.
+        clock: the machine's, unless another is given.
+
+    Raises:
+        UmbelError: it can't start, or its rounds can't go on.
+    """
+    clock = clock or SystemClock()
+    server = Server(settings, build(settings, clock), clock)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        addresses = await server.start()
+        for warning in settings.warnings:
+            _log.warning(warning)
+        _log.info("ready", device=addresses.device, enrol=addresses.enrol, admin=addresses.admin)
+        ready(addresses)
+        await _first(server.wait(), stopping.wait())
+        _log.info("stopping", drain_seconds=settings.stop_seconds)
+    finally:
+        await server.stop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _first(*waits: object) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _server_certificate(authorities: Authorities, settings: Settings, clock: Clock) -> tuple[bytes, bytes]:
+    # Made anew at each start and kept in memory only: no file to leak, nothing to renew.
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = (*settings.names, *((settings.host,) if settings.host not in ("0.0.0.0", "::") else ()))  # noqa: S104
+    return key_to_pem(key), authorities.server.issue_server(key.public_key(), names, clock.now())

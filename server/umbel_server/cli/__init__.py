@@ -1,0 +1,49 @@
+"""`umbel`: the coordinator and its operators' verbs.
+
+Exit codes: 0 done, 1 refused (the message says why and what to do), 2 the command line doesn't make sense.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from umbel.errors import UmbelError
+from umbel_server.cli.connection import quiet_grpc
+
+_ABOUT = """Run a coordinator, and operate it.
+
+A first federation: `umbel init`, `umbel serve`, `umbel models add`, `umbel devices tokens create`,
+`umbel tasks create`, `umbel rounds list --watch`.
+"""
+
+
+def build() -> typer.Typer:
+    """The whole command line."""
+    from umbel_server.cli import fleet, models, people, rounds, serving, status
+
+    program = typer.Typer(
+        name="umbel", help=_ABOUT, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    )
+    serving.add_to(program)
+    for group in (models.MODELS, models.VERSIONS, models.RELEASES, rounds.TASKS, rounds.ROUNDS):
+        program.add_typer(group)
+    for group in (fleet.DEVICES, people.OPERATORS, people.AUDIT):
+        program.add_typer(group)
+    status.add_to(program)
+    return program
+
+
+def main() -> None:
+    """Entry point of `umbel`."""
+    quiet_grpc()
+    try:
+        build()()
+    except UmbelError as error:
+        sys.stderr.write(f"umbel: {error}\n")
+        raise SystemExit(1) from error
+    except BrokenPipeError:
+        # `umbel … | head`: the reader has seen enough.
+        sys.stderr.close()
+        raise SystemExit(0) from None

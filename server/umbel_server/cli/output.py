@@ -1,0 +1,102 @@
+"""What an operator sees: tables for people, JSON for programs, from the same messages."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+M = TypeVar("M", bound=Message)
+Column = tuple[str, Callable[[Any], str]]
+"""A heading, and a message's text under it."""
+
+
+def to_tree(message: Message) -> dict[str, Any]:
+    """A message as plain JSON: every field by its name in the proto, numbers as numbers, bytes in base64."""
+    return {field.name: _field(field, message) for field in message.DESCRIPTOR.fields}
+
+
+def _field(field: Any, message: Message) -> Any:
+    value = getattr(message, field.name)
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        inner = field.message_type.fields_by_name["value"]
+        return {key: _one(inner, value[key]) for key in sorted(value)}
+    if field.is_repeated:
+        return [_one(field, entry) for entry in value]
+    if field.has_presence and not message.HasField(field.name):
+        return None
+    return _one(field, value)
+
+
+def _one(field: Any, value: Any) -> Any:
+    if field.message_type is not None:
+        return to_tree(value)
+    if field.enum_type is not None:
+        return field.enum_type.values_by_number[value].name
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def print_json(value: Any) -> None:
+    """One JSON document, alone on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_json_line(value: Any) -> None:
+    """One JSON document of several, on a line of its own."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def console() -> Console:
+    """Standard output, for people."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def table(title: str, columns: Sequence[Column], rows: Iterable[Any]) -> Table:
+    """Rows under headings."""
+    found = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for heading, _ in columns:
+        found.add_column(heading, overflow="fold")
+    for row in rows:
+        found.add_row(*(text(row) for _, text in columns))
+    return found
+
+
+def instant(milliseconds: int) -> str:
+    """An instant as a person reads it, in UTC; a dash for none."""
+    if not milliseconds:
+        return "–"
+    return datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def size(count: int) -> str:
+    """A number of bytes as a person reads it."""
+    number = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def share(message: Any, field: str = "accuracy") -> str:
+    """A share as a percentage; a dash if it isn't known."""
+    return f"{getattr(message, field):.1%}" if message.HasField(field) else "–"
+
+
+def number(value: int) -> str:
+    """A number; a dash for the 0 that stands for none."""
+    return str(value) if value else "–"
+
+
+def metrics(values: Any) -> str:
+    """Metric sums, by name."""
+    return "  ".join(f"{name}={values[name]:g}" for name in sorted(values)) or "–"

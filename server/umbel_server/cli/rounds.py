@@ -1,0 +1,191 @@
+"""`umbel tasks` and `umbel rounds`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.table import Table
+
+from umbel.v1 import admin_pb2 as pb
+from umbel_server.cli import output
+from umbel_server.cli.task_file import read_task
+from umbel_server.cli.verbs import Session, Watch, group, verb
+
+TASKS: Final = group("tasks", "Tasks: what a population is asked to do for a model, round after round.")
+ROUNDS: Final = group("rounds", "Rounds: one rendezvous of a cohort each.")
+
+Name = Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")]
+
+TASK_COLUMNS: Final[list[output.Column]] = [
+    ("task", lambda task: task.spec.name),
+    ("state", lambda task: task.state),
+    ("model", lambda task: task.spec.model),
+    ("population", lambda task: task.spec.population),
+    ("rounds", lambda task: f"{task.judged_rounds}/{task.spec.rounds}"),
+    ("accepted", lambda task: str(task.steps)),
+    ("strategy", lambda task: task.spec.strategy.name),
+    ("goal", lambda task: str(task.spec.goal)),
+]
+ROUND_COLUMNS: Final[list[output.Column]] = [
+    ("task", lambda found: found.task),
+    ("round", lambda found: f"{found.number}" + (" (evaluate)" if found.kind == "evaluate" else "")),
+    ("state", lambda found: found.state),
+    ("reports", lambda found: f"{found.reports}/{found.goal}"),
+    ("open", lambda found: str(found.open)),
+    ("base", lambda found: str(found.base_version)),
+    ("version", lambda found: output.number(found.version)),
+    ("accuracy of base", output.share),
+    ("of candidate", lambda found: output.share(found, "candidate_accuracy")),
+    ("seconds", lambda found: f"{found.seconds:.1f}" if found.HasField("seconds") else "–"),
+    ("up", lambda found: output.size(found.bytes_up)),
+    ("down", lambda found: output.size(found.bytes_down)),
+    ("reason", lambda found: found.reason),
+]
+
+
+@verb(TASKS, "create", "umbel tasks create --file task.toml")
+def create_task(
+    session: Session,
+    file: Annotated[Path | None, typer.Option("--file", help="The task as TOML; options go before it.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The task's name.")] = None,
+    population: Annotated[str | None, typer.Option("--population", help="The devices that it is for.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model that it trains.")] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds to run.")] = None,
+    goal: Annotated[int | None, typer.Option("--goal", help="Reports wished for in a round.")] = None,
+    minimum: Annotated[int | None, typer.Option("--minimum", help="Fewest reports that count.")] = None,
+    deadline: Annotated[float | None, typer.Option("--deadline", help="Seconds until a round's last moment.")] = None,
+    strategy: Annotated[str | None, typer.Option("--strategy", help="A Flower strategy: FedAvg, FedAdam …")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over a device's examples.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Examples in a step.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate on the devices.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="What all chance is drawn from.")] = None,
+) -> None:
+    """Create a task; its first round opens at once. docs/how-to/operate-a-coordinator.md shows a whole file."""
+    chosen = {
+        "name": name,
+        "population": population,
+        "model": model,
+        "rounds": rounds,
+        "goal": goal,
+        "minimum": minimum,
+        "deadline_seconds": deadline,
+        "seed": seed,
+    }
+    plan = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    spec = read_task(file, chosen, plan, strategy)
+    _show_task(session, session.stub.CreateTask(pb.CreateTaskRequest(spec=spec)).task)
+
+
+@verb(TASKS, "list", "umbel tasks list --json")
+def list_tasks(session: Session) -> None:
+    """List the tasks."""
+    answer = session.stub.ListTasks(pb.ListTasksRequest())
+    session.rows("", answer, answer.tasks, TASK_COLUMNS)
+
+
+@verb(TASKS, "show", "umbel tasks show shoulder")
+def show_task(session: Session, name: Name) -> None:
+    """Show a task with its plan, strategy and validation."""
+    _show_task(session, session.stub.GetTask(pb.GetTaskRequest(name=name)).task)
+
+
+@verb(TASKS, "pause", "umbel tasks pause shoulder")
+def pause_task(session: Session, name: Name) -> None:
+    """Let the open round end, and begin no new one."""
+    _show_task(session, session.stub.PauseTask(pb.PauseTaskRequest(name=name)).task)
+
+
+@verb(TASKS, "resume", "umbel tasks resume shoulder")
+def resume_task(session: Session, name: Name) -> None:
+    """Let a paused task go on."""
+    _show_task(session, session.stub.ResumeTask(pb.ResumeTaskRequest(name=name)).task)
+
+
+@verb(TASKS, "stop", "umbel tasks stop shoulder")
+def stop_task(session: Session, name: Name) -> None:
+    """End a task for good, and its open round with it."""
+    _show_task(session, session.stub.StopTask(pb.StopTaskRequest(name=name)).task)
+
+
+def _show_task(session: Session, task: pb.Task) -> None:
+    facts = [(heading, text(task)) for heading, text in TASK_COLUMNS]
+    facts += [
+        ("minimum", str(task.spec.minimum)),
+        ("deadline", f"{task.spec.deadline_seconds:g} s"),
+        ("channel", task.spec.channel or "–"),
+        ("plan", _one_line(output.to_tree(task.spec.plan))),
+        ("arguments", _arguments(task.spec.strategy.arguments)),
+        ("validation", _arguments(task.spec.validation)),
+        ("created (UTC)", output.instant(task.created_at_ms)),
+    ]
+    session.facts(task, facts)
+
+
+def _arguments(arguments: Any) -> str:
+    values = {key: getattr(found, found.WhichOneof("value")) for key, found in sorted(arguments.items())}
+    return _one_line(values)
+
+
+def _one_line(values: dict[str, Any]) -> str:
+    return "  ".join(f"{key}={value}" for key, value in values.items() if value not in ("", {})) or "–"
+
+
+TaskOption = Annotated[str, typer.Option("--task", help="Only this task's.")]
+
+
+@verb(ROUNDS, "list", "umbel rounds list --watch")
+def list_rounds(
+    session: Session,
+    task: TaskOption = "",
+    limit: Annotated[int, typer.Option("--limit", help="At most so many.", min=1, max=10_000)] = 30,
+    watch: Watch = False,
+) -> None:
+    """List rounds, newest first."""
+    request = pb.ListRoundsRequest(task=task, limit=limit)
+    if watch:
+        session.follow(lambda: session.stub.ListRounds(request), lambda answer: _rounds(answer))
+    answer = session.stub.ListRounds(request)
+    session.show(answer, lambda: _rounds(answer))
+
+
+def _rounds(answer: pb.ListRoundsResponse) -> Table:
+    return output.table("", ROUND_COLUMNS, answer.rounds)
+
+
+@verb(ROUNDS, "show", "umbel rounds show shoulder 3")
+def show_round(
+    session: Session,
+    task: Name,
+    number: Annotated[int, typer.Argument(metavar="ROUND", help="The round's number.", min=1)],
+) -> None:
+    """Show one round."""
+    found = session.stub.GetRound(pb.GetRoundRequest(task=task, number=number)).round
+    facts = [(heading, text(found)) for heading, text in ROUND_COLUMNS]
+    facts += [
+        ("sessions", f"{found.assigned} assigned: {found.reports} reported, {found.open} open, "
+                     f"{found.expired} expired, {found.aborted} aborted, {found.failed} failed"),
+        ("minimum", str(found.minimum)),
+        ("metrics of base", output.metrics(found.metrics)),
+        ("of candidate", output.metrics(found.candidate_metrics)),
+        ("opened (UTC)", output.instant(found.opened_at_ms)),
+        ("deadline (UTC)", output.instant(found.deadline_ms)),
+        ("ended (UTC)", output.instant(found.ended_at_ms)),
+    ]  # fmt: skip
+    session.facts(found, facts)
+
+
+@verb(ROUNDS, "watch", "umbel rounds watch --json")
+def watch_rounds(session: Session) -> None:
+    """Print what happens from now on, one line each, until Ctrl-C."""
+    for happening in session.stub.Watch(pb.WatchRequest()):
+        tree = output.to_tree(happening) | {"detail": json.loads(happening.detail or "{}")}
+        if session.as_json:
+            output.print_json_line(tree)
+        else:
+            detail = _one_line(tree["detail"])
+            output.console().print(
+                f"{output.instant(happening.at_ms)}  {happening.kind:<20} {happening.subject}  {detail}", markup=False
+            )

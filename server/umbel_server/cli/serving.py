@@ -1,0 +1,120 @@
+"""`umbel init` and `umbel serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from umbel_server.cli import output
+from umbel_server.cli.verbs import Json, State
+from umbel_server.identity import Addresses, write_private
+
+_INIT = """Make a coordinator's folder: authorities, keys, settings and a first admin.
+
+Example: umbel init umbel-state --name coordinator.example.org
+"""
+_SERVE = """Run the coordinator of a folder until SIGTERM or Ctrl-C.
+
+A port of 0 takes any free one. When it listens, the coordinator writes its addresses to addresses.json in the folder,
+to --ready-file, and to standard output.
+
+Example: umbel serve --state umbel-state --host 0.0.0.0
+"""
+
+
+def add_to(program: typer.Typer) -> None:
+    """Add the two commands."""
+    program.command("init", help=_INIT)(init)
+    program.command("serve", help=_SERVE)(serve)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="Host name or address that others reach it by; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a coordinator's folder."""
+    from umbel.clock import SystemClock
+    from umbel_server.folder import Folder
+    from umbel_server.settings import load_settings
+
+    made = Folder.create(folder, tuple(name or ()), SystemClock().now())
+    settings = load_settings(folder)
+    authority = folder / "authority" / "server.pem"
+    if as_json:
+        facts = {"state": str(folder), "identity": str(made.first_admin), "server_authority": str(authority)}
+        output.print_json(facts | {"warnings": list(settings.warnings)})
+        return
+    lines = [
+        f"Made a coordinator in {folder}.",
+        f"  first admin     {made.first_admin} (what `umbel` calls with; keep it private)",
+        f"  for devices     {authority} (they need it to enrol, and may have it)",
+        *(f"  {warning}" for warning in settings.warnings),
+        f"Next: umbel serve --state {folder}",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def serve(
+    state: State = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at.")] = None,
+    device_port: Annotated[int | None, typer.Option(help="Port for enrolled devices.")] = None,
+    enrol_port: Annotated[int | None, typer.Option(help="Port for devices that enrol.")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port for operators.")] = None,
+    database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL; SQLite in the folder if left out.")] = None,
+    profile: Annotated[str | None, typer.Option(help="development or production.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Write the addresses here, as JSON, once it listens.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the coordinator of a folder."""
+    from umbel_server import app
+    from umbel_server.cli.connection import state_folder
+    from umbel_server.settings import load_settings
+
+    settings = load_settings(
+        state_folder(state),
+        host=host,
+        device_port=device_port,
+        enrol_port=enrol_port,
+        admin_port=admin_port,
+        database_url=database_url,
+        profile=profile,
+        log_level=log_level,
+    )
+    _log_to_stderr(settings.log_level)
+    asyncio.run(app.serve(settings, lambda addresses: _tell(addresses, ready_file, as_json)))
+
+
+def _tell(addresses: Addresses, ready_file: Path | None, as_json: bool) -> None:
+    if ready_file is not None:
+        write_private(ready_file, json.dumps(asdict(addresses)).encode())
+    if as_json:
+        output.print_json_line({"ready": True, **asdict(addresses)})
+        return
+    sys.stdout.write(f"ready: devices {addresses.device}, enrolment {addresses.enrol}, admin {addresses.admin}\n")
+    sys.stdout.flush()
+
+
+def _log_to_stderr(level: str) -> None:
+    import structlog
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+    )

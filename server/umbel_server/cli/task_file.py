@@ -1,0 +1,97 @@
+"""A task as an operator writes it down: TOML, with the defaults of `Task` for whatever is left out.
+
+name = "shoulder"
+population = "watches"
+model = "smartwatch"
+rounds = 20
+goal = 16
+minimum = 8
+
+[plan]
+epochs = 3
+batch_size = 16
+hyperparameters = { lr = 0.05 }
+
+[strategy]
+name = "FedAdam"
+arguments = { eta = 0.01 }
+
+[validation]
+max_accuracy_drop = 0.1
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from umbel.errors import MalformedMessage, NotFound
+from umbel.plan import Kind, Plan
+from umbel.v1 import admin_pb2 as pb
+
+_PARTS = ("plan", "strategy", "validation")
+
+
+def read_task(
+    file: Path | None, chosen: Mapping[str, Any], plan: Mapping[str, Any], strategy: str | None
+) -> pb.TaskSpec:
+    """A task from a file and from options; options go first, `None` among them means not chosen.
+
+    Args:
+        file: TOML, or nothing.
+        chosen: fields of a task.
+        plan: fields of its plan, and `lr` for the hyper-parameter of that name.
+        strategy: the strategy's name.
+
+    Raises:
+        NotFound: no such file.
+        MalformedMessage: not TOML, or a field that a task doesn't have.
+        BadInput: a task that doesn't make sense.
+    """
+    from umbel_server.admin_messages import task_to_message
+    from umbel_server.flower.spec import StrategySpec
+    from umbel_server.task import Task
+    from umbel_server.validation import ValidationPolicy
+
+    tree = _read(file) if file else {}
+    parts = {part: tree.pop(part, {}) for part in _PARTS}
+    fields = tree | _given(chosen)
+    for required in ("name", "population", "model"):
+        if required not in fields:
+            raise MalformedMessage(f"a task needs a {required}: give --{required}, or {required} = … in --file")
+    try:
+        if strategy is not None:
+            parts["strategy"] = {"name": strategy}
+        task = Task(
+            **fields,
+            plan=_plan(parts["plan"], _given(plan)),
+            strategy=StrategySpec(**parts["strategy"]),
+            validation=ValidationPolicy.from_tree(parts["validation"]),
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise MalformedMessage(f"not a task: {error}") from error
+    return task_to_message(task)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        raise NotFound(f"{file} isn't there") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MalformedMessage(f"{file} isn't TOML: {error}") from error
+
+
+def _plan(tree: Mapping[str, Any], chosen: dict[str, Any]) -> Plan:
+    values = {**tree}
+    hyperparameters = {**values.pop("hyperparameters", {})}
+    if "lr" in chosen:
+        hyperparameters["lr"] = chosen.pop("lr")
+    kind = Kind(values.pop("kind", Kind.TRAIN.value))
+    return Plan(**{**values, **chosen, "kind": kind, "hyperparameters": hyperparameters})
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

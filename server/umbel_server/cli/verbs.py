@@ -1,0 +1,127 @@
+"""How a verb is made: one function with its own options, given a `Session` to ask the coordinator through.
+
+`verb` adds what all of them share: --state, --identity, --server, --json.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from google.protobuf.message import Message
+from rich.live import Live
+
+from umbel.v1.admin_pb2_grpc import AdminServiceStub
+from umbel_server.cli import output
+from umbel_server.cli.connection import connect, state_folder
+from umbel_server.identity import Addresses, Identity
+
+REFRESH_SECONDS: Final = 1.0
+
+State = Annotated[
+    Path | None,
+    typer.Option(
+        "--state",
+        envvar="UMBEL_STATE",
+        help="The coordinator's folder, on its own machine.",
+        show_default="umbel-state",
+    ),
+]
+_IdentityOption = Annotated[
+    Path | None,
+    typer.Option("--identity", envvar="UMBEL_IDENTITY", help="Folder of the operator's identity to call with."),
+]
+_ServerOption = Annotated[str, typer.Option("--server", envvar="UMBEL_SERVER", help="host:port of the admin port.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Keep showing what changes, until Ctrl-C.")]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One command's connection, and how it should print."""
+
+    stub: AdminServiceStub
+    identity: Identity
+    state: Path
+    as_json: bool
+
+    def enrol_address(self) -> str:
+        """Where devices enrol, if the coordinator runs on this machine; raises `NotFound` if not."""
+        return Addresses.read(self.state).enrol
+
+    def show(self, answer: Message, render: Callable[[], Any]) -> None:
+        """Print an answer: as JSON, or as `render` draws it."""
+        if self.as_json:
+            output.print_json(output.to_tree(answer))
+        else:
+            output.console().print(render())
+
+    def rows(self, title: str, answer: Message, rows: Sequence[Message], columns: Sequence[output.Column]) -> None:
+        """Print a list: as JSON, or as a table."""
+        self.show(answer, lambda: output.table(title, columns, rows))
+
+    def facts(self, message: Message, facts: Sequence[tuple[str, str]]) -> None:
+        """Print one thing: as JSON, or as a list of facts."""
+        self.show(message, lambda: output.table("", [("", lambda fact: fact[0]), ("", lambda fact: fact[1])], facts))
+
+    def follow(self, ask: Callable[[], Message], render: Callable[[Any], Any]) -> None:
+        """Ask again and again, and show what changes: a JSON document a line, or a live table."""
+        if self.as_json:
+            self._follow_json(ask)
+            return
+        with Live(console=output.console(), auto_refresh=False) as live:
+            while True:
+                live.update(render(ask()), refresh=True)
+                time.sleep(REFRESH_SECONDS)
+
+    def _follow_json(self, ask: Callable[[], Message]) -> None:
+        last = None
+        while True:
+            tree = output.to_tree(ask())
+            if tree != last:
+                output.print_json_line(tree)
+                last = tree
+            time.sleep(REFRESH_SECONDS)
+
+
+_SHARED: Final = tuple(
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    for name, annotation, default in (
+        ("state", State, None),
+        ("identity", _IdentityOption, None),
+        ("server", _ServerOption, ""),
+        ("as_json", Json, False),
+    )
+)
+
+
+def verb(group: typer.Typer, called: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make `function(session, …)` a command of `group`; its docstring and the example are its help."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+
+        def command(*, state: Path | None, identity: Path | None, server: str, as_json: bool, **options: Any) -> None:
+            folder = Path() if identity and server else state_folder(state)
+            with connect(folder, identity, server) as (stub, who):
+                function(Session(stub, who, folder, as_json), **options)
+
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        command.__signature__ = inspect.Signature([*parameters, *_SHARED])  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in (*parameters, *_SHARED)}
+        command.__doc__ = f"{inspect.getdoc(function)}\n\nExample: {example}"
+        command.__name__ = function.__name__
+        group.command(called)(command)
+        return function
+
+    return decorate
+
+
+def group(called: str, about: str) -> typer.Typer:
+    """A group of verbs."""
+    return typer.Typer(name=called, help=about, no_args_is_help=True)

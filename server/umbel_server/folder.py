@@ -1,0 +1,119 @@
+"""A coordinator's folder: its authorities, its keys, the first admin's identity, its settings and its data.
+
+    config.toml                     settings; every line may go
+    authority/{server,device,operator}.{pem,key}
+    keys/{release,leader}.key       Ed25519 and X25519, raw
+    admin/                          an operator's identity: what `umbel` calls with
+    umbel.db, blobs/                data, unless the settings say otherwise
+    addresses.json                  where the running coordinator listens
+
+Private files have mode 0600, folders 0700.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from umbel.errors import AlreadyExists
+from umbel_server.access import Authorities
+from umbel_server.aggregation import LeaderKey
+from umbel_server.authority import Authority, PeerKind, key_to_pem
+from umbel_server.identity import ADDRESSES_FILE, Addresses, Identity, make_private, read_file, write_private
+from umbel_server.operators import REALM
+from umbel_server.signing import ReleaseSigner
+
+_AUTHORITIES: Final = ("server", "device", "operator")
+FIRST_ADMIN_SECONDS: Final = 366 * 86_400.0
+
+_CONFIG = """\
+# Settings of this coordinator. The command line and UMBEL_… in the environment go before what stands here;
+# `umbel serve --help` and docs/reference/umbel-cli.md tell what there is.
+profile = "development"
+{names}"""
+
+
+class Folder:
+    """The folder of one coordinator."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, names: tuple[str, ...], now: float) -> Folder:
+        """Make a folder with new authorities, keys and a first admin.
+
+        Args:
+            path: where; it may exist, but not hold a coordinator.
+            names: host names and addresses of the coordinator, beside this machine's own.
+            now: POSIX seconds.
+
+        Raises:
+            AlreadyExists: there is a coordinator in it.
+        """
+        folder = cls(path)
+        if (path / "authority").exists():
+            raise AlreadyExists(f"{path} holds a coordinator already; choose another folder, or use `umbel serve`")
+        make_private(path)
+        make_private(path / "keys")
+        write_private(path / "keys" / "release.key", ReleaseSigner.generate().to_bytes())
+        write_private(path / "keys" / "leader.key", LeaderKey.generate().to_bytes())
+        config = _CONFIG.format(names=f"names = {json.dumps(['localhost', '127.0.0.1', '::1', *names])}\n")
+        write_private(path / "config.toml", config.encode())
+        folder._create_authorities(now)
+        return folder
+
+    def _create_authorities(self, now: float) -> None:
+        # Written aside and renamed as a whole, last: a folder with authorities is a complete one.
+        made = {name: Authority.create(f"umbel {name} authority", now) for name in _AUTHORITIES}
+        self._first_admin(made["operator"], made["server"], now).write(self.path / "admin")
+        aside = self.path / f".authority-{secrets.token_hex(4)}"
+        make_private(aside)
+        for name, authority in made.items():
+            write_private(aside / f"{name}.key", authority.key_pem)
+            write_private(aside / f"{name}.pem", authority.certificate_pem)
+        aside.rename(self.path / "authority")
+
+    def _first_admin(self, operators: Authority, server: Authority, now: float) -> Identity:
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = operators.issue(key.public_key(), PeerKind.OPERATOR, REALM, now, FIRST_ADMIN_SECONDS)
+        return Identity(certificate, key_to_pem(key), server.certificate_pem)
+
+    def authorities(self) -> Authorities:
+        """The three certificate authorities; raises `NotFound` where `umbel init` hasn't been."""
+        return Authorities(*(self._authority(name) for name in _AUTHORITIES))
+
+    def _authority(self, name: str) -> Authority:
+        folder = self.path / "authority"
+        return Authority.from_pem(read_file(folder / f"{name}.pem"), read_file(folder / f"{name}.key"))
+
+    def signer(self) -> ReleaseSigner:
+        """The key that signs releases."""
+        return ReleaseSigner.from_bytes(read_file(self.path / "keys" / "release.key"))
+
+    def leader_key(self) -> LeaderKey:
+        """The key that reports are sealed to."""
+        return LeaderKey.from_bytes(read_file(self.path / "keys" / "leader.key"))
+
+    @property
+    def first_admin(self) -> Path:
+        """The folder of the identity that `umbel init` made."""
+        return self.path / "admin"
+
+    @property
+    def blobs(self) -> Path:
+        """Where blobs lie."""
+        return self.path / "blobs"
+
+    def write_addresses(self, addresses: Addresses) -> None:
+        """Tell other programs on this machine where the coordinator listens."""
+        write_private(self.path / ADDRESSES_FILE, (json.dumps(asdict(addresses), indent=2) + "\n").encode())
+
+    def forget_addresses(self) -> None:
+        """Nobody listens any more."""
+        (self.path / ADDRESSES_FILE).unlink(missing_ok=True)

@@ -1,0 +1,88 @@
+"""An operator's side: what one calls with, and where a coordinator on this machine listens.
+
+Light on purpose: `umbel` starts with nothing else loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from umbel.errors import MalformedMessage, NotFound
+
+ADDRESSES_FILE: Final = "addresses.json"
+CERTIFICATE_FILE: Final = "certificate.pem"
+KEY_FILE: Final = "key.pem"
+SERVER_AUTHORITY_FILE: Final = "server-authority.pem"
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a running coordinator listens, each as host:port."""
+
+    device: str
+    enrol: str
+    admin: str
+
+    @classmethod
+    def read(cls, state: Path) -> Addresses:
+        """What a coordinator wrote into its folder; raises `NotFound` if it isn't running."""
+        try:
+            return cls(**json.loads((state / ADDRESSES_FILE).read_bytes()))
+        except FileNotFoundError:
+            raise NotFound(f"no coordinator is running on {state}; start one with `umbel serve --state`") from None
+        except (ValueError, TypeError) as error:
+            raise MalformedMessage(f"{state / ADDRESSES_FILE} isn't readable: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What an operator calls with: a key, its certificate chain, and the authority of the coordinator (all PEM)."""
+
+    certificate: bytes
+    key: bytes
+    server_authority: bytes
+
+    def __repr__(self) -> str:
+        return "Identity(…)"
+
+    @classmethod
+    def read(cls, folder: Path) -> Identity:
+        """Read an identity's folder; raises `NotFound` naming the file that is missing."""
+        parts = (CERTIFICATE_FILE, KEY_FILE, SERVER_AUTHORITY_FILE)
+        return cls(*(read_file(folder / part) for part in parts))
+
+    def write(self, folder: Path) -> None:
+        """Keep it in a folder of its own."""
+        make_private(folder)
+        write_private(folder / KEY_FILE, self.key)
+        write_private(folder / CERTIFICATE_FILE, self.certificate)
+        write_private(folder / SERVER_AUTHORITY_FILE, self.server_authority)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+    aside.replace(path)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner may enter."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def read_file(path: Path) -> bytes:
+    """Read a whole file; raises `NotFound`."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(f"{path} isn't there; for a coordinator's own files, `umbel init` makes them") from None

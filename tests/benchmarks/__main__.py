@@ -1,0 +1,36 @@
+"""`make bench`: run the benchmarks, each with a table; `BENCH_ARGS="--json build/bench.json aggregation"` for some."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from tests.benchmarks.harness import Table, seconds
+
+NAMES = ("aggregation", "predictor", "device", "coordinator", "learning")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*NAMES, []], help=f"which ones; all of them: {', '.join(NAMES)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    chosen = parser.parse_args()
+    print(f"{os.cpu_count()} cores\n", flush=True)
+    found: dict[str, object] = {}
+    for name in chosen.names or NAMES:
+        tables: list[Table] = []
+        spent = seconds(lambda name=name, tables=tables: tables.append(import_module(f"tests.benchmarks.{name}").run()))
+        print(f"{tables[0]}  ({name}: {spent:.0f} s)\n", flush=True)
+        found[name] = tables[0].to_tree()
+    if chosen.json:
+        chosen.json.parent.mkdir(parents=True, exist_ok=True)
+        chosen.json.write_text(json.dumps({"cores": os.cpu_count(), "benchmarks": found}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

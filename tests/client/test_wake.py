@@ -1,0 +1,360 @@
+"""One visit does all that is due, and a device that is lost anywhere goes on where it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.client.conftest import Bench
+from tests.client.coordinator import retuned
+from tests.client.recordings import recordings
+from umbel.bundle import Bundle
+from umbel.errors import SignatureInvalid, Unreachable, WrongState
+from umbel.plan import Kind, Plan
+from umbel.release import Release
+from umbel.visit import Outcome
+from umbel_client import ALWAYS, Device, Ending, IdlePolicy, PersonalSettings
+from umbel_client.kit import only_visitor
+from umbel_client.status import DeviceStatus
+from umbel_models.zoo import bundle_path
+
+PLAN = Plan(epochs=2, batch_size=16, hyperparameters={"lr": 0.1}, clip_norm=5.0, seed=3)
+PERSONAL = PersonalSettings(epochs=2, hyperparameters={"lr": 0.1})
+
+
+async def test_a_device_that_is_not_eligible_sends_not_a_byte(bench: Bench) -> None:
+    bench.coordinator.publish()
+    device = bench.open(policy=IdlePolicy())
+    visit = await device.wake()
+    assert visit.ending is Ending.WAITED
+    assert visit.reasons
+    assert bench.channel.calls == []
+
+
+async def test_one_visit_adopts_the_release_trains_and_reports(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    device = bench.device_with_examples(personal=PERSONAL)
+    visit = await device.wake()
+    assert visit.error is None
+    assert visit.ending is Ending.CONTRIBUTED
+    assert visit.session is not None and visit.session.shape == "-v[]+^"
+    assert visit.release is not None and visit.release.outcome is Outcome.ADOPTED
+    [update] = bench.coordinator.updates.values()
+    assert update.weight == 56
+    assert 0 < update.delta.norm() <= PLAN.clip_norm * (1 + 1e-6)
+    assert update.metrics["examples"] == 14
+    assert update.metrics["train_examples"] == 112
+    assert bench.clock.now() <= visit.next_wake <= bench.clock.now() + 0.01
+    logits = device.predict(recordings(3)[0])["logits"]
+    assert logits.shape == (3, 7)
+
+
+async def test_an_evaluation_reports_metrics_and_no_delta(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [Plan(kind=Kind.EVALUATE)]
+    await bench.device_with_examples().wake()
+    [update] = bench.coordinator.updates.values()
+    assert len(update.delta) == 0
+    assert update.weight == update.metrics["examples"] == 14
+    assert bench.open().kit.memory.state.last_contribution is None
+
+
+async def test_what_happened_is_told_at_the_next_visit_and_only_once(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    device = bench.device_with_examples(personal=PERSONAL)
+    await device.wake()
+    await bench.open().wake()
+    await bench.open().wake()
+    first, second, third = bench.coordinator.check_ins
+    assert first.sessions == first.outcomes == third.sessions == third.outcomes == ()
+    assert [record.shape for record in second.sessions] == ["-v[]+^"]
+    assert [outcome.outcome for outcome in second.outcomes] == [Outcome.ADOPTED]
+    assert len(second.held_bundles) == 1
+
+
+async def test_too_late_is_told_before_the_upload_and_the_window_is_kept(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    bench.coordinator.closed = True
+    device = bench.device_with_examples(personal=PERSONAL)
+    visit = await device.wake()
+    assert visit.ending is Ending.REFUSED
+    assert visit.session is not None and visit.session.shape == "-v[]+#"
+    assert visit.session.error == "round-closed"
+    assert bench.coordinator.uploads == {}
+    assert 5.0 <= visit.next_wake - bench.clock.now() <= 6.0
+    assert bench.open()._sessions.load() is None
+
+
+async def test_a_broken_upload_goes_on_at_its_offset_with_the_same_bytes(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    bench.coordinator.break_upload_after = 8192
+    device = bench.device_with_examples(personal=PERSONAL)
+    visit = await device.wake()
+    assert isinstance(visit.error, Unreachable)
+    [half] = bench.coordinator.uploads.values()
+    assert len(half) == 8192
+    visit = await bench.open().wake()
+    assert visit.ending is Ending.CONTRIBUTED
+    assert visit.session is not None and visit.session.shape == "-v[]+!+^"
+    assert len(bench.coordinator.updates) == 1
+    assert len(bench.coordinator.check_ins) == 1
+
+
+async def test_an_acknowledgement_that_got_lost_is_asked_for_again_and_counts_once(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    finish = bench.coordinator.finish
+    lost: list[Any] = []
+
+    def finish_and_lose(begin: Any) -> Any:
+        window = finish(begin)
+        if not lost:
+            lost.append(begin)
+            raise Unreachable("the answer got lost")
+        return window
+
+    bench.coordinator.finish = finish_and_lose  # type: ignore[method-assign]
+    await bench.device_with_examples(personal=PERSONAL).wake()
+    visit = await bench.open().wake()
+    assert visit.ending is Ending.CONTRIBUTED
+    assert list(bench.coordinator.updates) == [lost[0].report_id]
+
+
+class Dies(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("call", ["check_in", "fetch", "report"])
+async def test_a_process_that_dies_in_a_call_goes_on_at_the_next_start(bench: Bench, call: str) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    device = bench.device_with_examples(personal=PERSONAL)
+
+    def die(name: str) -> None:
+        if name == call:
+            raise Dies
+
+    bench.channel._called = die  # type: ignore[method-assign]
+    with pytest.raises(Dies):
+        await device.wake()
+    del bench.channel._called
+    visit = await bench.open(personal=PERSONAL).wake()
+    assert visit.ending is Ending.CONTRIBUTED
+    assert len(bench.coordinator.updates) == 1
+
+
+async def test_a_session_whose_deadline_passed_is_dropped_and_told(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    device = bench.device_with_examples(personal=PERSONAL)
+    bench.coordinator.break_upload_after = 0
+    await device.wake()
+    bench.clock.instant += 3600
+    visit = await bench.open().wake()
+    assert visit.ending is Ending.RESTED
+    assert [(r.shape, r.error) for r in bench.coordinator.check_ins[-1].sessions] == [("-v[]+!", "round-closed")]
+
+
+class StopsAfter:
+    """A host that takes its machine back after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.left = looks
+
+    def read(self) -> DeviceStatus:
+        self.left -= 1
+        return DeviceStatus(idle=self.left >= 0)
+
+
+IDLE_ONLY = IdlePolicy(require_power=False, require_unmetered=False, max_temperature=None, min_free_bytes=0)
+
+
+async def test_interrupted_training_goes_on_and_ends_as_an_unbroken_run(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    settings = PersonalSettings(epochs=0)
+    device = bench.device_with_examples(personal=settings, policy=IDLE_ONLY, status=StopsAfter(4))
+    visit = await device.wake()
+    assert visit.ending is Ending.INTERRUPTED
+    assert "in use" in str(visit.error)
+    again = bench.open(personal=settings)
+    assert again._sessions.progress(again.kit.examples.revision()) is not None
+    visit = await again.wake()
+    assert visit.session is not None and visit.session.shape == "-v[!v[]+^"
+    [resumed] = bench.coordinator.updates.values()
+
+    unbroken = await _unbroken_update(bench, settings)
+    assert resumed.delta == unbroken.delta
+    assert resumed.metrics == unbroken.metrics
+
+
+async def _unbroken_update(bench: Bench, settings: PersonalSettings) -> Any:
+    from umbel_client.trainer import run
+
+    device = bench.open(personal=settings)
+    [assignment] = bench.coordinator.open.values()
+    from umbel_client.session import Session
+
+    bundle = device.kit.shelf.bundle(device.kit.shelf.slots.active.bundle)  # type: ignore[union-attr]
+    job = Session(assignment, "0" * 32).job(device.id)
+    return run(job, bundle, device.kit.split(), device.kit.runtime, bench.clock)
+
+
+async def test_new_examples_make_an_interrupted_run_start_anew(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    settings = PersonalSettings(epochs=0)
+    device = bench.device_with_examples(personal=settings, policy=IDLE_ONLY, status=StopsAfter(4))
+    await device.wake()
+    device.learn_from(*recordings(7, "later"))
+    assert device._sessions.progress(device.kit.examples.revision()) is None
+    assert (await bench.open(personal=settings).wake()).ending is Ending.CONTRIBUTED
+
+
+async def test_an_app_stops_a_visit_within_a_step(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    device = bench.device_with_examples(personal=PersonalSettings(epochs=0))
+    step = device.kit.against_going_on
+    looks: list[tuple[str, ...]] = []
+
+    class Host:
+        def read(self) -> DeviceStatus:
+            looks.append(())
+            if len(looks) == 3:
+                device.stop()
+            return DeviceStatus()
+
+    object.__setattr__(device.kit, "status", Host())
+    visit = await device.wake()
+    assert visit.ending is Ending.INTERRUPTED
+    assert len(looks) == 3
+    assert step() == ("the app asked to stop",)
+
+
+async def test_failures_back_off_and_success_forgets_them(bench: Bench) -> None:
+    device = bench.open()
+    bench.channel.down = Unreachable("no answer")
+    waits = [(await device.wake()).next_wake - bench.clock.now() for _ in range(8)]
+    assert waits[0] <= 4.0
+    assert 64.0 <= waits[7] <= 512.0
+    bench.channel.down = None
+    await device.wake()
+    assert device.kit.memory.state.failures == 0
+
+
+async def test_a_forged_release_ends_the_visit_with_nothing_fetched_or_trained(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    real = bench.coordinator.newest
+    assert real is not None
+    changed = bytearray(real.statement)
+    changed[-1] ^= 1
+    bench.coordinator.newest = type(real)(bytes(changed), real.key_id, real.signature)
+    visit = await bench.device_with_examples().wake()
+    assert visit.ending is Ending.FAILED
+    assert isinstance(visit.error, SignatureInvalid)
+    assert visit.next_wake - bench.clock.now() >= 3600
+    assert bench.channel.calls == ["check_in"]
+
+
+async def test_a_forged_base_is_not_trained_on(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    check_in = bench.coordinator.check_in
+
+    def swap_base(message: Any) -> Any:
+        answer = check_in(message)
+        answer.assignment.base.signature = bytes(64)
+        return answer
+
+    bench.coordinator.check_in = swap_base  # type: ignore[method-assign]
+    visit = await bench.device_with_examples(personal=PERSONAL).wake()
+    assert isinstance(visit.error, SignatureInvalid)
+    assert visit.session is not None and visit.session.shape == "-*"
+    assert bench.coordinator.updates == {}
+
+
+async def test_an_old_release_is_not_taken_back(bench: Bench) -> None:
+    old = bench.coordinator.publish()
+    weights = Bundle.open(bundle_path("smartwatch")).shared_weights()
+    bench.coordinator.publish(retuned(weights, 1.01))
+    device = bench.open()
+    await device.wake()
+    bench.coordinator.newest = old
+    visit = await bench.open().wake()
+    assert visit.error is not None and visit.error.code == "rollback-refused"
+    slot = device.kit.shelf.slots.active
+    assert slot is not None and slot.number == 2
+
+
+async def test_a_release_for_another_model_is_refused(bench: Bench) -> None:
+    bench.coordinator.publish()
+    device = bench.open()
+    await device.wake()
+    seen = bench.coordinator.bases
+    real = next(iter(seen.values()))
+    from umbel.messages import release_to_bytes
+    from umbel.release import sign_statement
+
+    other = Release("other-model", 9, 9, real.channel, real.bundle, real.manifest_size, real.issued_at)
+    bench.coordinator.newest = sign_statement(release_to_bytes(other), bench.coordinator.release_key)
+    visit = await device.wake()
+    assert visit.error is not None and visit.error.code == "not-allowed"
+
+
+async def test_a_device_without_a_model_says_how_to_get_one(bench: Bench) -> None:
+    with pytest.raises(WrongState, match="first visit"):
+        bench.open().predict(np.zeros((1, 6, 100), np.float32))
+
+
+async def test_only_one_process_visits_from_a_home(bench: Bench) -> None:
+    device = bench.open()
+    with only_visitor(bench.home), pytest.raises(WrongState, match="another process"):
+        await device.wake()
+
+
+async def test_contributing_lately_leaves_only_the_question_for_releases(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN, PLAN]
+    policy = IdlePolicy(**{**_fields(ALWAYS), "min_seconds_between_contributions": 600.0})
+    device = bench.device_with_examples(personal=PERSONAL, policy=policy)
+    assert (await device.wake()).ending is Ending.CONTRIBUTED
+    visit = await device.wake()
+    assert visit.ending is Ending.RESTED
+    assert any("contributed lately" in reason for reason in visit.reasons)
+    bench.clock.instant += 601
+    assert (await device.wake()).ending is Ending.CONTRIBUTED
+
+
+async def test_two_devices_with_the_same_history_draw_different_moments(bench: Bench, tmp_path: Any) -> None:
+    from umbel_client.enrolment import new_key
+
+    bench.channel.down = Unreachable("no answer")
+    first = (await bench.open().wake()).next_wake
+    from dataclasses import replace
+
+    bench.home = tmp_path / "other"
+    bench.identity = replace(bench.identity, private_key=new_key())
+    assert (await bench.open().wake()).next_wake != first
+
+
+def _fields(policy: IdlePolicy) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(policy)
+
+
+def test_importing_the_public_face_gives_what_it_names() -> None:
+    import umbel_client
+
+    assert umbel_client.Device is Device
+    assert all(getattr(umbel_client, name) is not None for name in umbel_client.__all__)
+    with pytest.raises(AttributeError, match="Devize"):
+        _ = umbel_client.Devize

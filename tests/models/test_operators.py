@@ -1,0 +1,162 @@
+"""A matrix of layers and losses: each compiles, answers and trains as in torch, at several batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from umbel_models.compile import compile_model
+from umbel_models.optimizers import SGD
+from umbel_models.spec import ModelSpec
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Tokens(nn.Module):
+    """A small Transformer over eleven tokens, with causal attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        heads = [f(self.norm(x)).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.query, self.key, self.value)]
+        mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
+        x = x + mixed.transpose(1, 2).flatten(2)
+        logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
+def images(*layers: nn.Module) -> nn.Module:
+    """A net over [N, 4, 9, 9]."""
+    return nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
+
+
+def series(*layers: nn.Module) -> nn.Module:
+    """A net over [N, 4, 12]."""
+    return nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
+
+
+def dense(*layers: nn.Module) -> nn.Module:
+    """A net over [N, 6]."""
+    return nn.Sequential(nn.Linear(6, 8), *layers, nn.LazyLinear(3))
+
+
+NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
+    "conv2d": ((4, 9, 9), lambda: images(nn.Conv2d(4, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 3, 3))),
+    "conv2d strided, dilated, grouped": (
+        (4, 9, 9),
+        lambda: images(nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2), nn.Tanh(), nn.Conv2d(6, 2, 1)),
+    ),
+    "conv2d depthwise": (
+        (4, 9, 9),
+        lambda: images(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ReLU6()),
+    ),
+    "conv2d transposed": (
+        (4, 9, 9),
+        lambda: images(nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1, output_padding=1)),
+    ),
+    "conv1d same": ((4, 12), lambda: series(nn.Conv1d(4, 5, 5, padding="same"), nn.GELU(), nn.Conv1d(5, 3, 2))),
+    "max-pool": ((4, 9, 9), lambda: images(nn.Conv2d(4, 3, 1), nn.MaxPool2d(2))),
+    "max-pool overlapping": ((4, 9, 9), lambda: images(nn.Conv2d(4, 3, 1), nn.MaxPool2d(3, 2, padding=1))),
+    "max-pool 1d": ((4, 12), lambda: series(nn.Conv1d(4, 3, 1), nn.MaxPool1d(3))),
+    "average-pool": ((4, 9, 9), lambda: images(nn.Conv2d(4, 3, 1), nn.AvgPool2d(3))),
+    "average-pool overlapping": ((4, 9, 9), lambda: images(nn.Conv2d(4, 3, 1), nn.AvgPool2d(3, 2, padding=1))),
+    "average-pool 1d": ((4, 12), lambda: series(nn.Conv1d(4, 3, 1), nn.AvgPool1d(4))),
+    "average-pool global": ((4, 9, 9), lambda: images(nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1))),
+    "average-pool adaptive": ((4, 9, 9), lambda: images(nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(3))),
+    "group norm": ((4, 9, 9), lambda: images(nn.Conv2d(4, 6, 3), nn.GroupNorm(3, 6), nn.ReLU())),
+    "batch norm": ((4, 9, 9), lambda: images(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())),
+    "batch norm 1d": ((6,), lambda: dense(nn.BatchNorm1d(8), nn.Sigmoid())),
+    "layer norm": ((6,), lambda: dense(nn.LayerNorm(8), nn.ReLU())),
+    "elu": ((6,), lambda: dense(nn.ELU())),
+    "leaky relu": ((6,), lambda: dense(nn.LeakyReLU(0.1))),
+    "gelu tanh": ((6,), lambda: dense(nn.GELU("tanh"))),
+    "silu": ((6,), lambda: dense(nn.SiLU())),
+    "mish": ((6,), lambda: dense(nn.Mish())),
+    "hardswish": ((6,), lambda: dense(nn.Hardswish())),
+    "hardtanh": ((6,), lambda: dense(nn.Hardtanh())),
+    "hardsigmoid": ((6,), lambda: dense(nn.Hardsigmoid())),
+    "softplus": ((6,), lambda: dense(nn.Softplus())),
+    "softmax": ((6,), lambda: dense(nn.Softmax(-1))),
+    "exp, log, sqrt": ((6,), lambda: dense(Apply(lambda x: (x.exp() + 1).log() + (x * x + 1).sqrt()))),
+    "abs, clamp, pow": ((6,), lambda: dense(Apply(lambda x: x.abs().clamp(0.1, 1.0) + (x.clamp(min=0) + 1) ** 3))),
+    "where, comparison": ((6,), lambda: dense(Apply(lambda x: torch.where(x > 0.1, x * 2, x - 0.5)))),
+    "amax, mean, variance": (
+        (6,),
+        lambda: dense(Apply(lambda x: torch.cat([x, x.amax(1, True), x.mean(1, True), (x - x.mean()) ** 2], 1))),
+    ),
+    "slices and stacks": (
+        (6,),
+        lambda: dense(Apply(lambda x: torch.stack([x[:, :4], x[:, 4:].flip(1), x[:, ::2]], 1).flatten(1))),
+    ),
+    "split and chunk": (
+        (6,),
+        lambda: dense(Apply(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1) * x.split(4, 1)[0][:, :1])),
+    ),
+    "norm": ((6,), lambda: dense(Apply(lambda x: x / (x.norm(dim=1, keepdim=True) + 1)))),
+    "linear over positions": (
+        (4, 12),
+        lambda: nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)),
+    ),
+    "einsum": ((4, 12), lambda: series(nn.Conv1d(4, 4, 1), Apply(lambda x: torch.einsum("nct,ndt->ncd", x, x) / 12))),
+    "matrix products": ((4, 12), lambda: series(nn.Conv1d(4, 4, 1), Apply(lambda x: x @ x.transpose(1, 2) / 12))),
+    "padding": ((4, 12), lambda: series(nn.ConstantPad1d((1, 2), 0.5), nn.Conv1d(4, 3, 3))),
+}
+
+
+def compile_net(module: nn.Module, inputs: Tensor, target: Tensor, loss: Callable[..., Tensor], folder: Path) -> None:
+    module(inputs)  # lets lazy layers find their sizes
+    spec = ModelSpec("net", module, loss, {"x": inputs}, {"y": target}, metrics={}, optimizer=SGD(lr=0.05))
+    compile_model(spec, folder)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_layer_answers_and_trains_as_in_torch(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    shape, build = NETS[name]
+    compile_net(build(), torch.randn(12, *shape), torch.arange(12) % 3, F.cross_entropy, tmp_path)
+
+
+def test_an_embedding_with_causal_attention_trains_as_in_torch(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    compile_net(Tokens(), torch.randint(0, 11, (12, 5)), torch.arange(12) % 3, F.cross_entropy, tmp_path)
+
+
+LOSSES: dict[str, tuple[Callable[..., Tensor], Tensor]] = {
+    "label smoothing": (lambda o, y: F.cross_entropy(o, y, label_smoothing=0.1), torch.arange(12) % 3),
+    "class weights": (
+        lambda o, y: F.cross_entropy(o, y, weight=torch.tensor([1.0, 2.0, 0.5]), reduction="sum") / 12,
+        torch.arange(12) % 3,
+    ),
+    "squares": (F.mse_loss, torch.linspace(-1, 1, 36).reshape(12, 3)),
+    "absolute": (F.l1_loss, torch.linspace(-1, 1, 36).reshape(12, 3)),
+    "smooth absolute": (F.smooth_l1_loss, torch.linspace(-1, 1, 36).reshape(12, 3)),
+    "huber": (F.huber_loss, torch.linspace(-1, 1, 36).reshape(12, 3)),
+    "yes or no": (F.binary_cross_entropy_with_logits, (torch.arange(36) % 2).reshape(12, 3).to(torch.float32)),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_and_its_gradient_are_those_of_torch(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    loss, target = LOSSES[name]
+    compile_net(nn.Linear(6, 3), torch.randn(12, 6), target, loss, tmp_path)

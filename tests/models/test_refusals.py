@@ -1,0 +1,131 @@
+"""What can't be compiled is refused by name, says what to change, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from umbel.bundle import Bundle
+from umbel.errors import CannotCompile, OperatorNotSupported, ParityFailed
+from umbel.runtime.onnx import OnnxRuntime
+from umbel_models import optimizers, parity
+from umbel_models.compile import compile_model
+from umbel_models.spec import ModelSpec
+from umbel_models.zoo import digits
+
+
+class Fancy(nn.Module):
+    """Holds a function in a module of its own, to be found by path."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.odd = Odd(function)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.odd(self.first(x)))
+        return logits
+
+
+class Odd(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def spec_of(module: nn.Module, **changes: Any) -> ModelSpec:
+    torch.manual_seed(0)
+    spec = ModelSpec("odd", module, F.cross_entropy, {"x": torch.randn(12, 6)}, {"y": torch.arange(12) % 3})
+    return replace(spec, **changes)
+
+
+def refuse(spec: ModelSpec, error: type[CannotCompile], match: str, folder: Path) -> None:
+    with pytest.raises(error, match=match):
+        compile_model(spec, folder / "bundle")
+    assert not (folder / "bundle").exists()
+
+
+def test_an_operator_without_translation_is_named_with_its_module(tmp_path: Path) -> None:
+    refuse(spec_of(Fancy(torch.special.i0)), OperatorNotSupported, "i0.*module 'odd'", tmp_path)
+
+
+def test_a_batch_size_read_as_a_number_is_refused(tmp_path: Path) -> None:
+    def loop(x: Tensor) -> Tensor:
+        return torch.stack([row * 2 for row in x])
+
+    refuse(spec_of(Fancy(loop)), CannotCompile, "batch", tmp_path)
+
+
+def test_dropout_is_refused_before_anything_is_traced(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 3))
+    refuse(spec_of(module), CannotCompile, "dropout", tmp_path)
+
+
+def test_randomness_in_a_forward_is_refused(tmp_path: Path) -> None:
+    refuse(spec_of(Fancy(lambda x: x + torch.randn_like(x))), CannotCompile, "randn|rand", tmp_path)
+
+
+def test_a_module_whose_trace_took_one_branch_fails_parity(tmp_path: Path) -> None:
+    calls = []
+
+    def changing(x: Tensor) -> Tensor:
+        calls.append(1)
+        return x * (1.0 + 0.01 * len(calls))
+
+    refuse(spec_of(Fancy(changing)), ParityFailed, "infer", tmp_path)
+
+
+def test_a_wrong_optimizer_is_caught_by_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        optimizers.SGD,
+        "torch_optimizer",
+        lambda self, weights: torch.optim.SGD(weights, 1.5 * self.lr),
+    )
+    refuse(replace(digits.mlp(), optimizer=optimizers.SGD(0.05)), ParityFailed, r"train \(step 1\): 'p_", tmp_path)
+
+
+def test_a_bundle_of_other_weights_fails_parity(tmp_path: Path) -> None:
+    bundle = compile_model(digits.mlp(), tmp_path).bundle
+    with pytest.raises(ParityFailed, match="'logits' differs"):
+        parity.check_parity(digits.mlp(seed=1), Bundle.open(tmp_path), OnnxRuntime())
+    assert parity.check_parity(digits.mlp(), bundle, OnnxRuntime()).infer < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"targets": {"y": torch.arange(5)}}, "batch dimension"),
+        ({"inputs": {}}, "batch dimension"),
+        ({"inputs": {"x": torch.randn(1, 6)}, "targets": {"y": torch.zeros(1)}}, "two examples"),
+    ],
+)
+def test_a_spec_that_contradicts_itself_is_refused(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(CannotCompile, match=match):
+        spec_of(nn.Linear(6, 3), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"trainable": lambda name: False}, "no weight is trainable"),
+        ({"outputs": ("a", "b")}, "returns 1 tensors"),
+        ({"inputs": {"lr": torch.randn(12, 6)}}, "names of inputs"),
+        ({"module": nn.Linear(6, 3).double()}, "float64"),
+    ],
+)
+def test_a_spec_that_does_not_fit_its_module_is_refused(changes: dict[str, Any], match: str, tmp_path: Path) -> None:
+    module = changes.pop("module", nn.Linear(6, 3))
+    if "float64" in match:
+        changes["inputs"] = {"x": torch.randn(12, 6, dtype=torch.float64)}
+    refuse(spec_of(module, **changes), CannotCompile, match, tmp_path)

@@ -1,0 +1,144 @@
+"""Optimisers, frozen weights, several inputs and outputs: the choices a spec offers pass the same gate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from umbel.bundle import Bundle, successor
+from umbel.runtime.onnx import OnnxRuntime
+from umbel.weights import Weights
+from umbel_models.compile import compile_model
+from umbel_models.optimizers import SGD, Adam, Optimizer, Proximal
+from umbel_models.spec import ModelSpec
+from umbel_models.zoo import digits
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "sgd": SGD(0.05),
+    "momentum": SGD(0.05, momentum=0.9),
+    "adam": Adam(1e-3),
+    "adamw": Adam(1e-3, weight_decay=0.1),
+    "proximal sgd": Proximal(SGD(0.05), mu=0.5),
+    "proximal adam": Proximal(Adam(1e-3), mu=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_moves_weights_as_torch_does(name: str, tmp_path: Path) -> None:
+    parity = compile_model(replace(digits.mlp(), optimizer=OPTIMIZERS[name]), tmp_path).parity
+    assert parity.train_short < 2e-5
+
+
+def test_without_the_proximal_term_nothing_of_it_is_in_the_graph(tmp_path: Path) -> None:
+    plain = compile_model(replace(digits.mlp(), optimizer=SGD()), tmp_path / "plain").bundle
+    pulled = compile_model(replace(digits.mlp(), optimizer=Proximal(SGD())), tmp_path / "pulled").bundle
+    assert plain.manifest.slots == ()
+    assert "mu" not in plain.manifest.hyperparameters
+    assert {spec.name for spec in pulled.manifest.slots} == {
+        "s_anchor_head.bias",
+        "s_anchor_head.weight",
+        "s_anchor_hidden.bias",
+        "s_anchor_hidden.weight",
+    }
+
+
+def test_a_strong_pull_keeps_weights_near_where_they_started(tmp_path: Path) -> None:
+    spec = replace(digits.mlp(), optimizer=Proximal(SGD(0.05)))
+    bundle = compile_model(spec, tmp_path).bundle
+    inputs, targets = ({name: t.numpy() for name, t in part.items()} for part in spec.batch(16))
+    start = bundle.shared_weights()
+
+    def moved(mu: float) -> float:
+        session = OnnxRuntime().train(bundle, start, {"mu": mu})
+        for _ in range(50):
+            session.step(inputs, targets)
+        return (session.weights() - start).norm()
+
+    assert moved(10.0) < moved(1.0) < moved(0.0)
+
+
+def head_only(name: str) -> bool:
+    return name.startswith("head")
+
+
+def test_frozen_weights_stay_out_of_what_travels_but_in_the_answers(tmp_path: Path) -> None:
+    bundle = compile_model(replace(digits.mlp(), trainable=head_only), tmp_path).bundle
+    assert set(bundle.manifest.shared_shapes) == {"p_head.weight", "p_head.bias"}
+    assert set(bundle.manifest.weight_shapes) == {*bundle.manifest.shared_shapes, "f_hidden.weight", "f_hidden.bias"}
+    runtime, golden = OnnxRuntime(), bundle.golden()
+    shared_alone = runtime.infer(bundle, bundle.shared_weights())(golden.inputs)
+    np.testing.assert_allclose(shared_alone["logits"], golden.outputs["logits"], atol=1e-5)
+
+
+def test_a_successor_keeps_the_frozen_weights_of_its_parent(tmp_path: Path) -> None:
+    parent = compile_model(replace(digits.mlp(), trainable=head_only), tmp_path).bundle
+    manifest, files = successor(parent, parent.shared_weights().scaled(2.0), OnnxRuntime())
+    weights = Weights.from_bytes(files["weights.safetensors"])
+    assert np.array_equal(weights["f_hidden.weight"], parent.weights()["f_hidden.weight"])
+    assert np.array_equal(weights["p_head.bias"], 2 * parent.weights()["p_head.bias"])
+    assert manifest.graphs == parent.manifest.graphs
+
+
+class TwoHeads(nn.Module):
+    """Two inputs in, two outputs out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 4), nn.Linear(2, 4)
+
+    def forward(self, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
+        mixed = torch.tanh(self.left(near) + self.right(far))
+        return mixed, mixed.mean(1)
+
+
+def two_losses(output: tuple[Tensor, Tensor], pattern: Tensor, level: Tensor) -> Tensor:
+    return F.mse_loss(output[0], pattern) + F.mse_loss(output[1], level)
+
+
+def test_several_inputs_targets_and_outputs_keep_their_names(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        "two-heads",
+        TwoHeads(),
+        two_losses,
+        {"near": torch.randn(6, 3), "far": torch.randn(6, 2)},
+        {"pattern": torch.randn(6, 4), "level": torch.randn(6)},
+        outputs=("mixed", "mean"),
+        metrics={"error": lambda output, _, level: (output[1] - level).abs().sum()},
+    )
+    bundle = compile_model(spec, tmp_path).bundle
+    assert bundle.manifest.metrics == ("loss", "error", "examples")
+    answers = OnnxRuntime().infer(bundle, bundle.weights())(bundle.golden().inputs)
+    assert {name: array.shape for name, array in answers.items()} == {"mixed": (6, 4), "mean": (6,)}
+
+
+def test_running_statistics_travel_with_the_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    spec = ModelSpec("normed", module, F.cross_entropy, {"x": torch.randn(8, 5)}, {"y": torch.arange(8) % 2})
+    bundle = compile_model(spec, tmp_path).bundle
+    assert {spec.name for spec in bundle.manifest.buffers} == {"b_1.running_mean", "b_1.running_var"}
+    session = OnnxRuntime().train(bundle, bundle.weights())
+    session.step({"x": np.ones((4, 5), np.float32)}, {"y": np.zeros(4, np.int64)})
+    assert not np.array_equal(session.weights()["b_1.running_mean"], bundle.weights()["b_1.running_mean"])
+
+
+def test_compiling_leaves_the_module_as_it_was(tmp_path: Path) -> None:
+    spec = digits.cnn()
+    spec.module.eval()
+    before = {name: tensor.clone() for name, tensor in spec.module.state_dict().items()}
+    compile_model(spec, tmp_path)
+    assert not spec.module.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in spec.module.state_dict().items())
+    assert all(parameter.grad is None for parameter in spec.module.parameters())
+
+
+def test_a_compiled_bundle_opens_from_its_folder(tmp_path: Path) -> None:
+    compiled = compile_model(digits.mlp(), tmp_path / "deep" / "er").bundle
+    assert Bundle.open(tmp_path / "deep" / "er").manifest == compiled.manifest

@@ -1,0 +1,71 @@
+"""Each model of the zoo does as a bundle what it does in torch, and compiling again gives the same bundle."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from umbel.bundle import Bundle
+from umbel.errors import NotFound
+from umbel.golden import verify_golden
+from umbel.runtime.onnx import OnnxRuntime
+from umbel_models.compile import compile_model
+from umbel_models.spec import ModelSpec
+from umbel_models.zoo import bundle_path, digits, smartwatch
+
+
+@pytest.mark.parametrize("spec", [digits.mlp(), digits.cnn(), smartwatch.spec()], ids=lambda spec: spec.name)
+def test_a_zoo_model_passes_the_gate_far_within_its_tolerances(spec: ModelSpec, tmp_path: Path) -> None:
+    parity = compile_model(spec, tmp_path).parity
+    assert parity.infer < 1e-5
+    assert parity.evaluate < 1e-5
+    assert parity.train_short < 1e-5
+
+
+def test_compiling_the_packaged_model_again_gives_the_same_graphs_and_numbers(tmp_path: Path) -> None:
+    packaged = Bundle.open(bundle_path("smartwatch"))
+    again = compile_model(smartwatch.spec(), tmp_path).bundle
+    for signature in ("infer", "evaluate", "train"):
+        old, new = (bundle.graph_path("onnx", signature).read_bytes() for bundle in (packaged, again))
+        assert new == old, f"{signature}.onnx changed; compile the packaged bundle again and say so in the changelog"
+    assert again.weights() == packaged.weights()
+    # Torch's own answers may differ in the last bit between processors.
+    for name, expected in packaged.golden().outputs.items():
+        np.testing.assert_allclose(again.golden().outputs[name], expected, atol=1e-5)
+
+
+def test_the_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
+    script = "import torch; torch.set_num_threads(1); from umbel_models.cli import main; main()"
+    arguments = ["build", "umbel_models.zoo.digits:cnn", "-o", str(tmp_path / "there")]
+    command = [sys.executable, "-c", script, *arguments]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "7"}, capture_output=True)
+    compile_model(digits.cnn(), tmp_path / "here")
+    here, there = (sorted((tmp_path / name).iterdir()) for name in ("here", "there"))
+    assert [path.name for path in here] == [path.name for path in there]
+    assert [path.read_bytes() for path in here] == [path.read_bytes() for path in there]
+
+
+def test_the_packaged_bundle_answers_its_golden_examples_here() -> None:
+    bundle = Bundle.open(bundle_path("smartwatch"))
+    assert verify_golden(OnnxRuntime(), bundle) < 1e-5
+    assert bundle.manifest.labels[0] == "pendulum"
+    assert sum(array.size for array in bundle.weights().arrays.values()) == 12_391
+
+
+def test_a_bundle_that_does_not_come_with_the_package_is_not_found() -> None:
+    with pytest.raises(NotFound, match="smartwatch"):
+        bundle_path("no-such-model")
+
+
+def test_graphs_and_weights_travel_apart() -> None:
+    bundle = Bundle.open(bundle_path("smartwatch"))
+    for signature in ("infer", "evaluate", "train"):
+        graph = bundle.graph_path("onnx", signature).read_bytes()
+        for array in bundle.weights().arrays.values():
+            if array.size > 64:
+                assert array.tobytes() not in graph

@@ -1,0 +1,178 @@
+"""Operators: added and revoked by admins, allowed what their role allows, and never without one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from umbel.errors import (
+    AlreadyExists,
+    CertificateRefused,
+    EnrolmentRefused,
+    MalformedMessage,
+    NotAllowed,
+    NotFound,
+    WrongState,
+)
+from umbel.identity import DeviceId
+from umbel.v1 import admin_pb2
+from umbel_server.authority import Authority, PeerKind, make_request
+from umbel_server.operators import FIRST, REALM, Operator, Operators
+from umbel_server.roles import NEEDED, Role, parse_role, require_role
+from umbel_server.store import Store
+
+NOW = 1_700_000_000.0
+DAY = 86_400.0
+AUTHORITY = Authority.create("operators", NOW)
+
+
+@dataclasses.dataclass
+class HandClock:
+    instant: float = NOW
+
+    def now(self) -> float:
+        return self.instant
+
+
+def fresh_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def first_certificate() -> bytes:
+    return AUTHORITY.issue(fresh_key().public_key(), PeerKind.OPERATOR, REALM, NOW, DAY)
+
+
+@pytest.fixture
+def operators(store: Store) -> Operators:
+    return Operators(store, AUTHORITY, HandClock(), 90 * DAY)
+
+
+@pytest.fixture
+def admin(operators: Operators) -> Operator:
+    certificate = first_certificate()
+    operators.bootstrap(certificate)
+    return operators.authorize("ListOperators", certificate)
+
+
+def test_the_table_names_every_method_and_no_other() -> None:
+    service = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+    assert set(NEEDED) == {method.name for method in service.methods}
+
+
+def test_a_method_without_a_row_is_nobodys() -> None:
+    with pytest.raises(NotAllowed):
+        require_role("DropEverything", Role.ADMIN)
+
+
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("method", sorted(NEEDED))
+def test_a_role_reaches_as_far_as_the_table_says(method: str, role: Role) -> None:
+    order = [Role.VIEWER, Role.OPERATOR, Role.ADMIN]
+    if order.index(role) >= order.index(NEEDED[method]):
+        require_role(method, role)
+    else:
+        with pytest.raises(NotAllowed, match=NEEDED[method].value):
+            require_role(method, role)
+
+
+def test_only_the_first_certificate_of_an_empty_store_makes_an_admin(operators: Operators, admin: Operator) -> None:
+    assert (admin.name, admin.role) == (FIRST, Role.ADMIN)
+    second = first_certificate()
+    operators.bootstrap(second)
+    with pytest.raises(CertificateRefused):
+        operators.authorize("GetStatus", second)
+
+
+def test_a_foreign_certificate_does_not_become_the_first_admin(operators: Operators) -> None:
+    foreign = Authority.create("operators", NOW)
+    with pytest.raises(CertificateRefused):
+        operators.bootstrap(foreign.issue(fresh_key().public_key(), PeerKind.OPERATOR, REALM, NOW, DAY))
+    assert operators.all() == []
+
+
+def test_an_operator_is_known_after_a_restart(operators: Operators, admin: Operator, store: Store) -> None:
+    added, certificate = operators.add(admin, "ada", Role.VIEWER, make_request(fresh_key()))
+    again = Operators(store, AUTHORITY, HandClock(), 90 * DAY)
+    assert again.authorize("GetStatus", certificate) == added
+    with pytest.raises(NotAllowed):
+        again.authorize("CreateTask", certificate)
+
+
+def test_a_revoked_operator_is_refused_at_once_and_after_a_restart(
+    operators: Operators, admin: Operator, store: Store
+) -> None:
+    _, certificate = operators.add(admin, "ada", Role.OPERATOR, make_request(fresh_key()))
+    operators.revoke(admin, "ada")
+    for one in (operators, Operators(store, AUTHORITY, HandClock(), 90 * DAY)):
+        with pytest.raises(CertificateRefused, match="revoked"):
+            one.authorize("GetStatus", certificate)
+
+
+def test_a_signed_certificate_without_a_row_opens_nothing(operators: Operators, admin: Operator) -> None:
+    with pytest.raises(CertificateRefused, match="known"):
+        operators.authorize("GetStatus", first_certificate())
+
+
+def test_no_certificate_opens_nothing(operators: Operators) -> None:
+    with pytest.raises(CertificateRefused):
+        operators.authorize("GetStatus", None)
+
+
+def test_the_last_admin_stays(operators: Operators, admin: Operator) -> None:
+    with pytest.raises(WrongState, match="last admin"):
+        operators.revoke(admin, admin.id)
+    operators.add(admin, "ada", Role.ADMIN, make_request(fresh_key()))
+    assert operators.revoke(admin, admin.id).revoked_at == NOW
+
+
+def test_revoking_twice_is_revoking_once(operators: Operators, admin: Operator) -> None:
+    operators.add(admin, "ada", Role.VIEWER, make_request(fresh_key()))
+    assert operators.revoke(admin, "ada") == operators.revoke(admin, "ada")
+
+
+def test_who_is_not_there_can_not_be_revoked(operators: Operators, admin: Operator) -> None:
+    with pytest.raises(NotFound):
+        operators.revoke(admin, "nobody")
+
+
+def test_a_name_is_given_once(operators: Operators, admin: Operator) -> None:
+    operators.add(admin, "ada", Role.VIEWER, make_request(fresh_key()))
+    with pytest.raises(AlreadyExists):
+        operators.add(admin, "ada", Role.VIEWER, make_request(fresh_key()))
+
+
+def test_a_key_renews_its_certificate_but_does_not_change_its_role(operators: Operators, admin: Operator) -> None:
+    request = make_request(fresh_key())
+    operators.add(admin, "ada", Role.VIEWER, request)
+    operator, certificate = operators.add(admin, "ada", Role.VIEWER, request)
+    assert operators.authorize("GetStatus", certificate) == operator
+    with pytest.raises(AlreadyExists):
+        operators.add(admin, "ada", Role.ADMIN, request)
+    operators.revoke(admin, "ada")
+    with pytest.raises(AlreadyExists):
+        operators.add(admin, "ada", Role.VIEWER, request)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "ada\n", "x" * 101])
+def test_a_bad_name_is_refused(operators: Operators, admin: Operator, name: str) -> None:
+    with pytest.raises(MalformedMessage):
+        operators.add(admin, name, Role.VIEWER, make_request(fresh_key()))
+    assert len(operators.all()) == 1
+
+
+def test_an_unproven_key_is_refused(operators: Operators, admin: Operator) -> None:
+    request = make_request(fresh_key())
+    with pytest.raises((MalformedMessage, EnrolmentRefused)):
+        operators.add(admin, "ada", Role.VIEWER, request[:-4] + bytes(4))
+
+
+def test_an_unknown_role_is_named(operators: Operators) -> None:
+    with pytest.raises(MalformedMessage, match="viewer, operator, admin"):
+        parse_role("root")
+
+
+def test_ids_are_taken_as_text_too(operators: Operators, admin: Operator) -> None:
+    added, _ = operators.add(admin, "ada", Role.VIEWER, make_request(fresh_key()))
+    assert operators.revoke(admin, DeviceId(str(added.id))).name == "ada"

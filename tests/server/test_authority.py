@@ -1,0 +1,149 @@
+"""Certificates: whose they are, for how long, and for which port."""
+
+from __future__ import annotations
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from umbel.errors import BadInput, CertificateRefused, EnrolmentRefused, MalformedMessage
+from umbel.identity import id_of_key
+from umbel_server.authority import Authority, PeerKind, key_of_request, make_request
+
+NOW = 1_700_000_000.0
+WEEK = 7 * 86_400.0
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority.create("test device authority", NOW)
+
+
+@pytest.fixture(scope="module")
+def key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def certificate(authority: Authority, key: ec.EllipticCurvePrivateKey, kind: PeerKind = PeerKind.DEVICE) -> bytes:
+    return authority.issue(key.public_key(), kind, "watches", NOW, WEEK)
+
+
+def test_the_id_comes_from_the_key_and_the_realm_from_the_certificate(
+    authority: Authority, key: ec.EllipticCurvePrivateKey
+) -> None:
+    peer = authority.verify(certificate(authority, key), PeerKind.DEVICE, NOW)
+    assert (peer.id, peer.realm, peer.not_after) == (id_of_key(key.public_key()), "watches", NOW + WEEK)
+
+
+@pytest.mark.parametrize("late", [-400.0, WEEK, WEEK + 1])
+def test_a_certificate_outside_its_time_is_refused(
+    authority: Authority, key: ec.EllipticCurvePrivateKey, late: float
+) -> None:
+    with pytest.raises(CertificateRefused, match="time"):
+        authority.verify(certificate(authority, key), PeerKind.DEVICE, NOW + late)
+
+
+def test_one_kind_of_certificate_does_not_do_for_the_other(
+    authority: Authority, key: ec.EllipticCurvePrivateKey
+) -> None:
+    with pytest.raises(CertificateRefused, match="operator"):
+        authority.verify(certificate(authority, key), PeerKind.OPERATOR, NOW)
+
+
+def test_the_same_names_under_another_authority_are_foreign(
+    authority: Authority, key: ec.EllipticCurvePrivateKey
+) -> None:
+    namesake = Authority.create("test device authority", NOW)
+    with pytest.raises(CertificateRefused, match="authority"):
+        authority.verify(certificate(namesake, key), PeerKind.DEVICE, NOW)
+
+
+def test_a_server_certificate_is_none_to_call_with(authority: Authority, key: ec.EllipticCurvePrivateKey) -> None:
+    with pytest.raises(CertificateRefused):
+        authority.verify(authority.issue_server(key.public_key(), ["localhost"], NOW), PeerKind.DEVICE, NOW)
+
+
+def test_the_authority_itself_is_no_caller(authority: Authority) -> None:
+    with pytest.raises(CertificateRefused):
+        authority.verify(authority.certificate_pem, PeerKind.DEVICE, NOW)
+
+
+def test_a_leaf_can_not_sign_further_certificates(authority: Authority, key: ec.EllipticCurvePrivateKey) -> None:
+    leaf = x509.load_pem_x509_certificates(certificate(authority, key))[0]
+    other = ec.generate_private_key(ec.SECP256R1())
+    forged = Authority(leaf, key).issue(other.public_key(), PeerKind.DEVICE, "watches", NOW, WEEK)
+    with pytest.raises(CertificateRefused):
+        authority.verify(forged, PeerKind.DEVICE, NOW)
+
+
+def test_a_name_that_belongs_to_another_key_is_refused(authority: Authority, key: ec.EllipticCurvePrivateKey) -> None:
+    other = ec.generate_private_key(ec.SECP256R1())
+    uri = f"umbel://watches/device/{id_of_key(key.public_key())}"
+    good = x509.load_pem_x509_certificates(certificate(authority, key))[0]
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(good.subject)
+        .issuer_name(good.issuer)
+        .public_key(other.public_key())
+        .serial_number(7)
+        .not_valid_before(good.not_valid_before_utc)
+        .not_valid_after(good.not_valid_after_utc)
+        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH]), critical=True)
+    )
+    signed = builder.sign(authority.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    with pytest.raises(CertificateRefused):
+        authority.verify(signed, PeerKind.DEVICE, NOW)
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_certificate_are_refused(data: bytes) -> None:
+    with pytest.raises(CertificateRefused):
+        FIXED.verify(data, PeerKind.DEVICE, NOW)
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_request_are_refused(data: bytes) -> None:
+    with pytest.raises(BadInput):
+        key_of_request(data)
+
+
+@given(st.integers(0, 8 * 200), st.data())
+def test_a_request_with_any_bit_flipped_proves_nothing(position: int, data: st.DataObject) -> None:
+    request = bytearray(REQUEST)
+    bit = position % (8 * len(request))
+    request[bit // 8] ^= 1 << (bit % 8)
+    with pytest.raises((MalformedMessage, EnrolmentRefused)):
+        key_of_request(bytes(request))
+
+
+def test_a_request_proves_its_key(key: ec.EllipticCurvePrivateKey) -> None:
+    assert id_of_key(key_of_request(make_request(key))) == id_of_key(key.public_key())
+
+
+@pytest.mark.parametrize(
+    "other", [rsa.generate_private_key(65537, 2048), ed25519.Ed25519PrivateKey.generate()], ids=["rsa", "ed25519"]
+)
+def test_keys_that_tls_or_we_do_not_take_are_refused(other: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> None:
+    algorithm = hashes.SHA256() if isinstance(other, rsa.RSAPrivateKey) else None
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(other, algorithm)
+    with pytest.raises(EnrolmentRefused, match="P-256"):
+        key_of_request(request.public_bytes(serialization.Encoding.DER))
+
+
+def test_an_authority_survives_its_files(authority: Authority) -> None:
+    again = Authority.from_pem(authority.certificate_pem, authority.key_pem)
+    assert again.certificate == authority.certificate
+    assert "PRIVATE" not in repr(again)
+
+
+def test_files_of_two_authorities_do_not_make_one(authority: Authority) -> None:
+    with pytest.raises(CertificateRefused, match="doesn't belong"):
+        Authority.from_pem(authority.certificate_pem, Authority.create("other", NOW).key_pem)
+
+
+FIXED = Authority.create("fixed", NOW)
+REQUEST = make_request(ec.generate_private_key(ec.SECP256R1()))
