@@ -37,6 +37,9 @@ class EnrolmentCode:
             if not text.strip().startswith(PREFIX):
                 raise ValueError("it doesn't start with " + PREFIX)
             tree = json.loads(base64.urlsafe_b64decode(text.strip().removeprefix(PREFIX)))
-            return cls(str(tree["server"]), str(tree["token"]), str(tree["authority"]).encode())
-        except (ValueError, KeyError, TypeError) as error:
+            server, token, authority = (tree[part] for part in ("server", "token", "authority"))
+            if not all(isinstance(part, str) and part for part in (server, token, authority)):
+                raise TypeError("server, token and authority are text")
+            return cls(server, token, authority.encode())
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise MalformedMessage(f"not an enrolment code ({error}); ask the operator for a new one") from error

@@ -119,7 +119,7 @@ class Access:
         row = {"population": population, "created_by": actor, "created_at": now, "expires_at": now + seconds}
         with self._store.transaction() as connection:
             connection.execute(sa.insert(TOKENS), [{"digest": _hash(token)} | row for token in tokens])
-            audit.append(connection, now, actor, "tokens.created", population, {"count": count, "seconds": seconds})
+            audit.append(connection, now, actor, "tokens.create", population, {"count": count, "seconds": seconds})
         return tokens, now + seconds
 
     def enrol(self, token: str, request: bytes, attestation: bytes) -> Enrolled:
@@ -142,7 +142,7 @@ class Access:
         with self._store.transaction() as connection:
             population = _redeem(connection, _hash(token), device, now)
             if _register(connection, device, population, now):
-                audit.append(connection, now, f"device:{device}", "device.enrolled", device, {"population": population})
+                audit.append(connection, now, f"device:{device}", "device.enrol", device, {"population": population})
         return Enrolled(device, population, self._issue(request, population, now))
 
     def renew(self, device: Peer, request: bytes) -> bytes:
@@ -167,10 +167,11 @@ class Access:
         text(reason, "reason")
         now = self._clock.now()
         with self._store.transaction() as connection:
-            found = connection.execute(sa.update(DEVICES).where(DEVICES.c.id == device).values(revoked_at=sa.func.coalesce(DEVICES.c.revoked_at, now)))
+            once = sa.func.coalesce(DEVICES.c.revoked_at, now)
+            found = connection.execute(sa.update(DEVICES).where(DEVICES.c.id == device).values(revoked_at=once))
             if found.rowcount != 1:
                 raise NotFound(f"no device {device[:80]!r}; `umbel devices list` tells who is enrolled")
-            audit.append(connection, now, actor, "device.revoked", device, {"reason": reason})
+            audit.append(connection, now, actor, "device.revoke", device, {"reason": reason})
         self._revoked.add(device)
 
     def _issue(self, request: bytes, population: str, now: float) -> bytes:

@@ -23,10 +23,9 @@ from umbel.update import Metrics
 from umbel_server import audit, round_records, task_records
 from umbel_server.aggregation import Collected
 from umbel_server.candidate import Candidate, Parent, make_candidate
-from umbel_server.json_text import from_text
 from umbel_server.round import Base, Round, RoundKey, RoundState
 from umbel_server.runner import TaskRunner
-from umbel_server.task import TaskState
+from umbel_server.task import TaskState, plan_to_tree
 from umbel_server.task_records import TaskRecord
 from umbel_server.validation import TRAINING_METRICS, CandidateFacts, Comparison, Refused, Verdict, judge_candidate
 from umbel_server.versions import CANDIDATE, TRAINING, Lineage, Version, VersionState
@@ -161,7 +160,7 @@ def _lineage(runner: TaskRunner, held: Round, collected: Collected, made: _Made,
         cohort=collected.count,
         weight=collected.weight,
         strategy=task.strategy.name,
-        plan=from_text(task.to_json())["plan"],
+        plan=plan_to_tree(task.plan_for(Kind.TRAIN)),
         step_norm=made.candidate.facts.step_norm,
         verdict=verdict,
     )

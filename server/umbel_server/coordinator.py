@@ -127,6 +127,7 @@ class Coordinator:
             NotAllowed: another session's token.
             RoundClosed: too late.
             AlreadyReported: another report of this session counts.
+            Conflict: the report id is another session's.
             OutOfBounds: larger or smaller than any report of this model.
         """
         runner = self._runner_of(begin.session_id)

@@ -131,7 +131,7 @@ class Operators:
         now = self._clock.now()
         with self._store.transaction() as connection:
             connection.execute(sa.update(OPERATORS).where(OPERATORS.c.id == found.id).values(revoked_at=now))
-            audit.append(connection, now, by.actor, "operator.revoked", found.id, {"name": found.name})
+            audit.append(connection, now, by.actor, "operator.revoke", found.id, {"name": found.name})
         self._known[found.id] = replace(found, revoked_at=now)
         return self._known[found.id]
 
@@ -150,7 +150,7 @@ class Operators:
                 )
             )
             detail = {"name": operator.name, "role": operator.role.value}
-            audit.append(connection, operator.added_at, actor, "operator.added", operator.id, detail)
+            audit.append(connection, operator.added_at, actor, "operator.add", operator.id, detail)
         self._known[operator.id] = operator
 
 

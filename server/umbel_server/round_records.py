@@ -82,6 +82,11 @@ def find_session(connection: sa.Connection, session_id: str) -> Session | None:
     return _session(row) if row else None
 
 
+def session_of_report(connection: sa.Connection, report_id: str) -> str | None:
+    """The session that a report counts for, in any round, over or not."""
+    return connection.scalar(sa.select(SESSIONS.c.id).where(SESSIONS.c.report_id == report_id))
+
+
 def report_delays(connection: sa.Connection, task: str, kind: Kind, limit: int = 200) -> list[tuple[float, float]]:
     """Of a task's last reports: seconds from assignment to report, and from the round's opening to the report."""
     joined = (SESSIONS.c.task == ROUNDS.c.task) & (SESSIONS.c.round == ROUNDS.c.number)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from umbel.clock import Clock
 from umbel.digests import Digest, digest_of
-from umbel.errors import BadInput, NotAllowed, NotFound, SealBroken
+from umbel.errors import BadInput, Conflict, NotAllowed, NotFound, SealBroken
 from umbel.identity import DeviceId
 from umbel.manifest import Manifest
 from umbel.plan import Kind
@@ -134,14 +134,18 @@ class TaskRunner:
         """The session, if this report may be uploaded now.
 
         Raises:
-            NotFound, RoundClosed, AlreadyReported, NotAllowed: it may not.
+            NotFound, RoundClosed, AlreadyReported, NotAllowed, Conflict: it may not.
         """
         held = self.round_of(begin.session_id)
         session = held.session(begin.session_id)
         require_token(session, begin.upload_token)
         if session.state is SessionState.REPORTED:
             require_same_report(session, begin.report_id)
-        return held.admit(begin.session_id, self.tools.clock.now())
+        admitted = held.admit(begin.session_id, self.tools.clock.now())
+        with self.tools.store.reading() as connection:
+            if round_records.session_of_report(connection, begin.report_id) not in (None, begin.session_id):
+                raise Conflict("the report id is in use; draw another one")
+        return admitted
 
     def largest_report(self, session_id: str) -> int:
         """How many sealed bytes a report of this session may have."""

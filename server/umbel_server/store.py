@@ -53,7 +53,7 @@ class Store:
         engine = _engine(url)
         try:
             _migrate(engine)
-        except sa.exc.OperationalError as error:
+        except sa.exc.DBAPIError as error:
             engine.dispose()
             raise Unreachable(f"the database doesn't open: {error.orig}; check its address and its server") from error
         return cls(engine, on_step)

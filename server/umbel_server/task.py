@@ -109,8 +109,7 @@ class Task:
             for one in dataclasses.fields(self)
             if one.name not in ("plan", "strategy", "validation", "state")
         }
-        plan = {one.name: getattr(self.plan, one.name) for one in dataclasses.fields(self.plan)}
-        tree["plan"] = plan | {"kind": self.plan.kind.value, "hyperparameters": dict(self.plan.hyperparameters)}
+        tree["plan"] = plan_to_tree(self.plan)
         tree["strategy"] = {"name": self.strategy.name, "arguments": dict(self.strategy.arguments)}
         tree["validation"] = self.validation.to_tree()
         return to_text(tree)
@@ -131,6 +130,12 @@ class Task:
             return cls(plan=plan, strategy=strategy, validation=validation, state=state, **tree)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise MalformedMessage(f"not a task: {error}") from error
+
+
+def plan_to_tree(plan: Plan) -> dict[str, object]:
+    """A plan as a JSON object."""
+    tree = {one.name: getattr(plan, one.name) for one in dataclasses.fields(plan)}
+    return tree | {"kind": plan.kind.value, "hyperparameters": dict(plan.hyperparameters)}
 
 
 def _plan(tree: Mapping[str, Any]) -> Plan:

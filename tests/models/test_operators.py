@@ -66,6 +66,10 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
         (4, 9, 9),
         lambda: images(nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2), nn.Tanh(), nn.Conv2d(6, 2, 1)),
     ),
+    "conv2d with a stride that leaves inputs unseen": (
+        (4, 9, 9),
+        lambda: images(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 2, stride=2)),
+    ),
     "conv2d depthwise": (
         (4, 9, 9),
         lambda: images(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ReLU6()),

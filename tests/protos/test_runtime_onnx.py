@@ -248,3 +248,8 @@ sys.exit(f"imported {heavy}" if heavy else 0)
 def test_a_device_trains_without_torch_or_onnx_in_its_process() -> None:
     done = subprocess.run([sys.executable, "-c", DEVICE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_whoever_runs_no_graph_loads_no_runtime() -> None:
+    script = "import sys, umbel.bundle, umbel.messages, umbel.runtime; sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

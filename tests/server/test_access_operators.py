@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -42,6 +43,14 @@ def fresh_key() -> ec.EllipticCurvePrivateKey:
 
 def first_certificate() -> bytes:
     return AUTHORITY.issue(fresh_key().public_key(), PeerKind.OPERATOR, REALM, NOW, DAY)
+
+
+@pytest.fixture
+def store(sqlite_url: str) -> Iterator[Store]:
+    """On SQLite alone: the statements are of the kinds that test_access.py tries on both databases."""
+    store = Store.open(sqlite_url)
+    yield store
+    store.close()
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def spec(seed: int = 0) -> ModelSpec:
         loss=F.cross_entropy,
         inputs={"x": sizes * torch.sin(6.2831853 * speeds * time)},
         targets={"y": torch.arange(16) % len(LABELS)},
-        optimizer=Proximal(SGD(lr=0.1)),
+        optimizer=Proximal(SGD(lr=0.05)),
         labels=LABELS,
         description="Shoulder exercises from 2 s of wrist motion: x is acceleration (g) and rotation (rad/s) at 50 Hz",
     )

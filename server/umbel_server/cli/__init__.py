@@ -14,8 +14,21 @@ from umbel_server.cli.connection import quiet_grpc
 
 _ABOUT = """Run a coordinator, and operate it.
 
-A first federation: `umbel init`, `umbel serve`, `umbel models add`, `umbel devices tokens create`,
-`umbel tasks create`, `umbel rounds list --watch`.
+A first federation:
+
+1. umbel init umbel-state
+
+2. umbel serve
+
+3. umbel models add BUNDLE_DIR --name smartwatch
+
+4. umbel devices tokens create --population watches --count 20 --codes
+
+5. umbel tasks create --name shoulder --population watches --model smartwatch --rounds 15 --goal 16
+
+6. umbel rounds list --watch
+
+Exit codes: 0 done, 1 refused (the message says why), 2 the command line doesn't make sense.
 """
 
 

@@ -7,13 +7,13 @@ import datetime
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final
 
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 
-M = TypeVar("M", bound=Message)
+PIPE_WIDTH: Final = 300
 Column = tuple[str, Callable[[Any], str]]
 """A heading, and a message's text under it."""
 
@@ -57,12 +57,20 @@ def print_json_line(value: Any) -> None:
 
 def console() -> Console:
     """Standard output, for people."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    # Into a pipe or a file a row stays one line, however long.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def table(title: str, columns: Sequence[Column], rows: Iterable[Any]) -> Table:
     """Rows under headings."""
-    found = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    found = Table(
+        title=title or None,
+        title_justify="left",
+        header_style="bold",
+        show_header=any(heading for heading, _ in columns),
+        box=None,
+        pad_edge=False,
+    )
     for heading, _ in columns:
         found.add_column(heading, overflow="fold")
     for row in rows:

@@ -12,7 +12,7 @@ from rich.table import Table
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.task_file import read_task
-from umbel_server.cli.verbs import Session, Watch, group, verb
+from umbel_server.cli.verbs import Session, Watch, group, until_interrupted, verb
 
 TASKS: Final = group("tasks", "Tasks: what a population is asked to do for a model, round after round.")
 ROUNDS: Final = group("rounds", "Rounds: one rendezvous of a cohort each.")
@@ -31,15 +31,14 @@ TASK_COLUMNS: Final[list[output.Column]] = [
 ]
 ROUND_COLUMNS: Final[list[output.Column]] = [
     ("task", lambda found: found.task),
-    ("round", lambda found: f"{found.number}" + (" (evaluate)" if found.kind == "evaluate" else "")),
+    ("round", lambda found: f"{found.number}" + (" eval" if found.kind == "evaluate" else "")),
     ("state", lambda found: found.state),
     ("reports", lambda found: f"{found.reports}/{found.goal}"),
-    ("open", lambda found: str(found.open)),
     ("base", lambda found: str(found.base_version)),
-    ("version", lambda found: output.number(found.version)),
-    ("accuracy of base", output.share),
-    ("of candidate", lambda found: output.share(found, "candidate_accuracy")),
-    ("seconds", lambda found: f"{found.seconds:.1f}" if found.HasField("seconds") else "–"),
+    ("new", lambda found: output.number(found.version)),
+    ("accuracy", output.share),
+    ("candidate", lambda found: output.share(found, "candidate_accuracy")),
+    ("secs", lambda found: f"{found.seconds:.1f}" if found.HasField("seconds") else "–"),
     ("up", lambda found: output.size(found.bytes_up)),
     ("down", lambda found: output.size(found.bytes_down)),
     ("reason", lambda found: found.reason),
@@ -146,7 +145,8 @@ def list_rounds(
     """List rounds, newest first."""
     request = pb.ListRoundsRequest(task=task, limit=limit)
     if watch:
-        session.follow(lambda: session.stub.ListRounds(request), lambda answer: _rounds(answer))
+        session.follow(lambda: session.stub.ListRounds(request), _rounds)
+        return
     answer = session.stub.ListRounds(request)
     session.show(answer, lambda: _rounds(answer))
 
@@ -180,12 +180,15 @@ def show_round(
 @verb(ROUNDS, "watch", "umbel rounds watch --json")
 def watch_rounds(session: Session) -> None:
     """Print what happens from now on, one line each, until Ctrl-C."""
-    for happening in session.stub.Watch(pb.WatchRequest()):
-        tree = output.to_tree(happening) | {"detail": json.loads(happening.detail or "{}")}
-        if session.as_json:
-            output.print_json_line(tree)
-        else:
-            detail = _one_line(tree["detail"])
-            output.console().print(
-                f"{output.instant(happening.at_ms)}  {happening.kind:<20} {happening.subject}  {detail}", markup=False
-            )
+    with until_interrupted():
+        for happening in session.stub.Watch(pb.WatchRequest()):
+            _print_happening(session, happening)
+
+
+def _print_happening(session: Session, happening: pb.WatchResponse) -> None:
+    tree = output.to_tree(happening) | {"detail": json.loads(happening.detail or "{}")}
+    if session.as_json:
+        output.print_json_line(tree)
+        return
+    line = f"{output.instant(happening.at_ms)}  {happening.kind:<20} {happening.subject}  {_one_line(tree['detail'])}"
+    output.console().print(line, markup=False)

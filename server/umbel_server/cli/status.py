@@ -23,6 +23,7 @@ def show_status(session: Session, watch: Watch = False) -> None:
     """Show tasks, open rounds, devices and traffic."""
     if watch:
         session.follow(lambda: _ask(session), _screen)
+        return
     status = _ask(session)
     session.show(status, lambda: _screen(status))
 

@@ -27,6 +27,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from umbel.errors import MalformedMessage, NotFound
 from umbel.plan import Kind, Plan
 from umbel.v1 import admin_pb2 as pb
@@ -46,6 +48,7 @@ def read_task(
         strategy: the strategy's name.
 
     Raises:
+        typer.BadParameter: a name, a population or a model is missing.
         NotFound: no such file.
         MalformedMessage: not TOML, or a field that a task doesn't have.
         BadInput: a task that doesn't make sense.
@@ -60,7 +63,7 @@ def read_task(
     fields = tree | _given(chosen)
     for required in ("name", "population", "model"):
         if required not in fields:
-            raise MalformedMessage(f"a task needs a {required}: give --{required}, or {required} = … in --file")
+            raise typer.BadParameter(f"a task needs a {required}: give --{required}, or {required} = … in --file")
     try:
         if strategy is not None:
             parts["strategy"] = {"name": strategy}

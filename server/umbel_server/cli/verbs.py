@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from google.protobuf.message import Message
@@ -71,15 +72,15 @@ class Session:
 
     def follow(self, ask: Callable[[], Message], render: Callable[[Any], Any]) -> None:
         """Ask again and again, and show what changes: a JSON document a line, or a live table."""
-        if self.as_json:
-            self._follow_json(ask)
-            return
-        with Live(console=output.console(), auto_refresh=False) as live:
-            while True:
-                live.update(render(ask()), refresh=True)
-                time.sleep(REFRESH_SECONDS)
+        with until_interrupted():
+            if self.as_json:
+                self._follow_json(ask)
+            with Live(console=output.console(), auto_refresh=False) as live:
+                while True:
+                    live.update(render(ask()), refresh=True)
+                    time.sleep(REFRESH_SECONDS)
 
-    def _follow_json(self, ask: Callable[[], Message]) -> None:
+    def _follow_json(self, ask: Callable[[], Message]) -> NoReturn:
         last = None
         while True:
             tree = output.to_tree(ask())
@@ -87,6 +88,13 @@ class Session:
                 output.print_json_line(tree)
                 last = tree
             time.sleep(REFRESH_SECONDS)
+
+
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """What is watched ends by Ctrl-C, and that is no failure."""
+    with suppress(KeyboardInterrupt):
+        yield
 
 
 _SHARED: Final = tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +34,10 @@ class DeviceResult:
     runtime: str
     modules: tuple[str, ...]
     """Which of torch, tensorflow and flwr the process had imported."""
+    bytes_up: int
+    bytes_down: int
+    shapes: dict[str, int]
+    """How often each session shape occurred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +46,23 @@ class Results:
 
     rounds: tuple[RoundResult, ...]
     devices: tuple[DeviceResult, ...]
-    shapes: dict[str, int]
-    """How often each session shape occurred over the fleet."""
-    bytes_up: int
-    bytes_down: int
     seconds: float
     trust_mode: str
+
+    @property
+    def bytes_up(self) -> int:
+        """All that devices sent."""
+        return sum(device.bytes_up for device in self.devices)
+
+    @property
+    def bytes_down(self) -> int:
+        """All that devices fetched and were told."""
+        return sum(device.bytes_down for device in self.devices)
+
+    @property
+    def shapes(self) -> Counter[str]:
+        """How often each session shape occurred over the fleet."""
+        return sum((Counter(device.shapes) for device in self.devices), Counter())
 
     @property
     def global_accuracy(self) -> float:
@@ -59,11 +75,9 @@ class Results:
         return _mean([device.personal_accuracy for device in self.devices])
 
     def write_json(self, path: Path) -> None:
-        """Write `report.json`: the fields, and the two means, at the top level."""
-        tree = asdict(self) | {
-            "global_accuracy": self.global_accuracy,
-            "personal_accuracy": self.personal_accuracy,
-        }
+        """Write `report.json`: the fields, and the totals, at the top level."""
+        totals = ("global_accuracy", "personal_accuracy", "bytes_up", "bytes_down", "shapes")
+        tree = asdict(self) | {name: getattr(self, name) for name in totals}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(tree, indent=2) + "\n")
 

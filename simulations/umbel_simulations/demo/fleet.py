@@ -1,0 +1,91 @@
+"""The devices of the demo: a folder and a process each, told apart by whose recordings they hold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from umbel_simulations.demo import device
+from umbel_simulations.demo.programs import Programs
+from umbel_simulations.demo.results import DeviceResult
+from umbel_simulations.smartwatch import Wearer
+
+SETTINGS = "device.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One device of the fleet."""
+
+    name: str
+    home: Path
+
+    def status(self) -> dict[str, Any] | None:
+        """What its agent wrote after its last visit; None before the first."""
+        try:
+            tree: dict[str, Any] = json.loads((self.home / "status.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        return tree
+
+    def judged(self) -> int:
+        """The newest release that it has tested."""
+        status = self.status()
+        return int(status["release"]) if status else 0
+
+    def result(self) -> DeviceResult:
+        """How it stands, once it has tested a release."""
+        status = self.status() or {}
+        return DeviceResult(
+            id=status["id"],
+            name=self.name,
+            examples=status["examples"]["training"],
+            held_back=status["examples"]["held_back"],
+            global_accuracy=status["global_accuracy"],
+            personal_accuracy=status["personal_accuracy"],
+            peak_memory_mb=status["peak_memory_mb"],
+            runtime=status["runtime"],
+            modules=tuple(status["modules"]),
+            bytes_up=status["bytes_up"],
+            bytes_down=status["bytes_down"],
+            shapes=status["session_shapes"],
+        )
+
+
+def settle(root: Path, wearers: Sequence[Wearer], codes: Sequence[str]) -> list[Member]:
+    """Give each wearer's device a folder with its settings, its enrolment code and its own recordings."""
+    members = []
+    for wearer, code in zip(wearers, codes, strict=True):
+        home = root / wearer.name
+        home.mkdir(parents=True)
+        (home / device.CODE).write_text(code)
+        (home / device.CODE).chmod(0o600)
+        with (files(__package__) / SETTINGS).open("rb") as source, (home / SETTINGS).open("wb") as target:
+            shutil.copyfileobj(source, target)
+        _hand_over(home / device.RECORDINGS, wearer)
+        members.append(Member(wearer.name, home))
+    return members
+
+
+def _hand_over(path: Path, wearer: Wearer) -> None:
+    parts = (wearer.training, wearer.held_back)
+    np.savez(
+        path,
+        x=np.concatenate([part.x for part in parts]),
+        y=np.concatenate([part.y for part in parts]),
+        held_back=np.repeat([False, True], [len(part) for part in parts]),
+    )
+
+
+def start(members: Sequence[Member], programs: Programs) -> None:
+    """Start a process for each device."""
+    for member in members:
+        programs.start(member.name, [sys.executable, "-m", device.__name__, str(member.home)])

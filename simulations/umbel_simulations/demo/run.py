@@ -1,0 +1,178 @@
+"""One run of the demo, from an empty folder to a report; `run` reads like the story that it tells."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Final
+
+from rich.live import Live
+
+from umbel.errors import Unavailable
+from umbel.v1 import admin_pb2 as pb
+from umbel.v1.admin_pb2_grpc import AdminServiceStub
+from umbel_models.zoo import bundle_path
+from umbel_server.cli.connection import connect, quiet_grpc
+from umbel_simulations.demo import fleet
+from umbel_simulations.demo.board import Board
+from umbel_simulations.demo.operator import UMBEL, Operator
+from umbel_simulations.demo.page import render
+from umbel_simulations.demo.programs import Programs
+from umbel_simulations.demo.results import Results, RoundResult
+from umbel_simulations.smartwatch import load_wearers
+
+MODEL: Final = "smartwatch"
+TASK: Final = "shoulder"
+POPULATION: Final = "watches"
+COORDINATOR: Final = "coordinator"
+LOOK_SECONDS: Final = 0.25
+PATIENCE_SECONDS: Final = 300.0
+_PACE: Final = """
+# Twenty devices on one machine needn't be spread out over hours.
+pace_shortest_seconds = 0.4
+pace_idle_seconds = 1.0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What can be chosen for a run."""
+
+    folder: Path
+    rounds: int = 16
+    devices: int = 20
+
+
+def run(options: Options, live: Live) -> Results:
+    """Run the whole demo; leaves the report and all state in the folder.
+
+    Raises:
+        ProgramFailed: the coordinator or a device ended before its time, or an operator's command was refused.
+        Unavailable: nothing moved for minutes.
+    """
+    began = time.monotonic()
+    _clear(options.folder)
+    wearers = load_wearers()[: options.devices]
+    board = Board(options.rounds, devices=len(wearers))
+    live.update(board)
+    operator = Operator(options.folder / "state")
+    with Programs(options.folder / "logs") as programs, _coordinator(operator, programs, board) as look:
+        board.doing = "handing out enrolment codes"
+        members = fleet.settle(options.folder / "devices", wearers, _prepare(operator, options))
+        fleet.start(members, programs)
+
+        board.doing = "training"
+        first_half = options.rounds // 2
+        _wait(look, members, programs, lambda: _completed(board) >= first_half)
+        _publish(operator, board)
+        _wait(look, members, programs, lambda: _task_is_done(board))
+        newest = _publish(operator, board)
+
+        board.doing = "devices test the newest release against their own model"
+        _wait(look, members, programs, lambda: all(member.judged() >= newest for member in members))
+        board.doing = "done"
+        look()
+        devices = tuple(member.result() for member in members)
+        trust = "; ".join(board.status.warnings) or "production"
+    results = Results(_rounds(board), devices, time.monotonic() - began, trust)
+    results.write_json(options.folder / "report.json")
+    (options.folder / "report.html").write_text(render(results))
+    return results
+
+
+def _clear(folder: Path) -> None:
+    """Start clean, but touch nothing in the folder that isn't the demo's."""
+    for name in ("state", "devices", "logs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("report.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _coordinator(operator: Operator, programs: Programs, board: Board) -> Iterator[Callable[[], None]]:
+    """Start a coordinator; gives a function that looks at it and puts what it sees on the board."""
+    operator.init()
+    with (operator.state / "config.toml").open("a") as config:
+        config.write(_PACE)
+    ready = operator.state / "ready.json"
+    ports = [f"--{port}-port=0" for port in ("device", "enrol", "admin")]
+    programs.start(COORDINATOR, [*UMBEL, "serve", "--state", str(operator.state), "--ready-file", str(ready), *ports])
+    _until(ready.exists, lambda: programs.finished(COORDINATOR), "the coordinator to listen")
+    quiet_grpc()
+    with connect(operator.state, None, "") as (stub, _):
+        yield lambda: _look(stub, board)
+
+
+def _prepare(operator: Operator, options: Options) -> list[str]:
+    operator.call("models", "add", str(bundle_path(MODEL)), "--name", MODEL)
+    with as_file(files(__package__) / "task.toml") as task:
+        goal = ["--goal", str(max(1, options.devices * 4 // 5)), "--minimum", str(max(1, options.devices * 2 // 5))]
+        operator.call("tasks", "create", "--file", str(task), "--rounds", str(options.rounds), *goal)
+    count = str(options.devices)
+    made = operator.call("devices", "tokens", "create", "--population", POPULATION, "--count", count, "--codes")
+    codes: list[str] = made["codes"]
+    return codes
+
+
+def _look(stub: AdminServiceStub, board: Board) -> None:
+    board.status = stub.GetStatus(pb.GetStatusRequest()).status
+    rounds = stub.ListRounds(pb.ListRoundsRequest(task=TASK)).rounds
+    board.rounds = [entry for entry in rounds if entry.kind == "train"]
+
+
+def _publish(operator: Operator, board: Board) -> int:
+    """Release the newest accepted version to everybody; returns the release's number."""
+    version = max(entry.version for entry in board.rounds if entry.state == "completed")
+    published = operator.call("versions", "publish", MODEL, str(version))
+    return int(published["release"]["number"])
+
+
+def _completed(board: Board) -> int:
+    return sum(entry.state == "completed" for entry in board.rounds)
+
+
+def _task_is_done(board: Board) -> bool:
+    return any(task.spec.name == TASK and task.state == "done" for task in board.status.tasks)
+
+
+def _wait(
+    look: Callable[[], None], members: Sequence[fleet.Member], programs: Programs, done: Callable[[], bool]
+) -> None:
+    """Look on until `done`, and make sure that nobody has ended before."""
+
+    def watch() -> None:
+        look()
+        for name in (COORDINATOR, *(member.name for member in members)):
+            programs.finished(name)
+
+    _until(done, watch, "the fleet")
+
+
+def _until(done: Callable[[], bool], look: Callable[[], object], whom: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not done():
+        if time.monotonic() > deadline:
+            raise Unavailable(f"waited {PATIENCE_SECONDS:.0f} seconds for {whom}; the logs stand in the demo's folder")
+        time.sleep(LOOK_SECONDS)
+        look()
+
+
+def _rounds(board: Board) -> tuple[RoundResult, ...]:
+    completed = sorted((entry for entry in board.rounds if entry.state == "completed"), key=lambda entry: entry.number)
+    return tuple(
+        RoundResult(
+            round=entry.number,
+            accuracy=entry.candidate_accuracy,
+            reports=entry.reports,
+            seconds=round(entry.seconds, 2),
+            version=entry.version,
+            bytes_up=entry.bytes_up,
+        )
+        for entry in completed
+    )

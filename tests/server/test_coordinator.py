@@ -1,0 +1,415 @@
+"""The coordinator's promises to devices and operators, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.server.driving import BUNDLE, MODEL, OPERATOR, POPULATION, TASK, World, offer, task, together
+from umbel.digests import digest_of
+from umbel.errors import AlreadyExists, BadInput, Conflict, NotAllowed, NotFound, OutOfBounds, RoundClosed, WrongState
+from umbel.plan import Kind, Plan
+from umbel.release import STABLE
+from umbel.update import Aggregate
+from umbel.visit import Outcome, ReleaseOutcome, Retry, SessionRecord
+from umbel_models.zoo import bundle_path
+from umbel_server.coordinator import FLUSH_SECONDS
+from umbel_server.flower.spec import StrategySpec
+from umbel_server.round import UPLOAD_GRACE_SECONDS, RoundState, SessionState
+from umbel_server.selection import SHORTEST_SECONDS
+from umbel_server.task import Task, TaskState
+from umbel_server.validation import ValidationPolicy
+from umbel_server.versions import VersionState
+
+MEASURE = Task("measure", POPULATION, MODEL, plan=Plan(kind=Kind.EVALUATE), goal=2)
+
+
+async def test_a_task_runs_its_rounds_and_releases_each_version(world: World) -> None:
+    devices = world.enrol("a", "b", "c")
+    await world.begin(task(rounds=3))
+    for _ in range(3):
+        await together(*devices)
+        await world.coordinator.tick()
+    operations = world.coordinator.operations
+    assert operations.task(TASK).task.state is TaskState.DONE
+    rounds = operations.rounds(TASK)
+    assert [(one.key.number, one.state, one.version) for one in rounds] == [
+        (number, RoundState.COMPLETED, number + 1) for number in (3, 2, 1)
+    ]
+    assert {(one.reports, one.assigned, one.accuracy) for one in rounds} == {(2, 2, 0.6)}
+    assert all(one.bytes_up > 8 * sum(array.size for array in world.weights().arrays.values()) for one in rounds)
+    newest = (await devices[0].check_in(offers_work=False)).newest
+    assert newest == operations.releases(MODEL)[0].signed
+    assert operations.releases(MODEL)[0].channel == STABLE
+    assert operations.verify_audit() > 0
+    assert list(world.blobs.spool.iterdir()) == []
+
+
+async def test_the_new_version_is_its_parent_plus_the_weighted_mean(world: World) -> None:
+    devices = world.enrol("a", "b")
+    await world.begin(task(rounds=1))
+    assignments = [await device.assignment() for device in devices]
+    expected = Aggregate.zero(BUNDLE.manifest.shared_shapes)
+    for device, assignment in zip(devices, assignments, strict=True):
+        expected.accumulate(device.update(assignment))
+        await device.send(device.report(assignment))
+    await world.coordinator.tick()
+    wanted = (BUNDLE.shared_weights() + expected.mean()).to_vector()
+    np.testing.assert_allclose(world.weights().to_vector(), wanted, rtol=0, atol=1e-6)
+
+
+async def test_reports_that_come_at_the_same_time_all_count(world: World) -> None:
+    world.offload = asyncio.to_thread
+    world.restart()
+    devices = world.enrol(*(f"device-{number}" for number in range(8)))
+    await world.begin(task(goal=8, minimum=8, rounds=1))
+    assert await together(*devices) == [True] * 8
+    await world.coordinator.tick()
+    assert world.coordinator.operations.version(MODEL, 2).lineage.cohort == 8
+
+
+async def test_a_device_that_is_not_enrolled_or_of_another_population_is_refused(world: World) -> None:
+    (device,) = world.enrol("a")
+    await world.begin(task())
+    with pytest.raises(NotAllowed, match="enrol"):
+        await world.coordinator.check_in(digest_of(b"stranger")[:32], offer())  # type: ignore[arg-type]
+    with pytest.raises(NotAllowed, match="population"):
+        await world.coordinator.check_in(device.id, offer("others"))
+
+
+async def test_without_work_there_is_a_window_and_a_reason(world: World) -> None:
+    (device,) = world.enrol("a")
+    reply = (await device.check_in()).reply
+    assert isinstance(reply, Retry)
+    assert "no task" in reply.reason
+    await world.begin(task(goal=1))
+    await device.visit()
+    assert isinstance((await device.check_in()).reply, Retry)
+
+
+async def test_checking_in_again_takes_the_old_sessions_place(world: World) -> None:
+    device, other = world.enrol("a", "b")
+    await world.begin(task(goal=1, over_selection=1.0))
+    first, second = await device.assignment(), await device.assignment()
+    with pytest.raises(RoundClosed, match="superseded"):
+        await device.send(device.report(first))
+    assert isinstance((await other.check_in()).reply, Retry)
+    await device.send(device.report(second))
+    assert world.coordinator.operations.round(TASK, 1).sessions == {
+        SessionState.ABORTED: 1,
+        SessionState.REPORTED: 1,
+    }
+
+
+async def test_too_late_is_said_before_a_byte_is_sent(world: World) -> None:
+    devices = world.enrol("a", "b", "c")
+    await world.begin(task())
+    late = devices[2].report(await devices[2].assignment())
+    await together(*devices[:2])
+    for _ in range(2):
+        with pytest.raises(RoundClosed):
+            await world.coordinator.begin_report(late.begin)
+        await world.coordinator.tick()
+
+
+async def test_a_report_whose_round_closes_on_its_way_is_not_counted(world: World) -> None:
+    devices = world.enrol("a", "b", "c")
+    await world.begin(task())
+    late = devices[2].report(await devices[2].assignment())
+    await world.coordinator.begin_report(late.begin)
+    await world.coordinator.append(late.begin.report_id, 0, late.sealed)
+    await together(*devices[:2])
+    with pytest.raises(RoundClosed):
+        await world.coordinator.finish_report(late.begin.report_id)
+    await world.coordinator.tick()
+    assert list(world.blobs.spool.iterdir()) == []
+    assert world.coordinator.operations.version(MODEL, 2).lineage.cohort == 2
+
+
+async def test_at_the_deadline_the_minimum_counts_and_less_is_made_up_for(world: World) -> None:
+    devices = world.enrol("a", "b", "c")
+    await world.begin(task(goal=3, minimum=2, rounds=1))
+    await devices[0].visit()
+    world.clock.instant += 100
+    await world.coordinator.tick()
+    operations = world.coordinator.operations
+    assert operations.round(TASK, 1).state is RoundState.ABANDONED
+    assert operations.round(TASK, 2).state is RoundState.COLLECTING
+    await together(*devices[:2])
+    world.clock.instant += 100
+    await world.coordinator.tick()
+    assert operations.round(TASK, 2).state is RoundState.COMPLETED
+    assert operations.task(TASK).task.state is TaskState.DONE
+
+
+async def test_a_round_waits_for_stragglers_as_long_as_devices_were_measured_to_need(small_world: World) -> None:
+    devices = small_world.enrol(*"abcdefgh")
+    await small_world.begin(task(goal=8, minimum=4, rounds=3, deadline_seconds=1000.0))
+    assignments = [await device.assignment() for device in devices]
+    small_world.clock.instant += 20
+    for device, assignment in zip(devices, assignments, strict=True):
+        await device.send(device.report(assignment))
+    await small_world.coordinator.tick()
+    await together(*devices[:4])
+    small_world.clock.instant += 39
+    await small_world.coordinator.tick()
+    assert small_world.coordinator.operations.round(TASK, 2).state is RoundState.COLLECTING
+    small_world.clock.instant += 2
+    await small_world.coordinator.tick()
+    assert small_world.coordinator.operations.round(TASK, 2).state is RoundState.COMPLETED
+
+
+async def test_a_session_that_ran_out_of_time_makes_room_for_another(small_world: World) -> None:
+    devices = small_world.enrol(*"abcdefgh", "eager")
+    planned = task(goal=8, minimum=8, rounds=3, over_selection=1.0, deadline_seconds=1000.0)
+    await small_world.begin(planned)
+    await together(*devices[:8])
+    await small_world.coordinator.tick()
+    slow = devices[7].report(await devices[7].assignment())
+    await together(*devices[:7])
+    assert isinstance((await devices[8].check_in()).reply, Retry)
+    small_world.clock.instant += SHORTEST_SECONDS + UPLOAD_GRACE_SECONDS + 1
+    await small_world.coordinator.tick()
+    with pytest.raises(RoundClosed):
+        await small_world.coordinator.begin_report(slow.begin)
+    assert await devices[8].visit()
+    sessions = small_world.coordinator.operations.round(TASK, 2).sessions
+    assert sessions == {SessionState.EXPIRED: 1, SessionState.REPORTED: 8}
+
+
+async def test_an_operator_pauses_resumes_and_stops(world: World) -> None:
+    devices = world.enrol("a", "b")
+    await world.begin(task(rounds=5))
+    operations = world.coordinator.operations
+    operations.pause_task(TASK, OPERATOR)
+    await together(*devices)
+    await world.coordinator.tick()
+    assert operations.round(TASK, 1).state is RoundState.COMPLETED
+    with pytest.raises(NotFound):
+        operations.round(TASK, 2)
+    assert isinstance((await devices[0].check_in()).reply, Retry)
+    with pytest.raises(WrongState):
+        operations.pause_task(TASK, OPERATOR)
+    operations.resume_task(TASK, OPERATOR)
+    await world.coordinator.tick()
+    assert operations.round(TASK, 2).state is RoundState.COLLECTING
+    operations.stop_task(TASK, OPERATOR)
+    await world.coordinator.tick()
+    assert operations.round(TASK, 2).state is RoundState.ABANDONED
+    with pytest.raises(WrongState):
+        operations.resume_task(TASK, OPERATOR)
+    asked = [row.action for row in operations.audit_rows() if row.actor == OPERATOR]
+    assert asked == ["task.stop", "task.resume", "task.pause", "task.create", "model.add"]
+
+
+async def test_devices_measure_a_candidate_before_its_verdict(world: World) -> None:
+    devices = world.enrol("a", "b")
+    await world.begin(task(rounds=2, evaluate_candidates=True))
+    operations = world.coordinator.operations
+    await together(*devices)
+    await world.coordinator.tick()
+    assert operations.round(TASK, 1).state is RoundState.VALIDATING
+    assert operations.version(MODEL, 2).state is VersionState.CANDIDATE
+    assignment = await devices[0].assignment()
+    assert (assignment.plan.kind, assignment.round) == (Kind.EVALUATE, 1)
+    assert world.base_of(assignment) == operations.version(MODEL, 2).bundle
+    world.restart()
+    await together(*devices)
+    await world.coordinator.tick()
+    operations = world.coordinator.operations
+    accepted = operations.version(MODEL, 2)
+    assert (accepted.state, accepted.lineage.verdict, accepted.accuracy) == (VersionState.ACCEPTED, "accepted", 0.6)
+    judged = operations.round(TASK, 1)
+    assert (judged.state, judged.version, judged.candidate_accuracy) == (RoundState.COMPLETED, 2, 0.6)
+    assert operations.round(TASK, 2).base_version == 2
+
+
+async def test_a_candidate_that_serves_devices_worse_is_refused_and_the_parent_stands(world: World) -> None:
+    devices = world.enrol("a", "b")
+    await world.begin(task(rounds=2, evaluate_candidates=True))
+    await together(*devices)
+    await world.coordinator.tick()
+    for device in devices:
+        assignment = await device.assignment()
+        worse = device.update(assignment)
+        worse = type(worse)(worse.delta, worse.weight, {"loss": 40.0, "correct": 2.0, "examples": 20.0})
+        await device.send(device.report(assignment, worse))
+    await world.coordinator.tick()
+    operations = world.coordinator.operations
+    assert operations.version(MODEL, 2).state is VersionState.REFUSED
+    assert operations.round(TASK, 1).state is RoundState.FAILED
+    assert "right" in operations.round(TASK, 1).reason
+    assert operations.round(TASK, 2).base_version == 1
+    assert operations.task(TASK).steps == 0
+
+
+async def test_a_candidate_that_too_few_devices_measure_is_refused(world: World) -> None:
+    devices = world.enrol("a", "b")
+    await world.begin(task(rounds=1, minimum=2, evaluate_candidates=True))
+    await together(*devices)
+    await world.coordinator.tick()
+    world.clock.instant += 100
+    await world.coordinator.tick()
+    operations = world.coordinator.operations
+    assert operations.version(MODEL, 2).state is VersionState.REFUSED
+    assert "abandoned" in operations.round(TASK, 1).reason
+
+
+async def test_an_evaluation_task_measures_the_newest_version_and_makes_none(world: World) -> None:
+    devices = world.enrol("a", "b")
+    await world.begin(task(rounds=1, plan=Plan(kind=Kind.EVALUATE)))
+    await together(*devices)
+    await world.coordinator.tick()
+    operations = world.coordinator.operations
+    assert operations.version(MODEL, 1).accuracy == 0.6
+    assert operations.round(TASK, 1).version == 1
+    assert len(operations.versions(MODEL)) == 1
+    assert operations.task(TASK).task.state is TaskState.DONE
+
+
+async def test_what_cannot_be_run_is_refused_before_a_round_begins(world: World) -> None:
+    operations = world.coordinator.operations
+    with pytest.raises(NotFound):
+        operations.create_task(task(validation=ValidationPolicy(holdout="0" * 64)), OPERATOR)
+    with pytest.raises(BadInput, match="hyper-parameters"):
+        operations.create_task(task(plan=Plan(hyperparameters={"nonsense": 1.0})), OPERATOR)
+    with pytest.raises(BadInput, match="private"):
+        task(strategy="Krum")
+    with pytest.raises(OutOfBounds, match="minimum"):
+        task(strategy=StrategySpec("Krum"), updates_private=False)
+    operations.create_task(task(), OPERATOR)
+    with pytest.raises(AlreadyExists):
+        operations.create_task(task(), OPERATOR)
+    with pytest.raises(Conflict, match="training"):
+        operations.create_task(replace(task(), name="other"), OPERATOR)
+    operations.add_model("second", bundle_path("smartwatch"), OPERATOR)
+    with pytest.raises(Conflict, match="one of its own"):
+        operations.create_task(replace(task(), name="other", model="second"), OPERATOR)
+
+
+async def test_a_robust_strategy_runs_where_updates_are_public(small_world: World) -> None:
+    devices = small_world.enrol("a", "b", "c")
+    await small_world.begin(
+        task(strategy=StrategySpec("FedMedian"), updates_private=False, goal=3, minimum=3, rounds=1)
+    )
+    assignments = [await device.assignment() for device in devices]
+    updates = [device.update(assignment) for device, assignment in zip(devices, assignments, strict=True)]
+    for device, assignment in zip(devices, assignments, strict=True):
+        await device.send(device.report(assignment))
+    await small_world.coordinator.tick()
+    median = np.median([update.delta.to_vector() for update in updates], axis=0)
+    wanted = BUNDLE.shared_weights().to_vector() + median
+    np.testing.assert_allclose(small_world.weights().to_vector(), wanted, rtol=0, atol=1e-6)
+
+
+async def test_two_tasks_share_a_fleet_and_a_device_works_for_one_at_a_time(small_world: World) -> None:
+    devices = small_world.enrol("a", "b")
+    await small_world.begin(task(rounds=1))
+    await small_world.begin(MEASURE)
+    first = await devices[0].assignment()
+    second = await devices[0].assignment()
+    assert {first.task, second.task} == {TASK, "measure"}
+    with pytest.raises(RoundClosed, match="superseded"):
+        await small_world.coordinator.begin_report(devices[0].report(first).begin)
+    await devices[0].send(devices[0].report(second))
+
+
+async def test_what_devices_tell_is_counted_once_and_made_up_names_take_no_room(world: World) -> None:
+    device, _ = world.enrol("a", "b")
+    await world.begin(task())
+    world.coordinator.operations.publish(MODEL, 1, STABLE, OPERATOR)
+    told = {
+        "sessions": (SessionRecord(TASK, 1, "-v[]+^"), SessionRecord("made-up", 1, "-"), SessionRecord(TASK, 1, "-v!")),
+        "outcomes": (
+            ReleaseOutcome(MODEL, 2, Outcome.KEPT_OWN, "mine is better"),
+            ReleaseOutcome(MODEL, 99, Outcome.FAILED),
+            ReleaseOutcome(MODEL, 2**63 - 1, Outcome.FAILED),
+            ReleaseOutcome("made-up", 1, Outcome.ADOPTED),
+        ),
+        "sdk": "umbel/0.1",
+    }
+    await device.check_in(offers_work=False, **told)
+    await device.check_in(offers_work=False, outcomes=(ReleaseOutcome(MODEL, 2, Outcome.ADOPTED),))
+    operations = world.coordinator.operations
+    assert operations.shapes(TASK) == {"-v[]+^": 1, "-v!": 1}
+    assert operations.shapes("made-up") == {}
+    assert operations.outcomes(MODEL, 2) == {"adopted": 1}
+    assert operations.outcomes(MODEL, 99) == {}
+    seen = operations.device(device.id)
+    assert (seen.visits, seen.last_seen, seen.runtimes) == (2, world.clock.now(), ("onnx",))
+    assert operations.status().devices_seen_lately == 1
+    world.restart()
+    assert world.coordinator.operations.device(device.id).visits == 2
+
+
+async def test_bytes_down_are_counted_for_the_round_that_hands_them_out(world: World) -> None:
+    world.enrol("a")
+    await world.begin(task())
+    world.coordinator.count_fetched(1000, BUNDLE.manifest.digest)
+    world.coordinator.count_fetched(200)
+    world.clock.instant += FLUSH_SECONDS
+    await world.coordinator.tick()
+    assert world.coordinator.operations.round(TASK, 1).bytes_down == 1200
+    assert world.coordinator.operations.status().bytes_down == 1200
+
+
+async def test_watchers_hear_what_was_committed(small_world: World) -> None:
+    devices = small_world.enrol("a", "b")
+    events = small_world.coordinator.subscribe()
+    heard = []
+
+    async def listen() -> None:
+        async for event in events:
+            heard.append((event.kind, event.subject))
+
+    listening = asyncio.create_task(listen())
+    await asyncio.sleep(0)
+    await small_world.begin(task(rounds=1))
+    await together(*devices)
+    await small_world.coordinator.tick()
+    await asyncio.sleep(0)
+    listening.cancel()
+    key = f"{TASK}/1/train"
+    kinds = ["round.open", "report.accepted", "report.accepted", "round.aggregating", "round.completed"]
+    assert heard == [(kind, key) for kind in kinds]
+
+
+async def test_run_closes_rounds_by_itself_and_stops_when_told(small_world: World) -> None:
+    devices = small_world.enrol("a", "b")
+    events = small_world.coordinator.subscribe()
+    first = asyncio.ensure_future(anext(events))
+    await asyncio.sleep(0)
+    running = asyncio.create_task(small_world.coordinator.run())
+    small_world.coordinator.operations.create_task(task(rounds=1), OPERATOR)
+    assert (await first).kind == "round.open"
+    assert await together(*devices) == [True, True]
+    kinds = ["report.accepted", "report.accepted", "round.aggregating", "round.completed"]
+    assert [(await anext(events)).kind for _ in kinds] == kinds
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert small_world.coordinator.operations.device(devices[0].id).reports == 1
+
+
+async def test_one_task_that_cannot_go_on_does_not_hold_up_the_others(small_world: World) -> None:
+    devices = small_world.enrol("a", "b")
+    await small_world.begin(task(strategy="FedAdam"))
+    await together(*devices)
+    await small_world.coordinator.tick()
+    (moments,) = (small_world.blobs_path / "state").iterdir()
+    kept = moments.rename(small_world.blobs_path / "moments")
+    await small_world.begin(MEASURE)
+    for _ in range(2):
+        await together(*devices)
+    with pytest.raises(ExceptionGroup) as raised:
+        await small_world.coordinator.tick()
+    assert raised.group_contains(NotFound, match="restore it")
+    operations = small_world.coordinator.operations
+    assert operations.task("measure").task.state is TaskState.DONE
+    assert operations.round(TASK, 2).state is RoundState.AGGREGATING
+    kept.rename(moments)
+    await small_world.coordinator.tick()
+    assert operations.round(TASK, 2).state is RoundState.COMPLETED

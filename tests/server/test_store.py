@@ -1,0 +1,169 @@
+"""The store and the blobs keep what was committed, all of it or nothing, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from tests.server.driving import Crash, Plug
+from umbel.digests import Digest, digest_of
+from umbel.errors import BadInput, DigestMismatch, MalformedMessage, NotFound, Unreachable
+from umbel_server.blobs import Blobs
+from umbel_server.store import Store
+from umbel_server.tables import METADATA, MODELS
+
+ROW = {"name": "model", "next_release": 1, "created_at": 0.1}
+
+
+def names(store: Store) -> list[str]:
+    with store.reading() as connection:
+        return list(connection.scalars(sa.select(MODELS.c.name)))
+
+
+def test_the_migrations_build_exactly_the_tables_that_the_code_names(database_url: str) -> None:
+    store = Store.open(database_url)
+    with store.reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, METADATA) == []
+    store.close()
+
+
+def test_opening_again_keeps_what_is_there(database_url: str) -> None:
+    store = Store.open(database_url)
+    with store.transaction() as connection:
+        connection.execute(MODELS.insert().values(ROW))
+    store.close()
+    again = Store.open(database_url)
+    with again.reading() as connection:
+        assert connection.execute(sa.select(MODELS)).one() == ("model", 1, 0.1)
+    again.close()
+
+
+def test_a_transaction_that_raises_leaves_nothing(database_url: str) -> None:
+    store = Store.open(database_url)
+    with pytest.raises(ZeroDivisionError), store.transaction() as connection:
+        connection.execute(MODELS.insert().values(ROW))
+        raise ZeroDivisionError
+    assert names(store) == []
+    store.close()
+
+
+def test_dying_before_the_commit_leaves_nothing_and_after_it_everything(database_url: str) -> None:
+    plug = Plug({1, 4})
+    store = Store.open(database_url, plug)
+    with pytest.raises(Crash), store.transaction() as connection:
+        connection.execute(MODELS.insert().values(ROW))
+    assert names(store) == []
+    plug.steps.append("skipped")
+    with pytest.raises(Crash, match="committed"), store.transaction() as connection:
+        connection.execute(MODELS.insert().values(ROW))
+    assert names(store) == ["model"]
+    store.close()
+
+
+def test_what_is_written_while_reading_is_lost(database_url: str) -> None:
+    store = Store.open(database_url)
+    with store.reading() as connection:
+        connection.execute(MODELS.insert().values(ROW))
+    assert names(store) == []
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", "sqlite://", "sqlite:///:memory:", "mysql://somewhere/db", "oracle://x"]
+)
+def test_an_address_of_no_store_is_refused(url: str) -> None:
+    with pytest.raises(BadInput):
+        Store.open(url)
+
+
+def test_a_database_that_does_not_open_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="check its address"):
+        Store.open(f"sqlite:///{tmp_path / 'no such folder' / 'umbel.db'}")
+    (tmp_path / "text.db").write_text("this is no database" * 100)
+    with pytest.raises(Unreachable):
+        Store.open(f"sqlite:///{tmp_path / 'text.db'}")
+    with pytest.raises(Unreachable):
+        Store.open(f"postgresql+psycopg://postgres@/postgres?host={tmp_path}")
+
+
+def test_a_blob_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path, Plug({1}))
+    with pytest.raises(Crash):
+        blobs.put_bundle_file(b"graph")
+    with pytest.raises(NotFound):
+        blobs.bundle_path(digest_of(b"graph"))
+    assert blobs.bundle_path(blobs.put_bundle_file(b"graph")).read_bytes() == b"graph"
+
+
+def test_what_a_dead_process_wrote_aside_is_swept(tmp_path: Path) -> None:
+    Blobs(tmp_path)
+    (tmp_path / "bundles" / "aside-1234").write_bytes(b"half")
+    Blobs(tmp_path)
+    assert list((tmp_path / "bundles").iterdir()) == []
+
+
+def test_the_areas_never_mix(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    state = blobs.put_state("task", b"moments")
+    assert state is not None
+    held_out = blobs.put_holdout(b"examples")
+    for digest in (state, held_out):
+        with pytest.raises(NotFound):
+            blobs.bundle_path(digest)
+    with pytest.raises(NotFound):
+        blobs.holdout(state)
+
+
+def test_a_tasks_state_is_kept_by_its_own_name_only(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    mine, old, other = blobs.put_state("a", b"new"), blobs.put_state("a", b"old"), blobs.put_state("a.b", b"old")
+    blobs.keep_states("a", mine)
+    assert blobs.state("a", mine) == b"new"
+    assert blobs.state("a.b", other) == b"old"
+    with pytest.raises(NotFound):
+        blobs.state("a", old)
+    assert blobs.put_state("a", b"") is None
+    assert blobs.state("a", None) == b""
+
+
+def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    digest = blobs.put_state("a", b"moments")
+    (tmp_path / "state" / f"a.{digest}").write_bytes(b"momentz")
+    with pytest.raises(DigestMismatch):
+        blobs.state("a", digest)
+    examples = blobs.put_holdout(b"examples")
+    (tmp_path / "holdout" / examples).write_bytes(b"changed")
+    with pytest.raises(DigestMismatch):
+        blobs.holdout(examples)
+
+
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MalformedMessage):
+        Blobs(tmp_path).holdout("../state/a")
+
+
+def test_a_report_with_changed_bytes_is_dropped(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    report = ("0" * 32, digest_of(b"sealed"))
+    blobs.partial_path(*report).write_bytes(b"sealer")
+    with pytest.raises(DigestMismatch, match="first byte"):
+        blobs.settle_report(*report)
+    assert blobs.held(*report) == 0
+
+
+def test_the_sweep_spares_what_counts_and_what_may_go_on(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    wanted, orphan, growing = ((f"{n:032x}", Digest(str(n) * 64)) for n in (1, 2, 3))
+    blobs.report_path(*wanted).write_bytes(b"1")
+    blobs.report_path(*orphan).write_bytes(b"2")
+    blobs.partial_path(*growing).write_bytes(b"3")
+    blobs.sweep_spool({wanted}, drop_partial=False)
+    assert (blobs.held(*wanted), blobs.held(*orphan), blobs.held(*growing)) == (1, 0, 1)
+    blobs.sweep_spool({wanted}, drop_partial=True)
+    assert blobs.held(*growing) == 0
