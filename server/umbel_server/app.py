@@ -55,6 +55,7 @@ class Parts:
     coordinator: Coordinator
     authorities: Authorities
     release_key: bytes
+    release_root: bytes
 
 
 def build(settings: Settings, clock: Clock) -> Parts:
@@ -66,14 +67,16 @@ def build(settings: Settings, clock: Clock) -> Parts:
     """
     folder = Folder(settings.state)
     authorities, signer, leader = folder.authorities(), folder.signer(), folder.leader_key()
+    listing = folder.repository()
     store = Store.open(settings.effective_database_url)
     attestation = AcceptAll() if settings.accepts_unattested else RefuseAll()
     access = Access(store, authorities, attestation, clock, settings.device_certificate_days * DAY)
     operators = Operators(store, authorities.operator, clock, settings.operator_certificate_days * DAY)
     operators.bootstrap(read_file(folder.first_admin / "certificate.pem"))
     pace = Pace(settings.pace_shortest_seconds, settings.pace_longest_seconds, settings.pace_idle_seconds)
-    coordinator = Coordinator(store, Blobs(folder.blobs), signer, leader, clock, pace=pace)
-    return Parts(store, access, operators, coordinator, authorities, signer.public_key)
+    coordinator = Coordinator(store, Blobs(folder.blobs), signer, leader, clock, pace=pace, listing=listing)
+    root = listing[0].first_root
+    return Parts(store, access, operators, coordinator, authorities, signer.public_key, root)
 
 
 class Server:
@@ -103,7 +106,9 @@ class Server:
         admin_port = self._listen(self._admins, settings.admin_port, parts.authorities.operator.certificate_pem)
         device_address = settings.advertise or f":{device_port}"
         DeviceGateway(parts.coordinator, parts.access).service().add_to(self._devices)
-        EnrolmentGateway(parts.access, parts.release_key, device_address).service().add_to(self._enrolments)
+        EnrolmentGateway(parts.access, parts.release_key, device_address, parts.release_root).service().add_to(
+            self._enrolments
+        )
         admin = AdminGateway(parts.coordinator, parts.access, parts.operators, self._clock, settings.warnings)
         admin.service().add_to(self._admins)
         for server in (self._devices, self._enrolments, self._admins):

@@ -3,6 +3,8 @@
     config.toml                     settings; every line may go
     authority/{server,device,operator}.{pem,key}
     keys/{release,leader}.key       Ed25519 and X25519, raw
+    keys/releases/                  the keys of the release listing, one file each
+    listing/                        the release listing: TUF metadata, public
     admin/                          an operator's identity: what `umbel` calls with
     umbel.db, blobs/                data, unless the settings say otherwise
     addresses.json                  where the running coordinator listens
@@ -25,7 +27,9 @@ from umbel_server.access import Authorities
 from umbel_server.aggregation import LeaderKey
 from umbel_server.authority import Authority, PeerKind, key_to_pem
 from umbel_server.identity import ADDRESSES_FILE, Addresses, Identity, make_private, read_file, write_private
+from umbel_server.keyring import Keyring
 from umbel_server.operators import REALM
+from umbel_server.repository import Repository
 from umbel_server.signing import ReleaseSigner
 
 _AUTHORITIES: Final = ("server", "device", "operator")
@@ -65,6 +69,7 @@ class Folder:
         write_private(path / "keys" / "leader.key", LeaderKey.generate().to_bytes())
         config = _CONFIG.format(names=f"names = {json.dumps(['localhost', '127.0.0.1', '::1', *names])}\n")
         write_private(path / "config.toml", config.encode())
+        Repository.create(folder.listing, Keyring.create(folder.release_keys), now)
         folder._create_authorities(now)
         return folder
 
@@ -104,6 +109,23 @@ class Folder:
     def first_admin(self) -> Path:
         """The folder of the identity that `umbel init` made."""
         return self.path / "admin"
+
+    @property
+    def listing(self) -> Path:
+        """The release listing: TUF metadata, public."""
+        return self.path / "listing"
+
+    @property
+    def release_keys(self) -> Path:
+        """The private keys of the release listing that lie on this machine."""
+        return self.path / "keys" / "releases"
+
+    def repository(self) -> tuple[Repository, Keyring]:
+        """The release listing and its keys; raises `NotFound` where there is none."""
+        keys = Keyring(self.release_keys)
+        repository = Repository(self.listing, keys)
+        _ = repository.first_root
+        return repository, keys
 
     @property
     def blobs(self) -> Path:

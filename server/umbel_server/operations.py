@@ -16,6 +16,7 @@ from umbel_server import audit, fleet, task_records, views
 from umbel_server.blobs import Blobs
 from umbel_server.fleet import DeviceRecord, Fleet
 from umbel_server.registry import Model, Registry
+from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.store import Store
 from umbel_server.task import Task, TaskState
 from umbel_server.task_records import TaskRecord
@@ -34,6 +35,7 @@ class Operations:
         devices: Fleet,
         clock: Clock,
         take_up: Callable[[str], None],
+        verbs: RolloutVerbs | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -41,6 +43,7 @@ class Operations:
         self._fleet = devices
         self._clock = clock
         self._take_up = take_up
+        self._verbs = verbs
 
     # Models, versions, releases.
 
@@ -78,14 +81,18 @@ class Operations:
         return self._registry.bundle(self.version(model, number).bundle)
 
     def publish(self, model: str, number: int, channel: str, actor: str) -> PublishedRelease:
-        """Release an accepted version on a channel, an older one too.
+        """Release an accepted version to everybody on a channel at once, an older one too.
 
         Raises:
             NotFound: no such version.
             WrongState: not an accepted one.
             NotAllowed: a channel that belongs to the rounds.
         """
-        return self._registry.publish(model, number, channel, actor, self._clock.now())
+        if self._verbs is None:
+            return self._registry.publish(model, number, channel, actor, self._clock.now())
+        published = self._verbs.publish(model, number, channel, actor)
+        with self._store.reading() as connection:
+            return self._registry.published(connection, model, published)
 
     def releases(self, model: str = "", limit: int = 100) -> list[PublishedRelease]:
         """Releases, newest first; of one model or of all."""

@@ -189,12 +189,16 @@ class Registry:
         return self._newest[key]
 
     def signed_release(self, connection: sa.Connection, model: str, number: int) -> SignedRelease:
+        """One release by its number, as it is signed; raises `NotFound`."""
+        return self.published(connection, model, number).signed
+
+    def published(self, connection: sa.Connection, model: str, number: int) -> PublishedRelease:
         """One release by its number; raises `NotFound`."""
         query = sa.select(RELEASES).where(RELEASES.c.model == model, RELEASES.c.number == number)
         row = connection.execute(query).first()
         if row is None:
             raise NotFound(f"{model!r} has no release {number}")
-        return release_from_row(row).signed
+        return release_from_row(row)
 
     def releases(self, connection: sa.Connection, model: str = "", limit: int = 100) -> list[PublishedRelease]:
         """Releases, newest first; of one model or of all."""

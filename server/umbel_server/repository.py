@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from umbel.listing import CHECKPOINT, ISSUED_AT, ListedRelease, facts_of, listed
 from umbel_server.keyring import RULES, Keyring, KeyStatus, rule_of
 
 _COMPACT: Final = JSONSerializer(compact=True)
+_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}\.json")
 S = TypeVar("S", Root, Targets, Snapshot, Timestamp)
 Signable = Metadata[Root] | Metadata[Targets]
 
@@ -85,10 +87,9 @@ class Repository:
 
     def file(self, name: str) -> bytes:
         """A metadata file by its name, as devices and mirrors ask for it; raises `NotFound`."""
-        fields.name(name, "metadata file")
         path = self._folder / name
-        if not name.endswith(".json") or not path.is_file():
-            raise NotFound(f"there is no metadata file {name!r}")
+        if not _FILE.fullmatch(name) or not path.is_file():
+            raise NotFound(f"there is no metadata file {name[:80]!r}")
         return path.read_bytes()
 
     @property
@@ -141,8 +142,8 @@ class Repository:
 
     # Changing. Each draft is unsigned; `publish` takes it once it is signed.
 
-    def draft_model(self, model: str, keys: Iterable[Key], now: float) -> tuple[bytes, bytes]:
-        """Name a model's signers: the drafts of `targets`, and of the model's own, still empty role.
+    def draft_signers(self, model: str, keys: Iterable[Key], now: float) -> bytes:
+        """Name a model's signers: the draft of `targets`. The model's own listing is drafted by `draft_empty` after it.
 
         Raises:
             AlreadyExists: it has signers already; rotate them instead.
@@ -157,8 +158,15 @@ class Repository:
         targets.signed.delegations = delegations
         for key in keys:
             targets.signed.add_key(key, role.name)
-        own = _unborn(Targets())
-        return _draft(targets, "targets", now), _draft(own, role.name, now)
+        return _draft(targets, "targets", now)
+
+    def has_listing(self, model: str) -> bool:
+        """Whether a model's own listing, empty or not, is published."""
+        return self._version(role_of(model)) > 0
+
+    def draft_empty(self, model: str, now: float) -> bytes:
+        """A model's own listing, without releases yet."""
+        return _draft(_unborn(Targets()), role_of(model), now)
 
     def draft_releases(self, releases: Iterable[ListedRelease], now: float) -> bytes:
         """List more releases of one model, all under one signature: also those to go back with, beforehand.

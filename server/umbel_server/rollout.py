@@ -94,9 +94,14 @@ class Rollout:
         return self.spec.waves[self.wave] if self.wave >= 0 else None
 
     @property
+    def releases(self) -> tuple[int, ...]:
+        """The releases that it moves devices to."""
+        return tuple(arm.release for arm in self.spec.arms) or (self.spec.release,)
+
+    @property
     def offers(self) -> bool:
-        """Whether devices of its waves are offered the release now (or, rolling back, the one to go back with)."""
-        return self.stage in (Stage.RUNNING, Stage.AWAITING_PROMOTION, Stage.SUCCEEDED, Stage.ROLLING_BACK)
+        """Whether devices of its waves are offered the release now."""
+        return self.stage in (Stage.RUNNING, Stage.AWAITING_PROMOTION)
 
 
 # What people do.

@@ -6,6 +6,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from umbel.errors import MalformedMessage
 from umbel.messages import release_to_bytes
+from umbel.offer import Offer, SignedOffer, sign_offer
 from umbel.release import Release, SignedRelease, key_id_of, sign_statement
 
 
@@ -46,6 +47,10 @@ class ReleaseSigner:
     def sign(self, release: Release) -> SignedRelease:
         """Sign a release's own bytes."""
         return sign_statement(release_to_bytes(release), self._key)
+
+    def sign_offer(self, offer: Offer) -> SignedOffer:
+        """Sign an offer's own bytes."""
+        return sign_offer(offer, self._key)
 
     def __repr__(self) -> str:
         return f"ReleaseSigner({key_id_of(self.public_key)})"

@@ -53,13 +53,16 @@ class World:
     def __post_init__(self) -> None:
         self.keys = Keyring.create(self.folder / "keys")
         self.repository = Repository.create(self.metadata, self.keys, NOW)
-        signers = [signer.public_key for signer in self.keys.add(ROLE)]
-        for role, draft in zip(("targets", ROLE), self.repository.draft_model(MODEL, signers, NOW), strict=True):
-            self.publish(role, draft)
+        self.name_signers(MODEL)
 
     @property
     def metadata(self) -> Path:
         return self.folder / "metadata"
+
+    def name_signers(self, model: str) -> None:
+        signers = [signer.public_key for signer in self.keys.add(role_of(model))]
+        self.publish("targets", self.repository.draft_signers(model, signers, NOW))
+        self.publish(role_of(model), self.repository.draft_empty(model, NOW))
 
     def publish(self, role: str, draft: bytes, now: float = NOW) -> None:
         self.repository.publish(role, self.repository.sign(draft, role), now)
@@ -248,11 +251,7 @@ async def test_unknown_keys_count_for_nothing(world: World) -> None:
 
 
 async def test_the_signers_of_one_model_cannot_release_another(world: World) -> None:
-    other = [signer.public_key for signer in world.keys.add(role_of("other"))]
-    for role, draft in zip(
-        ("targets", role_of("other")), world.repository.draft_model("other", other, NOW), strict=True
-    ):
-        world.publish(role, draft)
+    world.name_signers("other")
     _, metadata = world.current(role_of("other"))
     path = f"models/{MODEL}/66.json"
     metadata.signed.targets[path] = TargetFile(6, {"sha256": digest_of(b"evil")}, path)
