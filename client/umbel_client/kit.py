@@ -20,6 +20,7 @@ from umbel_client.enrolment import Identity, IdentityKeeper
 from umbel_client.examples import ExampleStore, Split
 from umbel_client.files import Disk
 from umbel_client.idle import IdlePolicy
+from umbel_client.listing import Listing
 from umbel_client.personal import PersonalSettings
 from umbel_client.shelf import Shelf
 from umbel_client.state import DeviceState, Known, load_known, load_state, save_known, save_state
@@ -87,6 +88,8 @@ class Kit:
     memory: Memory
     disk: Disk
     offload: Offload
+    listing: Listing | None = None
+    """What the device believes of releases beyond the release key; None where it pinned that key alone."""
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property

@@ -1,70 +1,31 @@
 """What a device keeps on disk: blobs by content, and slots that say which of them serve.
 
-All slots stand in one small file that is replaced whole, so that a switch happens entirely or not at all: active (the
-release that was adopted), previous (the one before, for when the active one doesn't load) and personal (weights that
-were fine-tuned here). Blobs beyond the size limit go, least recently used first; those in a slot never.
+All slots (`umbel_client.slots`) stand in one small file that is replaced whole, so that a switch happens entirely or
+not at all. Blobs beyond the size limit go, least recently used first; those in a slot never.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from umbel.bundle import Bundle
-from umbel.digests import Digest, digest_of, digest_of_file, parse_digest
+from umbel.digests import Digest, digest_of, digest_of_file
 from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage, OutOfBounds, UmbelError
 from umbel.manifest import Manifest
-from umbel.release import Release
 from umbel.weights import Weights
 from umbel_client.files import BESIDE, Disk
+from umbel_client.slots import Personal as Personal
+from umbel_client.slots import Slot as Slot
+from umbel_client.slots import Slots, slots_from_tree
 
 DEFAULT_LIMIT: Final = 512 << 20
 PART: Final = ".part"
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """An adopted release, by its bundle."""
-
-    model: str
-    number: int
-    version: int
-    bundle: Digest
-
-    @classmethod
-    def of(cls, release: Release) -> Slot:
-        """The slot for a verified release."""
-        return cls(release.model, release.number, release.version, release.bundle)
-
-
-@dataclass(frozen=True, slots=True)
-class Personal:
-    """This device's own weights for a bundle."""
-
-    bundle: Digest
-    weights: Digest
-
-
-@dataclass(frozen=True, slots=True)
-class Slots:
-    """What serves, and what served before."""
-
-    active: Slot | None = None
-    previous: Slot | None = None
-    personal: Personal | None = None
-
-    def adopt(self, slot: Slot, personal: Personal | None) -> Slots:
-        """With `slot` active; what was active becomes the one to fall back to."""
-        previous = self.previous if self.active is None or self.active.bundle == slot.bundle else self.active
-        return Slots(slot, previous, personal)
-
-    def revert(self) -> Slots:
-        """With the previous release active again, as after an active one that doesn't load."""
-        return Slots(self.previous, None, None)
 
 
 class Shelf:
@@ -79,6 +40,7 @@ class Shelf:
     def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT, disk: Disk | None = None) -> None:
         self._blobs = folder / "blobs"
         self._slots_file = folder / "slots.json"
+        self._lock_file = folder / "slots.lock"
         self._limit = limit
         self._disk = disk or Disk()
         self._blobs.mkdir(parents=True, exist_ok=True)
@@ -89,7 +51,7 @@ class Shelf:
     def slots(self) -> Slots:
         """What the slots hold; all empty on a new shelf, or when their file was lost."""
         try:
-            return _slots_from_tree(json.loads(self._slots_file.read_bytes()))
+            return slots_from_tree(json.loads(self._slots_file.read_bytes()))
         except (OSError, ValueError, KeyError, TypeError, MalformedMessage):
             return Slots()
 
@@ -99,13 +61,24 @@ class Shelf:
         self._disk.flush_folder(self._blobs)
         self._disk.write(self._slots_file, json.dumps(asdict(slots)).encode())
 
+    def change(self, step: Callable[[Slots], Slots]) -> Slots:
+        """Take one step of the slots, alone among all processes that use this shelf; returns what serves now."""
+        with self._lock_file.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = self.slots
+            after = step(before)
+            if after != before:
+                self.switch(after)
+            return after
+
     def drop_personal(self) -> None:
-        """Forget the personal weights, at once and for good."""
+        """Forget all personal weights, at once and for good."""
         slots = self.slots
-        self.switch(replace(slots, personal=None))
-        if slots.personal is not None:
-            self._disk.remove(self.path(slots.personal.weights))
-            self._disk.flush_folder(self._blobs)
+        self.change(Slots.without_personal)
+        for own in (slots.personal, slots.previous_personal):
+            if own is not None:
+                self._disk.remove(self.path(own.weights))
+        self._disk.flush_folder(self._blobs)
 
     # Blobs.
 
@@ -178,7 +151,8 @@ class Shelf:
         """
         slots = self.slots
         bundles = {*in_use, *self.held_bundles()}
-        personal = {slots.personal.weights, slots.personal.bundle} if slots.personal else set()
+        kept = [own for own in (slots.personal, slots.previous_personal) if own is not None]
+        personal = {digest for own in kept for digest in (own.weights, own.bundle)}
         pinned = personal.union(*(self._blobs_of(bundle) for bundle in bundles | personal))
         files = [path for path in self._blobs.iterdir() if path.name not in pinned]
         for path in (path for path in files if path.name.endswith(BESIDE)):
@@ -209,14 +183,3 @@ class Shelf:
             path.unlink()
             raise DigestMismatch(f"blob {digest} on this device's shelf is damaged; it was removed, fetch it again")
         os.utime(path)
-
-
-def _slots_from_tree(tree: dict[str, Any]) -> Slots:
-    def slot(entry: dict[str, Any] | None) -> Slot | None:
-        if entry is None:
-            return None
-        return Slot(str(entry["model"]), int(entry["number"]), int(entry["version"]), parse_digest(entry["bundle"]))
-
-    own = tree["personal"]
-    personal = None if own is None else Personal(parse_digest(own["bundle"]), parse_digest(own["weights"]))
-    return Slots(slot(tree["active"]), slot(tree["previous"]), personal)
