@@ -129,6 +129,8 @@ class Coordinator:
         self, device: DeviceId, check_in: CheckIn, model: str
     ) -> tuple[SignedRelease | None, SignedOffer | None]:
         """The newest release, for fleets that trust the release key alone; or an offer, where there is a listing."""
+        if self.rollouts is not None and not model:
+            model = self.rollouts.offers.model_of(check_in.population)
         if not model:
             return None, None
         if self.rollouts is None:

@@ -56,6 +56,11 @@ class Offers:
         self._signer = signer
         self._chance = chance
 
+    def model_of(self, population: str) -> str:
+        """The model that a population without tasks gets: that of its newest rollout; "" without one."""
+        models = [rollout.spec.model for rollout in self.standing.rollouts if rollout.spec.population == population]
+        return models[-1] if models else ""
+
     def hear(self, device: DeviceId, told: Iterable[ReleaseOutcome], now: float) -> None:
         """Take a device's answers down; each counts once, under the execution that it was offered."""
         answers = [outcome for outcome in told if outcome.execution]
