@@ -27,7 +27,7 @@ from umbel_client.fetching import fetch_bundle
 from umbel_client.kit import Kit
 from umbel_client.listing import Listing
 from umbel_client.offered import Offered, believe, verify_offered
-from umbel_client.personal import Tested, judge_release
+from umbel_client.personal import Comparison, judge_release
 from umbel_client.slots import TRIES, Personal, Slot, Slots, Trial
 from umbel_client.state import Known, Scores
 from umbel_client.trust import Trust
@@ -149,7 +149,7 @@ class Adoption:
         bundle = await fetch_bundle(kit.channel, kit.shelf, release, kit.runtime.name)
         slots = kit.shelf.slots
 
-        def test() -> Tested:
+        def test() -> Comparison:
             verify_golden(kit.runtime, bundle)
             return judge_release(
                 bundle,
@@ -188,7 +188,7 @@ class Adoption:
             # What can't be read can't serve either: anything that runs is better.
             return None
 
-    def _switch(self, release: Release, bundle: Bundle, tested: Tested, trial: Trial | None) -> None:
+    def _switch(self, release: Release, bundle: Bundle, tested: Comparison, trial: Trial | None) -> None:
         personal = None
         if tested.personal_wins and tested.tuned_weights is not None:
             weights = self._kit.shelf.put(tested.tuned_weights.to_bytes())
@@ -197,7 +197,7 @@ class Adoption:
         self._switched()
         self._kit.shelf.tidy()
 
-    def _remember_scores(self, release: Release, tested: Tested) -> None:
+    def _remember_scores(self, release: Release, tested: Comparison) -> None:
         kept_own = tested.worse_than_present(self._kit.personal.margin)
         scores = Scores(
             release=release.number,

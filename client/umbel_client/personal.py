@@ -39,7 +39,7 @@ class PersonalSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class Comparison:
     """What the accept test measured: higher is better; None where there was nothing to measure."""
 
     release: float | None
@@ -82,7 +82,7 @@ def judge_release(
     clock: Clock,
     device: str,
     go_on: GoOn = always,
-) -> Tested:
+) -> Comparison:
     """Fine-tune a release here and measure it against what answers now.
 
     Args:
@@ -102,7 +102,7 @@ def judge_release(
     """
     tuned = _tuned(bundle, split.training, settings, runtime, clock, device, go_on) if split.held_back.count else None
     shared = bundle.shared_weights()
-    return Tested(
+    return Comparison(
         release=score(evaluate(bundle, shared, split.held_back, runtime)),
         tuned=None if tuned is None else score(evaluate(bundle, tuned, split.held_back, runtime)),
         present=None if present is None else score(evaluate(*present, split.held_back, runtime)),

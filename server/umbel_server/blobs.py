@@ -115,7 +115,7 @@ class Blobs:
         """
         partial = self.partial_path(report_id, digest)
         if self.report_path(report_id, digest).is_file():
-            # Settled by a coordinator that died before it could count the report.
+            # Settled by an earlier try, which failed before its commit.
             return
         if digest_of_file(partial) != digest:
             partial.unlink()

@@ -181,6 +181,7 @@ class Coordinator:
 
         Raises:
             NotFound: no such upload has begun.
+            RoundClosed: its round ended, or its session did.
             OutOfBounds: they don't follow what is here, or are more than was announced.
         """
         self._uploads.append(report_id, offset, chunk)
@@ -189,7 +190,7 @@ class Coordinator:
         """Count a report, all of whose bytes are here. When it returns, the report is durable and counted once.
 
         Raises:
-            NotFound: no such upload has begun, or its round is long over.
+            NotFound: no such upload has begun.
             Interrupted: bytes are missing; begin again and go on.
             RoundClosed, AlreadyReported: it came too late.
             DigestMismatch: its bytes changed on their way; begin again from the first.

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from umbel.clock import Clock
 from umbel.digests import Digest, digest_of
-from umbel.errors import BadInput, Conflict, NotAllowed, NotFound, SealBroken
+from umbel.errors import BadInput, Conflict, NotAllowed, NotFound, RoundClosed, SealBroken
 from umbel.identity import DeviceId
 from umbel.manifest import Manifest
 from umbel.plan import Kind
@@ -124,17 +124,17 @@ class TaskRunner:
     # Devices report.
 
     def round_of(self, session_id: str) -> Round:
-        """The open round that a session is of; raises `NotFound`."""
+        """The open round that a session is of; raises `RoundClosed` once it has ended."""
         for held in self.rounds.values():
             if session_id in held.sessions:
                 return held
-        raise NotFound(f"no open round has a session {session_id!r}; check in again")
+        raise RoundClosed("the session's round is over; check in again")
 
     def admit(self, begin: ReportBegin) -> Session:
         """The session, if this report may be uploaded now.
 
         Raises:
-            NotFound, RoundClosed, AlreadyReported, NotAllowed, Conflict: it may not.
+            RoundClosed, AlreadyReported, NotAllowed, Conflict: it may not.
         """
         held = self.round_of(begin.session_id)
         session = held.session(begin.session_id)
@@ -157,7 +157,7 @@ class TaskRunner:
         """Count one report, all of whose bytes are here; when it returns, it is durable and counted once.
 
         Raises:
-            NotFound, RoundClosed, AlreadyReported: it isn't wanted.
+            RoundClosed, AlreadyReported: it isn't wanted, or not any more.
             DigestMismatch: its bytes changed on their way; the device may send them again.
             BadInput, SealBroken: it can't be counted; its session is over, the round goes on without it.
         """

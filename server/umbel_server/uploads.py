@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-from umbel.errors import Conflict, Interrupted, NotFound, OutOfBounds
+from umbel.errors import Conflict, Interrupted, NotFound, OutOfBounds, RoundClosed
 from umbel.sealing import OVERHEAD
 from umbel.visit import ReportBegin
 from umbel_server.blobs import Blobs
+
+LATE_KEPT: Final = 10_000
+"""Uploads cut off by their round's end that are remembered, to tell their devices why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,7 @@ class Uploads:
         self._blobs = blobs
         self._by_report: dict[str, _Upload] = {}
         self._by_session: dict[str, str] = {}
+        self._late: dict[str, None] = {}
 
     def begin(self, begin: ReportBegin, largest: int) -> int:
         """Start or resume an upload; returns how many bytes are here already.
@@ -54,6 +59,7 @@ class Uploads:
 
         Raises:
             NotFound: no such upload has begun.
+            RoundClosed: its session ended meanwhile.
             OutOfBounds: they don't follow what is here, or are more than was announced.
         """
         begin = self._get(report_id).begin
@@ -70,6 +76,7 @@ class Uploads:
 
         Raises:
             NotFound: no such upload has begun.
+            RoundClosed: its session ended meanwhile.
             Interrupted: bytes are missing.
         """
         upload = self._get(report_id)
@@ -92,15 +99,24 @@ class Uploads:
                 upload = self._get(report_id)
                 if not upload.is_counted:
                     self.forget(report_id)
+                    self._note_late(report_id)
                     self._blobs.drop_partial(report_id, upload.begin.sealed_digest)
 
     def _get(self, report_id: str) -> _Upload:
         try:
             return self._by_report[report_id]
         except KeyError:
+            if report_id in self._late:
+                raise RoundClosed("the session ended while the report was on its way; check in again") from None
             raise NotFound("no such upload has begun here; begin it (again)") from None
 
+    def _note_late(self, report_id: str) -> None:
+        self._late[report_id] = None
+        if len(self._late) > LATE_KEPT:
+            del self._late[next(iter(self._late))]
+
     def _remember(self, upload: _Upload) -> None:
+        self._late.pop(upload.begin.report_id, None)
         self._by_report[upload.begin.report_id] = upload
         self._by_session[upload.begin.session_id] = upload.begin.report_id
 

@@ -15,7 +15,7 @@ def recordings(count: int, *seed: str | int, shift: int = 0) -> tuple[NDArray[np
     chance = generator("recordings", *seed)
     classes = np.arange(count) % CLASSES
     time = np.arange(100) / 100
-    phases = chance.uniform(0, 2 * np.pi, (count, 6, 1))
+    phases = chance.normal(0, 0.2, (count, 6, 1))
     swings = np.sin(2 * np.pi * (1 + 2 * classes[:, None, None]) * time + phases)
     noise = chance.normal(0, 0.05, (count, 6, 100))
     return (swings + noise).astype(np.float32), ((classes + shift) % CLASSES).astype(np.int64)

@@ -227,7 +227,8 @@ def test_an_archive_is_imported_with_its_tags(tmp_path: Path, make: Make) -> Non
 
 def test_several_inputs_are_imported_by_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
-    np.savez(path, **{"x/pulse": np.zeros((3, 2)), "x/motion": np.zeros((3, 4)), "y/mood": np.zeros(3)})
+    arrays: dict[str, Any] = {"x/pulse": np.zeros((3, 2)), "x/motion": np.zeros((3, 4)), "y/mood": np.zeros(3)}
+    np.savez(path, **arrays)
     store = MemoryExamples(StoreLimits(held_back_share=0.0))
     assert import_npz(store, path, at=1.0) == 3
     assert sorted(store.split(1.0).training.inputs) == ["motion", "pulse"]

@@ -54,10 +54,10 @@ async def enrolled(peer: Peer) -> Identity:
     return identity_of(await request_enrolment(peer.code(), key), key)
 
 
-async def joined(peer: Peer, bench: Bench, **parts: object) -> Device:
+async def joined(peer: Peer, bench: Bench) -> Device:
     bench.clock.instant = SystemClock().now()
     save_identity(bench.home, await enrolled(peer))
-    return bench.device_with_examples(identity=None, channel=None, personal=PERSONAL, **parts)
+    return bench.device_with_examples(identity=None, channel=None, personal=PERSONAL)
 
 
 async def test_a_whole_visit_over_mutual_tls(peer: Peer, bench: Bench) -> None:

@@ -66,7 +66,8 @@ _FACTS = {
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_what_nobody_can_tell_is_a_no_unless_the_policy_takes_it(condition: str) -> None:
-    unknown = replace(GOOD, **{_FACTS[condition]: None, "battery": None})
+    facts: dict[str, Any] = {_FACTS[condition]: None, "battery": None}
+    unknown = replace(GOOD, **facts)
     assert f"{condition} is unknown" in reasons(POLICY, unknown)
     assert isinstance(replace(POLICY, allow_unknown=(condition,)).verdict(unknown, SOME, NOON), Eligible)
 

@@ -70,7 +70,7 @@ async def test_what_happened_is_told_at_the_next_visit_and_only_once(bench: Benc
     await bench.open().wake()
     await bench.open().wake()
     first, second, third = bench.coordinator.check_ins
-    assert first.sessions == first.outcomes == third.sessions == third.outcomes == ()
+    assert (first.sessions, first.outcomes) == (third.sessions, third.outcomes) == ((), ())
     assert [record.shape for record in second.sessions] == ["-v[]+^"]
     assert [outcome.outcome for outcome in second.outcomes] == [Outcome.ADOPTED]
     assert len(second.held_bundles) == 1

@@ -37,6 +37,7 @@ from umbel_server.task import Task
 MODEL, POPULATION, TASK, OPERATOR = "smartwatch", "wrists", "learn", "operator:test"
 BUNDLE = Bundle.open(bundle_path("smartwatch"))
 SHAPES = BUNDLE.manifest.shared_shapes
+METRICS = {"loss": 10.0, "correct": 12.0, "examples": 20.0}
 RUNTIME = OnnxRuntime()
 T = TypeVar("T")
 
@@ -66,11 +67,12 @@ class Plug:
 
     at: set[int] = field(default_factory=set)
     steps: list[str] = field(default_factory=list)
+    kind: type[BaseException] = Crash
 
     def __call__(self, step: str) -> None:
         self.steps.append(step)
         if len(self.steps) in self.at:
-            raise Crash(f"{len(self.steps)}: {step}")
+            raise self.kind(f"{len(self.steps)}: {step}")
 
 
 class World:
@@ -180,12 +182,15 @@ class SimulatedDevice:
         return reply
 
     def update(self, assignment: Assignment) -> Update:
-        chance = generator("update", self.name, assignment.task, assignment.round)
-        metrics = {"loss": 10.0, "correct": 12.0, "examples": 20.0}
         if assignment.plan.kind is Kind.EVALUATE:
-            return Update(Weights({}), 20.0, metrics)
+            return Update(Weights({}), 20.0, METRICS)
+        return self.drawn(assignment.task, assignment.round)
+
+    def drawn(self, task_name: str, round_number: int) -> Update:
+        """What it reports in a training round."""
+        chance = generator("update", self.name, task_name, round_number)
         delta = {name: 0.01 * chance.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
-        return Update(Weights(delta), 50.0, metrics | {"train_loss": 30.0, "train_examples": 50.0})
+        return Update(Weights(delta), 50.0, METRICS | {"train_loss": 30.0, "train_examples": 50.0})
 
     def report(self, assignment: Assignment, body: Update | bytes | None = None, **changes: Any) -> Report:
         """The report of this device for an assignment; `changes` spoil the question before it."""

@@ -23,7 +23,7 @@ from umbel.randomness import generator
 from umbel.release import verify_statement
 from umbel.sealing import SEALED, Binding, seal
 from umbel.update import Update
-from umbel.v1 import admin_pb2, admin_pb2_grpc, device_pb2, device_pb2_grpc
+from umbel.v1 import admin_pb2_grpc, device_pb2, device_pb2_grpc
 from umbel.visit import Assignment, CheckIn, CheckInReply, ReportBegin
 from umbel.weights import Weights
 from umbel_models.zoo import bundle_path
@@ -207,8 +207,3 @@ def refused() -> Iterator[list[UmbelError]]:
         assert error.code().name == found[0].status.name
     else:
         raise AssertionError("the call wasn't refused")
-
-
-def requests_of_admin() -> Iterator[str]:
-    """The names of all methods of AdminService."""
-    yield from (method.name for method in admin_pb2.DESCRIPTOR.services_by_name["AdminService"].methods)

@@ -22,7 +22,6 @@ from umbel_server.round import UPLOAD_GRACE_SECONDS, RoundState, SessionState
 from umbel_server.selection import SHORTEST_SECONDS
 from umbel_server.task import Task, TaskState
 from umbel_server.validation import ValidationPolicy
-from umbel_server.versions import VersionState
 
 MEASURE = Task("measure", POPULATION, MODEL, plan=Plan(kind=Kind.EVALUATE), goal=2)
 
@@ -205,71 +204,6 @@ async def test_an_operator_pauses_resumes_and_stops(world: World) -> None:
     assert asked == ["task.stop", "task.resume", "task.pause", "task.create", "model.add"]
 
 
-async def test_devices_measure_a_candidate_before_its_verdict(world: World) -> None:
-    devices = world.enrol("a", "b")
-    await world.begin(task(rounds=2, evaluate_candidates=True))
-    operations = world.coordinator.operations
-    await together(*devices)
-    await world.coordinator.tick()
-    assert operations.round(TASK, 1).state is RoundState.VALIDATING
-    assert operations.version(MODEL, 2).state is VersionState.CANDIDATE
-    assignment = await devices[0].assignment()
-    assert (assignment.plan.kind, assignment.round) == (Kind.EVALUATE, 1)
-    assert world.base_of(assignment) == operations.version(MODEL, 2).bundle
-    world.restart()
-    await together(*devices)
-    await world.coordinator.tick()
-    operations = world.coordinator.operations
-    accepted = operations.version(MODEL, 2)
-    assert (accepted.state, accepted.lineage.verdict, accepted.accuracy) == (VersionState.ACCEPTED, "accepted", 0.6)
-    judged = operations.round(TASK, 1)
-    assert (judged.state, judged.version, judged.candidate_accuracy) == (RoundState.COMPLETED, 2, 0.6)
-    assert operations.round(TASK, 2).base_version == 2
-
-
-async def test_a_candidate_that_serves_devices_worse_is_refused_and_the_parent_stands(world: World) -> None:
-    devices = world.enrol("a", "b")
-    await world.begin(task(rounds=2, evaluate_candidates=True))
-    await together(*devices)
-    await world.coordinator.tick()
-    for device in devices:
-        assignment = await device.assignment()
-        worse = device.update(assignment)
-        worse = type(worse)(worse.delta, worse.weight, {"loss": 40.0, "correct": 2.0, "examples": 20.0})
-        await device.send(device.report(assignment, worse))
-    await world.coordinator.tick()
-    operations = world.coordinator.operations
-    assert operations.version(MODEL, 2).state is VersionState.REFUSED
-    assert operations.round(TASK, 1).state is RoundState.FAILED
-    assert "right" in operations.round(TASK, 1).reason
-    assert operations.round(TASK, 2).base_version == 1
-    assert operations.task(TASK).steps == 0
-
-
-async def test_a_candidate_that_too_few_devices_measure_is_refused(world: World) -> None:
-    devices = world.enrol("a", "b")
-    await world.begin(task(rounds=1, minimum=2, evaluate_candidates=True))
-    await together(*devices)
-    await world.coordinator.tick()
-    world.clock.instant += 100
-    await world.coordinator.tick()
-    operations = world.coordinator.operations
-    assert operations.version(MODEL, 2).state is VersionState.REFUSED
-    assert "abandoned" in operations.round(TASK, 1).reason
-
-
-async def test_an_evaluation_task_measures_the_newest_version_and_makes_none(world: World) -> None:
-    devices = world.enrol("a", "b")
-    await world.begin(task(rounds=1, plan=Plan(kind=Kind.EVALUATE)))
-    await together(*devices)
-    await world.coordinator.tick()
-    operations = world.coordinator.operations
-    assert operations.version(MODEL, 1).accuracy == 0.6
-    assert operations.round(TASK, 1).version == 1
-    assert len(operations.versions(MODEL)) == 1
-    assert operations.task(TASK).task.state is TaskState.DONE
-
-
 async def test_what_cannot_be_run_is_refused_before_a_round_begins(world: World) -> None:
     operations = world.coordinator.operations
     with pytest.raises(NotFound):
@@ -288,21 +222,6 @@ async def test_what_cannot_be_run_is_refused_before_a_round_begins(world: World)
     operations.add_model("second", bundle_path("smartwatch"), OPERATOR)
     with pytest.raises(Conflict, match="one of its own"):
         operations.create_task(replace(task(), name="other", model="second"), OPERATOR)
-
-
-async def test_a_robust_strategy_runs_where_updates_are_public(small_world: World) -> None:
-    devices = small_world.enrol("a", "b", "c")
-    await small_world.begin(
-        task(strategy=StrategySpec("FedMedian"), updates_private=False, goal=3, minimum=3, rounds=1)
-    )
-    assignments = [await device.assignment() for device in devices]
-    updates = [device.update(assignment) for device, assignment in zip(devices, assignments, strict=True)]
-    for device, assignment in zip(devices, assignments, strict=True):
-        await device.send(device.report(assignment))
-    await small_world.coordinator.tick()
-    median = np.median([update.delta.to_vector() for update in updates], axis=0)
-    wanted = BUNDLE.shared_weights().to_vector() + median
-    np.testing.assert_allclose(small_world.weights().to_vector(), wanted, rtol=0, atol=1e-6)
 
 
 async def test_two_tasks_share_a_fleet_and_a_device_works_for_one_at_a_time(small_world: World) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.server.driving import TASK, Plug, World, task
+from tests.server.driving import BUNDLE, SHAPES, TASK, Plug, SimulatedDevice, World, task
 from umbel.randomness import generator
-from umbel_server.aggregation import LeaderKey
+from umbel.update import Aggregate
+from umbel_server import flower
+from umbel_server.aggregation import LeaderKey, Presummed
 from umbel_server.flower.spec import StrategySpec
 from umbel_server.signing import ReleaseSigner
 from umbel_server.tables import AUDIT, RELEASES, TASKS, VERSIONS
@@ -80,6 +82,22 @@ async def test_killed_at_any_durable_step_it_ends_bit_equal(strategy: StrategySp
         assert ending(world) == unbroken, f"killed at step {number}, {steps[number - 1]}"
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
+@pytest.mark.usefixtures("quick_disk")
+async def test_a_broken_run_makes_what_one_long_lived_strategy_makes(strategy: StrategySpec, places: Places) -> None:
+    planned = task(strategy=strategy, goal=1, rounds=3)
+    world, _ = await run(*next(places), planned, {4, 11, 20, 25, 30}, crowd=1)
+    device = SimulatedDevice(world, "device-0", planned.population)
+    weights, state = BUNDLE.shared_weights(), b""
+    for number in (1, 2, 3):
+        collected = Aggregate.zero(SHAPES)
+        collected.accumulate(device.drawn(planned.name, number))
+        weights, state = flower.apply(strategy, state, weights, Presummed(collected), number)
+    assert world.weights() == weights
+    assert world.blobs.state(TASK, world.coordinator.operations.task(TASK).strategy_state) == state
+    world.store.close()
+
+
 @pytest.mark.parametrize("evaluates", [False, True])
 @pytest.mark.usefixtures("quick_disk")
 async def test_killed_again_and_again_it_ends_bit_equal(evaluates: bool, places: Places) -> None:
@@ -132,3 +150,25 @@ async def test_an_acknowledgement_that_got_lost_is_given_again_and_counts_once(p
     await first.send(report)
     assert world.coordinator.operations.version("smartwatch", 2).lineage.cohort == 2
     world.store.close()
+
+
+@pytest.mark.usefixtures("quick_disk")
+async def test_a_report_whose_commit_fails_is_not_counted_by_a_process_that_lives_on(places: Places) -> None:
+    worlds = [World(*next(places), SIGNER, LEADER) for _ in range(2)]
+    for world, fails in zip(worlds, (True, False), strict=True):
+        first, second = world.enrol("device-0", "device-1")
+        await world.begin(task(rounds=1))
+        report = first.report(await first.assignment())
+        if fails:
+            # "spool report", then the commit of its row: the disk is full.
+            world.plug.at, world.plug.kind = {len(world.plug.steps) + 2}, OSError
+            with pytest.raises(OSError, match="commit"):
+                await first.send(report)
+        await second.visit()
+        await first.send(report)
+        await world.coordinator.tick()
+    failed, clean = (world.coordinator.operations.version("smartwatch", 2).lineage for world in worlds)
+    assert (failed.cohort, failed.weight) == (clean.cohort, clean.weight) == (2, 100.0)
+    assert worlds[0].weights().to_vector() == pytest.approx(worlds[1].weights().to_vector(), abs=1e-6)
+    for world in worlds:
+        world.store.close()

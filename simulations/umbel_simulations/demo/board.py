@@ -69,8 +69,8 @@ def _round_table(rounds: Sequence[pb.Round]) -> Table:
 def summary(results: Results) -> RenderableType:
     """The table per device that a run ends with."""
     table = Table(title="Accuracy on each device's held-back windows", title_justify="left", header_style="bold")
-    for heading in ("device", "training", "held back", "global model", "personal model", "peak memory"):
-        table.add_column(heading, justify="left" if heading == "device" else "right")
+    for heading in ("device", "training", "held back", "global", "personal", "peak memory"):
+        table.add_column(heading, justify="left" if heading == "device" else "right", no_wrap=True)
     for device in results.devices:
         table.add_row(
             device.name,
@@ -84,5 +84,5 @@ def summary(results: Results) -> RenderableType:
     examples, held_back = (sum(getattr(d, name) for d in results.devices) for name in ("examples", "held_back"))
     most = max((device.peak_memory_mb for device in results.devices), default=0.0)
     means = (f"{results.global_accuracy:.1%}", f"{results.personal_accuracy:.1%}")
-    table.add_row("mean, total, or most", str(examples), str(held_back), *means, f"{most:.0f} MB", style="bold")
+    table.add_row("mean, sum or most", str(examples), str(held_back), *means, f"{most:.0f} MB", style="bold")
     return table

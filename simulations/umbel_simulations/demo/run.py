@@ -44,7 +44,7 @@ class Options:
     """What can be chosen for a run."""
 
     folder: Path
-    rounds: int = 16
+    rounds: int = 20
     devices: int = 20
 
 
@@ -68,13 +68,13 @@ def run(options: Options, live: Live) -> Results:
 
         board.doing = "training"
         first_half = options.rounds // 2
-        _wait(look, members, programs, lambda: _completed(board) >= first_half)
+        _wait(look, board, members, programs, lambda: _completed(board) >= first_half)
         _publish(operator, board)
-        _wait(look, members, programs, lambda: _task_is_done(board))
+        _wait(look, board, members, programs, lambda: _task_is_done(board))
         newest = _publish(operator, board)
 
         board.doing = "devices test the newest release against their own model"
-        _wait(look, members, programs, lambda: all(member.judged() >= newest for member in members))
+        _wait(look, board, members, programs, lambda: all(member.judged() >= newest for member in members))
         board.doing = "done"
         look()
         devices = tuple(member.result() for member in members)
@@ -142,12 +142,17 @@ def _task_is_done(board: Board) -> bool:
 
 
 def _wait(
-    look: Callable[[], None], members: Sequence[fleet.Member], programs: Programs, done: Callable[[], bool]
+    look: Callable[[], None],
+    board: Board,
+    members: Sequence[fleet.Member],
+    programs: Programs,
+    done: Callable[[], bool],
 ) -> None:
     """Look on until `done`, and make sure that nobody has ended before."""
 
     def watch() -> None:
         look()
+        board.devices_ready = sum(member.judged() > 0 for member in members)
         for name in (COORDINATOR, *(member.name for member in members)):
             programs.finished(name)
 

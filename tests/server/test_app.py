@@ -1,0 +1,183 @@
+"""The coordinator as a process: its folder, its settings, its start and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.server.live import MovedClock, serving
+from umbel.errors import AlreadyExists, CertificateRefused, EnrolmentRefused, NotFound, OutOfBounds, Unavailable
+from umbel.v1 import admin_pb2 as pb
+from umbel.v1 import device_pb2
+from umbel_server.app import Server, build
+from umbel_server.authority import make_request
+from umbel_server.folder import Folder
+from umbel_server.identity import Addresses, Identity
+from umbel_server.settings import load_settings
+
+NOW = 1_700_000_000.0
+
+
+def test_secrets_are_for_their_owner_only(tmp_path: Path) -> None:
+    Folder.create(tmp_path / "state", (), NOW)
+    for path in (tmp_path / "state").rglob("*"):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_secrets_do_not_print(tmp_path: Path) -> None:
+    folder = Folder.create(tmp_path / "state", (), NOW)
+    shown = f"{folder.authorities()} {folder.signer()} {folder.leader_key()} {Identity.read(folder.first_admin)}"
+    assert "PRIVATE" not in shown
+    assert folder.signer().to_bytes().hex() not in shown
+
+
+def test_a_folder_is_made_once(tmp_path: Path) -> None:
+    Folder.create(tmp_path / "state", (), NOW)
+    before = {path: path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file()}
+    with pytest.raises(AlreadyExists, match="another folder"):
+        Folder.create(tmp_path / "state", (), NOW)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file()}
+
+
+def test_without_init_nothing_starts(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="umbel init"):
+        build(load_settings(tmp_path), MovedClock())
+
+
+def test_another_coordinators_certificate_for_an_authority_is_noticed(tmp_path: Path) -> None:
+    one, other = (Folder.create(tmp_path / name, (), NOW) for name in ("one", "other"))
+    (one.path / "authority" / "device.pem").write_bytes((other.path / "authority" / "device.pem").read_bytes())
+    with pytest.raises(CertificateRefused, match="doesn't belong"):
+        one.authorities()
+
+
+# Settings.
+
+
+def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.toml").write_text("device_port = 1\nenrol_port = 1\nadmin_port = 1\n")
+    monkeypatch.setenv("UMBEL_ENROL_PORT", "2")
+    monkeypatch.setenv("UMBEL_ADMIN_PORT", "2")
+    settings = load_settings(tmp_path, admin_port=3, device_port=None)
+    assert (settings.device_port, settings.enrol_port, settings.admin_port) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["device_port = 70000", "surprise = 1", "profile = 'party'", "device_port = ", "device_certificate_days = 0"],
+)
+def test_a_setting_that_is_not_one_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(OutOfBounds, match=text.partition(" ")[0] if text[-2] != "=" else "TOML"):
+        load_settings(tmp_path)
+
+
+def test_production_refuses_devices_without_proof_unless_asked_by_name(tmp_path: Path) -> None:
+    assert load_settings(tmp_path).accepts_unattested
+    assert not load_settings(tmp_path, profile="production").accepts_unattested
+    assert load_settings(tmp_path, profile="production", attestation="accept").accepts_unattested
+
+
+def test_the_production_profile_enrols_nobody_without_a_verifier(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    with serving(tmp_path / "state", profile="production") as live:
+        request = make_request(ec.generate_private_key(ec.SECP256R1()))
+        with pytest.raises(EnrolmentRefused):
+            live.do(
+                lambda: live.parts.access.enrol(live.parts.access.create_tokens("x", "p", 1, 9.0)[0][0], request, b"")
+            )
+
+
+# Start and stop.
+
+
+def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
+    with serving(tmp_path / "first") as live:
+        taken = int(live.addresses.admin.rpartition(":")[2])
+        Folder.create(tmp_path / "second", (), live.clock.now())
+        settings = load_settings(tmp_path / "second", device_port=0, enrol_port=0, admin_port=taken)
+
+        async def start() -> None:
+            server = Server(settings, build(settings, live.clock), live.clock)
+            try:
+                await server.start()
+            finally:
+                await server.stop()
+
+        with pytest.raises(Unavailable, match=str(taken)):
+            asyncio.run(start())
+
+
+def test_certificates_and_state_outlive_the_process(tmp_path: Path) -> None:
+    with serving(tmp_path / "state") as live:
+        live.add_model()
+        device = live.device()
+        revoked = live.device()
+        live.do(lambda: live.parts.access.revoke("operator:test", revoked.id, ""))
+    with serving(tmp_path / "state") as live:
+        again = type(device)(live, device.key, device.certificate)
+        again.check_in()
+        devices = live.admin().ListDevices(pb.ListDevicesRequest()).devices
+        assert {found.id: bool(found.revoked_at_ms) for found in devices} == {device.id: False, revoked.id: True}
+
+
+def test_devices_are_told_the_advertised_address(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    with serving(tmp_path / "state", advertise="fleet.example:443") as live:
+        request = make_request(ec.generate_private_key(ec.SECP256R1()))
+        answer = live.enrolment().Enrol(device_pb2.EnrolRequest(token=live.token(), certificate_request=request))
+        assert answer.device_address == "fleet.example:443"
+
+
+# The real process.
+
+
+@contextmanager
+def process(state: Path) -> Iterator[subprocess.Popen[str]]:
+    ports = [f"--{port}-port=0" for port in ("device", "enrol", "admin")]
+    command = [sys.executable, "-m", "umbel_server.cli", "serve", "--state", str(state), "--json", *ports]
+    started = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"GRPC_VERBOSITY": "NONE"}
+    )
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_told_end_is_an_orderly_one(tmp_path: Path, number: signal.Signals) -> None:
+    Folder.create(tmp_path / "state", (), time.time())
+    with process(tmp_path / "state") as started:
+        assert started.stdout is not None
+        ready = json.loads(started.stdout.readline())
+        addresses = Addresses.read(tmp_path / "state")
+        assert (ready["device"], ready["enrol"], ready["admin"]) == (
+            addresses.device,
+            addresses.enrol,
+            addresses.admin,
+        )
+        assert 0 not in {int(address.rpartition(":")[2]) for address in (addresses.device, addresses.admin)}
+        started.send_signal(number)
+        _, words = started.communicate(timeout=30)
+        assert started.returncode == 0, words
+        assert "Traceback" not in words
+    with pytest.raises(NotFound):
+        Addresses.read(tmp_path / "state")

@@ -1,0 +1,83 @@
+"""A report that comes too late is told so, whenever in its upload the round was left; never that nobody knows it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.server.driving import SimulatedDevice, World, inline, task, together
+from umbel.errors import RoundClosed
+from umbel_server import uploads
+
+
+async def begun(world: World, **changes: Any) -> tuple[list[SimulatedDevice], Any]:
+    """Two devices that may report, and a third whose upload has begun."""
+    devices = world.enrol("a", "b", "c")
+    await world.begin(task(**changes))
+    late = devices[2].report(await devices[2].assignment())
+    await world.coordinator.begin_report(late.begin)
+    return devices[:2], late
+
+
+async def test_chunks_after_the_end_of_the_round_are_too_late(small_world: World) -> None:
+    others, late = await begun(small_world)
+    await small_world.coordinator.append(late.begin.report_id, 0, late.sealed[:500])
+    await together(*others)
+    await small_world.coordinator.tick()
+    with pytest.raises(RoundClosed):
+        await small_world.coordinator.append(late.begin.report_id, 500, late.sealed[500:])
+    with pytest.raises(RoundClosed):
+        await small_world.coordinator.finish_report(late.begin.report_id)
+
+
+async def test_a_whole_report_after_the_end_of_the_round_is_too_late(small_world: World) -> None:
+    others, late = await begun(small_world)
+    await small_world.coordinator.append(late.begin.report_id, 0, late.sealed)
+    await together(*others)
+    await small_world.coordinator.tick()
+    with pytest.raises(RoundClosed):
+        await small_world.coordinator.finish_report(late.begin.report_id)
+    with pytest.raises(RoundClosed):
+        await small_world.coordinator.begin_report(late.begin)
+
+
+async def test_a_report_that_waits_while_its_round_is_closed_is_too_late(small_world: World) -> None:
+    """It has all its bytes and stands in line behind the closing of its own round."""
+    hold, held = asyncio.Event(), asyncio.Event()
+
+    async def slowly(function: Callable[..., Any], *arguments: Any) -> Any:
+        if function.__name__ == "_make":
+            held.set()
+            await hold.wait()
+        return await inline(function, *arguments)
+
+    small_world.offload = slowly
+    small_world.restart()
+    others, late = await begun(small_world)
+    await small_world.coordinator.append(late.begin.report_id, 0, late.sealed)
+    await together(*others)
+    closing = asyncio.create_task(small_world.coordinator.tick())
+    await held.wait()
+    waiting = asyncio.create_task(small_world.coordinator.finish_report(late.begin.report_id))
+    await asyncio.sleep(0)
+    hold.set()
+    await closing
+    with pytest.raises(RoundClosed):
+        await waiting
+
+
+async def test_what_is_remembered_of_late_uploads_is_bounded(
+    small_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "LATE_KEPT", 2)
+    devices = small_world.enrol(*"abcd")
+    await small_world.begin(task(goal=4))
+    for device in devices:
+        report = device.report(await device.assignment())
+        await small_world.coordinator.begin_report(report.begin)
+    small_world.clock.instant += 200
+    await small_world.coordinator.tick()
+    assert len(small_world.coordinator._uploads._late) == 2
