@@ -17,6 +17,7 @@ from umbel.fields import name, text
 from umbel.v1 import admin_pb2 as pb
 from umbel_server import admin_messages as codec
 from umbel_server.access import Access
+from umbel_server.admin_rollouts import RolloutGateway
 from umbel_server.coordinator import Coordinator
 from umbel_server.json_text import to_text
 from umbel_server.operators import Operator, Operators
@@ -73,6 +74,7 @@ class AdminGateway:
             "ListAudit": self._list_audit,
             "VerifyAudit": self._verify_audit,
             "GetStatus": self._get_status,
+            **RolloutGateway(self._coordinator).methods(),
         }
         return Service(_ADMIN, self._operators.authorize, methods)
 

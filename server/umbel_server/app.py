@@ -74,7 +74,9 @@ def build(settings: Settings, clock: Clock) -> Parts:
     operators = Operators(store, authorities.operator, clock, settings.operator_certificate_days * DAY)
     operators.bootstrap(read_file(folder.first_admin / "certificate.pem"))
     pace = Pace(settings.pace_shortest_seconds, settings.pace_longest_seconds, settings.pace_idle_seconds)
-    coordinator = Coordinator(store, Blobs(folder.blobs), signer, leader, clock, pace=pace, listing=listing)
+    coordinator = Coordinator(
+        store, Blobs(folder.blobs), signer, leader, clock, pace=pace, listing=listing, witness=folder.witness()
+    )
     root = listing[0].first_root
     return Parts(store, access, operators, coordinator, authorities, signer.public_key, root)
 

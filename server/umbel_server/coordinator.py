@@ -31,6 +31,7 @@ from umbel.visit import CheckIn, CheckInReply, ReportBegin, Retry, RetryWindow
 from umbel_server import round_records, selection, task_records
 from umbel_server.aggregation import LeaderKey
 from umbel_server.blobs import Blobs
+from umbel_server.checkpoints import Witness
 from umbel_server.closing import advance
 from umbel_server.events import ServerEvent, Watchers
 from umbel_server.fleet import Fleet
@@ -53,6 +54,7 @@ from umbel_server.uploads import Uploads
 TICK_SECONDS: Final = 0.5
 FLUSH_SECONDS: Final = 2.0
 STEER_SECONDS: Final = 1.0
+WITNESS_SECONDS: Final = 300.0
 
 _log = structlog.get_logger(__name__)
 
@@ -73,6 +75,7 @@ class Coordinator:
         pace: Pace | None = None,
         runtime: Runtime | None = None,
         listing: tuple[Repository, Keyring] | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self.store = store
         self.registry = Registry(store, blobs, signer)
@@ -90,6 +93,8 @@ class Coordinator:
         )
         self._runners: dict[str, TaskRunner] = {}
         self._recover()
+        self.witness = witness
+        self._witnessed_at = 0.0
         self.rollouts: Steering | None = None
         self.verbs: RolloutVerbs | None = None
         if listing is not None:
@@ -97,7 +102,7 @@ class Coordinator:
             offers = Offers(store, desk, signer, chance)
             self.rollouts = Steering(store, desk, offers, self.fleet, clock, chance, self._watchers.tell)
             self.verbs = RolloutVerbs(store, self.rollouts, desk, self.fleet, clock, chance)
-        self.operations = Operations(store, blobs, self.registry, self.fleet, clock, self.take_up, self.verbs)
+        self.operations = Operations(store, blobs, self.registry, self.fleet, clock, self.take_up, self.verbs, witness)
 
     # Devices.
 
@@ -149,6 +154,13 @@ class Coordinator:
         if self.rollouts is None:
             raise NotFound("this coordinator has no release listing")
         return self.rollouts.desk.repository.file(name)
+
+    def checkpoint(self) -> str:
+        """A signed checkpoint of the audit log as it is now; raises `NotFound` where nobody witnesses."""
+        if self.witness is None:
+            raise NotFound("this coordinator's audit log has no witness")
+        self.witness.take(self.store, self._clock.now())
+        return self.witness.notes()[-1]
 
     def count_fetched(self, size: int, digest: Digest | None = None) -> None:
         """Note that devices have fetched so many bytes, of the file with this digest, if it is known which."""
@@ -307,9 +319,18 @@ class Coordinator:
             return
         self._steered_at = now
         try:
-            self.rollouts.reconcile()
+            self.rollouts.reconcile(self._checkpoint(now))
         except Exception as error:  # noqa: BLE001 - raised by the caller, after the rest had its turn
             failed.append(error)
+
+    def _checkpoint(self, now: float) -> str:
+        """The newest checkpoint of the audit log, for the fleet to witness; taken anew every few minutes."""
+        if self.witness is None:
+            return ""
+        if now - self._witnessed_at >= WITNESS_SECONDS:
+            self._witnessed_at = now
+            self.witness.take(self.store, now)
+        return self.witness.newest.short if self.witness.newest else ""
 
     def _window(self, population: str, runners: list[TaskRunner]) -> RetryWindow:
         working = [one for one in runners if one.active or one.task.state is TaskState.RUNNING]

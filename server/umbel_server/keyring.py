@@ -102,7 +102,7 @@ class Keyring:
 
     def signers(self, role: str) -> list[CryptoSigner]:
         """The private keys of a role that lie here; empty when they are kept elsewhere."""
-        return [self._read(path) for path in sorted(self._folder.glob(f"{role}-*.key"))]
+        return [read_key(path) for path in sorted(self._folder.glob(f"{role}-*.key"))]
 
     def public_keys(self, role: str) -> list[SSlibKey]:
         """The public halves of the keys that lie here."""
@@ -111,7 +111,7 @@ class Keyring:
     def signer(self, key_id: str) -> CryptoSigner:
         """The key of this id; raises `NotFound` when it isn't kept here."""
         for path in sorted(self._folder.glob("*.key")):
-            signer = self._read(path)
+            signer = read_key(path)
             if signer.public_key.keyid == key_id:
                 return signer
         raise NotFound(f"key {key_id} isn't kept in {self._folder}; sign where it is")
@@ -119,15 +119,16 @@ class Keyring:
     def forget(self, key_id: str) -> None:
         """Delete a private key, as after it was replaced or moved elsewhere."""
         for path in sorted(self._folder.glob("*.key")):
-            if self._read(path).public_key.keyid == key_id:
+            if read_key(path).public_key.keyid == key_id:
                 path.unlink()
-
-    @staticmethod
-    def _read(path: Path) -> CryptoSigner:
-        try:
-            return CryptoSigner(Ed25519PrivateKey.from_private_bytes(path.read_bytes()))
-        except ValueError as error:
-            raise MalformedMessage(f"{path} isn't an Ed25519 private key: {error}") from error
 
     def __repr__(self) -> str:
         return f"Keyring({len(list(self._folder.glob('*.key')))} keys)"
+
+
+def read_key(path: Path) -> CryptoSigner:
+    """A private key's file; raises `MalformedMessage` if it is none."""
+    try:
+        return CryptoSigner(Ed25519PrivateKey.from_private_bytes(path.read_bytes()))
+    except ValueError as error:
+        raise MalformedMessage(f"{path} isn't an Ed25519 private key: {error}") from error

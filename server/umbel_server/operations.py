@@ -14,6 +14,7 @@ from umbel.errors import AlreadyExists, BadInput, Conflict
 from umbel.plan import Kind
 from umbel_server import audit, fleet, task_records, views
 from umbel_server.blobs import Blobs
+from umbel_server.checkpoints import Witness
 from umbel_server.fleet import DeviceRecord, Fleet
 from umbel_server.registry import Model, Registry
 from umbel_server.rollout_verbs import RolloutVerbs
@@ -36,6 +37,7 @@ class Operations:
         clock: Clock,
         take_up: Callable[[str], None],
         verbs: RolloutVerbs | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -44,6 +46,7 @@ class Operations:
         self._clock = clock
         self._take_up = take_up
         self._verbs = verbs
+        self._witness = witness
 
     # Models, versions, releases.
 
@@ -194,7 +197,13 @@ class Operations:
             return audit.rows(connection, limit, before)
 
     def verify_audit(self) -> int:
-        """How many audit rows there are, all of them intact; raises `DigestMismatch` naming the first that isn't."""
+        """How many audit rows there are, all of them intact, and as witnesses saw them.
+
+        Raises:
+            DigestMismatch: naming what isn't: an edit, a deletion, a cut at the end, a rewriting.
+        """
+        if self._witness is not None:
+            return self._witness.verify(self._store)
         with self._store.reading() as connection:
             return audit.verify(connection)
 

@@ -30,6 +30,8 @@ class Prepared:
     number: int
     revert: int
     """0 where there is nothing to go back to."""
+    head: int
+    """What everybody on the channel has now; 0 for nothing."""
 
 
 class ReleaseDesk:
@@ -69,10 +71,30 @@ class ReleaseDesk:
         found = [ListedRelease(**row) for row in connection.execute(query).mappings()]
         return [release for release in found if release.number not in self.listed(release.model)]
 
+    def prepared(self, connection: sa.Connection, model: str, version: int, channel: str) -> Prepared:
+        """The newest release of a version on a channel that was prepared; raises `NotFound`."""
+        here = (LISTED.c.model == model) & (LISTED.c.content_of == 0)
+        query = sa.select(sa.func.max(LISTED.c.number)).join(
+            RELEASES, (RELEASES.c.model == LISTED.c.model) & (RELEASES.c.number == LISTED.c.number)
+        )
+        number = connection.scalar(query.where(here, RELEASES.c.version == version, RELEASES.c.channel == channel))
+        if number is None:
+            raise NotFound(f"version {version} of {model!r} was never prepared for channel {channel!r}")
+        back = sa.select(LISTED.c.number).where(LISTED.c.model == model, LISTED.c.from_number == number)
+        return Prepared(number, connection.scalar(back) or 0, self.head(connection, model, channel))
+
     # Changing.
 
     def prepare(
-        self, connection: sa.Connection, model: str, number: int, channel: str, actor: str, now: float
+        self,
+        connection: sa.Connection,
+        model: str,
+        number: int,
+        channel: str,
+        actor: str,
+        now: float,
+        *,
+        way_back: bool = True,
     ) -> Prepared:
         """Make a version a release of a channel, and beside it the release to go back with. Nobody is offered it yet.
 
@@ -90,12 +112,12 @@ class ReleaseDesk:
         head = self.head(connection, model, channel)
         forward = self._add(connection, version, channel, now, content_of=0, from_number=0)
         revert = 0
-        if head:
+        if head and way_back:
             before = self._registry.version(connection, model, self._version_of(connection, model, head))
             revert = self._add(connection, before, channel, now, content_of=head, from_number=forward)
         body = {"version": number, "channel": channel, "number": forward, "revert": revert}
         audit.append(connection, now, actor, "release.prepare", model, body)
-        return Prepared(forward, revert)
+        return Prepared(forward, revert, head)
 
     def open(self, connection: sa.Connection, model: str, channel: str, number: int) -> None:
         """Make a release the channel's head: from now on everybody gets it.

@@ -6,14 +6,18 @@ revision that its caller has seen. `actor` is who asked, from their certificate.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from umbel.clock import Clock
 from umbel.errors import NotFound, WrongState
+from umbel.listing import ListedRelease
 from umbel_server import audit, executions, rollout, rollout_records
 from umbel_server.fleet import Fleet
+from umbel_server.keyring import KeyStatus
 from umbel_server.releases import Prepared, ReleaseDesk
+from umbel_server.repository import Freshness
 from umbel_server.rollout import Rollout
 from umbel_server.rollout_records import RolloutRecord
 from umbel_server.rollout_spec import RolloutSpec
@@ -28,6 +32,17 @@ _STOPS: Final[dict[str, Callable[[Rollout, str], Rollout]]] = {
     "roll-back": rollout.roll_back,
     "cancel": lambda found, reason: rollout.cancel(found),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ListingStatus:
+    """The release listing, for a person to look at."""
+
+    freshness: tuple[Freshness, ...]
+    keys: tuple[KeyStatus, ...]
+    waiting: tuple[ListedRelease, ...]
+    listed: tuple[ListedRelease, ...]
+    held: Mapping[str, str]
 
 
 class RolloutVerbs:
@@ -145,15 +160,36 @@ class RolloutVerbs:
             audit.append(connection, now, actor, "release.lift", model)
         self._steering.look()
 
-    def prepare(self, model: str, version: int, channel: str, actor: str, request_id: str = "") -> Prepared | None:
-        """Make a version a release, with the one to go back with; None if this very request was carried out before."""
+    def prepare(self, model: str, version: int, channel: str, actor: str, request_id: str = "") -> Prepared:
+        """Make a version a release, with the one to go back with, listed and signed if the keys lie here."""
         now = self._clock.now()
         with self._store.transaction() as connection:
-            if rollout_records.already_done(connection, request_id, actor, "prepare", f"{model}/{version}", now):
-                return None
-            prepared = self._desk.prepare(connection, model, version, channel, actor, now)
+            subject = f"{model}/{version}/{channel}"
+            if rollout_records.already_done(connection, request_id, actor, "prepare", subject, now):
+                prepared = self._desk.prepared(connection, model, version, channel)
+            else:
+                prepared = self._desk.prepare(connection, model, version, channel, actor, now)
         self._desk.settle(now)
         return prepared
+
+    def listing(self) -> ListingStatus:
+        """The listing: how fresh it is, who signs it, what it holds and what waits for signatures."""
+        with self._store.reading() as connection:
+            waiting, held = self._desk.waiting(connection), rollout_records.held(connection)
+        repository = self._desk.repository
+        listed = [release for model in repository.models() for release in repository.releases(model)]
+        return ListingStatus(
+            tuple(repository.freshness()), tuple(repository.key_status()), tuple(waiting), tuple(listed), held
+        )
+
+    def draft(self, model: str) -> bytes:
+        """What waits for the signatures of a model's signers; raises `NotFound`."""
+        return self._desk.draft(model, self._clock.now())
+
+    def submit_listing(self, model: str, signed: bytes, actor: str) -> None:
+        """Take a signed draft; raises `SignatureInvalid` or `WrongState`."""
+        self._desk.submit(model, signed, actor, self._clock.now())
+        self._steering.look()
 
     def publish(self, model: str, version: int, channel: str, actor: str) -> int:
         """Release a version to everybody on a channel at once, without waves; its number.
@@ -166,7 +202,7 @@ class RolloutVerbs:
             for other in rollout_records.steering(connection):
                 if (other.spec.model, other.spec.channel) == (model, channel) and other.stage in rollout.UNDER_WAY:
                     raise WrongState(f"rollout {other.id} of channel {channel!r} is {other.stage.value}; end it first")
-            prepared = self._desk.prepare(connection, model, version, channel, actor, now)
+            prepared = self._desk.prepare(connection, model, version, channel, actor, now, way_back=False)
             self._desk.open(connection, model, channel, prepared.number)
             body = {"version": version, "channel": channel, "number": prepared.number}
             audit.append(connection, now, actor, "release.publish", model, body)
