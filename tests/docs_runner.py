@@ -19,6 +19,7 @@ import contextlib
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,14 +173,28 @@ def run(page: str, folder: Path, *, timeout: float) -> None:
 def _environment(folder: Path) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("UMBEL_", "PYTEST_", "COV_"))}
     programs = str(Path(sys.executable).parent)
+    ports = dict(zip((f"UMBEL_{port}_PORT" for port in ("DEVICE", "ENROL", "ADMIN")), _free_ports(3), strict=True))
     # Wide enough that no table is wrapped, and without colours: what a page shows.
-    return own | {
-        "HOME": str(folder),
-        "PATH": os.pathsep.join([programs, os.environ["PATH"]]),
-        "COLUMNS": "160",
-        "NO_COLOR": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
+    return (
+        own
+        | ports
+        | {
+            "HOME": str(folder),
+            "PATH": os.pathsep.join([programs, os.environ["PATH"]]),
+            "COLUMNS": "160",
+            "NO_COLOR": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
+
+
+def _free_ports(count: int) -> list[str]:
+    """Ports for a page's coordinator, the same each time that it starts: another may hold the usual ones here."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [str(each.getsockname()[1]) for each in sockets]
 
 
 def _stop_all_of(process: subprocess.Popen[bytes]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,16 +18,8 @@ def page(path: Path) -> object:
     return pytest.param(path, id=str(path.relative_to(ROOT)), marks=marks)
 
 
-@pytest.fixture
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One page at a time, over all test workers: pages use the programs' default ports."""
-    with (tmp_path_factory.getbasetemp().parent / "docs.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 @pytest.mark.parametrize("path", [page(path) for path in PAGES])
-def test_every_command_of_a_page_does_what_the_page_says(path: Path, tmp_path: Path, alone: None) -> None:
+def test_every_command_of_a_page_does_what_the_page_says(path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "reader"
     folder.mkdir()
     run(path.read_text("utf-8"), folder, timeout=600)

@@ -183,7 +183,7 @@ class Adoption:
         try:
             bundle = self._kit.shelf.bundle(slots.active.bundle)
             own = slots.personal
-            return bundle, self._kit.shelf.weights(own.weights) if own else bundle.shared_weights()
+            return bundle, self._kit.shelf.personal_weights(own.weights) if own else bundle.shared_weights()
         except UmbelError:
             # What can't be read can't serve either: anything that runs is better.
             return None
@@ -191,7 +191,7 @@ class Adoption:
     def _switch(self, release: Release, bundle: Bundle, tested: Comparison, trial: Trial | None) -> None:
         personal = None
         if tested.personal_wins and tested.tuned_weights is not None:
-            weights = self._kit.shelf.put(tested.tuned_weights.to_bytes())
+            weights = self._kit.shelf.put_personal(tested.tuned_weights)
             personal = Personal(bundle.manifest.digest, weights)
         self._kit.shelf.change(lambda now: now.adopt(Slot.of(release), personal, trial))
         self._switched()

@@ -100,4 +100,5 @@ class Assignments:
         # First what will be told, then what it was about: dying in between tells it twice, never not at all.
         self._kit.memory.put(self._kit.memory.state.with_session(session.record(error)))
         self._folder.clear()
+        self._kit.shelf.tidy()
         return Ended(session, window, error)

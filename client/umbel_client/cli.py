@@ -15,7 +15,7 @@ _ABOUT: Final = """\
 Enrol this machine as a device, run its agent, and ask it what it does and why.
 
 A new device, step by step:
-  umbel-device enrol --server fleet.example:7101 --token TOKEN --ca ca.pem
+  umbel-device enrol --server fleet.example:7444 --token TOKEN --ca ca.pem
   umbel-device examples import mine.npz
   umbel-device why
   umbel-device run
@@ -84,7 +84,7 @@ def _add_enrol(verbs: _Verbs[argparse.ArgumentParser]) -> None:
         "enrol",
         "redeem an enrolment token for a certificate",
         commands.enrol,
-        "  umbel-device enrol --server fleet.example:7101 --token TOKEN --ca ca.pem\n"
+        "  umbel-device enrol --server fleet.example:7444 --token TOKEN --ca ca.pem\n"
         "  umbel-device enrol --code umbel-enrol-1.eyJzZXJ2ZXIi...",
     )
     parser.add_argument("--server", metavar="HOST:PORT", help="the coordinator's enrolment port")

@@ -96,7 +96,7 @@ def open_active(shelf: Shelf, slots: Slots, runtime: Runtime) -> Predictor | Non
     if own is None or own.bundle != slots.active.bundle:
         return Predictor(bundle, bundle.weights(), runtime, f"release {slots.active.number}")
     source = f"personal, from release {slots.active.number}"
-    return Predictor(bundle, shelf.weights(own.weights), runtime, source)
+    return Predictor(bundle, shelf.personal_weights(own.weights), runtime, source)
 
 
 class Answering:

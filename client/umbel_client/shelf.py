@@ -1,7 +1,8 @@
 """What a device keeps on disk: blobs by content, and slots that say which of them serve.
 
 All slots (`umbel_client.slots`) stand in one small file that is replaced whole, so that a switch happens entirely or
-not at all. Blobs beyond the size limit go, least recently used first; those in a slot never.
+not at all. Personal weights, made of a person's examples, lie apart and go with their slot. Blobs beyond the size limit
+go, least recently used first; those in a slot never.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ class Shelf:
 
     def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT, disk: Disk | None = None) -> None:
         self._blobs = folder / "blobs"
+        self._own = folder / "personal"
         self._slots_file = folder / "slots.json"
         self._lock_file = folder / "slots.lock"
         self._limit = limit
         self._disk = disk or Disk()
-        self._blobs.mkdir(parents=True, exist_ok=True)
+        for made in (self._blobs, self._own):
+            made.mkdir(parents=True, exist_ok=True)
 
     # Slots.
 
@@ -56,10 +59,15 @@ class Shelf:
             return Slots()
 
     def switch(self, slots: Slots) -> None:
-        """Let `slots` serve from now on, in one step."""
+        """Let `slots` serve from now on, in one step; personal weights that a slot named, and none does now, go."""
+        before = self.slots
         # Blobs are flushed as they come, their names only here: no slot may name what a power cut takes away.
         self._disk.flush_folder(self._blobs)
+        self._disk.flush_folder(self._own)
         self._disk.write(self._slots_file, json.dumps(asdict(slots)).encode())
+        for own in (before.personal, before.previous_personal):
+            if own is not None and own.weights not in _own_weights(slots):
+                self._disk.remove(self._own / own.weights)
 
     def change(self, step: Callable[[Slots], Slots]) -> Slots:
         """Take one step of the slots, alone among all processes that use this shelf; returns what serves now."""
@@ -73,12 +81,26 @@ class Shelf:
 
     def drop_personal(self) -> None:
         """Forget all personal weights, at once and for good."""
-        slots = self.slots
         self.change(Slots.without_personal)
-        for own in (slots.personal, slots.previous_personal):
-            if own is not None:
-                self._disk.remove(self.path(own.weights))
-        self._disk.flush_folder(self._blobs)
+        self._drop_own(kept=set())
+
+    def put_personal(self, weights: Weights) -> Digest:
+        """Keep weights that were fine-tuned here, until a switch that doesn't name them."""
+        data = weights.to_bytes()
+        digest = digest_of(data)
+        self._disk.write(self._own / digest, data)
+        return digest
+
+    def personal_weights(self, digest: Digest) -> Weights:
+        """Weights that were fine-tuned here; raises as `bundle` does."""
+        path = self._own / digest
+        self._verified(path, digest)
+        return Weights.from_bytes(path.read_bytes())
+
+    def _drop_own(self, kept: set[str]) -> None:
+        for path in (path for path in self._own.iterdir() if path.name not in kept):
+            self._disk.remove(path)
+        self._disk.flush_folder(self._own)
 
     # Blobs.
 
@@ -126,12 +148,8 @@ class Shelf:
         """
         manifest = Manifest.from_bytes(self._read(digest))
         for ref in manifest.files.values():
-            self._verified(ref.digest)
+            self._verified(self.path(ref.digest), ref.digest)
         return Bundle(manifest, {name: self.path(ref.digest) for name, ref in manifest.files.items()})
-
-    def weights(self, digest: Digest) -> Weights:
-        """Weights that were put here; raises as `bundle` does."""
-        return Weights.from_bytes(self._read(digest))
 
     def held_bundles(self) -> tuple[Digest, ...]:
         """The bundles in slots, which a device tells when it checks in."""
@@ -150,10 +168,10 @@ class Shelf:
             in_use: bundles that serve no slot but are needed all the same, such as an open session's base.
         """
         slots = self.slots
-        bundles = {*in_use, *self.held_bundles()}
         kept = [own for own in (slots.personal, slots.previous_personal) if own is not None]
-        personal = {digest for own in kept for digest in (own.weights, own.bundle)}
-        pinned = personal.union(*(self._blobs_of(bundle) for bundle in bundles | personal))
+        bundles = {*in_use, *self.held_bundles(), *(own.bundle for own in kept)}
+        pinned = set[str]().union(*(self._blobs_of(bundle) for bundle in bundles))
+        self._drop_own(kept=_own_weights(slots))
         files = [path for path in self._blobs.iterdir() if path.name not in pinned]
         for path in (path for path in files if path.name.endswith(BESIDE)):
             path.unlink(missing_ok=True)
@@ -172,14 +190,17 @@ class Shelf:
         return {bundle, *(ref.digest for ref in manifest.files.values())}
 
     def _read(self, digest: Digest) -> bytes:
-        self._verified(digest)
+        self._verified(self.path(digest), digest)
         return self.path(digest).read_bytes()
 
-    def _verified(self, digest: Digest) -> None:
-        path = self.path(digest)
+    def _verified(self, path: Path, digest: Digest) -> None:
         if not path.is_file():
             raise BundleInvalid(f"blob {digest} isn't on this device's shelf; fetch the bundle again")
         if digest_of_file(path) != digest:
             path.unlink()
             raise DigestMismatch(f"blob {digest} on this device's shelf is damaged; it was removed, fetch it again")
         os.utime(path)
+
+
+def _own_weights(slots: Slots) -> set[str]:
+    return {own.weights for own in (slots.personal, slots.previous_personal) if own is not None}

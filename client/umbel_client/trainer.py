@@ -25,7 +25,7 @@ from umbel.update import Metrics, Update, add_metrics
 from umbel.weights import Weights, require_finite
 from umbel_client.examples import Examples, Split
 
-EVALUATE_BATCH: Final = 64
+EVALUATE_BATCH: Final = 32
 TRAIN_LOSS: Final = "train_loss"
 TRAIN_EXAMPLES: Final = "train_examples"
 """The two sums over training examples that a TRAIN report adds to the metrics of its base."""

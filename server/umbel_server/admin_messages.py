@@ -66,6 +66,7 @@ def task_to_message(task: Task) -> pb.TaskSpec:
         validation=_arguments(task.validation.to_tree()),
         evaluate_candidates=task.evaluate_candidates,
         updates_are_public=not task.updates_private,
+        driven=task.driven,
         seed=task.seed,
         channel=task.channel,
     )
@@ -89,6 +90,7 @@ def task_from_message(message: pb.TaskSpec) -> Task:
         validation=ValidationPolicy.from_tree(_values(message.validation)),
         evaluate_candidates=message.evaluate_candidates,
         updates_private=not message.updates_are_public,
+        driven=message.driven,
         seed=fields.count(message.seed, "seed"),
         channel=message.channel,
     )

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 import structlog
@@ -32,6 +33,9 @@ from umbel_server.rpc import MAX_MESSAGE_BYTES
 from umbel_server.selection import Pace
 from umbel_server.settings import DAY, Settings
 from umbel_server.store import Store
+
+if TYPE_CHECKING:
+    from umbel_server.flower.program import Program
 
 ADMIN_STOP_SECONDS: Final = 0.5
 """Watching operators would never hang up by themselves."""
@@ -149,19 +153,23 @@ class Server:
             raise Unavailable(f"can't listen at {host}:{port}; is another coordinator running there?") from error
 
 
-async def serve(settings: Settings, ready: Callable[[Addresses], None], clock: Clock | None = None) -> None:
+async def serve(
+    settings: Settings, ready: Callable[[Addresses], None], clock: Clock | None = None, program: Program | None = None
+) -> None:
     """Run a coordinator until SIGTERM or SIGINT.
 
     Args:
         settings: what to run.
         ready: told once where it listens.
         clock: the machine's, unless another is given.
+        program: a Flower program to run once it listens.
 
     Raises:
         UmbelError: it can't start, or its rounds can't go on.
     """
     clock = clock or SystemClock()
-    server = Server(settings, build(settings, clock), clock)
+    parts = build(settings, clock)
+    server = Server(settings, parts, clock)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -172,12 +180,29 @@ async def serve(settings: Settings, ready: Callable[[Addresses], None], clock: C
             _log.warning(warning)
         _log.info("ready", device=addresses.device, enrol=addresses.enrol, admin=addresses.admin)
         ready(addresses)
-        await _first(server.wait(), stopping.wait())
+        with _running(program, parts.coordinator):
+            await _first(server.wait(), stopping.wait())
         _log.info("stopping", drain_seconds=settings.stop_seconds)
     finally:
         await server.stop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def _running(program: Program | None, coordinator: Coordinator) -> Iterator[None]:
+    """Have a program run meanwhile; it is let go when the coordinator stops."""
+    if program is None:
+        yield
+        return
+    from umbel_server.flower.port import CoordinatorPort
+
+    port = CoordinatorPort(coordinator, program.task, asyncio.get_running_loop())
+    program.start(port)
+    try:
+        yield
+    finally:
+        port.close()
 
 
 async def _first(*waits: object) -> None:

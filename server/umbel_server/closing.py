@@ -50,9 +50,10 @@ async def advance(runner: TaskRunner) -> bool:
 
 
 def _open_if_wanted(runner: TaskRunner) -> bool:
-    if runner.task.state is not TaskState.RUNNING or runner.record.judged_rounds >= runner.task.rounds:
+    task = runner.task
+    if task.driven or task.state is not TaskState.RUNNING or runner.record.judged_rounds >= task.rounds:
         return False
-    _commit(runner, [], runner.record, runner.tools.clock.now())
+    commit(runner, [], runner.record, runner.tools.clock.now())
     return True
 
 
@@ -69,7 +70,7 @@ def _look_at_the_time(runner: TaskRunner, held: Round) -> bool:
     elif held.key.kind is Kind.EVALUATE and training is not None:
         _decide(runner, training, (held, after), Refused(f"its evaluation was abandoned: {after.reason}"), {}, now)
     else:
-        _commit(runner, [(held, after)], runner.record, now)
+        commit(runner, [(held, after)], runner.record, now)
     return True
 
 
@@ -86,10 +87,10 @@ class _Made:
 
 async def _close_training(runner: TaskRunner, held: Round) -> None:
     try:
-        collected = await runner.tools.offload(_collect, runner, held)
+        collected = await runner.tools.offload(collect, runner, held)
     except UmbelError as error:
         now = runner.tools.clock.now()
-        _commit(runner, [(held, held.failed(f"{error.code}: {error}", now))], _judged(runner.record), now)
+        commit(runner, [(held, held.failed(f"{error.code}: {error}", now))], _judged(runner.record), now)
         return
     made = await runner.tools.offload(_make, runner, held, collected, _recent_norms(runner))
     if isinstance(made, _Made):
@@ -97,11 +98,12 @@ async def _close_training(runner: TaskRunner, held: Round) -> None:
         return
     now = runner.tools.clock.now()
     after = held.aggregated(collected.weight, collected.metrics, None).failed(made.reason, now)
-    _commit(runner, [(held, after)], _judged(runner.record), now, _measured(runner, held.base, collected.metrics))
+    commit(runner, [(held, after)], _judged(runner.record), now, measured(runner, held.base, collected.metrics))
 
 
-def _collect(runner: TaskRunner, held: Round) -> Collected:
-    return runner.fold.up_to_date(runner.task, held).close()
+def collect(runner: TaskRunner, held: Round) -> Collected:
+    """A closed round's reports, folded; raises what folding again may raise."""
+    return runner.fold.up_to_date(runner.asked, held).close()
 
 
 def _make(runner: TaskRunner, held: Round, collected: Collected, recent_norms: tuple[float, ...]) -> _Made | Refused:
@@ -124,11 +126,11 @@ def _publish(runner: TaskRunner, held: Round, collected: Collected, made: _Made)
     """Write the version: accepted at once, or a candidate that devices will measure."""
     now, registry = runner.tools.clock.now(), runner.tools.registry
     waits = runner.task.evaluate_candidates
-    measured = _measured(runner, held.base, collected.metrics)
+    measure = measured(runner, held.base, collected.metrics)
     state = VersionState.CANDIDATE if waits else VersionState.ACCEPTED
     lineage = _lineage(runner, held, collected, made, verdict="" if waits else "accepted")
     with runner.tools.store.transaction() as connection:
-        measured(connection)
+        measure(connection)
         manifest = made.candidate.manifest
         version = registry.add_version(connection, runner.task.model, held.base.version, manifest, lineage, now, state)
         after = held.aggregated(collected.weight, collected.metrics, version.number)
@@ -172,20 +174,19 @@ def _lineage(runner: TaskRunner, held: Round, collected: Collected, made: _Made,
 async def _close_evaluation(runner: TaskRunner, held: Round) -> None:
     training = runner.rounds.get(Kind.TRAIN)
     try:
-        collected = await runner.tools.offload(_collect, runner, held)
+        collected = await runner.tools.offload(collect, runner, held)
     except UmbelError as error:
         now, reason = runner.tools.clock.now(), f"{error.code}: {error}"
         failed = held.failed(reason, now)
         if training is None:
-            _commit(runner, [(held, failed)], _judged(runner.record), now)
+            commit(runner, [(held, failed)], _judged(runner.record), now)
         else:
             _decide(runner, training, (held, failed), Refused(f"its evaluation failed: {reason}"), {}, now)
         return
     now = runner.tools.clock.now()
     after = held.aggregated(collected.weight, collected.metrics, held.base.version).completed(held.base.version, now)
     if training is None:
-        measured = _measured(runner, held.base, collected.metrics)
-        _commit(runner, [(held, after)], _judged(runner.record), now, measured)
+        commit(runner, [(held, after)], _judged(runner.record), now, measured(runner, held.base, collected.metrics))
         return
     facts = _facts(runner, training, collected.metrics)
     verdict = judge_candidate(facts, runner.task.validation)
@@ -208,7 +209,7 @@ def _decide(
     with runner.tools.store.transaction() as connection:
         version = registry.version(connection, runner.task.model, number)
         if metrics:
-            _measured(runner, evaluation[0].base, metrics)(connection)
+            measured(runner, evaluation[0].base, metrics)(connection)
             version = registry.version(connection, runner.task.model, number)
         if isinstance(verdict, Refused):
             registry.settle(connection, version, VersionState.REFUSED, verdict.reason)
@@ -227,13 +228,14 @@ def _decide(
 # One transaction, then memory.
 
 
-def _commit(
+def commit(
     runner: TaskRunner,
     changes: Sequence[Change],
     record: TaskRecord,
     now: float,
     also: Callable[[sa.Connection], None] = lambda connection: None,
 ) -> None:
+    """Write ends of rounds, what stands beside them and the next round in one transaction, then take it all up."""
     with runner.tools.store.transaction() as connection:
         also(connection)
         opened = _write(runner, connection, changes, record, now)
@@ -304,7 +306,7 @@ def _release(runner: TaskRunner, connection: sa.Connection, version: Version, no
     audit.append(connection, now, audit.COORDINATOR, "version.accepted", subject, body)
 
 
-def _measured(runner: TaskRunner, base: Base, metrics: Metrics) -> Callable[[sa.Connection], None]:
+def measured(runner: TaskRunner, base: Base, metrics: Metrics) -> Callable[[sa.Connection], None]:
     """Keep what a cohort measured of the version it started from."""
     of_base = {name: value for name, value in metrics.items() if name not in TRAINING_METRICS}
 

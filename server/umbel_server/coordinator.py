@@ -28,11 +28,12 @@ from umbel.release import SignedRelease
 from umbel.runtime import Runtime
 from umbel.runtime.onnx import OnnxRuntime
 from umbel.visit import CheckIn, CheckInReply, ReportBegin, Retry, RetryWindow
-from umbel_server import round_records, selection, task_records
+from umbel_server import cohort, fleet, round_records, selection, task_records
 from umbel_server.aggregation import LeaderKey
 from umbel_server.blobs import Blobs
 from umbel_server.checkpoints import Witness
 from umbel_server.closing import advance
+from umbel_server.cohort import Answers, CohortOrder
 from umbel_server.events import ServerEvent, Watchers
 from umbel_server.fleet import Fleet
 from umbel_server.keyring import Keyring
@@ -221,6 +222,19 @@ class Coordinator:
         population = runner.task.population if runner else ""
         return self._window(population, [one for one in self._runners.values() if one.task.population == population])
 
+    # Programs that drive a task.
+
+    async def run_cohort(self, task: str, order: CohortOrder, longest: float | None = None) -> Answers:
+        """Run one cohort of a driven task; see `umbel_server.cohort.run_cohort`."""
+        return await cohort.run_cohort(self._runner(task), order, longest, self.wake)
+
+    def devices_of(self, task: str) -> list[DeviceId]:
+        """The devices that a program may ask: those of the task's population that have called lately."""
+        now = self._clock.now()
+        self.fleet.flush(now)
+        with self.store.reading() as connection:
+            return fleet.lately(connection, self._runner(task).task.population, now)
+
     # Time.
 
     async def tick(self) -> None:
@@ -228,7 +242,8 @@ class Coordinator:
         failed = []
         for runner in list(self._runners.values()):
             try:
-                while await advance(runner):
+                step = cohort.advance if runner.task.driven else advance
+                while await step(runner):
                     pass
             except Exception as error:  # noqa: BLE001 - raised below
                 failed.append(error)
@@ -290,6 +305,11 @@ class Coordinator:
             if session.report_id and session.sealed_digest
         }
         self._blobs.sweep_spool(counted, drop_partial=not rounds)
+
+    def _runner(self, task: str) -> TaskRunner:
+        if task not in self._runners:
+            raise NotFound(f"no task is called {task!r}; `umbel tasks list` shows what there is")
+        return self._runners[task]
 
     def _runner_of(self, session_id: str) -> TaskRunner | None:
         for runner in self._runners.values():

@@ -178,6 +178,13 @@ def devices(connection: sa.Connection, population: str = "", limit: int = 100, a
     return [_record(row) for row in connection.execute(query)]
 
 
+def lately(connection: sa.Connection, population: str, now: float) -> list[DeviceId]:
+    """Devices of a population that have called lately, as of the last `flush`, and aren't denied."""
+    seen = (DEVICES.c.population == population) & (DEVICES.c.last_seen >= now - LATELY_SECONDS)
+    query = sa.select(DEVICES.c.id).where(seen, DEVICES.c.revoked_at.is_(None)).order_by(DEVICES.c.id)
+    return [DeviceId(found) for found in connection.scalars(query)]
+
+
 def device(connection: sa.Connection, device_id: str) -> DeviceRecord:
     """One device; raises `NotFound`."""
     row = connection.execute(sa.select(DEVICES).where(DEVICES.c.id == device_id)).first()

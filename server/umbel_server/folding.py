@@ -8,7 +8,7 @@ from __future__ import annotations
 from umbel.digests import Digest
 from umbel.plan import Kind
 from umbel.sealing import OVERHEAD, Binding
-from umbel_server.aggregation import Aggregator, LeaderKey, SealedReport, aggregator_for
+from umbel_server.aggregation import Aggregator, LeaderKey, SealedReport, Spooled, aggregator_for
 from umbel_server.blobs import Blobs
 from umbel_server.flower import needed_metrics
 from umbel_server.registry import Registry
@@ -60,6 +60,8 @@ class Fold:
         plan = task.plan_for(held.key.kind)
         norm = bundle.shared_weights().norm() if held.key.kind is Kind.TRAIN else 0.0
         rules = report_rules(plan, bundle.manifest, norm, task.validation, needed_metrics(task.strategy))
+        if task.driven:
+            return Spooled(self._key, rules, self._blobs.spool)
         return aggregator_for(task.strategy, self._key, rules, self._blobs.spool)
 
     def _sealed(self, held: Round, session: Session, report_id: str, digest: Digest, sequence: int) -> SealedReport:

@@ -91,7 +91,7 @@ class DeviceGateway:
             offset = await self._coordinator.begin_report(begin)
             yield pb.ReportResponse(proceed=pb.ReportProceed(offset=offset))
             while offset < begin.sealed_size:
-                chunk = _chunk(await anext(messages, None), offset, begin.sealed_size)
+                chunk = _chunk(await anext(messages, None), offset)
                 await self._coordinator.append(begin.report_id, offset, chunk)
                 offset += len(chunk)
             window = await self._coordinator.finish_report(begin.report_id)
@@ -142,13 +142,11 @@ async def _read(path: Path, offset: int) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def _chunk(message: pb.ReportRequest | None, offset: int, size: int) -> bytes:
+def _chunk(message: pb.ReportRequest | None, offset: int) -> bytes:
     if message is None:
-        raise Interrupted(f"the upload ended at {offset} of {size} bytes; begin again with the same report id")
+        raise Interrupted(f"the upload ended after {offset} bytes; begin again with the same report id")
     if message.WhichOneof("step") != "chunk" or not message.chunk:
         raise MalformedMessage("after `begin` a report is made of chunks that aren't empty")
     if len(message.chunk) > CHUNK_BYTES:
         raise OutOfBounds(f"a chunk of {len(message.chunk)} bytes; the limit is {CHUNK_BYTES}")
-    if offset + len(message.chunk) > size:
-        raise OutOfBounds(f"more bytes than the {size} that `begin` announced")
     return message.chunk

@@ -34,7 +34,9 @@ class Addresses:
         try:
             return cls(**json.loads((state / ADDRESSES_FILE).read_bytes()))
         except FileNotFoundError:
-            raise NotFound(f"no coordinator is running on {state}; start one with `umbel serve --state`") from None
+            raise NotFound(
+                f"no coordinator is running on {state}; start one with `umbel serve --state {state}`"
+            ) from None
         except (ValueError, TypeError) as error:
             raise MalformedMessage(f"{state / ADDRESSES_FILE} isn't readable: {error}") from error
 

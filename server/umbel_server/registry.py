@@ -222,6 +222,12 @@ class Registry:
             raise NotFound(f"{model!r} has no version {number}; `umbel versions list` shows what there is")
         return version_from_row(row)
 
+    def version_of(self, connection: sa.Connection, model: str, bundle: Digest) -> Version | None:
+        """The newest version with this bundle, in whatever state, if there is one."""
+        query = sa.select(VERSIONS).where(VERSIONS.c.model == model, VERSIONS.c.bundle == bundle)
+        row = connection.execute(query.order_by(VERSIONS.c.number.desc()).limit(1)).first()
+        return version_from_row(row) if row else None
+
     def versions(self, connection: sa.Connection, model: str, limit: int = 100) -> list[Version]:
         """A model's versions, newest first."""
         query = sa.select(VERSIONS).where(VERSIONS.c.model == model).order_by(VERSIONS.c.number.desc()).limit(limit)
@@ -238,6 +244,11 @@ class Registry:
     def training_release(self, connection: sa.Connection, version: Version) -> PublishedRelease:
         """The release under which rounds hand a version out; raises `NotFound`."""
         return self._release_on(connection, version, TRAINING)
+
+    def base_release(self, connection: sa.Connection, version: Version) -> PublishedRelease:
+        """The release under which a round hands out a version that may be a candidate; raises `NotFound`."""
+        accepted = version.state is VersionState.ACCEPTED
+        return self._release_on(connection, version, TRAINING if accepted else CANDIDATE)
 
     def _release_on(self, connection: sa.Connection, version: Version, channel: str) -> PublishedRelease:
         query = sa.select(RELEASES).where(

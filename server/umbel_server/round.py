@@ -281,8 +281,8 @@ class Round:
         self._require(RoundState.AGGREGATING)
         return replace(self, state=RoundState.VALIDATING, weight=weight, metrics=metrics, version=version)
 
-    def completed(self, version: int, now: float) -> Round:
-        """Accepted: the round has made (or, to evaluate, measured) this version.
+    def completed(self, version: int | None, now: float) -> Round:
+        """Accepted: the round has made (or, to evaluate, measured) this version; `None` where a program took it.
 
         Raises:
             WrongState: it wasn't validating.

@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,6 +23,7 @@ from umbel.manifest import Manifest
 from umbel.plan import Kind
 from umbel.release import SignedRelease
 from umbel.runtime import Runtime
+from umbel.update import Update
 from umbel.visit import Assignment, CheckIn, ReportBegin, RetryWindow
 from umbel_server import round_records, selection
 from umbel_server.aggregation import LeaderKey
@@ -55,6 +56,22 @@ class Tools:
     tell: Callable[[ServerEvent], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One cohort that a program has asked for."""
+
+    task: Task
+    """The driven task, with the plan and the bounds of this cohort."""
+    devices: frozenset[DeviceId]
+    done: asyncio.Future[list[tuple[DeviceId, Update]]] = field(repr=False)
+    """Cancelled when the program doesn't wait any more."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody still waits for it."""
+        return not self.done.done()
+
+
 class TaskRunner:
     """A task that may have open rounds: none, one, or a TRAIN round and the EVALUATE round of its candidate."""
 
@@ -63,6 +80,10 @@ class TaskRunner:
         self.tools = tools
         self.rounds: dict[Kind, Round] = {}
         self.fold = Fold(tools.leader, tools.registry, tools.blobs)
+        self.order: Order | None = None
+        """What a program has asked of the open round, if the task is driven; gone with the process."""
+        self.ordering = asyncio.Lock()
+        """Held by the program whose cohort is under way."""
         self.typical_seconds = TYPICAL_SECONDS
         self.bytes_down = 0
         """Fetched for the active round, and not yet written."""
@@ -78,6 +99,11 @@ class TaskRunner:
         return self.record.task
 
     @property
+    def asked(self) -> Task:
+        """The task as the open round has it: its own words, or what a program's order makes of them."""
+        return self.order.task if self.order else self.task
+
+    @property
     def active(self) -> Round | None:
         """The round that devices can work for: an evaluation goes before the training that waits for it."""
         return self.rounds.get(Kind.EVALUATE) or self.rounds.get(Kind.TRAIN)
@@ -88,7 +114,9 @@ class TaskRunner:
         """Why a device can't work for this task now; empty if it can."""
         if self.active is None or self.active.deadline <= self.tools.clock.now():
             return f"task {self.task.name} has no open round"
-        return selection.why_not(device, check_in, self.task, self.active, self._manifest)
+        if self.task.driven and (self.order is None or device not in self.order.devices):
+            return f"task {self.task.name} asks other devices"
+        return selection.why_not(device, check_in, self.asked, self.active, self._manifest)
 
     def join(self, device: DeviceId, again: RetryWindow) -> Assignment:
         """Give a device a session of the active round; durable when it returns.
@@ -104,7 +132,7 @@ class TaskRunner:
             session_id=session_id,
             task=self.task.name,
             round=held.key.number,
-            plan=self.task.plan_for(held.key.kind),
+            plan=self.asked.plan_for(held.key.kind),
             base=self._base_release,
             sealing=self.tools.leader.sealing,
             upload_token=token,
@@ -179,7 +207,7 @@ class TaskRunner:
         session = held.session(begin.session_id)
         await self.tools.offload(self.tools.blobs.settle_report, *report)
         try:
-            await self.tools.offload(self.fold.add, self.task, held, session, *report)
+            await self.tools.offload(self.fold.add, self.asked, held, session, *report)
         except (BadInput, SealBroken) as error:
             self._fail(begin, error.code)
             raise
@@ -234,7 +262,7 @@ class TaskRunner:
     def open_next(self, connection: sa.Connection, record: TaskRecord, now: float) -> Round | None:
         """Write the task's next round, if it is to have one, into the caller's transaction."""
         task = record.task
-        if task.state is not TaskState.RUNNING or record.judged_rounds >= task.rounds:
+        if task.driven or task.state is not TaskState.RUNNING or record.judged_rounds >= task.rounds:
             return None
         registry = self.tools.registry
         version = registry.newest_accepted(connection, task.model)
@@ -245,7 +273,7 @@ class TaskRunner:
 
     def open(self, connection: sa.Connection, key: RoundKey, base: Base, now: float) -> Round:
         """Write a new round into the caller's transaction."""
-        task = self.task
+        task = self.asked
         delays = round_records.report_delays(connection, task.name, key.kind)
         longest = task.deadline_seconds
         opened = Round(

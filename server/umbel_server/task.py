@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-from umbel.errors import MalformedMessage, OutOfBounds, WrongState
+from umbel.errors import BadInput, MalformedMessage, OutOfBounds, WrongState
 from umbel.fields import name
 from umbel.plan import Kind, Plan
 from umbel.release import STABLE
@@ -49,6 +49,9 @@ class Task:
     evaluate_candidates: bool = False
     """Whether a cohort of devices measures each candidate before the verdict."""
     updates_private: bool = True
+    driven: bool = False
+    """Whether a program, such as a Flower `ServerApp`, orders its cohorts: no round opens by itself, none makes a
+    version, and the program gets the single updates, which therefore may not be private."""
     seed: int = 0
     channel: str = STABLE
     """Where each accepted version is released at once; empty for nowhere, until an operator publishes it."""
@@ -70,6 +73,11 @@ class Task:
         self._check_strategy()
 
     def _check_strategy(self) -> None:
+        if self.driven and (self.updates_private or self.evaluate_candidates):
+            raise BadInput(
+                "a program that drives a task sees single updates and judges by itself; "
+                "say openly that updates are not private, and leave evaluate_candidates out"
+            )
         require_strategy(self.strategy, self.updates_private)
         least = least_reports(self.strategy)
         if self.minimum < least:

@@ -62,11 +62,14 @@ class BundleReceiver:
             case bytes():
                 self._append(step)
 
-    def finish(self) -> Bundle:
-        """The bundle, verified, once every file is whole; raises what `Bundle.open` raises."""
+    def finish(self) -> None:
+        """Close the last file; whether the folder holds a bundle is for `Bundle.open` to say.
+
+        Raises:
+            MalformedMessage: the last file isn't whole.
+        """
         self._require_whole()
         self.close()
-        return Bundle.open(self._folder)
 
     def close(self) -> None:
         """Let go of the open file."""

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from tests.client.conftest import RUNTIME
-from umbel.bundle import Bundle, successor
+from umbel.bundle import Bundle, file_refs, successor
 from umbel.digests import Digest, digest_of
 from umbel.errors import BundleInvalid, DigestMismatch, OutOfBounds
 from umbel_client.files import Disk
@@ -61,7 +61,7 @@ def slot(number: int, bundle: Digest) -> Slot:
 def replace_everything(shelf: Shelf) -> None:
     """Adopt a second version with personal weights: every durable step that an adoption takes."""
     bundle = store(shelf, 1.1)
-    weights = shelf.put(PACKAGED.shared_weights().scaled(1.2).to_bytes())
+    weights = shelf.put_personal(PACKAGED.shared_weights().scaled(1.2))
     shelf.switch(shelf.slots.adopt(slot(2, bundle), Personal(bundle, weights)))
     shelf.drop_personal()
 
@@ -106,14 +106,14 @@ shelf.switch(shelf.slots.adopt(Slot("smartwatch", 2, 2, Digest(sys.argv[2])), No
 """
 
 
-@pytest.mark.parametrize("step", [0, 2, 3, 4, 5])
+@pytest.mark.parametrize("step", [0, 3, 4, 5, 6])
 def test_a_process_killed_while_it_switches_leaves_a_good_slot(tmp_path: Path, step: int) -> None:
     a_shelf_with_one_version(tmp_path)
     bundle = store(Shelf(tmp_path), 1.1)
     done = subprocess.run([sys.executable, "-c", _KILLED, tmp_path, bundle, str(step)], check=False)
     assert done.returncode == -signal.SIGKILL
     slots = Shelf(tmp_path).slots
-    assert slots.active is not None and slots.active.number == (2 if step == 5 else 1)
+    assert slots.active is not None and slots.active.number == (2 if step == 6 else 1)
     assert Answering(Shelf(tmp_path), RUNTIME).well
 
 
@@ -136,10 +136,6 @@ def test_a_bundle_that_answers_otherwise_here_falls_back_too(tmp_path: Path) -> 
     shelf = Shelf(tmp_path)
     good = shelf.bundle(store(shelf, 1.1)).manifest
     odd = PACKAGED.shared_weights().scaled(3.0).to_bytes()
-    from dataclasses import replace
-
-    from umbel.bundle import file_refs
-
     lies = replace(good, files={**good.files, **file_refs({"weights.safetensors": odd})})
     shelf.put(odd)
     shelf.switch(shelf.slots.adopt(slot(2, shelf.put(lies.to_bytes())), None))
@@ -154,6 +150,19 @@ def test_damaged_personal_weights_fall_back_to_the_release(tmp_path: Path) -> No
     shelf.switch(shelf.slots.adopt(active, Personal(active.bundle, digest_of(b"never came"))))
     answering = Answering(shelf, RUNTIME)
     assert answering.current is not None and answering.current.source == "release 1"
+
+
+def test_personal_weights_go_with_their_slot(tmp_path: Path) -> None:
+    active = a_shelf_with_one_version(tmp_path).active
+    assert active is not None
+    shelf = Shelf(tmp_path)
+    for factor in (1.1, 1.2):
+        own = shelf.put_personal(PACKAGED.shared_weights().scaled(factor))
+        shelf.switch(shelf.slots.adopt(active, Personal(active.bundle, own)))
+        assert [path.name for path in (tmp_path / "personal").iterdir()] == [own]
+    shelf.put_personal(PACKAGED.shared_weights().scaled(1.3))
+    shelf.drop_personal()
+    assert list((tmp_path / "personal").iterdir()) == []
 
 
 def test_adopting_keeps_the_version_before_and_adopting_again_does_not_lose_it() -> None:

@@ -122,12 +122,14 @@ def test_numbers_that_are_none_stay_on_the_device() -> None:
 
 @pytest.mark.parametrize("stop_at", [0, 1, 2, 3, 5])
 def test_stopping_at_any_step_and_going_on_equals_not_stopping(stop_at: int) -> None:
+    # With a proximal term the optimiser has slots, which must come back too.
+    plan = replace(PLAN, hyperparameters={"lr": 0.1, "mu": 0.5})
     looks = iter(range(100))
     progress: Progress | None = None
     with pytest.raises(Stopped) as stopped:
-        train(go_on=lambda: ("in use",) if next(looks) == stop_at else ())
+        train(plan, go_on=lambda: ("in use",) if next(looks) == stop_at else ())
     progress = stopped.value.progress
     assert progress.steps == stop_at
-    resumed, unbroken = train(progress=progress), train()
+    resumed, unbroken = train(plan, progress=progress), train(plan)
     assert resumed.delta == unbroken.delta
     assert resumed.metrics == unbroken.metrics

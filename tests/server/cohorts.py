@@ -14,9 +14,9 @@ from umbel.plan import Kind, Plan
 from umbel.randomness import generator
 from umbel.sealing import Binding, Sealing, seal
 from umbel.update import Update
-from umbel.weights import Weights
+from umbel.weights import Shapes, Weights
 from umbel_server.aggregation import Aggregator, LeaderKey, SealedReport
-from umbel_server.flower.grid import CohortOrder
+from umbel_server.cohort import CohortOrder
 from umbel_server.validation import ReportRules
 
 FEATURES = 8
@@ -65,8 +65,11 @@ class InProcessPort:
         self._spoil = dict(spoil or {})
         self.orders: list[CohortOrder] = []
 
-    def rules(self, plan: Plan) -> ReportRules:
-        shapes = SHAPES if plan.kind is Kind.TRAIN else {}
+    def shapes(self) -> Shapes:
+        return SHAPES
+
+    def rules(self, order: CohortOrder) -> ReportRules:
+        shapes = SHAPES if order.plan.kind is Kind.TRAIN else {}
         return ReportRules(shapes, METRICS, RULES.max_weight, RULES.max_norm)
 
     def device_ids(self) -> Sequence[DeviceId]:

@@ -6,6 +6,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,24 +80,53 @@ def test_a_leaf_can_not_sign_further_certificates(authority: Authority, key: ec.
         authority.verify(forged, PeerKind.DEVICE, NOW)
 
 
-def test_a_name_that_belongs_to_another_key_is_refused(authority: Authority, key: ec.EllipticCurvePrivateKey) -> None:
-    other = ec.generate_private_key(ec.SECP256R1())
-    uri = f"umbel://watches/device/{id_of_key(key.public_key())}"
+def signed_by_hand(
+    authority: Authority, key: ec.EllipticCurvePrivateKey, uris: list[str], purposes: list[x509.ObjectIdentifier]
+) -> bytes:
+    """A certificate that the authority did sign, with whatever names and purposes."""
     good = x509.load_pem_x509_certificates(certificate(authority, key))[0]
+    names = [x509.UniformResourceIdentifier(uri) for uri in uris]
     builder = (
         x509.CertificateBuilder()
         .subject_name(good.subject)
         .issuer_name(good.issuer)
-        .public_key(other.public_key())
+        .public_key(key.public_key())
         .serial_number(7)
         .not_valid_before(good.not_valid_before_utc)
         .not_valid_after(good.not_valid_after_utc)
-        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH]), critical=True)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(purposes), critical=True)
     )
-    signed = builder.sign(authority.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-    with pytest.raises(CertificateRefused):
-        authority.verify(signed, PeerKind.DEVICE, NOW)
+    return builder.sign(authority.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
+
+
+@pytest.mark.parametrize(
+    ("uris", "purposes"),
+    [
+        (["umbel://watches/device/OTHER"], [CLIENT]),
+        (["umbel://watches/device/OWN"], [SERVER]),
+        (["umbel://watches/device/OWN"], [CLIENT, SERVER]),
+        (["umbel://watches/device/OWN", "umbel://phones/device/OWN"], [CLIENT]),
+        (["https://watches/device/OWN"], [CLIENT]),
+        (["umbel://watches/admin/OWN"], [CLIENT]),
+    ],
+    ids=["another key's id", "for servers", "for both", "two populations", "another scheme", "unknown kind"],
+)
+def test_a_signed_certificate_of_another_form_opens_nothing(
+    authority: Authority, key: ec.EllipticCurvePrivateKey, uris: list[str], purposes: list[x509.ObjectIdentifier]
+) -> None:
+    own = id_of_key(key.public_key())
+    named = [uri.replace("OWN", own).replace("OTHER", "0" * 32) for uri in uris]
+    with pytest.raises(CertificateRefused, match="call with"):
+        authority.verify(signed_by_hand(authority, key, named, purposes), PeerKind.DEVICE, NOW)
+
+
+def test_the_form_made_by_hand_is_otherwise_good(authority: Authority, key: ec.EllipticCurvePrivateKey) -> None:
+    uri = f"umbel://watches/device/{id_of_key(key.public_key())}"
+    assert authority.verify(signed_by_hand(authority, key, [uri], [CLIENT]), PeerKind.DEVICE, NOW).realm == "watches"
 
 
 @given(st.binary(max_size=200))

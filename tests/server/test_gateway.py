@@ -274,13 +274,18 @@ def test_a_report_starts_with_begin(live: Live, device: LiveDevice, requests: li
     assert isinstance(found[0], errors.BadInput)
 
 
-@pytest.mark.parametrize("bad", [b"", bytes(CHUNK_BYTES + 1)], ids=["empty", "too large"])
-def test_chunks_have_a_size(live: Live, device: LiveDevice, bad: bytes) -> None:
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [(b"", "aren't empty"), (bytes(CHUNK_BYTES + 1), f"the limit is {CHUNK_BYTES}")],
+    ids=["empty", "too large"],
+)
+def test_chunks_have_a_size(live: Live, device: LiveDevice, bad: bytes, words: str) -> None:
     start_task(live)
     begin, _ = device.sealed(device.assignment())
     with refused() as found:
         device.report(begin, [bad])
     assert isinstance(found[0], errors.BadInput)
+    assert words in str(found[0])
 
 
 def test_more_bytes_than_announced_are_refused_and_the_upload_can_go_on(live: Live, device: LiveDevice) -> None:

@@ -149,9 +149,10 @@ def export(
         receiver.take(_step(first))
         for answer in answers:
             receiver.take(_step(answer))
-        bundle = receiver.finish()
+        receiver.finish()
     finally:
         receiver.close()
+    bundle = Bundle.open(folder)
     facts = {"model": model, "version": number, "folder": str(folder), "bundle_digest": bundle.manifest.digest}
     if session.as_json:
         output.print_json(facts)

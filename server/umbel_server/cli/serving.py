@@ -8,13 +8,16 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from umbel_server.cli import output
 from umbel_server.cli.verbs import Json, State
 from umbel_server.identity import Addresses, write_private
+
+if TYPE_CHECKING:
+    from umbel_server.flower.program import Program
 
 _INIT = """Make a coordinator's folder: authorities, keys, settings and a first admin.
 
@@ -25,7 +28,10 @@ _SERVE = """Run the coordinator of a folder until SIGTERM or Ctrl-C.
 A port of 0 takes any free one. When it listens, the coordinator writes its addresses to addresses.json in the folder,
 to --ready-file, and to standard output.
 
+With --app it also runs a Flower ServerApp, as it is, over the devices of a task that was created with driven = true.
+
 Example: umbel serve --state umbel-state --host 0.0.0.0
+Example: umbel serve --state umbel-state --app my_app:app --app-task research --app-config num-server-rounds=3
 """
 
 
@@ -74,6 +80,11 @@ def serve(
     profile: Annotated[str | None, typer.Option(help="development or production.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write the addresses here, as JSON, once it listens.")] = None,
+    app_name: Annotated[str | None, typer.Option("--app", help="A Flower ServerApp to run: module:attribute.")] = None,
+    app_task: Annotated[str | None, typer.Option(help="The task whose devices --app uses.")] = None,
+    app_config: Annotated[
+        list[str] | None, typer.Option(help="One entry of the app's run_config, key=value; may be repeated.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run the coordinator of a folder."""
@@ -92,7 +103,31 @@ def serve(
         log_level=log_level,
     )
     _log_to_stderr(settings.log_level)
-    asyncio.run(app.serve(settings, lambda addresses: _tell(addresses, ready_file, as_json)))
+    program = _program(app_name, app_task, app_config or [])
+    asyncio.run(app.serve(settings, lambda addresses: _tell(addresses, ready_file, as_json), program=program))
+
+
+def _program(app_name: str | None, task: str | None, config: list[str]) -> Program | None:
+    if app_name is None:
+        if task or config:
+            raise typer.BadParameter("--app-task and --app-config go with --app")
+        return None
+    if task is None:
+        raise typer.BadParameter("--app needs --app-task, the driven task whose devices it uses")
+    from umbel_server.flower.program import Program, load_app
+
+    return Program(load_app(app_name), task, dict(map(_entry, config)))
+
+
+def _entry(text: str) -> tuple[str, bool | float | int | str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise typer.BadParameter(f"--app-config {text!r}: write key=value")
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return key, value
+    return key, parsed if isinstance(parsed, bool | float | int | str) else value
 
 
 def _tell(addresses: Addresses, ready_file: Path | None, as_json: bool) -> None:

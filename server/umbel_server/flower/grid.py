@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Final, Protocol, cast
 
 from umbel.digests import digest_of
@@ -21,7 +21,8 @@ from umbel.errors import BadInput, OutOfBounds, UmbelError
 from umbel.identity import DeviceId
 from umbel.plan import Kind, Plan
 from umbel.update import Metrics, Update
-from umbel.weights import Weights, require_finite, require_shapes
+from umbel.weights import Shapes, Weights, require_finite, require_shapes
+from umbel_server.cohort import CohortOrder
 from umbel_server.flower.compat import Run, identify_task, set_message_id
 from umbel_server.flower.engine import from_record, to_record
 from umbel_server.validation import TRAINING_METRICS, ReportRules, require_report
@@ -37,21 +38,14 @@ _PROXIMAL: Final = "proximal-mu"
 _PLAN_NUMBERS: Final = {one.name for one in fields(Plan)} - {"kind", "hyperparameters"}
 
 
-@dataclass(frozen=True, slots=True)
-class CohortOrder:
-    """What a grid asks of a cohort: run this plan from these weights, on these devices."""
-
-    plan: Plan
-    weights: Weights
-    devices: tuple[DeviceId, ...]
-    round_number: int
-
-
 class CohortPort(Protocol):
     """Where a grid finds devices; the coordinator behind it decides how many to invite and when to stop waiting."""
 
-    def rules(self, plan: Plan) -> ReportRules:
-        """What the reports of this plan have to keep to; their shapes are those of the model."""
+    def shapes(self) -> Shapes:
+        """Names and shapes of the model's shared weights."""
+
+    def rules(self, order: CohortOrder) -> ReportRules:
+        """What the reports of this order have to keep to."""
 
     def device_ids(self) -> Sequence[DeviceId]:
         """Devices that may be asked now."""
@@ -149,10 +143,8 @@ class DeviceGrid(Grid):
         return replies
 
     def _run_cohort(self, asked: Mapping[DeviceId, Message], timeout: float | None) -> list[Message]:
-        order = self._order(asked)
-        rules = self._port.rules(order.plan)
-        if order.plan.kind is Kind.TRAIN:
-            require_shapes(order.weights.shapes, rules.shapes)
+        order, names = self._order(asked)
+        rules = self._port.rules(order)
         require_finite(order.weights)
         updates: dict[DeviceId, Update] = {}
         for device, update in self._port.run(order, timeout):
@@ -163,9 +155,10 @@ class DeviceGrid(Grid):
                 continue
             if device in asked:
                 updates[device] = update
-        return _replies(order, asked, updates)
+        return _replies(order, asked, updates, names)
 
-    def _order(self, asked: Mapping[DeviceId, Message]) -> CohortOrder:
+    def _order(self, asked: Mapping[DeviceId, Message]) -> tuple[CohortOrder, dict[str, str]]:
+        """What the messages ask for, and the program's name for each of the model's weights."""
         message = next(iter(asked.values()))
         records = list(message.content.array_records.values())
         if len(records) != 1:
@@ -176,7 +169,20 @@ class DeviceGrid(Grid):
         kind = _kind(message.metadata.message_type)
         plan = _planned(replace(self._plan, kind=kind), config)
         # Sorted, because Flower's sample comes in an order that nobody could repeat.
-        return CohortOrder(plan, from_record(records[0]), tuple(sorted(asked)), int(cast("int", config.get(_ROUND, 1))))
+        given, shapes = from_record(records[0]), self._port.shapes()
+        names = _names(given, shapes)
+        require_shapes({name: given[names[name]].shape for name in names}, shapes)
+        weights = Weights({name: given[names[name]] for name in names})
+        round_number = int(cast("int", config.get(_ROUND, 1)))
+        return CohortOrder(plan, weights, tuple(sorted(asked)), round_number), names
+
+
+def _names(given: Weights, shapes: Shapes) -> dict[str, str]:
+    """A bundle says `p_conv.weight` where torch says `conv.weight`; a program may use either, for all alike."""
+    plain = {name: name.partition("_")[2] for name in shapes}
+    if set(plain.values()) == set(given.arrays) and len(set(plain.values())) == len(plain):
+        return plain
+    return {name: name for name in given.arrays}
 
 
 def _number(device: DeviceId) -> int:
@@ -221,7 +227,10 @@ def _longest(messages: list[Message]) -> float | None:
 
 
 def _replies(
-    order: CohortOrder, asked: Mapping[DeviceId, Message], updates: Mapping[DeviceId, Update]
+    order: CohortOrder,
+    asked: Mapping[DeviceId, Message],
+    updates: Mapping[DeviceId, Update],
+    names: Mapping[str, str],
 ) -> list[Message]:
     means = {device: _means(update.metrics) for device, update in updates.items()}
     # Flower refuses a round whose replies don't name the same metrics.
@@ -233,7 +242,8 @@ def _replies(
             metrics[name] = means[device][name]
         content = RecordDict({"metrics": metrics, "config": ConfigRecord()})
         if order.plan.kind is Kind.TRAIN:
-            content["arrays"] = to_record(order.weights + update.delta)
+            trained = order.weights + update.delta
+            content["arrays"] = to_record(Weights({names[name]: array for name, array in trained.arrays.items()}))
         replies.append(Message(content, reply_to=asked[device]))
     return replies
 
