@@ -88,9 +88,12 @@ class AdminGateway:
         with tempfile.TemporaryDirectory(prefix="umbel-model-") as folder:
             await _receive(Path(folder), messages)
             # Verified and registered in one go, in the loop's thread like every other change of the store.
-            return pb.AddModelResponse(
-                version=codec.version_to_message(self._operations.add_model(model, Path(folder), operator.actor))
-            )
+            if first.begin.parent:
+                parent = codec.number(first.begin.parent, "parent")
+                added = self._operations.add_version(model, parent, Path(folder), operator.actor)
+            else:
+                added = self._operations.add_model(model, Path(folder), operator.actor)
+            return pb.AddModelResponse(version=codec.version_to_message(added))
 
     async def _add_holdout(self, operator: Operator, messages: Requests) -> pb.AddHoldoutResponse:
         data = bytearray()

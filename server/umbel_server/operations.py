@@ -59,6 +59,16 @@ class Operations:
         """
         return self._registry.add_model(name, Bundle.open(directory), actor, self._clock.now())
 
+    def add_version(self, model: str, parent: int, directory: Path, actor: str) -> Version:
+        """Register the bundle in a folder as the next version of a model, made elsewhere from `parent`.
+
+        Raises:
+            BundleInvalid, DigestMismatch, MalformedMessage: the bundle doesn't hold together.
+            NotFound: no such parent.
+            WeightsMismatch: it isn't of the same architecture.
+        """
+        return self._registry.add_next(model, parent, Bundle.open(directory), actor, self._clock.now())
+
     def models(self) -> list[Model]:
         """All models, by name."""
         with self._store.reading() as connection:
