@@ -44,6 +44,8 @@ class Adoption:
     def __init__(self, kit: Kit, switched: Callable[[], object]) -> None:
         self._kit = kit
         self._switched = switched
+        self.refusal = ""
+        """Why the last offer couldn't be believed, in words."""
 
     async def consider(self, signed: SignedRelease, *, serving_well: bool) -> ReleaseOutcome | None:
         """Take a release over or turn it down; None if it was judged before and nothing has changed since.
@@ -84,11 +86,11 @@ class Adoption:
         Raises:
             Unavailable: the way there broke, or the device is needed; it is considered again at the next visit.
         """
-        memory = self._kit.memory
+        memory, self.refusal = self._kit.memory, ""
         try:
             offer = verify_offered(self._kit, listing, signed)
         except (NotAuthentic, NotAllowed, MalformedMessage) as error:
-            memory.put(replace(memory.state, last_error=as_text(f"{error.code}: {error}")))
+            self.refusal = as_text(f"{error.code}: {error}")
             return None
         try:
             offered = await believe(self._kit, listing, signed)
@@ -97,7 +99,7 @@ class Adoption:
         except Unavailable:
             raise
         except Expired as error:
-            memory.put(replace(memory.state, last_error=as_text(f"{error.code}: {error}")))
+            self.refusal = as_text(f"{error.code}: {error}")
             return None
         except UmbelError as error:
             outcome = ReleaseOutcome(offer.model, offer.number, Outcome.FAILED, f"{error.code}: {error}")
