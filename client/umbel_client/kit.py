@@ -22,6 +22,7 @@ from umbel_client.enrolment import Identity, IdentityKeeper
 from umbel_client.examples import ExampleStore, Split
 from umbel_client.files import Disk
 from umbel_client.idle import IdlePolicy
+from umbel_client.listing import Listing
 from umbel_client.personal import PersonalSettings
 from umbel_client.private import Pinned, Pinning, PrivacyPolicy
 from umbel_client.shelf import Shelf
@@ -92,6 +93,8 @@ class Kit:
     offload: Offload
     pinning: Pinning
     privacy: PrivacyPolicy = field(default_factory=PrivacyPolicy)
+    listing: Listing | None = None
+    """What the device believes of releases beyond the release key; None where it pinned that key alone."""
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property

@@ -15,6 +15,7 @@
     │   ├── DigestMismatch          bytes that don't hash to the name they were fetched by
     │   ├── SealBroken              a sealed update that doesn't open for this round and report
     │   ├── SumImplausible          a combined sum that no honest cohort can have made
+    │   ├── Expired                 a statement past its date: newer ones may be held back
     │   └── RollbackRefused         a release older than one already trusted
     ├── NotAllowed                  known who asks, and this isn't theirs to do
     ├── NotFound                    nothing goes by that name here
@@ -155,6 +156,12 @@ class SumImplausible(NotAuthentic):
 
     code = "sum-implausible"
     status = Status.DATA_LOSS
+
+
+class Expired(NotAuthentic):
+    """A signed statement is past its date; somebody may be holding back newer ones."""
+
+    code = "expired"
 
 
 class RollbackRefused(NotAuthentic):

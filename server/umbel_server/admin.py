@@ -17,6 +17,7 @@ from umbel.fields import name, text
 from umbel.v1 import admin_pb2 as pb
 from umbel_server import admin_messages as codec
 from umbel_server.access import Access
+from umbel_server.admin_rollouts import RolloutGateway
 from umbel_server.coordinator import Coordinator
 from umbel_server.json_text import to_text
 from umbel_server.operators import Operator, Operators
@@ -73,6 +74,7 @@ class AdminGateway:
             "ListAudit": self._list_audit,
             "VerifyAudit": self._verify_audit,
             "GetStatus": self._get_status,
+            **RolloutGateway(self._coordinator).methods(),
         }
         return Service(_ADMIN, self._operators.authorize, methods)
 
@@ -86,9 +88,12 @@ class AdminGateway:
         with tempfile.TemporaryDirectory(prefix="umbel-model-") as folder:
             await _receive(Path(folder), messages)
             # Verified and registered in one go, in the loop's thread like every other change of the store.
-            return pb.AddModelResponse(
-                version=codec.version_to_message(self._operations.add_model(model, Path(folder), operator.actor))
-            )
+            if first.begin.parent:
+                parent = codec.number(first.begin.parent, "parent")
+                added = self._operations.add_version(model, parent, Path(folder), operator.actor)
+            else:
+                added = self._operations.add_model(model, Path(folder), operator.actor)
+            return pb.AddModelResponse(version=codec.version_to_message(added))
 
     async def _add_holdout(self, operator: Operator, messages: Requests) -> pb.AddHoldoutResponse:
         data = bytearray()

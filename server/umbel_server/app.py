@@ -60,6 +60,7 @@ class Parts:
     coordinator: Coordinator
     authorities: Authorities
     release_key: bytes
+    release_root: bytes
 
 
 def build(settings: Settings, clock: Clock) -> Parts:
@@ -71,6 +72,7 @@ def build(settings: Settings, clock: Clock) -> Parts:
     """
     folder = Folder(settings.state)
     authorities, signer, leader = folder.authorities(), folder.signer(), folder.leader_key()
+    listing = folder.repository()
     store = Store.open(settings.effective_database_url)
     attestation = AcceptAll() if settings.accepts_unattested else RefuseAll()
     access = Access(store, authorities, attestation, clock, settings.device_certificate_days * DAY)
@@ -80,11 +82,20 @@ def build(settings: Settings, clock: Clock) -> Parts:
     card = settings.helper_card
     if card and settings.profile == "production" and settings.trust.is_development:
         raise NotAllowed(f"the production profile refuses {settings.trust.words}; see docs/how-to/run-the-helper.md")
-    helper = RemoteHelper(card, signer.for_helper()) if card else None
     coordinator = Coordinator(
-        store, Blobs(folder.blobs), signer, leader, clock, pace=pace, helper=helper, trust=settings.trust
+        store,
+        Blobs(folder.blobs),
+        signer,
+        leader,
+        clock,
+        pace=pace,
+        helper=RemoteHelper(card, signer.for_helper()) if card else None,
+        trust=settings.trust,
+        listing=listing,
+        witness=folder.witness(),
     )
-    return Parts(store, access, operators, coordinator, authorities, signer.public_key)
+    root = listing[0].first_root
+    return Parts(store, access, operators, coordinator, authorities, signer.public_key, root)
 
 
 class Server:
@@ -114,7 +125,9 @@ class Server:
         admin_port = self._listen(self._admins, settings.admin_port, parts.authorities.operator.certificate_pem)
         device_address = settings.advertise or f":{device_port}"
         DeviceGateway(parts.coordinator, parts.access).service().add_to(self._devices)
-        EnrolmentGateway(parts.access, parts.release_key, device_address).service().add_to(self._enrolments)
+        EnrolmentGateway(parts.access, parts.release_key, device_address, parts.release_root).service().add_to(
+            self._enrolments
+        )
         admin = AdminGateway(parts.coordinator, parts.access, parts.operators, self._clock, settings.warnings)
         admin.service().add_to(self._admins)
         for server in (self._devices, self._enrolments, self._admins):

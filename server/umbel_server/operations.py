@@ -14,9 +14,11 @@ from umbel.errors import AlreadyExists, BadInput, Conflict
 from umbel.plan import Kind
 from umbel_server import audit, fleet, task_records, views
 from umbel_server.blobs import Blobs
+from umbel_server.checkpoints import Witness
 from umbel_server.fleet import DeviceRecord, Fleet
 from umbel_server.private_rounds import PrivateRounds
 from umbel_server.registry import Model, Registry
+from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.store import Store
 from umbel_server.task import Task, TaskState
 from umbel_server.task_records import TaskRecord
@@ -36,6 +38,8 @@ class Operations:
         clock: Clock,
         take_up: Callable[[str], None],
         private: PrivateRounds,
+        verbs: RolloutVerbs | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -44,6 +48,8 @@ class Operations:
         self._clock = clock
         self._take_up = take_up
         self._private = private
+        self._verbs = verbs
+        self._witness = witness
 
     # Models, versions, releases.
 
@@ -55,6 +61,16 @@ class Operations:
             AlreadyExists: the name is taken.
         """
         return self._registry.add_model(name, Bundle.open(directory), actor, self._clock.now())
+
+    def add_version(self, model: str, parent: int, directory: Path, actor: str) -> Version:
+        """Register the bundle in a folder as the next version of a model, made elsewhere from `parent`.
+
+        Raises:
+            BundleInvalid, DigestMismatch, MalformedMessage: the bundle doesn't hold together.
+            NotFound: no such parent.
+            WeightsMismatch: it isn't of the same architecture.
+        """
+        return self._registry.add_next(model, parent, Bundle.open(directory), actor, self._clock.now())
 
     def models(self) -> list[Model]:
         """All models, by name."""
@@ -81,14 +97,18 @@ class Operations:
         return self._registry.bundle(self.version(model, number).bundle)
 
     def publish(self, model: str, number: int, channel: str, actor: str) -> PublishedRelease:
-        """Release an accepted version on a channel, an older one too.
+        """Release an accepted version to everybody on a channel at once, an older one too.
 
         Raises:
             NotFound: no such version.
             WrongState: not an accepted one.
             NotAllowed: a channel that belongs to the rounds.
         """
-        return self._registry.publish(model, number, channel, actor, self._clock.now())
+        if self._verbs is None:
+            return self._registry.publish(model, number, channel, actor, self._clock.now())
+        published = self._verbs.publish(model, number, channel, actor)
+        with self._store.reading() as connection:
+            return self._registry.published(connection, model, published)
 
     def releases(self, model: str = "", limit: int = 100) -> list[PublishedRelease]:
         """Releases, newest first; of one model or of all."""
@@ -193,7 +213,13 @@ class Operations:
             return audit.rows(connection, limit, before)
 
     def verify_audit(self) -> int:
-        """How many audit rows there are, all of them intact; raises `DigestMismatch` naming the first that isn't."""
+        """How many audit rows there are, all of them intact, and as witnesses saw them.
+
+        Raises:
+            DigestMismatch: naming what isn't: an edit, a deletion, a cut at the end, a rewriting.
+        """
+        if self._witness is not None:
+            return self._witness.verify(self._store)
         with self._store.reading() as connection:
             return audit.verify(connection)
 

@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from umbel.descriptor import sign_as_leader
 from umbel.errors import MalformedMessage
 from umbel.messages import release_to_bytes
+from umbel.offer import Offer, SignedOffer, sign_offer
 from umbel.release import Release, SignedRelease, key_id_of, sign_statement
 from umbel_server.helper.port import LeaderSigner
 
@@ -56,6 +57,10 @@ class ReleaseSigner:
     def for_helper(self) -> LeaderSigner:
         """What the helper knows this coordinator by."""
         return LeaderSigner(self._key)
+
+    def sign_offer(self, offer: Offer) -> SignedOffer:
+        """Sign an offer's own bytes."""
+        return sign_offer(offer, self._key)
 
     def __repr__(self) -> str:
         return f"ReleaseSigner({key_id_of(self.public_key)})"

@@ -41,6 +41,12 @@ class Member:
         status = self.status()
         return int(status["release"]) if status else 0
 
+    def answers_with(self) -> int:
+        """The release that answers; 0 before the first."""
+        status = self.status()
+        active = status["slots"]["active"] if status else None
+        return int(active["release"]) if active else 0
+
     def result(self) -> DeviceResult:
         """How it stands, once it has tested a release."""
         status = self.status() or {}

@@ -15,10 +15,11 @@ UMBEL = [sys.executable, "-c", "from umbel_server.cli import main; main()"]
 
 
 class Operator:
-    """Calls `umbel` on one coordinator's folder and reads its JSON."""
+    """Calls `umbel` on one coordinator's folder and reads its JSON; as the first admin, or with another identity."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, identity: Path | None = None) -> None:
         self.state = state
+        self._identity = ["--identity", str(identity)] if identity else []
 
     @property
     def release_key(self) -> Path:
@@ -35,7 +36,7 @@ class Operator:
         Raises:
             ProgramFailed: it was refused; the message is the coordinator's own.
         """
-        return json.loads(_run([*verb, "--state", str(self.state), "--json"]))
+        return json.loads(_run([*verb, "--state", str(self.state), *self._identity, "--json"]))
 
 
 class HelperOperator:

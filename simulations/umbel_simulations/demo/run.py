@@ -18,12 +18,12 @@ from umbel.v1 import admin_pb2 as pb
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
 from umbel_models.zoo import bundle_path
 from umbel_server.cli.connection import connect, quiet_grpc
-from umbel_simulations.demo import fleet
+from umbel_simulations.demo import fleet, rollouts
 from umbel_simulations.demo.board import Board
 from umbel_simulations.demo.operator import UMBEL, HelperOperator, Operator
 from umbel_simulations.demo.page import render
 from umbel_simulations.demo.programs import Programs
-from umbel_simulations.demo.results import Results, RoundResult
+from umbel_simulations.demo.results import Results, RolloutResult, RoundResult
 from umbel_simulations.smartwatch import load_wearers
 
 MODEL: Final = "smartwatch"
@@ -85,18 +85,33 @@ def run(options: Options, live: Live) -> Results:
         _wait(look, board, members, programs, lambda: _completed(board) >= first_half)
         _publish(operator, board)
         _wait(look, board, members, programs, lambda: _task_is_done(board))
-        newest = _publish(operator, board)
-
-        board.doing = "devices test the newest release against their own model"
-        _wait(look, board, members, programs, lambda: all(member.judged() >= newest for member in members))
+        ended = _roll_out(operator, options, members, board, lambda done: _wait(look, board, members, programs, done))
         board.doing = "done"
         look()
         devices = tuple(member.result() for member in members)
         trust = "; ".join(board.status.warnings) or "production"
-    results = Results(_rounds(board), devices, time.monotonic() - began, trust)
+        audit_rows = int(operator.call("audit", "verify")["rows"])
+    results = Results(_rounds(board), devices, time.monotonic() - began, trust, ended, audit_rows)
     results.write_json(options.folder / "report.json")
     (options.folder / "report.html").write_text(render(results))
     return results
+
+
+def _roll_out(
+    operator: Operator,
+    options: Options,
+    members: Sequence[fleet.Member],
+    board: Board,
+    wait: Callable[[Callable[[], bool]], None],
+) -> tuple[RolloutResult, ...]:
+    """The newest version goes out in waves; then a broken one, which must not come far."""
+    approver = rollouts.second_person(operator, options.folder / "state")
+    stage = rollouts.Stage(operator, approver, options.folder / "state", MODEL, POPULATION, members, wait)
+    newest = max(entry.version for entry in board.rounds if entry.state == "completed")
+    board.doing = f"rolling out version {newest} to 5, 25 and 100 %: each device tests it against its own model"
+    good = rollouts.roll_out(stage, "good", newest)
+    board.doing = "rolling out a broken version: its canary should stop it"
+    return good, rollouts.roll_out(stage, "broken", rollouts.break_version(stage, newest))
 
 
 def _clear(folder: Path) -> None:
