@@ -22,8 +22,8 @@ class Role(Enum):
 
 
 _VIEWER = (
-    "ListModels ListTasks GetTask ListRounds GetRound Watch ListVersions GetVersion GetLineage ListReleases "
-    "ListDevices GetDevice GetStatus"
+    "ListModels ListTasks GetTask GetTaskPrivacy ListRounds GetRound Watch ListVersions GetVersion GetLineage "
+    "ListReleases ListDevices GetDevice GetStatus"
 )
 _OPERATOR = "AddModel AddHoldout CreateTask PauseTask ResumeTask StopTask Publish ExportVersion CreateTokens"
 _ADMIN = "RevokeDevice AddOperator ListOperators RevokeOperator ListAudit VerifyAudit"
