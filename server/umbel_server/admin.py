@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +53,7 @@ class AdminGateway:
             "CreateTask": self._create_task,
             "ListTasks": self._list_tasks,
             "GetTask": self._get_task,
+            "GetTaskPrivacy": self._get_task_privacy,
             "PauseTask": self._pause_task,
             "ResumeTask": self._resume_task,
             "StopTask": self._stop_task,
@@ -153,6 +155,12 @@ class AdminGateway:
     async def _get_task(self, operator: Operator, message: pb.GetTaskRequest) -> pb.GetTaskResponse:
         record = self._operations.task(name(message.name, "task"))
         return pb.GetTaskResponse(task=codec.record_to_message(record))
+
+    async def _get_task_privacy(
+        self, operator: Operator, message: pb.GetTaskPrivacyRequest
+    ) -> pb.GetTaskPrivacyResponse:
+        found = self._operations.privacy(name(message.name, "task"))
+        return pb.GetTaskPrivacyResponse(**asdict(found))
 
     async def _pause_task(self, operator: Operator, message: pb.PauseTaskRequest) -> pb.PauseTaskResponse:
         record = self._operations.pause_task(name(message.name, "task"), operator.actor)

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 import structlog
 
 from umbel.digests import Digest
-from umbel.errors import UmbelError, Unavailable
+from umbel.errors import BudgetSpent, UmbelError, Unavailable
 from umbel.plan import Kind
 from umbel.update import Metrics
 from umbel_server import audit, round_records, task_records
@@ -59,7 +59,24 @@ async def _agreed(runner: TaskRunner) -> bool:
     except Unavailable as error:
         _log.warning("the helper doesn't answer", task=runner.task.name, reason=str(error))
         return False
+    except BudgetSpent as error:
+        _stop_spending(runner, str(error))
     return True
+
+
+def _stop_spending(runner: TaskRunner, reason: str) -> None:
+    """The budget doesn't allow the round: it ends before it began, and the task pauses until somebody decides."""
+    held, now = runner.active, runner.tools.clock.now()
+    if held is None:
+        return
+    after, training = held.abandon(reason, now), runner.rounds.get(Kind.TRAIN)
+    if held.key.kind is Kind.EVALUATE and training is not None:
+        # The training round that follows will find no budget either, and pause the task.
+        _decide(runner, training, (held, after), Refused(f"its evaluation has no budget: {reason}"), {}, now)
+    else:
+        runs = runner.task.state is TaskState.RUNNING
+        record = replace(runner.record, task=runner.task.paused()) if runs else runner.record
+        commit(runner, [(held, after)], record, now)
 
 
 def _may_wait(runner: TaskRunner, held: Round) -> bool:

@@ -16,6 +16,7 @@ from umbel_server import audit, fleet, task_records, views
 from umbel_server.blobs import Blobs
 from umbel_server.checkpoints import Witness
 from umbel_server.fleet import DeviceRecord, Fleet
+from umbel_server.privacy_ledger import PrivacyReport
 from umbel_server.private_rounds import PrivateRounds
 from umbel_server.registry import Model, Registry
 from umbel_server.rollout_verbs import RolloutVerbs
@@ -170,6 +171,13 @@ class Operations:
         """One task; raises `NotFound`."""
         with self._store.reading() as connection:
             return task_records.get(connection, name)
+
+    def privacy(self, name: str) -> PrivacyReport:
+        """What a task's rounds have cost in privacy, and what one more would cost; raises `NotFound`."""
+        with self._store.reading() as connection:
+            task = task_records.get(connection, name).task
+            version = self._registry.newest_accepted(connection, task.model)
+        return self._private.ledger(task, self._registry.bundle(version.bundle).manifest)
 
     # Rounds, devices, audit.
 

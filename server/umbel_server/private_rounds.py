@@ -7,15 +7,18 @@ remember   -> store; only then do devices hear of the round
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from umbel.descriptor import RoundDescriptor, SignedDescriptor
+from umbel.descriptor import RoundDescriptor, SignedDescriptor, descriptor_from_bytes, noise_multiplier
 from umbel.errors import WrongState
 from umbel.manifest import Manifest
 from umbel.plan import Kind
+from umbel_server import privacy_ledger
 from umbel_server.helper.port import HelperPort
 from umbel_server.privacy import lanes_of, propose, validity_of
+from umbel_server.privacy_ledger import PrivacyReport
 from umbel_server.round import Base, Round, RoundKey
 from umbel_server.secure_aggregation import PrivateRound
 from umbel_server.signing import ReleaseSigner
@@ -55,23 +58,43 @@ class PrivateRounds:
         Raises:
             WrongState: there is no helper.
             OutOfBounds, CohortTooSmall: no ring has room for its rounds; the message says what to change.
+            BudgetSpent: not even one round fits into its budget.
         """
         _ = self.helper
+        privacy_ledger.require_budget((), self._trial(task, manifest), task.privacy)
+
+    def _trial(self, task: Task, manifest: Manifest) -> RoundDescriptor:
+        """What the task's next round would be, but for names and keys."""
         key, base = RoundKey(task.name, 1, task.plan.kind), Base(1, 1, manifest.digest)
         span = task.deadline_seconds
         trial = Round(key, base, task.goal, task.minimum, task.slots, span, 0.0, span, span)
-        self._describe(task, trial, manifest, bytes(32))
+        return self._describe(task, trial, manifest, bytes(32))
 
-    def ask(self, task: Task, held: Round, manifest: Manifest) -> PrivateRound:
-        """Have a round countersigned.
+    def spent(self, task: str) -> list[float]:
+        """Noise multipliers of a task's rounds so far; 0 where there was no noise."""
+        query = sa.select(PRIVATE_ROUNDS.c.statement).where(PRIVATE_ROUNDS.c.task == task)
+        with self._store.reading() as connection:
+            return [noise_multiplier(descriptor_from_bytes(one)) for one in connection.scalars(query)]
+
+    def ledger(self, task: Task, manifest: Manifest) -> PrivacyReport:
+        """What the task has cost in privacy, and what one more round would cost."""
+        opening = self._trial(task, manifest) if task.updates_private else None
+        words = self.trust.words if task.updates_private else "the coordinator reads each device's update"
+        return privacy_ledger.report(self.spent(task.name), opening, task.privacy, words, task.goal)
+
+    def ask(self, task: Task, held: Round, manifest: Manifest, past: Sequence[float] = ()) -> PrivateRound:
+        """Have a round countersigned; `past` is what the task has `spent`.
 
         Raises:
             Unreachable: the helper is away; try again.
+            BudgetSpent: it would cost more than the task may spend.
             UmbelError: the helper refuses the round; its message says why.
         """
         helper = self.helper
         helper_key = helper.offer_key(held.key.task, held.key.number, held.key.kind)
-        statement = self._describe(task, held, manifest, helper_key).to_bytes()
+        descriptor = self._describe(task, held, manifest, helper_key)
+        privacy_ledger.require_budget(past, descriptor, task.privacy)
+        statement = descriptor.to_bytes()
         signature = self._signer.sign_descriptor(statement)
         signed = SignedDescriptor(statement, signature, helper.countersign(statement, signature))
         return PrivateRound.verified(signed, self._signer.public_key, helper.identity)
@@ -86,7 +109,6 @@ class PrivateRounds:
             "statement": signed.statement,
             "leader_signature": signed.leader_signature,
             "helper_signature": signed.helper_signature,
-            "epsilon": 0.0,
         }
         with self._store.transaction() as connection:
             connection.execute(PRIVATE_ROUNDS.insert().values(row))

@@ -28,7 +28,7 @@ _OPERATOR = frozenset({Role.OPERATOR, Role.ADMIN})
 _TABLE = (
     (
         _EVERYBODY,
-        "ListModels ListTasks GetTask ListRounds GetRound Watch ListVersions GetVersion GetLineage ListReleases "
+        "ListModels ListTasks GetTask GetTaskPrivacy ListRounds GetRound Watch ListVersions GetVersion GetLineage ListReleases "
         "ListDevices GetDevice GetStatus GetListing GetRollout ListRollouts PreviewRollout",
     ),
     (

@@ -345,7 +345,8 @@ class TaskRunner:
     async def agree(self) -> None:
         """Have the active round countersigned by the helper; raises what `PrivateRounds.ask` raises."""
         held, private = self._active(), self.tools.private
-        agreed = await self.tools.offload(private.ask, self.task, held, self._manifest)
+        past = private.spent(self.task.name)
+        agreed = await self.tools.offload(private.ask, self.task, held, self._manifest, past)
         private.remember(held.key, agreed)
         self.agreed[held.key] = agreed
 

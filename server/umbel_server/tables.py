@@ -158,8 +158,6 @@ PRIVATE_ROUNDS: Final = Table(
     Column("statement", LargeBinary, nullable=False),
     Column("leader_signature", LargeBinary, nullable=False),
     Column("helper_signature", LargeBinary, nullable=False),
-    # Privacy spent by the task's rounds up to and with this one; 0 without noise.
-    Column("epsilon", Double, nullable=False),
     ForeignKeyConstraint(["task", "number", "kind"], ["rounds.task", "rounds.number", "rounds.kind"]),
 )
 

@@ -100,6 +100,31 @@ def show_task(session: Session, name: Name) -> None:
     _show_task(session, session.stub.GetTask(pb.GetTaskRequest(name=name)).task)
 
 
+@verb(TASKS, "privacy", "umbel tasks privacy shoulder")
+def task_privacy(session: Session, name: Name) -> None:
+    """Show what a task's rounds cost in privacy: spent, left, after one more; and whether noise drowns all."""
+    answer = session.stub.GetTaskPrivacy(pb.GetTaskPrivacyRequest(name=name))
+    session.show(answer, lambda: _privacy_table(answer))
+
+
+def _privacy_table(told: pb.GetTaskPrivacyResponse) -> Any:
+    rest = max(0.0, told.budget - told.epsilon_spent)
+    left = f"{rest:.3g} of {told.budget:.3g}" if told.budget else "no budget was set"
+    facts = [("updates", "only their sums are known" if told.private else "the coordinator reads each one")]
+    facts += [("trust", told.trust)]
+    if told.private:
+        facts += [
+            ("on the wire", f"{told.ring_bits} bits a number, {told.bytes_per_weight:.3f} bytes a weight"),
+            ("noise", f"{told.noise_multiplier:.3g} sensitivities a round" if told.noise_multiplier else "none"),
+            ("signal to noise", f"{told.signal_to_noise:.3g} at best"),
+            ("rounds", str(told.rounds)),
+            ("epsilon spent", f"{told.epsilon_spent:.3g} at delta {told.delta:g}"),
+            ("left", left),
+            ("after another round", f"{told.epsilon_next:.3g}"),
+        ]
+    return output.table("", [("", lambda fact: fact[0]), ("", lambda fact: fact[1])], facts)
+
+
 @verb(TASKS, "pause", "umbel tasks pause shoulder")
 def pause_task(session: Session, name: Name) -> None:
     """Let the open round end, and begin no new one."""

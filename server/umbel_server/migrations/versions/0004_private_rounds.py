@@ -17,7 +17,6 @@ def upgrade() -> None:
         sa.Column("statement", sa.LargeBinary(), nullable=False),
         sa.Column("leader_signature", sa.LargeBinary(), nullable=False),
         sa.Column("helper_signature", sa.LargeBinary(), nullable=False),
-        sa.Column("epsilon", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(
             ["task", "number", "kind"],
             ["rounds.task", "rounds.number", "rounds.kind"],
