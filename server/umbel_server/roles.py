@@ -28,8 +28,8 @@ _OPERATOR = frozenset({Role.OPERATOR, Role.ADMIN})
 _TABLE = (
     (
         _EVERYBODY,
-        "ListModels ListTasks GetTask GetTaskPrivacy ListRounds GetRound Watch ListVersions GetVersion GetLineage ListReleases "
-        "ListDevices GetDevice GetStatus GetListing GetRollout ListRollouts PreviewRollout",
+        "ListModels ListTasks GetTask GetTaskPrivacy ListRounds GetRound Watch ListVersions GetVersion GetLineage "
+        "ListReleases ListDevices GetDevice GetStatus GetListing GetRollout ListRollouts PreviewRollout",
     ),
     (
         _OPERATOR,

@@ -136,7 +136,7 @@ class Fleet:
         self.coordinator = self.restart()
         self.coordinator.operations.add_model(MODEL, bundle_path("smartwatch"), AUTHOR)
         # A population's task says which model it has; nobody trains in these tests.
-        task = Task("learn", POPULATION, MODEL, Plan(), goal=1, minimum=1, rounds=1)
+        task = Task("learn", POPULATION, MODEL, Plan(), goal=1, minimum=1, rounds=1, updates_private=False)
         self.coordinator.operations.create_task(task, AUTHOR)
         self.coordinator.operations.stop_task("learn", AUTHOR)
         self.devices = [self.enrol(number) for number in range(devices)]
