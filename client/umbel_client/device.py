@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from umbel.clock import Clock, SystemClock
 from umbel.errors import Interrupted, UmbelError, WrongState
 from umbel.randomness import generator
 from umbel.runtime import Runtime
+from umbel.version import VERSION
 from umbel.visit import (
     Assignment,
     CheckIn,
@@ -321,7 +321,7 @@ class Device:
                 sessions=state.sessions,
                 outcomes=state.outcomes,
                 channel=kit.identity.channel,
-                sdk=f"umbel-python/{version('umbel')}",
+                sdk=f"umbel-python/{VERSION}",
                 release=active.number if (active := kit.shelf.slots.active) else 0,
             )
         )
