@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from umbel.errors import Interrupted, UmbelError, WrongState
 from umbel.randomness import generator
 from umbel.release import SignedRelease
 from umbel.runtime import Runtime
+from umbel.version import VERSION
 from umbel.visit import Assignment, CheckIn, CheckInReply, Event, ReleaseOutcome, Retry, RetryWindow, SessionRecord
 from umbel_client import opening
 from umbel_client.adoption import Adoption
@@ -285,7 +285,7 @@ class Device:
                 sessions=state.sessions,
                 outcomes=state.outcomes,
                 channel=kit.identity.channel,
-                sdk=f"umbel-python/{version('umbel')}",
+                sdk=f"umbel-python/{VERSION}",
             )
         )
         kit.memory.put(state.told(len(state.sessions), len(state.outcomes)))
