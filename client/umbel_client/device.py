@@ -301,7 +301,8 @@ class Device:
         if session is None:
             return None
         session = session.after(Event.INTERRUPTED)
-        if self._kit.clock.now() >= session.assignment.deadline:
+        # A report that was on its way may count already, its acknowledgement lost: that is worth the question.
+        if self._kit.clock.now() >= session.assignment.deadline and not session.may_count:
             self._assignments.abandon(session)
             return None
         return session

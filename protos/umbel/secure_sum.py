@@ -134,11 +134,9 @@ def encode_update(
     cleartext = Cleartext(layout, np.empty(layout.size, np.uint8)) if into is None else into
     factor = clip * descriptor.scale * weight
     _round(descriptor, descriptor.transform.forward(delta), factor, weight, chance, cleartext)
-    clipped = {"clipped": float(norm > descriptor.clip_norm)}
     cleartext.lanes[0] = weight
     for index, lane in enumerate(descriptor.lanes, start=1):
-        value = {**clipped, **metrics}.get(lane.name, 0.0)
-        cleartext.lanes[index] = to_lane(value, lane.bound)
+        cleartext.lanes[index] = to_lane(metrics.get(lane.name, 0.0), lane.bound)
     return cleartext
 
 

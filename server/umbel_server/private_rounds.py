@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from umbel.descriptor import RoundDescriptor, SignedDescriptor, descriptor_from_bytes, noise_multiplier
-from umbel.errors import WrongState
+from umbel.descriptor import LONGEST_SECONDS, RoundDescriptor, SignedDescriptor, descriptor_from_bytes, noise_multiplier
+from umbel.errors import OutOfBounds, WrongState
 from umbel.manifest import Manifest
 from umbel.plan import Kind
 from umbel_server import privacy_ledger
 from umbel_server.helper.port import HelperPort
-from umbel_server.privacy import lanes_of, propose, validity_of
+from umbel_server.privacy import HELPER_SECONDS, lanes_of, propose, validity_of
 from umbel_server.privacy_ledger import PrivacyReport
 from umbel_server.round import Base, Round, RoundKey
 from umbel_server.secure_aggregation import PrivateRound
@@ -61,6 +61,11 @@ class PrivateRounds:
             BudgetSpent: not even one round fits into its budget.
         """
         _ = self.helper
+        longest = LONGEST_SECONDS - HELPER_SECONDS
+        if task.deadline_seconds > longest:
+            raise OutOfBounds(
+                f"deadline_seconds is {task.deadline_seconds:g}; a private round's is at most {longest:g}"
+            )
         privacy_ledger.require_budget((), self._trial(task, manifest), task.privacy)
 
     def _trial(self, task: Task, manifest: Manifest) -> RoundDescriptor:

@@ -408,3 +408,9 @@ def test_the_plan_is_part_of_the_descriptor(party: Party) -> None:
     from umbel.descriptor import plan_digest
 
     assert party.describe().plan == plan_digest(PLAN) != plan_digest(replace(PLAN, epochs=2))
+
+
+def test_neither_party_alone_can_tell_an_update_from_chance_and_both_get_only_the_sum() -> None:
+    from tests.private.show_secrecy import main
+
+    assert main() == 0

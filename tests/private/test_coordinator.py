@@ -193,6 +193,7 @@ async def test_a_task_without_privacy_or_a_helper_is_never_private_in_name_only(
     [
         ({"plan": Plan(max_weight=64.0)}, OutOfBounds, "clip_norm"),
         ({"minimum": 1}, CohortTooSmall, "minimum"),
+        ({"deadline_seconds": 100_000.0}, OutOfBounds, "deadline_seconds"),
         ({"goal": 900_000, "over_selection": 1.1, "privacy": PrivacySettings(ring_bits=16)}, OutOfBounds, "ring_bits"),
         (
             {"privacy": PrivacySettings(ring_bits=16, noise_multiplier=50.0, metric_bound=10.0)},
