@@ -10,6 +10,7 @@ from typing import Final
 
 from umbel.errors import UmbelError
 from umbel_client import commands
+from umbel_client.memory import give_back_what_is_freed
 
 _ABOUT: Final = """\
 Enrol this machine as a device, run its agent, and ask it what it does and why.
@@ -26,6 +27,7 @@ _EXIT: Final = "exit codes: 0 done, 1 refused or failed (the reason on stderr), 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
+    give_back_what_is_freed()
     try:
         return int(options.command(options))
     except UmbelError as error:

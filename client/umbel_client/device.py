@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from umbel.errors import Interrupted, UmbelError, WrongState
 from umbel.randomness import generator
 from umbel.runtime import Runtime
 from umbel.sealing import SEALED
+from umbel.version import VERSION
 from umbel.visit import (
     Assignment,
     CheckIn,
@@ -317,7 +317,7 @@ class Device:
                 sessions=state.sessions,
                 outcomes=state.outcomes,
                 channel=kit.identity.channel,
-                sdk=f"umbel-python/{version('umbel')}",
+                sdk=f"umbel-python/{VERSION}",
                 release=active.number if (active := kit.shelf.slots.active) else 0,
             )
         )
