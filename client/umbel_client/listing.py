@@ -89,6 +89,15 @@ class Listing:
         await self._run(fetch, now, lambda updater: found.append(updater.get_targetinfo(path)))
         return found[-1]
 
+    def pin(self) -> None:
+        """Keep the pinned root on disk and verify it, before anything is fetched; raises as `refresh`."""
+        self._try({}, 0.0, lambda updater: None)
+
+    @property
+    def consistent(self) -> bool:
+        """Whether targets are stored under names that begin with their hash."""
+        return bool(json.loads((self._folder / "root.json").read_bytes())["signed"]["consistent_snapshot"])
+
     @property
     def time_floor(self) -> float:
         """An instant that is known to have passed, from signed metadata; 0 before the first."""

@@ -17,6 +17,7 @@ from umbel.runtime import Runtime
 from umbel.update import Metrics
 from umbel.weights import Weights, require_finite
 from umbel_client.examples import Examples, Split
+from umbel_client.latency import latency_ratio
 from umbel_client.trainer import GoOn, Job, always, evaluate, train
 
 TASK = "personal"
@@ -108,6 +109,7 @@ def judge_release(
         present=None if present is None else score(evaluate(*present, split.held_back, runtime)),
         examples=split.held_back.count,
         tuned_weights=tuned,
+        latency_ratio=None if present is None else latency_ratio(bundle, present[0], split.held_back, runtime, clock),
     )
 
 

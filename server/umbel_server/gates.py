@@ -19,10 +19,12 @@ from typing import Final
 
 from umbel.errors import OutOfBounds
 
-_TIMES_WORSE: Final = (1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0, 50.0)
+_TIMES_WORSE: Final = (1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 """The alternatives that a test bets on, in equal parts: failures so many times more frequent than they should be."""
 _STAKES: Final = (0.05, 0.1, 0.2, 0.4, 0.7)
 """Shares of the largest safe bet, for measured values; in equal parts."""
+TESTS: Final = 4
+"""Failures, accuracy, latency and memory can each stop a rollout; together they may err as often as one."""
 RATIO_BOUNDS: Final = (-1.0, 3.0)
 """Ratios count as powers of two between half and eight times, so that one odd device can't speak for all."""
 _DROP_BOUNDS: Final = (-0.25, 1.0)
@@ -156,7 +158,7 @@ def judge(exposures: Sequence[Exposure], policy: GatePolicy, look: Look) -> Judg
         look: whether the soak time is over, and whether the gate's deadline has come.
     """
     canaries = [exposure for exposure in exposures if exposure.arm is Arm.CANARY]
-    alpha = policy.alpha / 4  # four tests can stop a rollout; together they may err as often as one
+    alpha = policy.alpha / TESTS
     findings = (
         _ceiling(canaries, policy),
         _rejections(canaries, policy, look),
