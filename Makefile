@@ -22,11 +22,11 @@ TREES := protos models client server simulations tests .ci hatch_build.py
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: help demo dev test test-all lint fix protos docs bench pins clean
+.PHONY: help demo dev test test-all lint fix protos docs bench bench-private mutants pins clean
 
 help: ## List these words.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
-	  while IFS=$$'\t' read -r word text; do printf '  make %-10s %s\n' "$$word" "$$text"; done
+	  while IFS=$$'\t' read -r word text; do printf '  make %-13s %s\n' "$$word" "$$text"; done
 
 demo: $(VENV)/.demo-installed ## Twenty devices learn together on this machine, on real data.
 	@"$(BIN)/python" -m umbel_simulations.demo $(DEMO_ARGS)
@@ -61,6 +61,12 @@ docs: $(VENV)/.dev-installed ## Run every command that the README and the tutori
 
 bench: $(VENV)/.dev-installed ## Measure speed, memory and learning, side by side with other ways.
 	@"$(BIN)/python" -m tests.benchmarks $(BENCH_ARGS)
+
+bench-private: $(VENV)/.dev-installed ## Measure private rounds: device, leader and helper, bytes, against SecAgg+.
+	@"$(BIN)/python" -m tests.benchmarks private $(BENCH_ARGS)
+
+mutants: $(VENV)/.dev-installed ## Take each guard of private rounds out and see a test fail (a quarter of an hour).
+	@"$(BIN)/python" -m tests.mutation
 
 pins: ## Resolve all requirements anew in a fresh environment and write constraints.txt.
 	@bash .ci/pins "$(PYTHON)"

@@ -6,15 +6,29 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from umbel.bundle import Bundle
-from umbel.errors import DigestMismatch, UmbelError, Unavailable
+from umbel.errors import (
+    BundleInvalid,
+    DigestMismatch,
+    Expired,
+    MalformedMessage,
+    NotAllowed,
+    NotAuthentic,
+    RuntimeFailure,
+    UmbelError,
+    Unavailable,
+)
+from umbel.fields import as_text
 from umbel.golden import verify_golden
+from umbel.offer import SignedOffer
 from umbel.release import Release, SignedRelease
 from umbel.visit import Outcome, ReleaseOutcome
 from umbel.weights import Weights
 from umbel_client.fetching import fetch_bundle
 from umbel_client.kit import Kit
+from umbel_client.listing import Listing
+from umbel_client.offered import Offered, believe, verify_offered
 from umbel_client.personal import Comparison, judge_release
-from umbel_client.shelf import Personal, Slot, Slots
+from umbel_client.slots import TRIES, Personal, Slot, Slots, Trial
 from umbel_client.state import Known, Scores
 from umbel_client.trust import Trust
 
@@ -30,6 +44,8 @@ class Adoption:
     def __init__(self, kit: Kit, switched: Callable[[], object]) -> None:
         self._kit = kit
         self._switched = switched
+        self.refusal = ""
+        """Why the last offer couldn't be believed, in words."""
 
     async def consider(self, signed: SignedRelease, *, serving_well: bool) -> ReleaseOutcome | None:
         """Take a release over or turn it down; None if it was judged before and nothing has changed since.
@@ -62,6 +78,65 @@ class Adoption:
         memory.put(replace(state, judged=release.number, judged_examples=revision))
         return outcome
 
+    async def follow(self, listing: Listing, signed: SignedOffer) -> ReleaseOutcome | None:
+        """Follow an offer: take the release over on trial, or turn it down; the answer goes up with the next visit.
+
+        None if nothing can be said yet: the listing is out of date, or out of reach; what answers goes on answering.
+
+        Raises:
+            Unavailable: the way there broke, or the device is needed; it is considered again at the next visit.
+        """
+        memory, self.refusal = self._kit.memory, ""
+        try:
+            offer = verify_offered(self._kit, listing, signed)
+        except (NotAuthentic, NotAllowed, MalformedMessage) as error:
+            self.refusal = as_text(f"{error.code}: {error}")
+            return None
+        try:
+            offered = await believe(self._kit, listing, signed)
+            self._kit.memory.know(replace(memory.known, model=offer.model))
+            outcome = await self._try(offered)
+        except Unavailable:
+            raise
+        except Expired as error:
+            self.refusal = as_text(f"{error.code}: {error}")
+            return None
+        except UmbelError as error:
+            outcome = ReleaseOutcome(offer.model, offer.number, Outcome.FAILED, f"{error.code}: {error}")
+        outcome = replace(outcome, execution=offer.execution)
+        state = memory.state.with_outcome(outcome).with_execution(offer.execution)
+        revision = self._kit.examples.revision()
+        memory.put(replace(state, judged=offer.number, judged_examples=revision, attempt=("", 0)))
+        return outcome
+
+    async def reconsider(self) -> None:
+        """Make the active release this device's own anew, once there are other examples than it was tested with."""
+        active, memory = self._kit.shelf.slots.active, self._kit.memory
+        revision = self._kit.examples.revision()
+        if active is None or revision == memory.state.judged_examples:
+            return
+        size = self._kit.shelf.path(active.bundle).stat().st_size
+        release = Release(
+            active.model, active.number, active.version, self._kit.identity.channel, active.bundle, size, 0.0
+        )
+        await self._judge(release)
+        memory.put(replace(memory.state, judged_examples=revision))
+
+    async def _try(self, offered: Offered) -> ReleaseOutcome:
+        """Judge a release, unless it has failed here before, or has taken the process down at each try."""
+        memory, offer = self._kit.memory, offered.offer
+        if offered.listed.bundle in self._kit.shelf.slots.blocked:
+            raise BundleInvalid("this content failed on this device before and is blocked here")
+        execution, tries = memory.state.attempt
+        tries = tries + 1 if execution == offer.execution else 1
+        if tries > TRIES:
+            raise RuntimeFailure(f"testing it took this device's process down {TRIES} times")
+        memory.put(replace(memory.state, attempt=(offer.execution, tries)))
+        active = self._kit.shelf.slots.active
+        taken_back = active is not None and offered.listed.from_number == active.number
+        trial = Trial(offer.execution, self._kit.clock.now())
+        return await self._judge(offered.release, trial=trial, taken_back=taken_back)
+
     def _believed(self, signed: SignedRelease) -> Release:
         known, identity = self._kit.memory.known, self._kit.identity
         trust = Trust(identity.release_key, identity.channel, known.model, known.seen)
@@ -70,7 +145,8 @@ class Adoption:
         self._kit.memory.know(Known(trust.model, trust.seen))
         return release
 
-    async def _judge(self, release: Release) -> ReleaseOutcome:
+    async def _judge(self, release: Release, *, trial: Trial | None = None, taken_back: bool = False) -> ReleaseOutcome:
+        """Test a release here, and switch to it unless it is worse; what is taken back is replaced at any rate."""
         kit = self._kit
         bundle = await fetch_bundle(kit.channel, kit.shelf, release, kit.runtime.name)
         slots = kit.shelf.slots
@@ -90,11 +166,18 @@ class Adoption:
 
         tested = await kit.work(test)
         self._remember_scores(release, tested)
-        if tested.worse_than_present(kit.personal.margin):
+        outcome = ReleaseOutcome(
+            release.model,
+            release.number,
+            Outcome.ADOPTED,
+            accuracy_change=tested.accuracy_change,
+            latency_ratio=tested.latency_ratio,
+        )
+        if tested.worse_than_present(kit.personal.margin) and not taken_back:
             reason = f"{tested.best:.4f} against {tested.present:.4f} on {tested.examples} held-back examples"
-            return ReleaseOutcome(release.model, release.number, Outcome.KEPT_OWN, reason)
-        self._switch(slots, release, bundle, tested)
-        return ReleaseOutcome(release.model, release.number, Outcome.ADOPTED)
+            return replace(outcome, outcome=Outcome.KEPT_OWN, reason=reason)
+        self._switch(release, bundle, tested, trial)
+        return outcome
 
     def _present(self, slots: Slots) -> tuple[Bundle, Weights] | None:
         if slots.active is None:
@@ -107,12 +190,12 @@ class Adoption:
             # What can't be read can't serve either: anything that runs is better.
             return None
 
-    def _switch(self, slots: Slots, release: Release, bundle: Bundle, tested: Comparison) -> None:
+    def _switch(self, release: Release, bundle: Bundle, tested: Comparison, trial: Trial | None) -> None:
         personal = None
         if tested.personal_wins and tested.tuned_weights is not None:
             weights = self._kit.shelf.put_personal(tested.tuned_weights)
             personal = Personal(bundle.manifest.digest, weights)
-        self._kit.shelf.switch(slots.adopt(Slot.of(release), personal))
+        self._kit.shelf.change(lambda now: now.adopt(Slot.of(release), personal, trial))
         self._switched()
         self._kit.shelf.tidy()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from umbel_client.device import Device
+from umbel_client.private import in_words
 from umbel_client.report import describe, of_this_process, write_report
 from umbel_client.visits import Ending, Visit
 
@@ -89,4 +90,5 @@ def status_of(device: Device) -> dict[str, Any]:
     facts = describe(
         kit.identity, kit.memory.known, kit.memory.state, kit.shelf.slots, kit.examples, kit.policy, kit.clock.now()
     )
+    facts["updates"] = in_words(kit.pinned)
     return {**facts, "answers_with": device.answers_with, **of_this_process(kit.runtime.name)}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 
 from umbel.bundle import Bundle
-from umbel.errors import Conflict, RoundClosed, UmbelError, Unavailable
+from umbel.descriptor import RoundDescriptor
+from umbel.errors import Conflict, NotAllowed, RoundClosed, UmbelError, Unavailable
 from umbel.messages import update_to_bytes
 from umbel.plan import Kind
 from umbel.release import Release
-from umbel.sealing import seal
+from umbel.sealing import SignedDescriptor, seal
+from umbel.update import Update
 from umbel.visit import Event, RetryWindow
 from umbel_client.fetching import fetch_bundle
 from umbel_client.kit import Kit
+from umbel_client.private import require_sealing, seal_privately, verify_round
 from umbel_client.session import Session, SessionFolder
 from umbel_client.trainer import Stopped, run
 from umbel_client.trust import Trust
@@ -55,8 +59,13 @@ class Assignments:
         kept = self._folder.sealed(session)
         if kept is not None:
             return session, kept
+        require_sealing(session.assignment, self._kit.pinned)
+        await self._renew_at_helper()
         release = Trust(self._kit.identity.release_key).verify_base(session.assignment.base)
         bundle = await fetch_bundle(self._kit.channel, self._kit.shelf, release, self._kit.runtime.name)
+        if session.assignment.private_round is not None:
+            # Before the work, not after it.
+            self._verified(session, session.assignment.private_round, release)
         session = session.after(Event.FETCHED, Event.TRAINING_STARTED)
         self._folder.save(session)
         sealed = await self._kit.work(lambda: self._train(session, bundle, release))
@@ -80,7 +89,33 @@ class Assignments:
             if kit.examples.revision() == revision:
                 self._folder.keep_progress(stopped.progress, revision)
             raise
-        return seal(update_to_bytes(update), session.assignment.sealing, session.binding(release.bundle))
+        return self._seal(session, update, release)
+
+    def _seal(self, session: Session, update: Update, release: Release) -> bytes:
+        kit, assignment = self._kit, session.assignment
+        signed, pinned = assignment.private_round, kit.pinned
+        if signed is None or pinned is None:
+            return seal(update_to_bytes(update), assignment.sealing, session.binding(release.bundle))
+        descriptor = self._verified(session, signed, release)
+        return seal_privately(descriptor, signed, assignment, session.report_id, update, pinned, kit.device)
+
+    def _verified(self, session: Session, signed: SignedDescriptor, release: Release) -> RoundDescriptor:
+        kit, pinned = self._kit, self._kit.pinned
+        if pinned is None:
+            raise NotAllowed("the round is private and this device has pinned no helper; enrol it at one")
+        keys = (kit.identity.release_key, pinned.card.identity)
+        population = kit.identity.population
+        return verify_round(signed, session.assignment, release.bundle, population, keys, kit.privacy, kit.clock.now())
+
+    async def _renew_at_helper(self) -> None:
+        """Keep the certificate at the helper fresh; a helper that is away is asked again at the next visit."""
+        kit, pinned = self._kit, self._kit.pinned
+        if pinned is None or kit.clock.now() < pinned.renew_after:
+            return
+        from umbel_client.participation import renew_at_helper
+
+        with contextlib.suppress(Unavailable):
+            kit.pinning.keep(await renew_at_helper(pinned, kit.identity.population, kit.clock.now()))
 
     async def _report(self, session: Session, sealed: bytes) -> Ended:
         session = session.after(Event.REPORT_STARTED)

@@ -1,4 +1,4 @@
-"""The seam between a device and its coordinator: four calls, all of which may be made again.
+"""The seam between a device and its coordinator: five calls, all of which may be made again.
 
 `GrpcChannel` (in `grpc_channel.py`) crosses a network; a simulation joins device and server in one process. Errors
 come out as the same classes that the far side raised, or `Unreachable`.
@@ -32,6 +32,14 @@ class Channel(Protocol):
 
     def fetch(self, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
         """A blob's bytes from `offset` on, in chunks; nothing about them may be believed yet."""
+
+    async def read_listing(self, name: str, limit: int) -> bytes:
+        """A file of the release listing, of at most `limit` bytes; nothing about it may be believed yet.
+
+        Raises:
+            NotFound: there is no such file; for the listing's next root that is the usual answer.
+            OutOfBounds: it is larger.
+        """
 
     async def report(self, begin: ReportBegin, sealed: bytes) -> RetryWindow:
         """Ask whether the report is still wanted, and send what the far side lacks of it.

@@ -10,6 +10,7 @@ from typing import Final
 
 from umbel.errors import UmbelError
 from umbel_client import commands
+from umbel_client.memory import give_back_what_is_freed
 
 _ABOUT: Final = """\
 Enrol this machine as a device, run its agent, and ask it what it does and why.
@@ -26,6 +27,7 @@ _EXIT: Final = "exit codes: 0 done, 1 refused or failed (the reason on stderr), 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
+    give_back_what_is_freed()
     try:
         return int(options.command(options))
     except UmbelError as error:
@@ -92,6 +94,8 @@ def _add_enrol(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--ca", type=Path, metavar="PEM", help="the coordinator's authority, got out of band")
     parser.add_argument("--code", help="all three in one string, or @FILE that holds it")
     parser.add_argument("--channel", default="stable", help="release channel to follow (default: stable)")
+    parser.add_argument("--helper", type=Path, metavar="CARD", help="the helper's card, got from whoever runs it")
+    parser.add_argument("--helper-token", metavar="TOKEN", help="the helper's own token, or @FILE that holds it")
     parser.add_argument("--again", action="store_true", help="replace an identity that this home has already")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from umbel.clock import SystemClock
 from umbel.errors import AlreadyExists, BadInput, MalformedMessage, NotFound
+from umbel.helper_card import HelperCard
 from umbel_client.config import load_config
 from umbel_client.device import Device
 from umbel_client.enrolment import (
@@ -29,6 +30,8 @@ from umbel_client.idle import Waiting
 from umbel_client.importing import import_npz
 from umbel_client.kit import Memory
 from umbel_client.opening import examples_on_disk, runtime_of
+from umbel_client.participation import enrol_at_helper
+from umbel_client.private import Pinned, in_words, load_pinned, save_pinned
 from umbel_client.report import describe, read_report
 from umbel_client.shelf import Shelf
 from umbel_client.status import FileStatus
@@ -48,9 +51,28 @@ def enrol(options: argparse.Namespace) -> int:
     key = new_key()
     enrolment = asyncio.run(request_enrolment(_enrolment_code(options), key))
     identity = identity_of(enrolment, key, options.channel)
+    pinned = _enrolled_at_helper(options, identity.population)
+    if pinned is not None:
+        # First: a device that knows its helper before its coordinator never sends in the clear.
+        save_pinned(options.home, pinned)
     save_identity(options.home, identity)
     _say(f"enrolled as {identity.device_id} in population {identity.population!r}; home: {options.home}")
+    if pinned is None:
+        _say("no helper is pinned: the coordinator can read each update that this device sends")
     return 0
+
+
+def _enrolled_at_helper(options: argparse.Namespace, population: str) -> Pinned | None:
+    if options.helper is None and options.helper_token is None:
+        return None
+    if options.helper is None or options.helper_token is None:
+        raise BadInput("give --helper and --helper-token together, or neither")
+    try:
+        card = HelperCard.from_text(options.helper.read_bytes())
+    except OSError as error:
+        raise NotFound(f"no helper's card at {options.helper} ({error.strerror}); ask who runs it") from None
+    token = _or_file(options.helper_token)
+    return asyncio.run(enrol_at_helper(card, token, population, SystemClock().now()))
 
 
 def _enrolment_code(options: argparse.Namespace) -> EnrolmentCode:
@@ -90,7 +112,7 @@ def status(options: argparse.Namespace) -> int:
     tree = describe(
         identity, memory.known, memory.state, Shelf(home / "shelf").slots, store, config.policy, SystemClock().now()
     )
-    tree = {**read_report(home), **tree}
+    tree = {**read_report(home), **tree, "updates": in_words(load_pinned(home))}
     if options.json:
         _say(json.dumps(tree, indent=2))
         return 0
@@ -186,6 +208,7 @@ def _device(options: argparse.Namespace) -> Device:
         status=FileStatus(status_file) if status_file else None,
         examples=examples_on_disk(_home(options), config.examples),
         runtime=runtime_of(config.runtime),
+        privacy=config.privacy,
     )
 
 

@@ -13,6 +13,9 @@ max_age_seconds = 2592000.0
 
 [runtime]                   # umbel_client.opening.RuntimeSettings
 name = "litert"
+
+[privacy]                   # umbel_client.private.PrivacyPolicy
+minimum_cohort = 100
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ from umbel_client.examples import StoreLimits
 from umbel_client.idle import IdlePolicy
 from umbel_client.opening import RuntimeSettings
 from umbel_client.personal import PersonalSettings
+from umbel_client.private import PrivacyPolicy
 
-S = TypeVar("S", PersonalSettings, StoreLimits, RuntimeSettings)
+S = TypeVar("S", PersonalSettings, StoreLimits, PrivacyPolicy, RuntimeSettings)
 
 FILE = "device.toml"
 
@@ -42,6 +46,7 @@ class DeviceConfig:
     personal: PersonalSettings = field(default_factory=PersonalSettings)
     examples: StoreLimits = field(default_factory=StoreLimits)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    privacy: PrivacyPolicy = field(default_factory=PrivacyPolicy)
 
 
 def load_config(home: Path, path: Path | None = None) -> DeviceConfig:
@@ -60,14 +65,17 @@ def load_config(home: Path, path: Path | None = None) -> DeviceConfig:
         tree = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MalformedMessage(f"{file} isn't TOML: {error}") from error
-    unknown = sorted(set(tree) - {"policy", "personal", "examples", "runtime"})
+    unknown = sorted(set(tree) - {"policy", "personal", "examples", "privacy", "runtime"})
     if unknown:
-        raise MalformedMessage(f"{file} has tables {unknown}; it may have policy, personal, examples and runtime")
+        raise MalformedMessage(
+            f"{file} has tables {unknown}; it may have policy, personal, examples, privacy and runtime"
+        )
     return DeviceConfig(
         policy=IdlePolicy.from_tree(tree["policy"]) if "policy" in tree else IdlePolicy(),
         personal=_settings(PersonalSettings(), tree.get("personal", {}), str(file)),
         examples=_settings(StoreLimits(), tree.get("examples", {}), str(file)),
         runtime=_settings(RuntimeSettings(), tree.get("runtime", {}), str(file)),
+        privacy=_settings(PrivacyPolicy(), tree.get("privacy", {}), str(file)),
     )
 
 

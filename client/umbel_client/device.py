@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,19 @@ from numpy.typing import NDArray
 from umbel.clock import Clock, SystemClock
 from umbel.errors import Interrupted, UmbelError, WrongState
 from umbel.randomness import generator
-from umbel.release import SignedRelease
 from umbel.runtime import Runtime
-from umbel.sealing import SEALED
-from umbel.visit import Assignment, CheckIn, CheckInReply, Event, ReleaseOutcome, Retry, RetryWindow, SessionRecord
+from umbel.version import VERSION
+from umbel.visit import (
+    Assignment,
+    CheckIn,
+    CheckInReply,
+    Event,
+    Outcome,
+    ReleaseOutcome,
+    Retry,
+    RetryWindow,
+    SessionRecord,
+)
 from umbel_client import opening
 from umbel_client.adoption import Adoption
 from umbel_client.assignment import Assignments, Ended
@@ -36,8 +44,10 @@ from umbel_client.idle import Eligible, IdlePolicy, Verdict, Waiting
 from umbel_client.kit import Kit, Memory, Offload, only_visitor
 from umbel_client.personal import PersonalSettings
 from umbel_client.predictor import Answering, Outputs, Predictor
+from umbel_client.private import Pinning, PrivacyPolicy
 from umbel_client.session import Session, SessionFolder
 from umbel_client.shelf import Shelf
+from umbel_client.slots import Slots
 from umbel_client.status import StatusSource
 from umbel_client.visits import WAITING_WINDOW, Ending, Visit
 
@@ -68,6 +78,7 @@ class Device:
         shelf: Shelf | None = None,
         disk: Disk | None = None,
         offload: Offload = asyncio.to_thread,
+        privacy: PrivacyPolicy | None = None,
     ) -> Device:
         """Open the device that lives in a folder.
 
@@ -84,6 +95,7 @@ class Device:
             shelf: None means a folder in `home`.
             disk: how to write durably.
             offload: where heavy work runs.
+            privacy: what it asks of private rounds; a device whose home pins a helper joins no others.
 
         Raises:
             NotFound: `home` isn't enrolled.
@@ -108,6 +120,9 @@ class Device:
             memory=Memory(home, disk),
             disk=disk,
             offload=offload,
+            pinning=Pinning(home, disk),
+            privacy=privacy or PrivacyPolicy(),
+            listing=opening.release_listing(home, identities.current),
         )
         return cls(kit)
 
@@ -143,7 +158,9 @@ class Device:
 
     def predict(self, x: Arrays | NDArray[Any]) -> Outputs:
         """The model's outputs by name, for a batch; see `Predictor`. No network."""
-        return self.predictor(x)
+        answer = self.predictor(x)
+        self._answering.healthy()
+        return answer
 
     def probabilities(self, x: Arrays | NDArray[Any]) -> list[Mapping[str, float]]:
         """Label -> probability, most probable first, for each example of a batch; see `Predictor`."""
@@ -212,6 +229,7 @@ class Device:
             self._kit.stopping.clear()
             self._kit.memory.refresh()
             self._answering.follow()
+            self._prove()
             verdict = self.verdict()
             if isinstance(verdict, Waiting):
                 return self._leave(Ending.WAITED, WAITING_WINDOW, reasons=verdict.reasons)
@@ -237,17 +255,39 @@ class Device:
                 # On disk before anything else: a visit that breaks off here goes on with it at the next.
                 session = Session.begin(assignment)
                 self._sessions.save(session)
-                release = await self._consider(answer.newest)
+                release = await self._consider(answer)
                 return self._ended(await self._assignments.carry_out(session), release)
             case Retry(window, reason):
-                release = await self._consider(answer.newest)
+                release = await self._consider(answer)
                 reasons = (*verdict.reasons, *filter(None, [reason]))
                 return self._leave(Ending.RESTED, window, reasons=reasons, release=release)
 
-    async def _consider(self, newest: SignedRelease | None) -> ReleaseOutcome | None:
-        if newest is None:
-            return None
-        return await self._adoption.consider(newest, serving_well=self._answering.well)
+    async def _consider(self, answer: CheckInReply) -> ReleaseOutcome | None:
+        listing = self._kit.listing
+        if listing is None:
+            if answer.newest is None:
+                return None
+            return await self._adoption.consider(answer.newest, serving_well=self._answering.well)
+        if answer.offer is not None:
+            return await self._adoption.follow(listing, answer.offer)
+        await self._adoption.reconsider()
+        return None
+
+    def _prove(self) -> None:
+        """Commit a release whose trial is over, and note one that was given up, for the next check-in."""
+        kit, slots = self._kit, self._kit.shelf.slots
+        trial, active = slots.trial, slots.active
+        if slots.reverted is not None:
+            gone = slots.reverted
+            told = ReleaseOutcome(gone.model, gone.number, Outcome.REVERTED, gone.reason, gone.execution)
+            kit.memory.put(kit.memory.state.with_outcome(told))
+            kit.shelf.change(Slots.told)
+        elif trial is not None and active is not None and self._answering.well:
+            self._answering.healthy()
+            if kit.clock.now() - trial.since >= kit.personal.trial_seconds:
+                kit.shelf.change(Slots.commit)
+                done = ReleaseOutcome(active.model, active.number, Outcome.COMMITTED, execution=trial.execution)
+                kit.memory.put(kit.memory.state.with_outcome(done))
 
     async def _renew_certificate(self) -> None:
         identity = self._kit.identity
@@ -261,7 +301,8 @@ class Device:
         if session is None:
             return None
         session = session.after(Event.INTERRUPTED)
-        if self._kit.clock.now() >= session.assignment.deadline:
+        # A report that was on its way may count already, its acknowledgement lost: that is worth the question.
+        if self._kit.clock.now() >= session.assignment.deadline and not session.may_count:
             self._assignments.abandon(session)
             return None
         return session
@@ -273,7 +314,7 @@ class Device:
             CheckIn(
                 population=kit.identity.population,
                 runtimes=(kit.runtime.name,),
-                suites=(SEALED,),
+                suites=kit.suites,
                 held_bundles=kit.shelf.held_bundles(),
                 offers_work=offers_work,
                 training_examples=held.training,
@@ -281,7 +322,8 @@ class Device:
                 sessions=state.sessions,
                 outcomes=state.outcomes,
                 channel=kit.identity.channel,
-                sdk=f"umbel-python/{version('umbel')}",
+                sdk=f"umbel-python/{VERSION}",
+                release=active.number if (active := kit.shelf.slots.active) else 0,
             )
         )
         kit.memory.put(state.told(len(state.sessions), len(state.outcomes)))
@@ -309,7 +351,7 @@ class Device:
     ) -> Visit:
         state, now = self._kit.memory.state, self._kit.clock.now()
         next_wake = window.draw(generator("wake", self._kit.device, state.visits), now)
-        words = f"{error.code}: {error}" if error else ""
+        words = f"{error.code}: {error}" if error else self._adoption.refusal
         visits = state.visits + 1
         self._kit.memory.put(replace(state, next_wake=next_wake, visits=visits, failures=failures, last_error=words))
         return Visit(ending, now, next_wake, reasons, release, session, error)

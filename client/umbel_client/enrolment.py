@@ -48,6 +48,8 @@ class Identity:
     population: str
     device_address: str
     channel: str = STABLE
+    release_root: bytes = b""
+    """TUF root metadata that was pinned at enrolment; empty where the release key alone is trusted."""
 
     def __repr__(self) -> str:
         return f"Identity(device={self.device_id!r}, population={self.population!r})"
@@ -143,6 +145,7 @@ def _checked(answer: pb.EnrolResponse, server: str, private_key: bytes) -> Enrol
         release_key=answer.release_key,
         server_authority=answer.server_authority,
         device_address=f"{host or server.rpartition(':')[0]}:{port}",
+        release_root=answer.release_root,
     )
 
 
@@ -156,6 +159,7 @@ def identity_of(enrolment: Enrolment, private_key: bytes, channel: str = STABLE)
         population=enrolment.population,
         device_address=enrolment.device_address,
         channel=channel,
+        release_root=enrolment.release_root,
     )
 
 
@@ -172,6 +176,7 @@ def save_identity(home: Path, identity: Identity, disk: Disk | None = None) -> N
         "population": identity.population,
         "device_address": identity.device_address,
         "channel": identity.channel,
+        "release_root": identity.release_root.decode(),
     }
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     (disk or Disk()).write(home / _FILE, json.dumps(tree, indent=1).encode())
@@ -194,6 +199,7 @@ def load_identity(home: Path) -> Identity:
             population=tree["population"],
             device_address=tree["device_address"],
             channel=tree["channel"],
+            release_root=tree.get("release_root", "").encode(),
         )
     except FileNotFoundError:
         raise NotFound(f"{home} isn't enrolled; run `umbel-device enrol` first") from None

@@ -187,13 +187,41 @@ def surplus_keys(records: Sequence[Record], limits: StoreLimits, now: float) -> 
     return gone
 
 
+class Stack:
+    """Single examples (without a batch dimension), put one by one into one batch: no second copy of all is ever made.
+
+    Args:
+        count: how many there will be.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._filled = 0
+        self._batch = NONE
+
+    def put(self, inputs: Arrays, targets: Arrays) -> None:
+        """Add the next one; all have the same names, types and shapes."""
+        if not self._filled:
+            self._batch = Examples(self._room(inputs), self._room(targets), self._count)
+        for batch, example in ((self._batch.inputs, inputs), (self._batch.targets, targets)):
+            for name, array in example.items():
+                batch[name][self._filled] = array
+        self._filled += 1
+
+    def whole(self) -> Examples:
+        """All of them, in the order in which they came."""
+        return self._batch
+
+    def _room(self, example: Arrays) -> dict[str, NDArray[Any]]:
+        return {name: np.empty((self._count, *array.shape), array.dtype) for name, array in example.items()}
+
+
 def stacked(rows: Sequence[tuple[Arrays, Arrays]]) -> Examples:
     """Single examples (without a batch dimension) as one batch."""
-    if not rows:
-        return NONE
-    inputs = {name: np.stack([row[0][name] for row in rows]) for name in rows[0][0]}
-    targets = {name: np.stack([row[1][name] for row in rows]) for name in rows[0][1]}
-    return Examples(inputs, targets, len(rows))
+    stack = Stack(len(rows))
+    for inputs, targets in rows:
+        stack.put(inputs, targets)
+    return stack.whole()
 
 
 class MemoryExamples:

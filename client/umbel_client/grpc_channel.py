@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from umbel.digests import Digest
-from umbel.errors import MalformedMessage, UmbelError, Unreachable
+from umbel.errors import MalformedMessage, OutOfBounds, UmbelError, Unreachable
 from umbel.messages import (
     check_in_reply_from_message,
     check_in_to_message,
@@ -75,6 +75,16 @@ class GrpcChannel:
                     yield self._received(answer).chunk
             finally:
                 call.cancel()
+
+    async def read_listing(self, name: str, limit: int) -> bytes:
+        """A file of the release listing; see `Channel`."""
+        message = self._sent(pb.ReadListingRequest(name=name))
+        with self._errors():
+            answer = await self._stub().ReadListing(message, timeout=CALL_SECONDS)
+        content = self._received(answer).content
+        if len(content) > limit:
+            raise OutOfBounds(f"listing file {name} has {len(content)} bytes; at most {limit} are allowed")
+        return content
 
     async def report(self, begin: ReportBegin, sealed: bytes) -> RetryWindow:
         """Ask, then send what is missing; see `Channel`."""

@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from umbel.clock import Clock
+from umbel.descriptor import TWO_AGGREGATORS
 from umbel.errors import Interrupted, WrongState
 from umbel.identity import DeviceId
 from umbel.runtime import Runtime
+from umbel.sealing import SEALED
 from umbel_client.channel import Channel
 from umbel_client.enrolment import Identity, IdentityKeeper
 from umbel_client.examples import ExampleStore, Split
 from umbel_client.files import Disk
 from umbel_client.idle import IdlePolicy
+from umbel_client.listing import Listing
 from umbel_client.personal import PersonalSettings
+from umbel_client.private import Pinned, Pinning, PrivacyPolicy
 from umbel_client.shelf import Shelf
 from umbel_client.state import DeviceState, Known, load_known, load_state, save_known, save_state
 from umbel_client.status import StatusSource
@@ -87,12 +91,26 @@ class Kit:
     memory: Memory
     disk: Disk
     offload: Offload
+    pinning: Pinning
+    privacy: PrivacyPolicy = field(default_factory=PrivacyPolicy)
+    listing: Listing | None = None
+    """What the device believes of releases beyond the release key; None where it pinned that key alone."""
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
     def identity(self) -> Identity:
         """Who this device is now."""
         return self.identities.current
+
+    @property
+    def pinned(self) -> Pinned | None:
+        """The helper that this device trusts, if it has one."""
+        return self.pinning.current
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """How it seals reports: with a helper as shares only, without one to the coordinator."""
+        return (TWO_AGGREGATORS,) if self.pinned else (SEALED,)
 
     def against_going_on(self) -> tuple[str, ...]:
         """What stands against working right now; asked from the training thread, at each step."""

@@ -8,8 +8,9 @@ from pathlib import Path
 from umbel.clock import Clock
 from umbel.runtime import Runtime
 from umbel_client.channel import Channel
-from umbel_client.enrolment import IdentityKeeper
+from umbel_client.enrolment import Identity, IdentityKeeper
 from umbel_client.examples import ExampleStore, StoreLimits
+from umbel_client.listing import Listing
 from umbel_client.status import StatusSource
 
 EXAMPLES_FILE = "examples.sqlite"
@@ -55,3 +56,8 @@ def linux_status(home: Path, clock: Clock) -> StatusSource:
     from umbel_client.linux import LinuxStatus
 
     return LinuxStatus(home, clock)
+
+
+def release_listing(home: Path, identity: Identity) -> Listing | None:
+    """The release listing, for a device that pinned its root at enrolment."""
+    return Listing(home / "listing", identity.release_root) if identity.release_root else None

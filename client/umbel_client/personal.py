@@ -17,6 +17,7 @@ from umbel.runtime import Runtime
 from umbel.update import Metrics
 from umbel.weights import Weights, require_finite
 from umbel_client.examples import Examples, Split
+from umbel_client.latency import latency_ratio
 from umbel_client.trainer import GoOn, Job, always, evaluate, train
 
 TASK = "personal"
@@ -34,6 +35,8 @@ class PersonalSettings:
     margin: float = 0.05
     """How much worse (in accuracy, 0 to 1) a new release may be on held-back examples and still be taken over."""
     seed: int = 0
+    trial_seconds: float = 86_400.0
+    """How long an offered release answers on trial before it is committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,15 @@ class Comparison:
     present: float | None
     examples: int
     tuned_weights: Weights | None
+    latency_ratio: float | None = None
+    """95th percentile of the time of one answer, release over present; None where time can't be measured."""
+
+    @property
+    def accuracy_change(self) -> float | None:
+        """Release (its better form) minus present, where both are shares of right answers."""
+        if self.best is None or self.present is None or not (0 <= self.best <= 1 and 0 <= self.present <= 1):
+            return None
+        return self.best - self.present
 
     @property
     def best(self) -> float | None:
@@ -97,6 +109,7 @@ def judge_release(
         present=None if present is None else score(evaluate(*present, split.held_back, runtime)),
         examples=split.held_back.count,
         tuned_weights=tuned,
+        latency_ratio=None if present is None else latency_ratio(bundle, present[0], split.held_back, runtime, clock),
     )
 
 

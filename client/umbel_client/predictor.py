@@ -16,7 +16,8 @@ from umbel.runtime import Runtime
 from umbel.runtime.signature import BatchCheck
 from umbel.weights import Weights
 from umbel_client.examples import Arrays
-from umbel_client.shelf import Shelf, Slots
+from umbel_client.shelf import Shelf
+from umbel_client.slots import Slots
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -109,23 +110,46 @@ class Answering:
     def __init__(self, shelf: Shelf, runtime: Runtime) -> None:
         self._shelf = shelf
         self._runtime = runtime
-        self._slots: Slots | None = None
+        self._serving: tuple[object, object] | None = None
+        self._proved = False
         self.current: Predictor | None = None
         self.well = True
         """False when what the slots hold didn't load, and something else (or nothing) answers instead."""
         self.follow()
 
     def follow(self) -> None:
-        """Let the slots' content answer, if it has changed since the last look; else the best of what is left."""
+        """Let the slots' content answer, if it has changed since the last look; else the best of what is left.
+
+        A release on trial pays one of its tries first, on disk; one that doesn't load is given up at once.
+        """
         slots = self._shelf.slots
-        if slots == self._slots and self.well:
+        if slots.serving == self._serving and self.well:
             return
-        self._slots, self.well = slots, True
+        if slots.trial is not None:
+            slots = self._shelf.change(Slots.loading)
+        if not self._load(slots) and slots.trial is not None:
+            slots = self._shelf.change(
+                lambda now: now.give_up("it doesn't load, or answers otherwise than its maker saw")
+            )
+            self._load(slots)
+        self._serving = slots.serving
+
+    def healthy(self) -> None:
+        """What answers now has proved that it can: a release on trial gets its tries back, once a process."""
+        if not self._proved and self.well and self.current is not None:
+            self._proved = True
+            if self._shelf.slots.trial is not None:
+                self._shelf.change(Slots.healthy)
+
+    def _load(self, slots: Slots) -> bool:
+        """Whether what the slots hold answers now; if not, the best of what is left does."""
+        self.well, self._proved = True, False
         for candidate in (slots, replace(slots, personal=None), slots.revert()):
             try:
                 self.current = open_active(self._shelf, candidate, self._runtime)
             except UmbelError:
                 self.well = False
             else:
-                return
+                return self.well
         self.current = None
+        return False

@@ -12,7 +12,7 @@ from umbel_client.enrolment import Identity
 from umbel_client.examples import ExampleStore
 from umbel_client.files import Disk
 from umbel_client.idle import IdlePolicy
-from umbel_client.shelf import Slot, Slots
+from umbel_client.slots import Slot, Slots
 from umbel_client.state import DeviceState, Known
 
 FILE: Final = "status.json"
@@ -41,6 +41,10 @@ def describe(
             "active": _slot(slots.active),
             "previous": _slot(slots.previous),
             "personal": slots.personal is not None,
+            "trial": None
+            if slots.trial is None
+            else {"since": slots.trial.since, "tries_left": slots.trial.tries_left},
+            "blocked": list(slots.blocked),
         },
         "global_accuracy": scores.global_,
         "personal_accuracy": scores.personal,

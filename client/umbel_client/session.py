@@ -50,6 +50,11 @@ class Session:
         """With these events added to its shape."""
         return replace(self, shape=(self.shape + "".join(event.value for event in events))[:_LONGEST_SHAPE])
 
+    @property
+    def may_count(self) -> bool:
+        """Whether its report has been on its way, so that the coordinator may have counted it."""
+        return Event.REPORT_STARTED.value in self.shape
+
     def record(self, error: UmbelError | None = None) -> SessionRecord:
         """What is told about it at the next visit."""
         return SessionRecord(self.assignment.task, self.assignment.round, self.shape, error.code if error else "")

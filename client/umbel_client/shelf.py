@@ -1,71 +1,32 @@
 """What a device keeps on disk: blobs by content, and slots that say which of them serve.
 
-All slots stand in one small file that is replaced whole, so that a switch happens entirely or not at all: active (the
-release that was adopted), previous (the one before, for when the active one doesn't load) and personal (weights that
-were fine-tuned here; made of a person's examples, they lie apart and go with the slot). Blobs beyond the size limit go,
-least recently used first; those in a slot never.
+All slots (`umbel_client.slots`) stand in one small file that is replaced whole, so that a switch happens entirely or
+not at all. Personal weights, made of a person's examples, lie apart and go with their slot. Blobs beyond the size limit
+go, least recently used first; those in a slot never.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from umbel.bundle import Bundle
-from umbel.digests import Digest, digest_of, digest_of_file, parse_digest
+from umbel.digests import Digest, digest_of, digest_of_file
 from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage, OutOfBounds, UmbelError
 from umbel.manifest import Manifest
-from umbel.release import Release
 from umbel.weights import Weights
 from umbel_client.files import BESIDE, Disk
+from umbel_client.slots import Personal as Personal
+from umbel_client.slots import Slot as Slot
+from umbel_client.slots import Slots, slots_from_tree
 
 DEFAULT_LIMIT: Final = 512 << 20
 PART: Final = ".part"
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """An adopted release, by its bundle."""
-
-    model: str
-    number: int
-    version: int
-    bundle: Digest
-
-    @classmethod
-    def of(cls, release: Release) -> Slot:
-        """The slot for a verified release."""
-        return cls(release.model, release.number, release.version, release.bundle)
-
-
-@dataclass(frozen=True, slots=True)
-class Personal:
-    """This device's own weights for a bundle."""
-
-    bundle: Digest
-    weights: Digest
-
-
-@dataclass(frozen=True, slots=True)
-class Slots:
-    """What serves, and what served before."""
-
-    active: Slot | None = None
-    previous: Slot | None = None
-    personal: Personal | None = None
-
-    def adopt(self, slot: Slot, personal: Personal | None) -> Slots:
-        """With `slot` active; what was active becomes the one to fall back to."""
-        previous = self.previous if self.active is None or self.active.bundle == slot.bundle else self.active
-        return Slots(slot, previous, personal)
-
-    def revert(self) -> Slots:
-        """With the previous release active again, as after an active one that doesn't load."""
-        return Slots(self.previous, None, None)
 
 
 class Shelf:
@@ -81,6 +42,7 @@ class Shelf:
         self._blobs = folder / "blobs"
         self._own = folder / "personal"
         self._slots_file = folder / "slots.json"
+        self._lock_file = folder / "slots.lock"
         self._limit = limit
         self._disk = disk or Disk()
         for made in (self._blobs, self._own):
@@ -92,23 +54,35 @@ class Shelf:
     def slots(self) -> Slots:
         """What the slots hold; all empty on a new shelf, or when their file was lost."""
         try:
-            return _slots_from_tree(json.loads(self._slots_file.read_bytes()))
+            return slots_from_tree(json.loads(self._slots_file.read_bytes()))
         except (OSError, ValueError, KeyError, TypeError, MalformedMessage):
             return Slots()
 
     def switch(self, slots: Slots) -> None:
-        """Let `slots` serve from now on, in one step; personal weights that no slot names any more go for good."""
+        """Let `slots` serve from now on, in one step; personal weights that a slot named, and none does now, go."""
+        before = self.slots
         # Blobs are flushed as they come, their names only here: no slot may name what a power cut takes away.
         self._disk.flush_folder(self._blobs)
         self._disk.flush_folder(self._own)
         self._disk.write(self._slots_file, json.dumps(asdict(slots)).encode())
-        kept = slots.personal.weights if slots.personal else ""
-        for path in (path for path in self._own.iterdir() if path.name != kept):
-            self._disk.remove(path)
+        for own in (before.personal, before.previous_personal):
+            if own is not None and own.weights not in _own_weights(slots):
+                self._disk.remove(self._own / own.weights)
+
+    def change(self, step: Callable[[Slots], Slots]) -> Slots:
+        """Take one step of the slots, alone among all processes that use this shelf; returns what serves now."""
+        with self._lock_file.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = self.slots
+            after = step(before)
+            if after != before:
+                self.switch(after)
+            return after
 
     def drop_personal(self) -> None:
-        """Forget the personal weights, at once and for good."""
-        self.switch(replace(self.slots, personal=None))
+        """Forget all personal weights, at once and for good."""
+        self.change(Slots.without_personal)
+        self._drop_own(kept=set())
 
     def put_personal(self, weights: Weights) -> Digest:
         """Keep weights that were fine-tuned here, until a switch that doesn't name them."""
@@ -122,6 +96,11 @@ class Shelf:
         path = self._own / digest
         self._verified(path, digest)
         return Weights.from_bytes(path.read_bytes())
+
+    def _drop_own(self, kept: set[str]) -> None:
+        for path in (path for path in self._own.iterdir() if path.name not in kept):
+            self._disk.remove(path)
+        self._disk.flush_folder(self._own)
 
     # Blobs.
 
@@ -189,8 +168,10 @@ class Shelf:
             in_use: bundles that serve no slot but are needed all the same, such as an open session's base.
         """
         slots = self.slots
-        bundles = {*in_use, *self.held_bundles(), *((slots.personal.bundle,) if slots.personal else ())}
+        kept = [own for own in (slots.personal, slots.previous_personal) if own is not None]
+        bundles = {*in_use, *self.held_bundles(), *(own.bundle for own in kept)}
         pinned = set[str]().union(*(self._blobs_of(bundle) for bundle in bundles))
+        self._drop_own(kept=_own_weights(slots))
         files = [path for path in self._blobs.iterdir() if path.name not in pinned]
         for path in (path for path in files if path.name.endswith(BESIDE)):
             path.unlink(missing_ok=True)
@@ -221,12 +202,5 @@ class Shelf:
         os.utime(path)
 
 
-def _slots_from_tree(tree: dict[str, Any]) -> Slots:
-    def slot(entry: dict[str, Any] | None) -> Slot | None:
-        if entry is None:
-            return None
-        return Slot(str(entry["model"]), int(entry["number"]), int(entry["version"]), parse_digest(entry["bundle"]))
-
-    own = tree["personal"]
-    personal = None if own is None else Personal(parse_digest(own["bundle"]), parse_digest(own["weights"]))
-    return Slots(slot(tree["active"]), slot(tree["previous"]), personal)
+def _own_weights(slots: Slots) -> set[str]:
+    return {own.weights for own in (slots.personal, slots.previous_personal) if own is not None}

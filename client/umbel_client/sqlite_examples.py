@@ -18,13 +18,13 @@ from umbel_client.examples import (
     Form,
     Record,
     Split,
+    Stack,
     StoreLimits,
     StoreStats,
     form_of,
     held_back_keys,
     require_batch,
     require_form,
-    stacked,
     stats_of,
     surplus_keys,
 )
@@ -79,14 +79,12 @@ class SqliteExamples:
         """All examples; see `ExampleStore`."""
         with self._transaction() as database:
             self._drop_surplus(database, now)
-            held = held_back_keys(_records(database), self._limits.held_back_share)
-            rows = [
-                (key, _unpack(data))
-                for key, data in database.execute("SELECT key, arrays FROM example ORDER BY at, key")
-            ]
-        return Split(
-            stacked([row for key, row in rows if key not in held]), stacked([row for key, row in rows if key in held])
-        )
+            records = _records(database)
+            held = held_back_keys(records, self._limits.held_back_share)
+            training, held_back = Stack(len(records) - len(held)), Stack(len(held))
+            for key, data in database.execute("SELECT key, arrays FROM example ORDER BY at, key"):
+                (held_back if key in held else training).put(*_unpack(data))
+        return Split(training.whole(), held_back.whole())
 
     def stats(self, now: float) -> StoreStats:
         """How much there is; see `ExampleStore`."""

@@ -59,6 +59,10 @@ class DeviceState:
     sessions: tuple[SessionRecord, ...] = ()
     outcomes: tuple[ReleaseOutcome, ...] = ()
     """Both wait for the next check-in."""
+    executions: tuple[str, ...] = ()
+    """Offers that were taken or turned down, newest last; each is followed once."""
+    attempt: tuple[str, int] = ("", 0)
+    """The offer that is being tested, and how often its test was begun: one that kills the process is given up."""
     next_wake: float = 0.0
     failures: int = 0
     """Failed visits in a row."""
@@ -108,6 +112,10 @@ class DeviceState:
         """With a verdict on a release, for the next check-in."""
         outcome = replace(outcome, reason=as_text(outcome.reason))
         return replace(self, outcomes=(*self.outcomes, outcome)[-_KEPT:])
+
+    def with_execution(self, execution: str) -> DeviceState:
+        """With an offer that is settled."""
+        return replace(self, executions=(*self.executions, execution)[-_KEPT:])
 
     def told(self, sessions: int, outcomes: int) -> DeviceState:
         """After a check-in carried the oldest so many of each."""
@@ -160,6 +168,8 @@ def _from_tree(tree: dict[str, Any]) -> DeviceState:
         "shapes": {str(shape): int(count) for shape, count in tree["shapes"].items()},
         "scores": Scores(**tree["scores"]),
         "sessions": tuple(SessionRecord(**entry) for entry in tree["sessions"]),
+        "attempt": (str(tree.get("attempt", ["", 0])[0]), int(tree.get("attempt", ["", 0])[1])),
+        "executions": tuple(str(execution) for execution in tree.get("executions", ())),
         "outcomes": tuple(
             ReleaseOutcome(**{**entry, "outcome": Outcome(entry["outcome"])}) for entry in tree["outcomes"]
         ),

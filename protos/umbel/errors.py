@@ -14,6 +14,8 @@
     │   ├── SignatureInvalid        a signature that doesn't verify under the pinned key
     │   ├── DigestMismatch          bytes that don't hash to the name they were fetched by
     │   ├── SealBroken              a sealed update that doesn't open for this round and report
+    │   ├── SumImplausible          a combined sum that no honest cohort can have made
+    │   ├── Expired                 a statement past its date: newer ones may be held back
     │   └── RollbackRefused         a release older than one already trusted
     ├── NotAllowed                  known who asks, and this isn't theirs to do
     ├── NotFound                    nothing goes by that name here
@@ -21,6 +23,9 @@
     │   ├── RoundClosed             too late: the round has what it needs, or is over
     │   ├── AlreadyExists           the name is taken, by something else
     │   ├── AlreadyReported         this session's report is already counted
+    │   ├── CohortTooSmall          fewer reports than a sum may be made of
+    │   ├── SetRefused              another set of reports than the one that a round may be summed over
+    │   ├── BudgetSpent             a round that would cost more privacy than its task may spend
     │   └── WrongState              the thing isn't in a state that allows this
     ├── Unavailable                 try again later
     │   ├── Unreachable             no answer from the other side
@@ -146,6 +151,19 @@ class SealBroken(NotAuthentic):
     status = Status.INVALID_ARGUMENT
 
 
+class SumImplausible(NotAuthentic):
+    """A combined sum lies outside what its cohort can make: a share was corrupted, or a device broke its bounds."""
+
+    code = "sum-implausible"
+    status = Status.DATA_LOSS
+
+
+class Expired(NotAuthentic):
+    """A signed statement is past its date; somebody may be holding back newer ones."""
+
+    code = "expired"
+
+
 class RollbackRefused(NotAuthentic):
     """A release is older than one already trusted."""
 
@@ -192,6 +210,24 @@ class AlreadyReported(Conflict):
 
     code = "already-reported"
     status = Status.ALREADY_EXISTS
+
+
+class CohortTooSmall(Conflict):
+    """A sum over fewer reports than agreed would tell too much about each."""
+
+    code = "cohort-too-small"
+
+
+class SetRefused(Conflict):
+    """A round is summed once, over one set of reports; this is another."""
+
+    code = "set-refused"
+
+
+class BudgetSpent(Conflict):
+    """A round would cost more privacy than its task may spend."""
+
+    code = "budget-spent"
 
 
 class WrongState(Conflict):

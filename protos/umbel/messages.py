@@ -17,9 +17,11 @@ from umbel import fields
 from umbel.digests import parse_digest
 from umbel.errors import MalformedMessage, OutOfBounds, WeightsMismatch
 from umbel.fields import name
+from umbel.offer import offer_from_message, offer_to_message
+from umbel.outcomes import outcome_from_message, outcome_to_message
 from umbel.plan import Kind, Plan
 from umbel.release import Release, SignedRelease, require_plausible
-from umbel.sealing import Sealing
+from umbel.sealing import Sealing, descriptor_from_message, descriptor_to_message
 from umbel.update import COUNTS, Metrics, Update
 from umbel.v1 import device_pb2 as pb
 from umbel.v1 import release_pb2
@@ -28,8 +30,6 @@ from umbel.visit import (
     CheckIn,
     CheckInReply,
     Event,
-    Outcome,
-    ReleaseOutcome,
     ReportBegin,
     Retry,
     RetryWindow,
@@ -165,25 +165,10 @@ def check_in_to_message(check_in: CheckIn) -> pb.CheckInRequest:
             )
             for record in check_in.sessions
         ],
-        outcomes=[
-            pb.ReleaseOutcome(
-                model=outcome.model,
-                number=outcome.number,
-                outcome=_OUTCOME_TO_WIRE[outcome.outcome],
-                reason=fields.as_text(outcome.reason),
-            )
-            for outcome in check_in.outcomes
-        ],
+        outcomes=[outcome_to_message(outcome) for outcome in check_in.outcomes],
         channel=check_in.channel,
+        release=check_in.release,
     )
-
-
-_OUTCOME_TO_WIRE = {
-    Outcome.ADOPTED: pb.ReleaseOutcome.OUTCOME_ADOPTED,
-    Outcome.KEPT_OWN: pb.ReleaseOutcome.OUTCOME_KEPT_OWN,
-    Outcome.FAILED: pb.ReleaseOutcome.OUTCOME_FAILED,
-}
-_OUTCOME_FROM_WIRE = {wire: outcome for outcome, wire in _OUTCOME_TO_WIRE.items()}
 
 
 def check_in_from_message(message: pb.CheckInRequest) -> CheckIn:
@@ -202,10 +187,11 @@ def check_in_from_message(message: pb.CheckInRequest) -> CheckIn:
         training_examples=fields.count(message.training_examples, "training_examples"),
         held_back_examples=fields.count(message.held_back_examples, "held_back_examples"),
         sessions=tuple(_session_from_message(record) for record in message.sessions),
-        outcomes=tuple(_outcome_from_message(outcome) for outcome in message.outcomes),
+        outcomes=tuple(outcome_from_message(outcome) for outcome in message.outcomes),
         channel=name(message.channel, "channel"),
         sdk=fields.text(message.sdk, "sdk"),
         protocol=message.protocol,
+        release=fields.count(message.release, "release number"),
     )
 
 
@@ -217,17 +203,6 @@ def _session_from_message(message: pb.SessionRecord) -> SessionRecord:
         fields.count(message.round, "round"),
         message.shape,
         fields.text(message.error, "session error"),
-    )
-
-
-def _outcome_from_message(message: pb.ReleaseOutcome) -> ReleaseOutcome:
-    if message.outcome not in _OUTCOME_FROM_WIRE:
-        raise MalformedMessage(f"release outcome {message.outcome} is not known here")
-    return ReleaseOutcome(
-        name(message.model, "model"),
-        fields.count(message.number, "release number"),
-        _OUTCOME_FROM_WIRE[message.outcome],
-        fields.text(message.reason, "reason"),
     )
 
 
@@ -254,17 +229,20 @@ def check_in_reply_to_message(answer: CheckInReply) -> pb.CheckInResponse:
             message.retry.CopyFrom(pb.Retry(window=window_to_message(window), reason=fields.as_text(reason)))
     if answer.newest is not None:
         message.newest.CopyFrom(signed_to_message(answer.newest))
+    if answer.offer is not None:
+        message.offer.CopyFrom(offer_to_message(answer.offer))
     return message
 
 
 def check_in_reply_from_message(message: pb.CheckInResponse) -> CheckInReply:
     """Decode the answer to a check-in."""
     newest = signed_from_message(message.newest) if message.HasField("newest") else None
+    offer = offer_from_message(message.offer) if message.HasField("offer") else None
     match message.WhichOneof("reply"):
         case "assignment":
-            return CheckInReply(_assignment_from_message(message.assignment), newest)
+            return CheckInReply(_assignment_from_message(message.assignment), newest, offer)
         case "retry":
-            return CheckInReply(_retry_from_message(message.retry), newest)
+            return CheckInReply(_retry_from_message(message.retry), newest, offer)
         case _:
             raise MalformedMessage("the coordinator answered a check-in with neither work nor a window")
 
@@ -290,6 +268,7 @@ def _assignment_to_message(assignment: Assignment) -> pb.Assignment:
         deadline_ms=_milliseconds(assignment.deadline),
         if_accepted=window_to_message(assignment.if_accepted),
         if_rejected=window_to_message(assignment.if_rejected),
+        private_round=descriptor_to_message(assignment.private_round) if assignment.private_round else None,
     )
 
 
@@ -306,6 +285,7 @@ def _assignment_from_message(message: pb.Assignment) -> Assignment:
         deadline=message.deadline_ms / 1000,
         if_accepted=window_from_message(message.if_accepted),
         if_rejected=window_from_message(message.if_rejected),
+        private_round=descriptor_from_message(message.private_round) if message.HasField("private_round") else None,
     )
 
 

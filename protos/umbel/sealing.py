@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from umbel.digests import Digest
 from umbel.errors import MalformedMessage, SealBroken
 from umbel.release import key_id_of
+from umbel.v1 import secure_sum_pb2 as pb
 
 SEALED: Final = "umbel-sealed/1"
 """The suite in which the leader opens each update: private on the wire and on disk, not from the leader."""
@@ -36,6 +37,29 @@ class Sealing:
     def key_id(self) -> str:
         """The short name of the recipient's key."""
         return key_id_of(self.public_key)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedDescriptor:
+    """A private round's descriptor as it travels: nothing in it may be believed before `verify_descriptor`."""
+
+    statement: bytes
+    leader_signature: bytes
+    helper_signature: bytes
+
+
+def descriptor_to_message(signed: SignedDescriptor) -> pb.SignedDescriptor:
+    """Encode a signed descriptor."""
+    return pb.SignedDescriptor(
+        descriptor=signed.statement,
+        leader_signature=signed.leader_signature,
+        helper_signature=signed.helper_signature,
+    )
+
+
+def descriptor_from_message(message: pb.SignedDescriptor) -> SignedDescriptor:
+    """Decode a signed descriptor, unverified."""
+    return SignedDescriptor(message.descriptor, message.leader_signature, message.helper_signature)
 
 
 @dataclass(frozen=True, slots=True)

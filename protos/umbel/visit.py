@@ -10,9 +10,10 @@ import numpy as np
 
 from umbel.digests import Digest
 from umbel.errors import OutOfBounds
+from umbel.offer import SignedOffer
 from umbel.plan import Plan
 from umbel.release import STABLE, SignedRelease
-from umbel.sealing import Sealing
+from umbel.sealing import Sealing, SignedDescriptor
 
 PROTOCOL: Final = 1
 
@@ -50,6 +51,10 @@ class Outcome(Enum):
     ADOPTED = "adopted"
     KEPT_OWN = "kept-own"
     FAILED = "failed"
+    COMMITTED = "committed"
+    """After an adoption: it has proved itself."""
+    REVERTED = "reverted"
+    """After an adoption: it didn't, and the one before answers again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,12 @@ class ReleaseOutcome:
     number: int
     outcome: Outcome
     reason: str = ""
+    execution: str = ""
+    """Of the offer that it answers; empty for a release that came without one."""
+    accuracy_change: float | None = None
+    """Share of right answers on the held-back examples, new minus old."""
+    latency_ratio: float | None = None
+    """95th percentile of the time of an answer, new over old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,8 @@ class CheckIn:
     channel: str = STABLE
     sdk: str = ""
     protocol: int = PROTOCOL
+    release: int = 0
+    """Number of the release that answers now; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +132,8 @@ class Assignment:
     """POSIX seconds: a report that begins later is refused."""
     if_accepted: RetryWindow
     if_rejected: RetryWindow
+    private_round: SignedDescriptor | None = None
+    """Both aggregators' agreement on a private round; None: the leader opens each update by itself."""
 
     def __repr__(self) -> str:
         return f"Assignment(task={self.task!r}, round={self.round}, session_id={self.session_id!r})"
@@ -129,10 +144,14 @@ Reply = Assignment | Retry
 
 @dataclass(frozen=True, slots=True)
 class CheckInReply:
-    """What a check-in is answered with: work or a window, and the newest release of the device's channel."""
+    """What a check-in is answered with: work or a window, and what the device may move to.
+
+    A device that pinned a release listing believes `offer` only; one that pinned just a key follows `newest`.
+    """
 
     reply: Reply
     newest: SignedRelease | None = None
+    offer: SignedOffer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +177,5 @@ class Enrolment:
     release_key: bytes
     server_authority: bytes
     device_address: str
+    release_root: bytes = b""
+    """TUF root metadata; empty where the release key alone is trusted."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from umbel.fields import name, text
 from umbel.v1 import admin_pb2 as pb
 from umbel_server import admin_messages as codec
 from umbel_server.access import Access
+from umbel_server.admin_rollouts import RolloutGateway
 from umbel_server.coordinator import Coordinator
 from umbel_server.json_text import to_text
 from umbel_server.operators import Operator, Operators
@@ -51,6 +53,7 @@ class AdminGateway:
             "CreateTask": self._create_task,
             "ListTasks": self._list_tasks,
             "GetTask": self._get_task,
+            "GetTaskPrivacy": self._get_task_privacy,
             "PauseTask": self._pause_task,
             "ResumeTask": self._resume_task,
             "StopTask": self._stop_task,
@@ -73,6 +76,7 @@ class AdminGateway:
             "ListAudit": self._list_audit,
             "VerifyAudit": self._verify_audit,
             "GetStatus": self._get_status,
+            **RolloutGateway(self._coordinator).methods(),
         }
         return Service(_ADMIN, self._operators.authorize, methods)
 
@@ -86,9 +90,12 @@ class AdminGateway:
         with tempfile.TemporaryDirectory(prefix="umbel-model-") as folder:
             await _receive(Path(folder), messages)
             # Verified and registered in one go, in the loop's thread like every other change of the store.
-            return pb.AddModelResponse(
-                version=codec.version_to_message(self._operations.add_model(model, Path(folder), operator.actor))
-            )
+            if first.begin.parent:
+                parent = codec.number(first.begin.parent, "parent")
+                added = self._operations.add_version(model, parent, Path(folder), operator.actor)
+            else:
+                added = self._operations.add_model(model, Path(folder), operator.actor)
+            return pb.AddModelResponse(version=codec.version_to_message(added))
 
     async def _add_holdout(self, operator: Operator, messages: Requests) -> pb.AddHoldoutResponse:
         data = bytearray()
@@ -148,6 +155,12 @@ class AdminGateway:
     async def _get_task(self, operator: Operator, message: pb.GetTaskRequest) -> pb.GetTaskResponse:
         record = self._operations.task(name(message.name, "task"))
         return pb.GetTaskResponse(task=codec.record_to_message(record))
+
+    async def _get_task_privacy(
+        self, operator: Operator, message: pb.GetTaskPrivacyRequest
+    ) -> pb.GetTaskPrivacyResponse:
+        found = self._operations.privacy(name(message.name, "task"))
+        return pb.GetTaskPrivacyResponse(**asdict(found))
 
     async def _pause_task(self, operator: Operator, message: pb.PauseTaskRequest) -> pb.PauseTaskResponse:
         record = self._operations.pause_task(name(message.name, "task"), operator.actor)

@@ -16,6 +16,7 @@ from umbel_server.fleet import DeviceRecord
 from umbel_server.flower.spec import StrategySpec, Value
 from umbel_server.json_text import to_text
 from umbel_server.operators import Operator
+from umbel_server.privacy_settings import PrivacySettings
 from umbel_server.registry import Model
 from umbel_server.round import SessionState
 from umbel_server.task import Task
@@ -69,6 +70,7 @@ def task_to_message(task: Task) -> pb.TaskSpec:
         driven=task.driven,
         seed=task.seed,
         channel=task.channel,
+        privacy=_arguments(task.privacy.to_tree()),
     )
 
 
@@ -93,6 +95,7 @@ def task_from_message(message: pb.TaskSpec) -> Task:
         driven=message.driven,
         seed=fields.count(message.seed, "seed"),
         channel=message.channel,
+        privacy=PrivacySettings.from_tree(_values(message.privacy)),
     )
 
 

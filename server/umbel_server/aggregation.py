@@ -22,9 +22,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
+from umbel.descriptor import RoundDescriptor
 from umbel.errors import MalformedMessage, WrongState
 from umbel.messages import update_from_bytes
 from umbel.sealing import SEALED, Binding, Sealing, open_sealed
+from umbel.secure_report import SealedShares
+from umbel.secure_sum import HelperItem, open_as_leader
+from umbel.shares import LeaderShare
 from umbel.update import Aggregate, Metrics, Update, add_metrics
 from umbel.weights import Shapes, Weights
 from umbel_server.flower.spec import StrategySpec, needs_singles
@@ -64,6 +68,15 @@ class LeaderKey:
     def sealing(self) -> Sealing:
         """What devices are told, to seal to this key."""
         return Sealing(SEALED, self._key.public_key().public_bytes_raw())
+
+    @property
+    def public_key(self) -> bytes:
+        """X25519, raw."""
+        return self._key.public_key().public_bytes_raw()
+
+    def open_share(self, descriptor: RoundDescriptor, rd: bytes, shares: SealedShares, into: LeaderShare) -> HelperItem:
+        """Open the leader's half of a private report; see `open_as_leader`."""
+        return open_as_leader(descriptor, rd, shares, self._key, into)
 
     def open(self, sealed: bytes, binding: Binding) -> bytes:
         """Undo a device's `seal`; raises `SealBroken` for another key, round or report."""

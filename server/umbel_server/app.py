@@ -19,7 +19,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from umbel.clock import Clock, SystemClock
-from umbel.errors import Unavailable
+from umbel.errors import NotAllowed, Unavailable
 from umbel_server.access import AcceptAll, Access, Authorities, RefuseAll
 from umbel_server.admin import AdminGateway
 from umbel_server.authority import key_to_pem
@@ -27,6 +27,7 @@ from umbel_server.blobs import Blobs
 from umbel_server.coordinator import Coordinator
 from umbel_server.folder import Folder
 from umbel_server.gateway import DeviceGateway, EnrolmentGateway
+from umbel_server.helper.remote import RemoteHelper
 from umbel_server.identity import Addresses, read_file
 from umbel_server.operators import Operators
 from umbel_server.rpc import MAX_MESSAGE_BYTES
@@ -59,6 +60,7 @@ class Parts:
     coordinator: Coordinator
     authorities: Authorities
     release_key: bytes
+    release_root: bytes
 
 
 def build(settings: Settings, clock: Clock) -> Parts:
@@ -70,14 +72,30 @@ def build(settings: Settings, clock: Clock) -> Parts:
     """
     folder = Folder(settings.state)
     authorities, signer, leader = folder.authorities(), folder.signer(), folder.leader_key()
+    listing = folder.repository()
     store = Store.open(settings.effective_database_url)
     attestation = AcceptAll() if settings.accepts_unattested else RefuseAll()
     access = Access(store, authorities, attestation, clock, settings.device_certificate_days * DAY)
     operators = Operators(store, authorities.operator, clock, settings.operator_certificate_days * DAY)
     operators.bootstrap(read_file(folder.first_admin / "certificate.pem"))
     pace = Pace(settings.pace_shortest_seconds, settings.pace_longest_seconds, settings.pace_idle_seconds)
-    coordinator = Coordinator(store, Blobs(folder.blobs), signer, leader, clock, pace=pace)
-    return Parts(store, access, operators, coordinator, authorities, signer.public_key)
+    card = settings.helper_card
+    if card and settings.profile == "production" and settings.trust.is_development:
+        raise NotAllowed(f"the production profile refuses {settings.trust.words}; see docs/how-to/run-the-helper.md")
+    coordinator = Coordinator(
+        store,
+        Blobs(folder.blobs),
+        signer,
+        leader,
+        clock,
+        pace=pace,
+        helper=RemoteHelper(card, signer.for_helper()) if card else None,
+        trust=settings.trust,
+        listing=listing,
+        witness=folder.witness(),
+    )
+    root = listing[0].first_root
+    return Parts(store, access, operators, coordinator, authorities, signer.public_key, root)
 
 
 class Server:
@@ -107,7 +125,9 @@ class Server:
         admin_port = self._listen(self._admins, settings.admin_port, parts.authorities.operator.certificate_pem)
         device_address = settings.advertise or f":{device_port}"
         DeviceGateway(parts.coordinator, parts.access).service().add_to(self._devices)
-        EnrolmentGateway(parts.access, parts.release_key, device_address).service().add_to(self._enrolments)
+        EnrolmentGateway(parts.access, parts.release_key, device_address, parts.release_root).service().add_to(
+            self._enrolments
+        )
         admin = AdminGateway(parts.coordinator, parts.access, parts.operators, self._clock, settings.warnings)
         admin.service().add_to(self._admins)
         for server in (self._devices, self._enrolments, self._admins):

@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
+import structlog
 
 from umbel.digests import Digest
-from umbel.errors import UmbelError
+from umbel.errors import BudgetSpent, UmbelError, Unavailable
 from umbel.plan import Kind
 from umbel.update import Metrics
 from umbel_server import audit, round_records, task_records
@@ -33,6 +34,8 @@ from umbel_server.versions import CANDIDATE, TRAINING, Lineage, Version, Version
 Change = tuple[Round, Round]
 """A round before and after."""
 
+_log = structlog.get_logger(__name__)
+
 
 async def advance(runner: TaskRunner) -> bool:
     """Take one step, if there is one to take; returns whether there was."""
@@ -41,12 +44,45 @@ async def advance(runner: TaskRunner) -> bool:
         if held is None:
             return _open_if_wanted(runner)
         if held.state is RoundState.COLLECTING:
+            if runner.waits_for_helper and await _agreed(runner):
+                return True
             return _look_at_the_time(runner, held)
         if held.key.kind is Kind.EVALUATE:
-            await _close_evaluation(runner, held)
-        else:
-            await _close_training(runner, held)
-        return True
+            return await _close_evaluation(runner, held)
+        return await _close_training(runner, held)
+
+
+async def _agreed(runner: TaskRunner) -> bool:
+    """Whether the helper has just agreed to the active round; if it is away, it is asked again at the next tick."""
+    try:
+        await runner.agree()
+    except Unavailable as error:
+        _log.warning("the helper doesn't answer", task=runner.task.name, reason=str(error))
+        return False
+    except BudgetSpent as error:
+        _stop_spending(runner, str(error))
+    return True
+
+
+def _stop_spending(runner: TaskRunner, reason: str) -> None:
+    """The budget doesn't allow the round: it ends before it began, and the task pauses until somebody decides."""
+    held, now = runner.active, runner.tools.clock.now()
+    if held is None:
+        return
+    after, training = held.abandon(reason, now), runner.rounds.get(Kind.TRAIN)
+    if held.key.kind is Kind.EVALUATE and training is not None:
+        # The training round that follows will find no budget either, and pause the task.
+        _decide(runner, training, (held, after), Refused(f"its evaluation has no budget: {reason}"), {}, now)
+    else:
+        runs = runner.task.state is TaskState.RUNNING
+        record = replace(runner.record, task=runner.task.paused()) if runs else runner.record
+        commit(runner, [(held, after)], record, now)
+
+
+def _may_wait(runner: TaskRunner, held: Round) -> bool:
+    """Whether a private round may go on waiting for the helper's answer; afterwards its shares are deleted."""
+    agreed = runner.agreed.get(held.key)
+    return agreed is not None and runner.tools.clock.now() <= agreed.descriptor.not_after
 
 
 def _open_if_wanted(runner: TaskRunner) -> bool:
@@ -85,20 +121,23 @@ class _Made:
     strategy_state: Digest | None
 
 
-async def _close_training(runner: TaskRunner, held: Round) -> None:
+async def _close_training(runner: TaskRunner, held: Round) -> bool:
     try:
         collected = await runner.tools.offload(collect, runner, held)
     except UmbelError as error:
+        if isinstance(error, Unavailable) and _may_wait(runner, held):
+            return False
         now = runner.tools.clock.now()
         commit(runner, [(held, held.failed(f"{error.code}: {error}", now))], _judged(runner.record), now)
-        return
+        return True
     made = await runner.tools.offload(_make, runner, held, collected, _recent_norms(runner))
     if isinstance(made, _Made):
         _publish(runner, held, collected, made)
-        return
+        return True
     now = runner.tools.clock.now()
     after = held.aggregated(collected.weight, collected.metrics, None).failed(made.reason, now)
     commit(runner, [(held, after)], _judged(runner.record), now, measured(runner, held.base, collected.metrics))
+    return True
 
 
 def collect(runner: TaskRunner, held: Round) -> Collected:
@@ -171,26 +210,29 @@ def _lineage(runner: TaskRunner, held: Round, collected: Collected, made: _Made,
 # An EVALUATE round.
 
 
-async def _close_evaluation(runner: TaskRunner, held: Round) -> None:
+async def _close_evaluation(runner: TaskRunner, held: Round) -> bool:
     training = runner.rounds.get(Kind.TRAIN)
     try:
         collected = await runner.tools.offload(collect, runner, held)
     except UmbelError as error:
+        if isinstance(error, Unavailable) and _may_wait(runner, held):
+            return False
         now, reason = runner.tools.clock.now(), f"{error.code}: {error}"
         failed = held.failed(reason, now)
         if training is None:
             commit(runner, [(held, failed)], _judged(runner.record), now)
         else:
             _decide(runner, training, (held, failed), Refused(f"its evaluation failed: {reason}"), {}, now)
-        return
+        return True
     now = runner.tools.clock.now()
     after = held.aggregated(collected.weight, collected.metrics, held.base.version).completed(held.base.version, now)
     if training is None:
         commit(runner, [(held, after)], _judged(runner.record), now, measured(runner, held.base, collected.metrics))
-        return
+        return True
     facts = _facts(runner, training, collected.metrics)
     verdict = judge_candidate(facts, runner.task.validation)
     _decide(runner, training, (held, after), verdict, collected.metrics, now)
+    return True
 
 
 def _facts(runner: TaskRunner, training: Round, metrics: Metrics) -> CandidateFacts:

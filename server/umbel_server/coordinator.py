@@ -23,28 +23,42 @@ from umbel.clock import Clock
 from umbel.digests import Digest
 from umbel.errors import NotFound, RoundClosed
 from umbel.identity import DeviceId
+from umbel.offer import SignedOffer
+from umbel.release import SignedRelease
 from umbel.runtime import Runtime
 from umbel.runtime.onnx import OnnxRuntime
 from umbel.visit import CheckIn, CheckInReply, ReportBegin, Retry, RetryWindow
 from umbel_server import cohort, fleet, round_records, selection, task_records
 from umbel_server.aggregation import LeaderKey
 from umbel_server.blobs import Blobs
+from umbel_server.checkpoints import Witness
 from umbel_server.closing import advance
 from umbel_server.cohort import Answers, CohortOrder
 from umbel_server.events import ServerEvent, Watchers
 from umbel_server.fleet import Fleet
+from umbel_server.helper.port import HelperPort
+from umbel_server.keyring import Keyring
+from umbel_server.offers import Offers
 from umbel_server.operations import Operations
+from umbel_server.private_rounds import PrivateRounds
 from umbel_server.registry import Registry
+from umbel_server.releases import ReleaseDesk
+from umbel_server.repository import Repository
+from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.round import SessionState, require_same_report
 from umbel_server.runner import Offload, TaskRunner, Tools, require_token
 from umbel_server.selection import Pace
 from umbel_server.signing import ReleaseSigner
+from umbel_server.steering import Steering
 from umbel_server.store import Store
 from umbel_server.task import TaskState
+from umbel_server.trust import Trust
 from umbel_server.uploads import Uploads
 
 TICK_SECONDS: Final = 0.5
 FLUSH_SECONDS: Final = 2.0
+STEER_SECONDS: Final = 1.0
+WITNESS_SECONDS: Final = 300.0
 
 _log = structlog.get_logger(__name__)
 
@@ -64,6 +78,10 @@ class Coordinator:
         chance: Callable[[int], bytes] = secrets.token_bytes,
         pace: Pace | None = None,
         runtime: Runtime | None = None,
+        helper: HelperPort | None = None,
+        trust: Trust | None = None,
+        listing: tuple[Repository, Keyring] | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self.store = store
         self.registry = Registry(store, blobs, signer)
@@ -75,12 +93,34 @@ class Coordinator:
         self._woken = asyncio.Event()
         self._uploads = Uploads(blobs)
         self._flushed_at = clock.now()
+        self.private = PrivateRounds(store, signer, opener.public_key, helper, trust or Trust())
+        self._steered_at = 0.0
         self._tools = Tools(
-            store, blobs, self.registry, opener, runtime or OnnxRuntime(), clock, offload, chance, self._watchers.tell
+            store=store,
+            blobs=blobs,
+            registry=self.registry,
+            leader=opener,
+            runtime=runtime or OnnxRuntime(),
+            clock=clock,
+            offload=offload,
+            chance=chance,
+            tell=self._watchers.tell,
+            private=self.private,
         )
         self._runners: dict[str, TaskRunner] = {}
         self._recover()
-        self.operations = Operations(store, blobs, self.registry, self.fleet, clock, self.take_up)
+        self.witness = witness
+        self._witnessed_at = 0.0
+        self.rollouts: Steering | None = None
+        self.verbs: RolloutVerbs | None = None
+        if listing is not None:
+            desk = ReleaseDesk(store, self.registry, *listing, clock)
+            offers = Offers(store, desk, signer, chance)
+            self.rollouts = Steering(store, desk, offers, self.fleet, clock, chance, self._watchers.tell)
+            self.verbs = RolloutVerbs(store, self.rollouts, desk, self.fleet, clock, chance)
+        self.operations = Operations(
+            store, blobs, self.registry, self.fleet, clock, self.take_up, self.private, self.verbs, witness
+        )
 
     # Devices.
 
@@ -93,11 +133,10 @@ class Coordinator:
         self.fleet.visit(device, check_in, self._clock.now())
         runners = [runner for runner in self._runners.values() if runner.task.population == check_in.population]
         model = runners[-1].task.model if runners else ""
-        newest = self.registry.newest_release(model, check_in.channel) if model else None
+        signed, offer = self._release_for(device, check_in, model)
         again = self._window(check_in.population, runners)
-        signed = newest.signed if newest else None
         if not check_in.offers_work:
-            return CheckInReply(Retry(again), signed)
+            return CheckInReply(Retry(again), signed, offer)
         reasons = []
         for runner in self._most_wanting(runners):
             reason = runner.why_not(device, check_in)
@@ -105,13 +144,41 @@ class Coordinator:
                 for other in runners:
                     if other is not runner:
                         other.abort_sessions_of(device)
-                return CheckInReply(runner.join(device, again), signed)
+                return CheckInReply(runner.join(device, again), signed, offer)
             reasons.append(reason)
-        return CheckInReply(Retry(again, "; ".join(reasons)[:256] or "no task is running"), signed)
+        return CheckInReply(Retry(again, "; ".join(reasons)[:256] or "no task is running"), signed, offer)
+
+    def _release_for(
+        self, device: DeviceId, check_in: CheckIn, model: str
+    ) -> tuple[SignedRelease | None, SignedOffer | None]:
+        """The newest release, for fleets that trust the release key alone; or an offer, where there is a listing."""
+        if self.rollouts is not None and not model:
+            model = self.rollouts.offers.model_of(check_in.population)
+        if not model:
+            return None, None
+        if self.rollouts is None:
+            newest = self.registry.newest_release(model, check_in.channel)
+            return (newest.signed if newest else None), None
+        now = self._clock.now()
+        self.rollouts.offers.hear(device, check_in.outcomes, now)
+        return None, self.rollouts.offers.offer(device, check_in, model, now)
 
     def fetch(self, digest: Digest) -> Path:
         """Where a file of a version's bundle lies; raises `NotFound` for anything else."""
         return self.registry.fetchable(digest)
+
+    def listing_file(self, name: str) -> bytes:
+        """A file of the release listing, by its name; raises `NotFound`."""
+        if self.rollouts is None:
+            raise NotFound("this coordinator has no release listing")
+        return self.rollouts.desk.repository.file(name)
+
+    def checkpoint(self) -> str:
+        """A signed checkpoint of the audit log as it is now; raises `NotFound` where nobody witnesses."""
+        if self.witness is None:
+            raise NotFound("this coordinator's audit log has no witness")
+        self.witness.take(self.store, self._clock.now())
+        return self.witness.notes()[-1]
 
     def count_fetched(self, size: int, digest: Digest | None = None) -> None:
         """Note that devices have fetched so many bytes, of the file with this digest, if it is known which."""
@@ -197,10 +264,11 @@ class Coordinator:
                     pass
             except Exception as error:  # noqa: BLE001 - raised below
                 failed.append(error)
+        self._steer(failed)
         self._uploads.drop_all_but({id_ for runner in self._runners.values() for id_ in runner.open_sessions()})
         self._flush(force=False)
         if failed:
-            raise ExceptionGroup("some tasks couldn't go on", failed)
+            raise ExceptionGroup("some tasks or rollouts couldn't go on", failed)
 
     async def run(self) -> None:
         """Tick, until cancelled. What fails is logged and tried again: the store still says where things stand."""
@@ -281,6 +349,25 @@ class Coordinator:
         by_round = {str(runner.active.key): runner for runner in runners if runner.active}
         order = selection.most_wanting([runner.active for runner in runners if runner.active])
         return [by_round[str(held.key)] for held in order]
+
+    def _steer(self, failed: list[Exception]) -> None:
+        now = self._clock.now()
+        if self.rollouts is None or now - self._steered_at < STEER_SECONDS:
+            return
+        self._steered_at = now
+        try:
+            self.rollouts.reconcile(self._checkpoint(now))
+        except Exception as error:  # noqa: BLE001 - raised by the caller, after the rest had its turn
+            failed.append(error)
+
+    def _checkpoint(self, now: float) -> str:
+        """The newest checkpoint of the audit log, for the fleet to witness; taken anew every few minutes."""
+        if self.witness is None:
+            return ""
+        if now - self._witnessed_at >= WITNESS_SECONDS:
+            self._witnessed_at = now
+            self.witness.take(self.store, now)
+        return self.witness.newest.short if self.witness.newest else ""
 
     def _window(self, population: str, runners: list[TaskRunner]) -> RetryWindow:
         working = [one for one in runners if one.active or one.task.state is TaskState.RUNNING]

@@ -95,6 +95,11 @@ class Fleet:
         """How many devices of a population have called lately, as of the last `flush`."""
         return self._active[population]
 
+    def members(self, population: str, now: float) -> list[str]:
+        """The ids of a population's devices that have called lately, as far as this process knows."""
+        lately = [(device, seen) for device, seen in self._seen.items() if seen.population == population]
+        return sorted(device for device, seen in lately if now - seen.last_seen <= LATELY_SECONDS)
+
     def flush(self, now: float) -> None:
         """Write what visits have told, in one transaction."""
         self._active = Counter(

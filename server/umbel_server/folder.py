@@ -3,6 +3,11 @@
     config.toml                     settings; every line may go
     authority/{server,device,operator}.{pem,key}
     keys/{release,leader}.key       Ed25519 and X25519, raw
+    release.pub                     the release key's public half, for a helper's operator; hex
+    keys/audit.key                  signs checkpoints of the audit log; Ed25519, raw
+    witness/checkpoints.txt         those checkpoints; keep a copy elsewhere
+    keys/releases/                  the keys of the release listing, one file each
+    listing/                        the release listing: TUF metadata, public
     admin/                          an operator's identity: what `umbel` calls with
     umbel.db, blobs/                data, unless the settings say otherwise
     addresses.json                  where the running coordinator listens
@@ -19,13 +24,17 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from umbel.errors import AlreadyExists
 from umbel_server.access import Authorities
 from umbel_server.aggregation import LeaderKey
 from umbel_server.authority import Authority, PeerKind, key_to_pem
+from umbel_server.checkpoints import Witness
 from umbel_server.identity import ADDRESSES_FILE, Addresses, Identity, make_private, read_file, write_private
+from umbel_server.keyring import Keyring
 from umbel_server.operators import REALM
+from umbel_server.repository import Repository
 from umbel_server.signing import ReleaseSigner
 
 _AUTHORITIES: Final = ("server", "device", "operator")
@@ -63,8 +72,11 @@ class Folder:
         make_private(path / "keys")
         write_private(path / "keys" / "release.key", ReleaseSigner.generate().to_bytes())
         write_private(path / "keys" / "leader.key", LeaderKey.generate().to_bytes())
+        write_private(path / "release.pub", f"{folder.signer().public_key.hex()}\n".encode())
         config = _CONFIG.format(names=f"names = {json.dumps(['localhost', '127.0.0.1', '::1', *names])}\n")
         write_private(path / "config.toml", config.encode())
+        write_private(path / "keys" / "audit.key", Ed25519PrivateKey.generate().private_bytes_raw())
+        Repository.create(folder.listing, Keyring.create(folder.release_keys), now)
         folder._create_authorities(now)
         return folder
 
@@ -100,10 +112,32 @@ class Folder:
         """The key that reports are sealed to."""
         return LeaderKey.from_bytes(read_file(self.path / "keys" / "leader.key"))
 
+    def witness(self) -> Witness:
+        """Signs checkpoints of the audit log, and keeps them; raises `NotFound` where there is no key for it."""
+        key = Ed25519PrivateKey.from_private_bytes(read_file(self.path / "keys" / "audit.key"))
+        return Witness(key, self.path / "witness" / "checkpoints.txt")
+
     @property
     def first_admin(self) -> Path:
         """The folder of the identity that `umbel init` made."""
         return self.path / "admin"
+
+    @property
+    def listing(self) -> Path:
+        """The release listing: TUF metadata, public."""
+        return self.path / "listing"
+
+    @property
+    def release_keys(self) -> Path:
+        """The private keys of the release listing that lie on this machine."""
+        return self.path / "keys" / "releases"
+
+    def repository(self) -> tuple[Repository, Keyring]:
+        """The release listing and its keys; raises `NotFound` where there is none."""
+        keys = Keyring(self.release_keys)
+        repository = Repository(self.listing, keys)
+        _ = repository.first_root
+        return repository, keys
 
     @property
     def blobs(self) -> Path:

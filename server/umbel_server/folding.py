@@ -5,14 +5,17 @@ The store and the spool are the truth; the sum in memory is only a way to have i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from umbel.digests import Digest
-from umbel.plan import Kind
+from umbel.plan import Kind, Plan
 from umbel.sealing import OVERHEAD, Binding
 from umbel_server.aggregation import Aggregator, LeaderKey, SealedReport, Spooled, aggregator_for
 from umbel_server.blobs import Blobs
 from umbel_server.flower import needed_metrics
 from umbel_server.registry import Registry
 from umbel_server.round import Round, RoundKey, Session
+from umbel_server.secure_aggregation import Reread, SecureSum
 from umbel_server.task import Task
 from umbel_server.validation import report_rules
 
@@ -20,13 +23,19 @@ METRICS_BYTES = 64 << 10
 """Room in a report for everything but its delta."""
 
 
+MakeSecureSum = Callable[[Round, Plan, Reread], SecureSum]
+"""The secure sum of a private round; raises `WrongState` before the helper has agreed to it."""
+
+
 class Fold:
     """The running aggregation of one round. Called from one thread at a time."""
 
-    def __init__(self, key: LeaderKey, registry: Registry, blobs: Blobs) -> None:
+    def __init__(self, key: LeaderKey, registry: Registry, blobs: Blobs, secure: MakeSecureSum) -> None:
         self._key = key
         self._registry = registry
         self._blobs = blobs
+        self._secure = secure
+        self._digests: dict[str, Digest] = {}
         self._aggregator: Aggregator | None = None
         self._round: RoundKey | None = None
 
@@ -58,14 +67,21 @@ class Fold:
     def _fresh(self, task: Task, held: Round) -> Aggregator:
         bundle = self._registry.bundle(held.base.bundle)
         plan = task.plan_for(held.key.kind)
+        self._digests = {}
+        if task.updates_private:
+            return self._secure(held, plan, self._reread)
         norm = bundle.shared_weights().norm() if held.key.kind is Kind.TRAIN else 0.0
         rules = report_rules(plan, bundle.manifest, norm, task.validation, needed_metrics(task.strategy))
         if task.driven:
             return Spooled(self._key, rules, self._blobs.spool)
         return aggregator_for(task.strategy, self._key, rules, self._blobs.spool)
 
+    def _reread(self, report_id: bytes) -> bytes:
+        return self._blobs.read_report(report_id.hex(), self._digests[report_id.hex()])
+
     def _sealed(self, held: Round, session: Session, report_id: str, digest: Digest, sequence: int) -> SealedReport:
         binding = Binding(held.key.task, held.key.number, session.id, report_id, held.base.bundle)
+        self._digests[report_id] = digest
         return SealedReport(binding, self._blobs.read_report(report_id, digest), sequence)
 
 

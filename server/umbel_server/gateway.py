@@ -50,6 +50,7 @@ class DeviceGateway:
             "CheckIn": self._check_in,
             "Fetch": self._fetch,
             "Report": self._report,
+            "ReadListing": self._read_listing,
         }
         return Service(_DEVICE, lambda method, certificate: self._access.device(certificate), methods)
 
@@ -77,6 +78,9 @@ class DeviceGateway:
                 response = pb.FetchResponse()
             if message.offset == size:
                 yield response
+
+    async def _read_listing(self, device: Peer, message: pb.ReadListingRequest) -> pb.ReadListingResponse:
+        return pb.ReadListingResponse(content=self._coordinator.listing_file(message.name))
 
     async def _report(self, device: Peer, messages: Requests) -> AsyncIterator[pb.ReportResponse]:
         with self._stream(device.id):
@@ -109,10 +113,11 @@ class DeviceGateway:
 class EnrolmentGateway:
     """EnrolmentService, for machines that have a token and no certificate yet."""
 
-    def __init__(self, access: Access, release_key: bytes, device_address: str) -> None:
+    def __init__(self, access: Access, release_key: bytes, device_address: str, release_root: bytes = b"") -> None:
         self._access = access
         self._release_key = release_key
         self._device_address = device_address
+        self._release_root = release_root
 
     def service(self) -> Service[None]:
         """Ready to be added to a gRPC server."""
@@ -126,6 +131,7 @@ class EnrolmentGateway:
             release_key=self._release_key,
             server_authority=self._access.server_authority,
             device_address=self._device_address,
+            release_root=self._release_root,
         )
 
 

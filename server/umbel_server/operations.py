@@ -14,8 +14,12 @@ from umbel.errors import AlreadyExists, BadInput, Conflict
 from umbel.plan import Kind
 from umbel_server import audit, fleet, task_records, views
 from umbel_server.blobs import Blobs
+from umbel_server.checkpoints import Witness
 from umbel_server.fleet import DeviceRecord, Fleet
+from umbel_server.privacy_ledger import PrivacyReport
+from umbel_server.private_rounds import PrivateRounds
 from umbel_server.registry import Model, Registry
+from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.store import Store
 from umbel_server.task import Task, TaskState
 from umbel_server.task_records import TaskRecord
@@ -34,6 +38,9 @@ class Operations:
         devices: Fleet,
         clock: Clock,
         take_up: Callable[[str], None],
+        private: PrivateRounds,
+        verbs: RolloutVerbs | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -41,6 +48,9 @@ class Operations:
         self._fleet = devices
         self._clock = clock
         self._take_up = take_up
+        self._private = private
+        self._verbs = verbs
+        self._witness = witness
 
     # Models, versions, releases.
 
@@ -52,6 +62,16 @@ class Operations:
             AlreadyExists: the name is taken.
         """
         return self._registry.add_model(name, Bundle.open(directory), actor, self._clock.now())
+
+    def add_version(self, model: str, parent: int, directory: Path, actor: str) -> Version:
+        """Register the bundle in a folder as the next version of a model, made elsewhere from `parent`.
+
+        Raises:
+            BundleInvalid, DigestMismatch, MalformedMessage: the bundle doesn't hold together.
+            NotFound: no such parent.
+            WeightsMismatch: it isn't of the same architecture.
+        """
+        return self._registry.add_next(model, parent, Bundle.open(directory), actor, self._clock.now())
 
     def models(self) -> list[Model]:
         """All models, by name."""
@@ -78,14 +98,18 @@ class Operations:
         return self._registry.bundle(self.version(model, number).bundle)
 
     def publish(self, model: str, number: int, channel: str, actor: str) -> PublishedRelease:
-        """Release an accepted version on a channel, an older one too.
+        """Release an accepted version to everybody on a channel at once, an older one too.
 
         Raises:
             NotFound: no such version.
             WrongState: not an accepted one.
             NotAllowed: a channel that belongs to the rounds.
         """
-        return self._registry.publish(model, number, channel, actor, self._clock.now())
+        if self._verbs is None:
+            return self._registry.publish(model, number, channel, actor, self._clock.now())
+        published = self._verbs.publish(model, number, channel, actor)
+        with self._store.reading() as connection:
+            return self._registry.published(connection, model, published)
 
     def releases(self, model: str = "", limit: int = 100) -> list[PublishedRelease]:
         """Releases, newest first; of one model or of all."""
@@ -109,6 +133,7 @@ class Operations:
             NotFound: no such model, or no such held-out examples.
             Conflict: its population has another model, or its model is being trained by another task.
             BadInput: the model can't do what the task asks for.
+            WrongState: the task's updates are private, and there is no helper.
         """
         now = self._clock.now()
         record = TaskRecord(replace(task, state=TaskState.RUNNING), now)
@@ -116,6 +141,8 @@ class Operations:
         with self._store.transaction() as connection:
             version = self._registry.newest_accepted(connection, task.model)
             self._require_fitting(task, version)
+            if task.updates_private:
+                self._private.require_possible(task, self._registry.bundle(version.bundle).manifest)
             _require_room(task_records.everything(connection), task)
             task_records.insert(connection, record)
             body = {"model": task.model, "rounds": task.rounds, "goal": task.goal, "strategy": task.strategy.name}
@@ -144,6 +171,13 @@ class Operations:
         """One task; raises `NotFound`."""
         with self._store.reading() as connection:
             return task_records.get(connection, name)
+
+    def privacy(self, name: str) -> PrivacyReport:
+        """What a task's rounds have cost in privacy, and what one more would cost; raises `NotFound`."""
+        with self._store.reading() as connection:
+            task = task_records.get(connection, name).task
+            version = self._registry.newest_accepted(connection, task.model)
+        return self._private.ledger(task, self._registry.bundle(version.bundle).manifest)
 
     # Rounds, devices, audit.
 
@@ -187,7 +221,13 @@ class Operations:
             return audit.rows(connection, limit, before)
 
     def verify_audit(self) -> int:
-        """How many audit rows there are, all of them intact; raises `DigestMismatch` naming the first that isn't."""
+        """How many audit rows there are, all of them intact, and as witnesses saw them.
+
+        Raises:
+            DigestMismatch: naming what isn't: an edit, a deletion, a cut at the end, a rewriting.
+        """
+        if self._witness is not None:
+            return self._witness.verify(self._store)
         with self._store.reading() as connection:
             return audit.verify(connection)
 

@@ -18,6 +18,7 @@ from umbel.fields import name as checked_name
 from umbel.manifest import Manifest
 from umbel.release import Release, SignedRelease
 from umbel.update import Metrics
+from umbel.weights import require_shapes
 from umbel_server import audit
 from umbel_server.blobs import Blobs
 from umbel_server.json_text import to_text
@@ -105,6 +106,24 @@ class Registry:
             audit.append(connection, now, actor, "model.add", model, {"bundle": version.bundle})
         return version
 
+    def add_next(self, model: str, parent: int, bundle: Bundle, actor: str, now: float) -> Version:
+        """Register a version that an operator brings, as a child of `parent`.
+
+        Raises:
+            NotFound: no such parent.
+            WeightsMismatch: it isn't of the same architecture.
+        """
+        with self._store.reading() as connection:
+            before = self.bundle(self.version(connection, model, parent).bundle).manifest
+        require_shapes(bundle.manifest.shared_shapes, before.shared_shapes)
+        self.keep_bundle(bundle)
+        with self._store.transaction() as connection:
+            lineage = Lineage(registered_by=actor)
+            version = self.add_version(connection, model, parent, bundle.manifest, lineage, now, VersionState.ACCEPTED)
+            self.release(connection, version, TRAINING, now)
+            audit.append(connection, now, actor, "version.add", model, {"version": version.number, "parent": parent})
+        return version
+
     def add_version(
         self,
         connection: sa.Connection,
@@ -189,12 +208,16 @@ class Registry:
         return self._newest[key]
 
     def signed_release(self, connection: sa.Connection, model: str, number: int) -> SignedRelease:
+        """One release by its number, as it is signed; raises `NotFound`."""
+        return self.published(connection, model, number).signed
+
+    def published(self, connection: sa.Connection, model: str, number: int) -> PublishedRelease:
         """One release by its number; raises `NotFound`."""
         query = sa.select(RELEASES).where(RELEASES.c.model == model, RELEASES.c.number == number)
         row = connection.execute(query).first()
         if row is None:
             raise NotFound(f"{model!r} has no release {number}")
-        return release_from_row(row).signed
+        return release_from_row(row)
 
     def releases(self, connection: sa.Connection, model: str = "", limit: int = 100) -> list[PublishedRelease]:
         """Releases, newest first; of one model or of all."""

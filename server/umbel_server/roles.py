@@ -1,4 +1,8 @@
-"""What an operator may ask, by role: a table that refuses whatever it doesn't name."""
+"""What an operator may ask, by role: a table that refuses whatever it doesn't name.
+
+Stopping is every operator's; going needs an approver beside (`umbel_server.rollout` asks for a second person); keys
+and signatures are a release signer's, the log an auditor's. An admin may call everything, and is still one person.
+"""
 
 from __future__ import annotations
 
@@ -9,42 +13,47 @@ from umbel.errors import MalformedMessage, NotAllowed
 
 
 class Role(Enum):
-    """An operator's role; each may do all that the ones before it may."""
+    """An operator's role."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
+    APPROVER = "approver"
+    RELEASE_SIGNER = "release-signer"
+    AUDITOR = "auditor"
     ADMIN = "admin"
 
-    def covers(self, needed: Role) -> bool:
-        """Whether this role may do what `needed` may."""
-        order = list(Role)
-        return order.index(self) >= order.index(needed)
 
-
-_VIEWER = (
-    "ListModels ListTasks GetTask ListRounds GetRound Watch ListVersions GetVersion GetLineage ListReleases "
-    "ListDevices GetDevice GetStatus"
+_EVERYBODY = frozenset(Role)
+_OPERATOR = frozenset({Role.OPERATOR, Role.ADMIN})
+_TABLE = (
+    (
+        _EVERYBODY,
+        "ListModels ListTasks GetTask GetTaskPrivacy ListRounds GetRound Watch ListVersions GetVersion GetLineage "
+        "ListReleases ListDevices GetDevice GetStatus GetListing GetRollout ListRollouts PreviewRollout",
+    ),
+    (
+        _OPERATOR,
+        "AddModel AddHoldout CreateTask PauseTask ResumeTask StopTask Publish ExportVersion CreateTokens "
+        "PrepareRelease CreateRollout EditRollout",
+    ),
+    (_OPERATOR | {Role.APPROVER}, "GoOnRollout StopRollout HoldReleases"),
+    (frozenset({Role.APPROVER, Role.ADMIN}), "DecideRollout LiftHold"),
+    (frozenset({Role.RELEASE_SIGNER, Role.ADMIN}), "DraftListing SubmitListing"),
+    (frozenset({Role.AUDITOR, Role.ADMIN}), "ListAudit VerifyAudit GetCheckpoint"),
+    (frozenset({Role.ADMIN}), "RevokeDevice AddOperator ListOperators RevokeOperator"),
 )
-_OPERATOR = "AddModel AddHoldout CreateTask PauseTask ResumeTask StopTask Publish ExportVersion CreateTokens"
-_ADMIN = "RevokeDevice AddOperator ListOperators RevokeOperator ListAudit VerifyAudit"
-
-NEEDED = MappingProxyType(
-    {
-        method: role
-        for role, methods in ((Role.VIEWER, _VIEWER), (Role.OPERATOR, _OPERATOR), (Role.ADMIN, _ADMIN))
-        for method in methods.split()
-    }
-)
-"""AdminService method -> the least role that may call it."""
+ALLOWED = MappingProxyType({method: roles for roles, methods in _TABLE for method in methods.split()})
+"""AdminService method -> the roles that may call it."""
 
 
 def require_role(method: str, role: Role) -> None:
     """Raise `NotAllowed` unless `role` may call `method`; a method without a row is nobody's."""
-    needed = NEEDED.get(method)
-    if needed is None:
+    allowed = ALLOWED.get(method)
+    if allowed is None:
         raise NotAllowed(f"{method} isn't open to any role")
-    if not role.covers(needed):
-        raise NotAllowed(f"{method} needs the role {needed.value}, yours is {role.value}; ask an admin")
+    if role not in allowed:
+        wanted = " or ".join(one.value for one in Role if one in allowed)
+        raise NotAllowed(f"{method} needs the role {wanted}, yours is {role.value}; ask an admin")
 
 
 def parse_role(text: str) -> Role:

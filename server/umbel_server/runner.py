@@ -17,12 +17,13 @@ import sqlalchemy as sa
 
 from umbel.clock import Clock
 from umbel.digests import Digest, digest_of
-from umbel.errors import BadInput, Conflict, NotAllowed, NotFound, RoundClosed, SealBroken
+from umbel.errors import BadInput, Conflict, NotAllowed, NotFound, RoundClosed, SealBroken, WrongState
 from umbel.identity import DeviceId
 from umbel.manifest import Manifest
-from umbel.plan import Kind
+from umbel.plan import Kind, Plan
 from umbel.release import SignedRelease
 from umbel.runtime import Runtime
+from umbel.secure_report import largest_report as largest_private_report
 from umbel.update import Update
 from umbel.visit import Assignment, CheckIn, ReportBegin, RetryWindow
 from umbel_server import round_records, selection
@@ -30,8 +31,10 @@ from umbel_server.aggregation import LeaderKey
 from umbel_server.blobs import Blobs
 from umbel_server.events import ServerEvent
 from umbel_server.folding import Fold, largest_report
+from umbel_server.private_rounds import PrivateRounds
 from umbel_server.registry import Registry
 from umbel_server.round import Base, Round, RoundKey, Session, SessionState, require_same_report
+from umbel_server.secure_aggregation import PrivateRound, Reread, SecureSum
 from umbel_server.store import Store
 from umbel_server.task import Task, TaskState
 from umbel_server.task_records import TaskRecord
@@ -54,6 +57,7 @@ class Tools:
     offload: Offload
     chance: Callable[[int], bytes]
     tell: Callable[[ServerEvent], None]
+    private: PrivateRounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +83,14 @@ class TaskRunner:
         self.record = record
         self.tools = tools
         self.rounds: dict[Kind, Round] = {}
-        self.fold = Fold(tools.leader, tools.registry, tools.blobs)
+        self.fold = Fold(tools.leader, tools.registry, tools.blobs, self._secure_sum)
         self.order: Order | None = None
         """What a program has asked of the open round, if the task is driven; gone with the process."""
         self.ordering = asyncio.Lock()
         """Held by the program whose cohort is under way."""
         self.typical_seconds = TYPICAL_SECONDS
+        self.agreed: dict[RoundKey, PrivateRound] = {}
+        """Of open private rounds, those that the helper has countersigned."""
         self.bytes_down = 0
         """Fetched for the active round, and not yet written."""
         self.lock = asyncio.Lock()
@@ -116,6 +122,8 @@ class TaskRunner:
             return f"task {self.task.name} has no open round"
         if self.task.driven and (self.order is None or device not in self.order.devices):
             return f"task {self.task.name} asks other devices"
+        if self.waits_for_helper:
+            return f"task {self.task.name} waits for its helper"
         return selection.why_not(device, check_in, self.asked, self.active, self._manifest)
 
     def join(self, device: DeviceId, again: RetryWindow) -> Assignment:
@@ -135,6 +143,7 @@ class TaskRunner:
             plan=self.asked.plan_for(held.key.kind),
             base=self._base_release,
             sealing=self.tools.leader.sealing,
+            private_round=agreed.signed if (agreed := self.agreed.get(held.key)) else None,
             upload_token=token,
             deadline=after.session(session_id).deadline,
             if_accepted=again,
@@ -177,7 +186,10 @@ class TaskRunner:
 
     def largest_report(self, session_id: str) -> int:
         """How many sealed bytes a report of this session may have."""
-        trains = self.round_of(session_id).key.kind is Kind.TRAIN
+        held = self.round_of(session_id)
+        if (agreed := self.agreed.get(held.key)) is not None:
+            return largest_private_report(agreed.descriptor)
+        trains = held.key.kind is Kind.TRAIN
         specs = (*self._manifest.trainable, *self._manifest.buffers) if trains else ()
         return largest_report(sum(math.prod(spec.fixed_shape) for spec in specs))
 
@@ -302,6 +314,7 @@ class TaskRunner:
         if self.active is over:
             self.flush()
         self.rounds.pop(over.key.kind, None)
+        self.agreed.pop(over.key, None)
         self.fold.forget()
         for session in over.reports:
             if session.report_id and session.sealed_digest:
@@ -312,6 +325,8 @@ class TaskRunner:
 
     def _enter(self, connection: sa.Connection, held: Round) -> None:
         self.rounds[held.key.kind] = held
+        if self.task.updates_private and held.key not in self.agreed:
+            self._recall(held.key)
         active = self._active()
         self._base_release: SignedRelease = self.tools.registry.signed_release(
             connection, self.task.model, active.base.release
@@ -320,6 +335,33 @@ class TaskRunner:
         delays = sorted(taken for taken, _ in round_records.report_delays(connection, self.task.name, held.key.kind))
         if delays:
             self.typical_seconds = delays[len(delays) // 2]
+
+    @property
+    def waits_for_helper(self) -> bool:
+        """Whether the active round is private and not countersigned yet."""
+        held = self.active
+        return self.task.updates_private and held is not None and held.key not in self.agreed
+
+    async def agree(self) -> None:
+        """Have the active round countersigned by the helper; raises what `PrivateRounds.ask` raises."""
+        held, private = self._active(), self.tools.private
+        past = private.spent(self.task.name)
+        agreed = await self.tools.offload(private.ask, self.task, held, self._manifest, past)
+        private.remember(held.key, agreed)
+        self.agreed[held.key] = agreed
+
+    def _secure_sum(self, held: Round, plan: Plan, reread: Reread) -> SecureSum:
+        agreed = self.agreed.get(held.key)
+        if agreed is None:
+            raise WrongState(f"round {held.key} isn't agreed with the helper yet")
+        shapes = self._manifest.shared_shapes if held.key.kind is Kind.TRAIN else {}
+        unit = plan.max_weight / agreed.descriptor.max_weight
+        return SecureSum(agreed, self.tools.leader, self.tools.private.helper, shapes, unit, reread)
+
+    def _recall(self, key: RoundKey) -> None:
+        agreed = self.tools.private.find(key)
+        if agreed is not None:
+            self.agreed[key] = agreed
 
     def _active(self) -> Round:
         if self.active is None:

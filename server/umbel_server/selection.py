@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from umbel.descriptor import TWO_AGGREGATORS
 from umbel.identity import DeviceId
 from umbel.manifest import Manifest
 from umbel.plan import Kind
@@ -50,8 +51,9 @@ def why_not(device: DeviceId, check_in: CheckIn, task: Task, held: Round, manife
     examples = check_in.held_back_examples if evaluates else check_in.training_examples
     if check_in.protocol < PROTOCOL:
         return f"protocol {check_in.protocol} is too old; update the SDK"
-    if SEALED not in check_in.suites:
-        return f"the device can't seal by {SEALED}; update the SDK"
+    suite = TWO_AGGREGATORS if task.updates_private else SEALED
+    if suite not in check_in.suites:
+        return f"this task's reports go by {suite}, the device's by {', '.join(check_in.suites) or 'nothing'}"
     if not set(check_in.runtimes) & set(manifest.graphs):
         return f"the model runs on {', '.join(manifest.graphs)}, the device on {', '.join(check_in.runtimes)}"
     if examples < max(1, plan.min_examples):

@@ -9,6 +9,9 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from umbel.errors import OutOfBounds
+from umbel.helper_card import HelperCard
+from umbel_server.identity import read_file
+from umbel_server.trust import Trust
 
 DEVICE_PORT = 7443
 ENROL_PORT = 7444
@@ -37,6 +40,8 @@ class Settings(BaseSettings):
     admin_port: Port = ADMIN_PORT
     database_url: str = ""
     """SQLAlchemy URL; empty for SQLite in the folder."""
+    helper: Path | None = None
+    """The card of the helper that makes private rounds possible; a relative path counts from the folder."""
     attestation: Literal["accept", "refuse", ""] = ""
     """Devices without proof of integrity: accept or refuse; empty lets the profile decide."""
     device_certificate_days: float = Field(default=7.0, gt=0, le=90)
@@ -57,6 +62,21 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.state.resolve() / 'umbel.db'}"
 
     @property
+    def helper_card(self) -> HelperCard | None:
+        """The helper's card, if there is to be one; raises `NotFound` or `MalformedMessage`."""
+        if self.helper is None:
+            return None
+        path = self.helper if self.helper.is_file() else self.state / self.helper
+        return HelperCard.from_text(read_file(path))
+
+    @property
+    def trust(self) -> Trust:
+        """Who runs the helper. One on this very machine is nobody else's, whatever its card says."""
+        card = self.helper_card
+        host = card.address.rpartition(":")[0] if card else ""
+        return Trust(card.operator if card and host not in ("localhost", "127.0.0.1", "[::1]") else "")
+
+    @property
     def accepts_unattested(self) -> bool:
         """Whether a device may enrol without proof of its integrity."""
         return (self.attestation or ("accept" if self.profile == "development" else "refuse")) == "accept"
@@ -67,6 +87,10 @@ class Settings(BaseSettings):
         found = ["certificate authorities and signing keys lie in files on this machine"]
         if self.accepts_unattested:
             found.append("devices enrol without proof of their integrity")
+        if self.helper is None:
+            found.append("there is no helper: tasks can't keep updates private")
+        elif self.trust.is_development:
+            found.append(self.trust.words.removeprefix("development trust: "))
         return tuple(f"development trust: {words}" for words in found)
 
 

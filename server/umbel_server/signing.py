@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from umbel.descriptor import sign_as_leader
 from umbel.errors import MalformedMessage
 from umbel.messages import release_to_bytes
+from umbel.offer import Offer, SignedOffer, sign_offer
 from umbel.release import Release, SignedRelease, key_id_of, sign_statement
+from umbel_server.helper.port import LeaderSigner
 
 
 class ReleaseSigner:
@@ -46,6 +49,18 @@ class ReleaseSigner:
     def sign(self, release: Release) -> SignedRelease:
         """Sign a release's own bytes."""
         return sign_statement(release_to_bytes(release), self._key)
+
+    def sign_descriptor(self, statement: bytes) -> bytes:
+        """Sign a private round's descriptor."""
+        return sign_as_leader(statement, self._key)
+
+    def for_helper(self) -> LeaderSigner:
+        """What the helper knows this coordinator by."""
+        return LeaderSigner(self._key)
+
+    def sign_offer(self, offer: Offer) -> SignedOffer:
+        """Sign an offer's own bytes."""
+        return sign_offer(offer, self._key)
 
     def __repr__(self) -> str:
         return f"ReleaseSigner({key_id_of(self.public_key)})"

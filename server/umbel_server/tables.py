@@ -148,6 +148,19 @@ SESSIONS: Final = Table(
     Index("ix_sessions_device", "device", "state"),
 )
 
+PRIVATE_ROUNDS: Final = Table(
+    "private_rounds",
+    METADATA,
+    Column("task", String(100), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(20), primary_key=True),
+    # What both aggregators signed; see umbel.descriptor.
+    Column("statement", LargeBinary, nullable=False),
+    Column("leader_signature", LargeBinary, nullable=False),
+    Column("helper_signature", LargeBinary, nullable=False),
+    ForeignKeyConstraint(["task", "number", "kind"], ["rounds.task", "rounds.number", "rounds.kind"]),
+)
+
 DEVICES: Final = Table(
     "devices",
     METADATA,
@@ -219,4 +232,98 @@ OPERATORS: Final = Table(
     Column("added_by", String(100), nullable=False),
     Column("added_at", Double, nullable=False),
     Column("revoked_at", Double, nullable=True),
+)
+
+LISTED: Final = Table(
+    "listed_releases",
+    METADATA,
+    # Releases for devices to adopt, which the release listing (TUF) has or is to have; facts that never change.
+    Column("model", String(100), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("content_of", Integer, nullable=False),
+    Column("from_number", Integer, nullable=False),
+    ForeignKeyConstraint(["model", "number"], ["releases.model", "releases.number"]),
+)
+
+HEADS: Final = Table(
+    "channel_heads",
+    METADATA,
+    # What a device of the channel gets that no rollout takes.
+    Column("model", String(100), primary_key=True),
+    Column("channel", String(100), primary_key=True),
+    Column("number", Integer, nullable=False),
+)
+
+ROLLOUTS: Final = Table(
+    "rollouts",
+    METADATA,
+    Column("id", String(100), primary_key=True),
+    Column("model", String(100), nullable=False),
+    Column("channel", String(100), nullable=False),
+    Column("population", String(100), nullable=False),
+    Column("stage", String(20), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("rollout_json", Text, nullable=False),
+    Column("judgement_json", Text, nullable=False),
+    ForeignKeyConstraint(["model"], ["models.name"]),
+    Index("ix_rollouts_where", "model", "channel", "population", "stage"),
+)
+
+EXECUTIONS: Final = Table(
+    "executions",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    # Empty for a release that everybody on the channel gets.
+    Column("rollout", String(100), nullable=False),
+    Column("wave", Integer, nullable=False),
+    Column("model", String(100), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("device", String(32), nullable=False),
+    Column("offered_at", Double, nullable=False),
+    Column("outcome", String(20), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("accuracy_change", Double, nullable=True),
+    Column("latency_ratio", Double, nullable=True),
+    Column("answered_at", Double, nullable=True),
+    # One device, one vote.
+    UniqueConstraint("model", "number", "device"),
+    Index("ix_executions_rollout", "rollout", "number"),
+)
+
+REQUESTS: Final = Table(
+    "requests",
+    METADATA,
+    # A mutating call that was answered; asked again under the same id, it is answered the same and nothing is done.
+    Column("request_id", String(64), primary_key=True),
+    Column("actor", String(100), nullable=False),
+    Column("action", String(100), nullable=False),
+    Column("subject", String(256), nullable=False),
+    Column("at", Double, nullable=False),
+)
+
+LEASES: Final = Table(
+    "leases",
+    METADATA,
+    Column("name", String(100), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("until", Double, nullable=False),
+)
+
+HOLDS: Final = Table(
+    "holds",
+    METADATA,
+    # No offers for this model while the row stands.
+    Column("model", String(100), primary_key=True),
+    Column("actor", String(100), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Double, nullable=False),
+)
+
+CHECKPOINTS: Final = Table(
+    "audit_checkpoints",
+    METADATA,
+    Column("size", Integer, primary_key=True, autoincrement=False),
+    Column("note", Text, nullable=False),
+    Column("at", Double, nullable=False),
 )

@@ -15,6 +15,7 @@ from umbel.plan import Kind, Plan
 from umbel.release import STABLE
 from umbel_server.flower.spec import StrategySpec, device_hyperparameters, least_reports, require_strategy
 from umbel_server.json_text import from_text, to_text
+from umbel_server.privacy_settings import PrivacySettings
 from umbel_server.validation import ValidationPolicy
 
 
@@ -49,6 +50,8 @@ class Task:
     evaluate_candidates: bool = False
     """Whether a cohort of devices measures each candidate before the verdict."""
     updates_private: bool = True
+    """Whether only sums of updates are ever known (`umbel-2agg/1`); false lets the coordinator open each update."""
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     driven: bool = False
     """Whether a program, such as a Flower `ServerApp`, orders its cohorts: no round opens by itself, none makes a
     version, and the program gets the single updates, which therefore may not be private."""
@@ -115,11 +118,12 @@ class Task:
         tree = {
             one.name: getattr(self, one.name)
             for one in dataclasses.fields(self)
-            if one.name not in ("plan", "strategy", "validation", "state")
+            if one.name not in ("plan", "strategy", "validation", "privacy", "state")
         }
         tree["plan"] = plan_to_tree(self.plan)
         tree["strategy"] = {"name": self.strategy.name, "arguments": dict(self.strategy.arguments)}
         tree["validation"] = self.validation.to_tree()
+        tree["privacy"] = self.privacy.to_tree()
         return to_text(tree)
 
     @classmethod
@@ -135,6 +139,7 @@ class Task:
             plan = _plan(tree.pop("plan"))
             strategy = StrategySpec(**tree.pop("strategy"))
             validation = ValidationPolicy.from_tree(tree.pop("validation"))
+            tree["privacy"] = PrivacySettings.from_tree(tree.pop("privacy", {}))
             return cls(plan=plan, strategy=strategy, validation=validation, state=state, **tree)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise MalformedMessage(f"not a task: {error}") from error

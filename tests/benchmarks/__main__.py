@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.benchmarks.harness import Table, seconds
 
-NAMES = ("aggregation", "predictor", "device", "coordinator", "learning")
+NAMES = ("aggregation", "private", "predictor", "device", "coordinator", "learning", "releases")
 
 
 def main() -> int:

@@ -53,10 +53,12 @@ def _work(folder: Path, bundle_folder: Path) -> dict[str, object]:
     from umbel.sealing import SEALED, Binding, Sealing, seal
     from umbel_client import opening
     from umbel_client.importing import import_npz
+    from umbel_client.memory import give_back_what_is_freed
     from umbel_client.predictor import Predictor
     from umbel_client.trainer import Job
     from umbel_client.trainer import run as train
 
+    give_back_what_is_freed()  # as `umbel-device` does
     peaks["loaded the SDK"] = peak_mb()
     clock = SystemClock()
     store = opening.examples_on_disk(folder)

@@ -50,7 +50,8 @@ async def umbel(folder: Path, count: int) -> None:
     operations = parts.coordinator.operations
     operations.add_model("smartwatch", bundle_path("smartwatch"), "benchmark")
     operations.create_task(
-        Task("bench", POPULATION, "smartwatch", goal=count + 1, deadline_seconds=3600.0), "benchmark"
+        Task("bench", POPULATION, "smartwatch", goal=count + 1, deadline_seconds=3600.0, updates_private=False),
+        "benchmark",
     )
     server = Server(settings, parts, clock)
     addresses = await server.start()

@@ -14,7 +14,7 @@ from tests.client.conftest import Bench
 from tests.client.recordings import recordings
 from umbel.errors import Unreachable, WrongState
 from umbel.plan import Kind, Plan
-from umbel.visit import Outcome
+from umbel.visit import Outcome, ReportBegin, RetryWindow
 from umbel_client import ALWAYS, Device, Ending, IdlePolicy, PersonalSettings
 from umbel_client.enrolment import new_key
 from umbel_client.kit import only_visitor
@@ -194,13 +194,51 @@ async def test_a_process_that_dies_in_a_call_goes_on_at_the_next_start(bench: Be
 async def test_a_session_whose_deadline_passed_is_dropped_and_told(bench: Bench) -> None:
     bench.coordinator.publish()
     bench.coordinator.tasks = [PLAN]
+    device = bench.device_with_examples(personal=PERSONAL, policy=IDLE_ONLY, status=StopsAfter(4))
+    visit = await device.wake()
+    assert visit.ending is Ending.INTERRUPTED
+    bench.clock.instant += 3600
+    visit = await bench.open().wake()
+    assert visit.ending is Ending.RESTED
+    [told] = bench.coordinator.check_ins[-1].sessions
+    assert told.shape.endswith("!") and told.error == "round-closed"
+    assert "report" not in bench.channel.calls
+
+
+async def test_a_report_whose_acknowledgement_was_lost_is_known_to_count_after_its_deadline_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    device = bench.device_with_examples(personal=PERSONAL)
+    finish = bench.coordinator.finish
+
+    def counts_and_is_gone(begin: ReportBegin) -> RetryWindow:
+        finish(begin)
+        raise Unreachable("the line went dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.coordinator, "finish", counts_and_is_gone)
+        assert (await device.wake()).ending is Ending.FAILED
+    bench.clock.instant += 3600
+    bench.coordinator.closed = True
+    visit = await bench.open().wake()
+    assert visit.ending is Ending.CONTRIBUTED
+    assert bench.open().kit.memory.state.contributions == len(bench.coordinator.updates) == 1
+
+
+async def test_a_report_that_comes_after_its_deadline_is_told_as_refused(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
     device = bench.device_with_examples(personal=PERSONAL)
     bench.coordinator.break_upload_after = 0
     await device.wake()
     bench.clock.instant += 3600
+    bench.coordinator.closed = True
     visit = await bench.open().wake()
-    assert visit.ending is Ending.RESTED
-    assert [(r.shape, r.error) for r in bench.coordinator.check_ins[-1].sessions] == [("-v[]+!", "round-closed")]
+    assert visit.ending is Ending.REFUSED
+    assert visit.session is not None and (visit.session.shape, visit.session.error) == ("-v[]+!+#", "round-closed")
+    assert (await bench.open().wake()).ending is Ending.RESTED
 
 
 class StopsAfter:

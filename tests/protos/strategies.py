@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from umbel.digests import Digest
 from umbel.fields import MAX_COUNT, MAX_TEXT
+from umbel.offer import SignedOffer
 from umbel.plan import Kind, Plan
 from umbel.release import Release, SignedRelease
 from umbel.sealing import SEALED, Sealing
@@ -71,7 +72,17 @@ sessions = st.builds(
     shape=st.text([event.value for event in Event], max_size=64),
     error=texts,
 )
-outcomes = st.builds(ReleaseOutcome, model=names, number=counts, outcome=st.sampled_from(Outcome), reason=texts)
+outcomes = st.builds(
+    ReleaseOutcome,
+    model=names,
+    number=counts,
+    outcome=st.sampled_from(Outcome),
+    reason=texts,
+    execution=st.just("") | names,
+    accuracy_change=st.none() | st.floats(-1, 1),
+    latency_ratio=st.none() | st.floats(1e-6, 1e6),
+)
+signed_offers = st.builds(SignedOffer, statement=st.binary(min_size=1), key_id=texts, signature=st.binary(min_size=1))
 check_ins = st.builds(
     CheckIn,
     population=names,
@@ -86,6 +97,7 @@ check_ins = st.builds(
     channel=names,
     sdk=texts,
     protocol=st.integers(1, 2**32 - 1),
+    release=counts,
 )
 windows = st.tuples(amounts, amounts).map(lambda pair: RetryWindow(min(pair), max(pair)))
 assignments = st.builds(
@@ -105,6 +117,7 @@ replies = st.builds(
     CheckInReply,
     reply=assignments | st.builds(Retry, windows, texts),
     newest=st.none() | signed_releases,
+    offer=st.none() | signed_offers,
 )
 report_begins = st.builds(
     ReportBegin,

@@ -143,7 +143,8 @@ def task(**changes: Any) -> Task:
     """A small task; `strategy` may be a name."""
     strategy = changes.pop("strategy", "FedAvg")
     spec = StrategySpec(strategy) if isinstance(strategy, str) else strategy
-    values = {"goal": 2, "minimum": 1, "rounds": 2, "deadline_seconds": 100.0, "plan": Plan(), "seed": 7} | changes
+    values = {"goal": 2, "minimum": 1, "rounds": 2, "deadline_seconds": 100.0, "plan": Plan(), "seed": 7}
+    values |= {"updates_private": False} | changes
     return Task(TASK, POPULATION, MODEL, strategy=spec, **values)
 
 

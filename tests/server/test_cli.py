@@ -32,6 +32,7 @@ name = "learn"
 population = "wrists"
 model = "smartwatch"
 rounds = 3
+updates_private = false
 goal = 4
 
 [plan]
@@ -108,11 +109,15 @@ def a_round(live: Live) -> None:
 def test_the_way_from_a_bundle_to_a_published_version(umbel: Umbel, live: Live, tmp_path: Path) -> None:
     added = done(umbel("models", "add", BUNDLE, "--name", MODEL, "--json")).json
     assert (added["model"], added["number"], added["state"]) == (MODEL, 1, "accepted")
-    done(umbel("tasks", "create", "--name", TASK, "--population", POPULATION, "--model", MODEL))
+    done(umbel("tasks", "create", "--name", TASK, "--population", POPULATION, "--model", MODEL, "--public"))
     created = done(umbel("tasks", "show", TASK, "--json")).json
     assert (created["state"], created["spec"]["goal"]) == ("running", 10)
     done(umbel("tasks", "stop", TASK))
-    done(umbel("tasks", "create", "--name", "next", "--population", POPULATION, "--model", MODEL, "--goal", "1"))
+    done(
+        umbel(
+            "tasks", "create", "--name", "next", "--population", POPULATION, "--model", MODEL, "--goal", "1", "--public"
+        )
+    )
     a_round(live)
     rounds = done(umbel("rounds", "list", "--task", "next", "--json")).json["rounds"]
     assert [(found["number"], found["state"], found["accuracy"]) for found in rounds][-1] == (1, "completed", 0.8)
@@ -129,7 +134,11 @@ def test_the_way_from_a_bundle_to_a_published_version(umbel: Umbel, live: Live, 
 
 def test_every_list_is_a_table_for_people_and_json_for_programs(umbel: Umbel, live: Live) -> None:
     done(umbel("models", "add", BUNDLE, "--name", MODEL))
-    done(umbel("tasks", "create", "--name", TASK, "--population", POPULATION, "--model", MODEL, "--goal", "1"))
+    done(
+        umbel(
+            "tasks", "create", "--name", TASK, "--population", POPULATION, "--model", MODEL, "--goal", "1", "--public"
+        )
+    )
     a_round(live)
     device = live.device().id
     for words in (

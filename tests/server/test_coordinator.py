@@ -23,7 +23,7 @@ from umbel_server.selection import SHORTEST_SECONDS
 from umbel_server.task import Task, TaskState
 from umbel_server.validation import ValidationPolicy
 
-MEASURE = Task("measure", POPULATION, MODEL, plan=Plan(kind=Kind.EVALUATE), goal=2)
+MEASURE = Task("measure", POPULATION, MODEL, plan=Plan(kind=Kind.EVALUATE), goal=2, updates_private=False)
 
 
 async def test_a_task_runs_its_rounds_and_releases_each_version(world: World) -> None:
@@ -211,7 +211,7 @@ async def test_what_cannot_be_run_is_refused_before_a_round_begins(world: World)
     with pytest.raises(BadInput, match="hyper-parameters"):
         operations.create_task(task(plan=Plan(hyperparameters={"nonsense": 1.0})), OPERATOR)
     with pytest.raises(BadInput, match="private"):
-        task(strategy="Krum")
+        task(strategy="Krum", updates_private=True)
     with pytest.raises(OutOfBounds, match="minimum"):
         task(strategy=StrategySpec("Krum"), updates_private=False)
     operations.create_task(task(), OPERATOR)

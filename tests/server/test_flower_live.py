@@ -295,7 +295,7 @@ async def test_a_task_of_private_updates_gives_none_to_a_program(world: World) -
     with pytest.raises(WrongState, match="driven"):
         await world.coordinator.run_cohort(TASK, order(*devices))
     with pytest.raises(BadInput, match="not private"):
-        own_task(driven=True)
+        own_task(driven=True, updates_private=True)
     with pytest.raises(Conflict):
         world.coordinator.operations.create_task(driven(), OPERATOR)
 

@@ -37,7 +37,7 @@ def device(live: Live) -> LiveDevice:
 
 
 def start_task(live: Live, goal: int = 2) -> None:
-    task = Task(TASK, POPULATION, MODEL, goal=goal, over_selection=3.0)
+    task = Task(TASK, POPULATION, MODEL, goal=goal, over_selection=3.0, updates_private=False)
     live.do(lambda: live.parts.coordinator.operations.create_task(task, "operator:test"))
     live.run(live.parts.coordinator.tick())
 

@@ -51,7 +51,7 @@ class Target:
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with serving(tmp_path_factory.mktemp("malformed") / "state") as live:
         live.add_model()
-        task = Task(TASK, POPULATION, MODEL, goal=2, rounds=1)
+        task = Task(TASK, POPULATION, MODEL, goal=2, rounds=1, updates_private=False)
         live.do(lambda: live.parts.coordinator.operations.create_task(task, "operator:test"))
         live.run(live.parts.coordinator.tick())
         device = live.device()

@@ -56,6 +56,7 @@ class Probe:
 
     def service(self) -> Service[str]:
         methods = {"CheckIn": self.check_in, "Renew": self.renew, "Fetch": self.fetch, "Report": self.report}
+        methods["ReadListing"] = self.renew
         return Service(DEVICE, self.guard, methods)
 
 

@@ -40,6 +40,7 @@ def task(devices: int, *, evaluates: bool = False) -> Task:
         strategy=StrategySpec("FedAdam", {"eta": 0.01}),
         validation=ValidationPolicy(max_accuracy_drop=1.0, max_step_ratio=0.0, max_report_ratio=1e6),
         evaluate_candidates=evaluates,
+        updates_private=False,
     )
 
 

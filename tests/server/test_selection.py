@@ -33,8 +33,8 @@ def held(kind: Kind = Kind.TRAIN, slots: int = 3, number: int = 1) -> Round:
     ("changes", "reason"),
     [
         ({"protocol": 0}, "too old"),
-        ({"suites": ("other/1",)}, "can't seal"),
-        ({"suites": ()}, "can't seal"),
+        ({"suites": ("other/1",)}, "this task's reports go by umbel-sealed"),
+        ({"suites": ()}, "this task's reports go by umbel-sealed"),
         ({"runtimes": ("litert",)}, "runs on onnx"),
         ({"training_examples": 9}, "asks for 10"),
     ],

@@ -34,7 +34,8 @@ Exit codes: 0 done, 1 refused (the message says why), 2 the command line doesn't
 
 def build() -> typer.Typer:
     """The whole command line."""
-    from umbel_server.cli import fleet, models, people, rounds, serving, status
+    from umbel_server.cli import fleet, listing, models, people, rollouts, rounds, serving, status
+    from umbel_server.cli import helper as helper_verbs
 
     program = typer.Typer(
         name="umbel", help=_ABOUT, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -42,7 +43,9 @@ def build() -> typer.Typer:
     serving.add_to(program)
     for group in (models.MODELS, models.VERSIONS, models.RELEASES, rounds.TASKS, rounds.ROUNDS):
         program.add_typer(group)
-    for group in (fleet.DEVICES, people.OPERATORS, people.AUDIT):
+    for group in (rollouts.ROLLOUTS, rollouts.APPROVALS, listing.KEYS):
+        program.add_typer(group)
+    for group in (fleet.DEVICES, people.OPERATORS, people.AUDIT, helper_verbs.HELPER):
         program.add_typer(group)
     status.add_to(program)
     return program

@@ -54,14 +54,15 @@ def add_model(
     session: Session,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="A bundle, as `umbel-compile build` makes it.")],
     name: Annotated[str, typer.Option("--name", help="The model's name.")],
+    parent: Annotated[int, typer.Option("--parent", help="Of a model that exists: the version it was made from.")] = 0,
 ) -> None:
-    """Register a new model; the bundle becomes its version 1."""
-    answer = session.stub.AddModel(_add_requests(name, Bundle.open(bundle)))
+    """Register a new model, the bundle as its version 1; or with --parent the next version of one that exists."""
+    answer = session.stub.AddModel(_add_requests(name, parent, Bundle.open(bundle)))
     _show_version(session, answer.version)
 
 
-def _add_requests(name: str, bundle: Bundle) -> Iterator[pb.AddModelRequest]:
-    yield pb.AddModelRequest(begin=pb.AddModelBegin(name=name))
+def _add_requests(name: str, parent: int, bundle: Bundle) -> Iterator[pb.AddModelRequest]:
+    yield pb.AddModelRequest(begin=pb.AddModelBegin(name=name, parent=parent))
     for step in send_bundle(bundle):
         match step:
             case FileStart(file_name, size):

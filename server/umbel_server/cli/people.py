@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -36,7 +37,7 @@ _AUDIT_COLUMNS: Final[list[output.Column]] = [
 def add_operator(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What the audit calls them.")],
-    role: Annotated[str, typer.Option("--role", help="viewer, operator or admin.")],
+    role: Annotated[str, typer.Option("--role", help="viewer, operator, approver, release-signer, auditor or admin.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to write their identity to.")],
 ) -> None:
     """Make an operator: a key, its certificate, and a folder to hand over (then `umbel --identity FOLDER …`)."""
@@ -87,3 +88,25 @@ def verify_audit(session: Session) -> None:
         session.show(answer, lambda: f"intact: {answer.rows} rows")
     if not answer.intact:
         raise DigestMismatch(answer.problem)
+
+
+@verb(AUDIT, "checkpoint", "umbel audit checkpoint")
+def checkpoint(session: Session) -> None:
+    """Print a signed checkpoint of the log as it is now; keep it where the coordinator can't reach."""
+    answer = session.stub.GetCheckpoint(pb.GetCheckpointRequest())
+    session.show(answer, lambda: answer.note)
+
+
+@verb(AUDIT, "export", "umbel audit export audit.jsonl")
+def export(session: Session, file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")]) -> None:
+    """Write the whole log to a file, oldest row first, one JSON object a line."""
+    rows: list[pb.AuditRow] = []
+    while True:
+        before = rows[-1].sequence if rows else 0
+        page = session.stub.ListAudit(pb.ListAuditRequest(limit=1_000, before=before)).rows
+        if not page:
+            break
+        rows.extend(page)
+    lines = [json.dumps(output.to_tree(row), ensure_ascii=False) + "\n" for row in reversed(rows)]
+    file.write_text("".join(lines), "utf-8")
+    session.show(pb.VerifyAuditResponse(rows=len(rows)), lambda: f"Wrote {len(rows)} rows to {file}")

@@ -60,6 +60,14 @@ def create_task(
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over a device's examples.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Examples in a step.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate on the devices.")] = None,
+    clip_norm: Annotated[float | None, typer.Option("--clip-norm", help="Largest norm of one device's delta.")] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            help="Know only sums of updates (the default; needs a helper), or read each device's update.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="What all chance is drawn from.")] = None,
 ) -> None:
     """Create a task; its first round opens at once. docs/how-to/operate-a-coordinator.md shows a whole file."""
@@ -71,9 +79,10 @@ def create_task(
         "goal": goal,
         "minimum": minimum,
         "deadline_seconds": deadline,
+        "updates_private": private,
         "seed": seed,
     }
-    plan = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    plan = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "clip_norm": clip_norm}
     spec = read_task(file, chosen, plan, strategy)
     _show_task(session, session.stub.CreateTask(pb.CreateTaskRequest(spec=spec)).task)
 
@@ -89,6 +98,31 @@ def list_tasks(session: Session) -> None:
 def show_task(session: Session, name: Name) -> None:
     """Show a task with its plan, strategy and validation."""
     _show_task(session, session.stub.GetTask(pb.GetTaskRequest(name=name)).task)
+
+
+@verb(TASKS, "privacy", "umbel tasks privacy shoulder")
+def task_privacy(session: Session, name: Name) -> None:
+    """Show what a task's rounds cost in privacy: spent, left, after one more; and whether noise drowns all."""
+    answer = session.stub.GetTaskPrivacy(pb.GetTaskPrivacyRequest(name=name))
+    session.show(answer, lambda: _privacy_table(answer))
+
+
+def _privacy_table(told: pb.GetTaskPrivacyResponse) -> Any:
+    rest = max(0.0, told.budget - told.epsilon_spent)
+    left = f"{rest:.3g} of {told.budget:.3g}" if told.budget else "no budget was set"
+    facts = [("updates", "only their sums are known" if told.private else "the coordinator reads each one")]
+    facts += [("trust", told.trust)]
+    if told.private:
+        facts += [
+            ("on the wire", f"{told.ring_bits} bits a number, {told.bytes_per_weight:.3f} bytes a weight"),
+            ("noise", f"{told.noise_multiplier:.3g} sensitivities a round" if told.noise_multiplier else "none"),
+            ("signal to noise", f"{told.signal_to_noise:.3g} at best"),
+            ("rounds", str(told.rounds)),
+            ("epsilon spent", f"{told.epsilon_spent:.3g} at delta {told.delta:g}"),
+            ("left", left),
+            ("after another round", f"{told.epsilon_next:.3g}"),
+        ]
+    return output.table("", [("", lambda fact: fact[0]), ("", lambda fact: fact[1])], facts)
 
 
 @verb(TASKS, "pause", "umbel tasks pause shoulder")

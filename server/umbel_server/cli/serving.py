@@ -78,6 +78,7 @@ def serve(
     admin_port: Annotated[int | None, typer.Option(help="Port for operators.")] = None,
     database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL; SQLite in the folder if left out.")] = None,
     profile: Annotated[str | None, typer.Option(help="development or production.")] = None,
+    helper: Annotated[Path | None, typer.Option(help="The helper's card; private tasks need one.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write the addresses here, as JSON, once it listens.")] = None,
     app_name: Annotated[str | None, typer.Option("--app", help="A Flower ServerApp to run: module:attribute.")] = None,
@@ -100,9 +101,10 @@ def serve(
         admin_port=admin_port,
         database_url=database_url,
         profile=profile,
+        helper=helper,
         log_level=log_level,
     )
-    _log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level)
     program = _program(app_name, app_task, app_config or [])
     asyncio.run(app.serve(settings, lambda addresses: _tell(addresses, ready_file, as_json), program=program))
 
@@ -140,7 +142,8 @@ def _tell(addresses: Addresses, ready_file: Path | None, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _log_to_stderr(level: str) -> None:
+def log_to_stderr(level: str) -> None:
+    """Send this program's log to standard error."""
     import structlog
 
     structlog.configure(

@@ -33,7 +33,7 @@ from umbel.errors import MalformedMessage, NotFound
 from umbel.plan import Kind, Plan
 from umbel.v1 import admin_pb2 as pb
 
-_PARTS = ("plan", "strategy", "validation")
+_PARTS = ("plan", "strategy", "validation", "privacy")
 
 
 def read_task(
@@ -55,6 +55,7 @@ def read_task(
     """
     from umbel_server.admin_messages import task_to_message
     from umbel_server.flower.spec import StrategySpec
+    from umbel_server.privacy_settings import PrivacySettings
     from umbel_server.task import Task
     from umbel_server.validation import ValidationPolicy
 
@@ -72,6 +73,7 @@ def read_task(
             plan=_plan(parts["plan"], _given(plan)),
             strategy=StrategySpec(**parts["strategy"]),
             validation=ValidationPolicy.from_tree(parts["validation"]),
+            privacy=PrivacySettings.from_tree(parts["privacy"]),
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise MalformedMessage(f"not a task: {error}") from error

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from umbel.errors import UmbelError
-from umbel_simulations.demo.board import summary
+from umbel_simulations.demo.board import rollout_table, summary
 from umbel_simulations.demo.page import megabytes
 from umbel_simulations.demo.results import Results
 from umbel_simulations.demo.run import Options, run
@@ -56,6 +56,7 @@ def _options() -> Options:
 
 def _tell(console: Console, results: Results, folder: Path) -> None:
     console.print(summary(results))
+    console.print(rollout_table(results))
     console.print(
         f"\n{len(results.rounds)} rounds in {results.seconds:.0f} s; {megabytes(results.bytes_up)} up, "
         f"{megabytes(results.bytes_down)} down; report: {folder / 'report.html'}",

@@ -87,3 +87,14 @@ def summary(results: Results) -> RenderableType:
     means = (f"{results.global_accuracy:.1%}", f"{results.personal_accuracy:.1%}")
     table.add_row("mean, sum or most", str(examples), str(held_back), *means, "", f"{most:.0f} MB", style="bold")
     return table
+
+
+def rollout_table(results: Results) -> RenderableType:
+    """How the rollouts ended."""
+    table = Table(title="Rollouts", title_justify="left", header_style="bold")
+    for heading in ("rollout", "release", "ended", "in wave", "devices at most", "devices left on it", "seconds"):
+        table.add_column(heading, justify="left" if heading in ("rollout", "ended") else "right", no_wrap=True)
+    for one in results.rollouts:
+        numbers = (one.wave, one.most_devices, one.devices_left)
+        table.add_row(one.rollout, str(one.release), one.stage, *map(str, numbers), f"{one.seconds:.1f}")
+    return table

@@ -1,4 +1,4 @@
-"""One device process of the demo: enrol, take over one person's recordings, then live as an agent.
+"""One device process of the demo: enrol at both aggregators, take over one person's recordings, live as an agent.
 
 It runs the verbs of `umbel-device` one after the other in one process, as an app that embeds the SDK would do its
 steps. The recordings are handed over as a file, which is gone once they stand in the device's own store.
@@ -14,12 +14,17 @@ from umbel_client.cli import main as umbel_device
 
 RECORDINGS: Final = "recordings.npz"
 CODE: Final = "enrolment-code"
+HELPER_CARD: Final = "helper-card.json"
+HELPER_TOKEN: Final = "helper-token"  # noqa: S105 - a file's name
 
 
 def live(home: Path) -> int:
     """Run a device in `home` until it is told to stop; returns the exit code of the first step that failed, or 0."""
     steps = (
-        ["enrol", "--code", f"@{home / CODE}"],
+        [
+            *("enrol", "--code", f"@{home / CODE}"),
+            *("--helper", str(home / HELPER_CARD), "--helper-token", f"@{home / HELPER_TOKEN}"),
+        ],
         ["examples", "import", str(home / RECORDINGS), "--subject", "wearer"],
         ["run", "--json"],
     )
@@ -28,6 +33,7 @@ def live(home: Path) -> int:
         if code:
             return code
         (home / CODE).unlink(missing_ok=True)
+        (home / HELPER_TOKEN).unlink(missing_ok=True)
         if step[0] == "examples":
             (home / RECORDINGS).unlink()
     return 0

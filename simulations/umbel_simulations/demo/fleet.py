@@ -42,6 +42,12 @@ class Member:
         status = self.status()
         return int(status["release"]) if status else 0
 
+    def answers_with(self) -> int:
+        """The release that answers; 0 before the first."""
+        status = self.status()
+        active = status["slots"]["active"] if status else None
+        return int(active["release"]) if active else 0
+
     def result(self) -> DeviceResult:
         """How it stands, once it has tested a release."""
         status = self.status() or {}
@@ -61,14 +67,26 @@ class Member:
         )
 
 
-def settle(root: Path, wearers: Sequence[Wearer], codes: Sequence[str]) -> list[Member]:
-    """Give each wearer's device a folder with its settings, its enrolment code and its own recordings."""
+def settle(
+    root: Path, wearers: Sequence[Wearer], codes: Sequence[str], card: Path, tokens: Sequence[str]
+) -> list[Member]:
+    """Give each wearer's device a folder with its settings, what it enrols with, and its own recordings.
+
+    Args:
+        root: where the folders go.
+        wearers: whose devices.
+        codes: the coordinator's enrolment codes, one each.
+        card: the helper's card, which every device pins.
+        tokens: the helper's tokens, one each.
+    """
     members = []
-    for place, (wearer, code) in enumerate(zip(wearers, codes, strict=True)):
+    for place, (wearer, code, token) in enumerate(zip(wearers, codes, tokens, strict=True)):
         home = root / wearer.name
         home.mkdir(parents=True)
-        (home / device.CODE).write_text(code)
-        (home / device.CODE).chmod(0o600)
+        for name, secret in ((device.CODE, code), (device.HELPER_TOKEN, token)):
+            (home / name).write_text(secret)
+            (home / name).chmod(0o600)
+        shutil.copyfile(card, home / device.HELPER_CARD)
         with (files(__package__) / SETTINGS).open("rb") as source, (home / SETTINGS).open("wb") as target:
             shutil.copyfileobj(source, target)
             if place % 4 == 3:

@@ -41,6 +41,24 @@ class DeviceResult:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutResult:
+    """One rollout at its end."""
+
+    rollout: str
+    release: int
+    stage: str
+    wave: int
+    """The last wave that was opened, counted from 1."""
+    most_devices: int
+    """How many devices answered with the release at a time, at most."""
+    devices_left: int
+    """How many do at the end."""
+    gate: str
+    """What the last gate said, in words."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Results:
     """The whole run. Accuracies are means over devices, each weighing the same."""
 
@@ -48,6 +66,9 @@ class Results:
     devices: tuple[DeviceResult, ...]
     seconds: float
     trust_mode: str
+    rollouts: tuple[RolloutResult, ...] = ()
+    audit_rows: int = 0
+    """Rows of the audit log, all intact and as witnessed at the end."""
 
     @property
     def bytes_up(self) -> int:

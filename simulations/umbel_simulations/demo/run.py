@@ -18,18 +18,19 @@ from umbel.v1 import admin_pb2 as pb
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
 from umbel_models.zoo import bundle_path
 from umbel_server.cli.connection import connect, quiet_grpc
-from umbel_simulations.demo import fleet
+from umbel_simulations.demo import fleet, rollouts
 from umbel_simulations.demo.board import Board
-from umbel_simulations.demo.operator import UMBEL, Operator
+from umbel_simulations.demo.operator import UMBEL, HelperOperator, Operator
 from umbel_simulations.demo.page import render
 from umbel_simulations.demo.programs import Programs
-from umbel_simulations.demo.results import Results, RoundResult
+from umbel_simulations.demo.results import Results, RolloutResult, RoundResult
 from umbel_simulations.smartwatch import load_wearers
 
 MODEL: Final = "smartwatch"
 TASK: Final = "shoulder"
 POPULATION: Final = "watches"
 COORDINATOR: Final = "coordinator"
+HELPER: Final = "helper"
 LOOK_SECONDS: Final = 0.25
 PATIENCE_SECONDS: Final = 300.0
 _PACE: Final = """
@@ -47,6 +48,16 @@ class Options:
     rounds: int = 20
     devices: int = 20
 
+    @property
+    def goal(self) -> int:
+        """Reports that a round waits for."""
+        return max(2, self.devices * 4 // 5)
+
+    @property
+    def minimum(self) -> int:
+        """Fewest that make a sum; of one there is none."""
+        return max(2, self.devices * 2 // 5)
+
 
 def run(options: Options, live: Live) -> Results:
     """Run the whole demo; leaves the report and all state in the folder.
@@ -60,10 +71,13 @@ def run(options: Options, live: Live) -> Results:
     wearers = load_wearers()[: options.devices]
     board = Board(options.rounds, devices=len(wearers))
     live.update(board)
-    operator = Operator(options.folder / "state")
-    with Programs(options.folder / "logs") as programs, _coordinator(operator, programs, board) as look:
-        board.doing = "handing out enrolment codes"
-        members = fleet.settle(options.folder / "devices", wearers, _prepare(operator, options))
+    operator, helper = Operator(options.folder / "state"), HelperOperator(options.folder / "helper")
+    operator.init()
+    helper.init(operator.release_key, options.minimum)
+    with Programs(options.folder / "logs") as programs, _parties(operator, helper, programs, board) as look:
+        board.doing = "handing out enrolment codes and the helper's tokens"
+        codes, tokens = _prepare(operator, options), helper.tokens(POPULATION, options.devices)
+        members = fleet.settle(options.folder / "devices", wearers, codes, helper.card, tokens)
         fleet.start(members, programs)
 
         board.doing = "training"
@@ -71,23 +85,38 @@ def run(options: Options, live: Live) -> Results:
         _wait(look, board, members, programs, lambda: _completed(board) >= first_half)
         _publish(operator, board)
         _wait(look, board, members, programs, lambda: _task_is_done(board))
-        newest = _publish(operator, board)
-
-        board.doing = "devices test the newest release against their own model"
-        _wait(look, board, members, programs, lambda: all(member.judged() >= newest for member in members))
+        ended = _roll_out(operator, options, members, board, lambda done: _wait(look, board, members, programs, done))
         board.doing = "done"
         look()
         devices = tuple(member.result() for member in members)
         trust = "; ".join(board.status.warnings) or "production"
-    results = Results(_rounds(board), devices, time.monotonic() - began, trust)
+        audit_rows = int(operator.call("audit", "verify")["rows"])
+    results = Results(_rounds(board), devices, time.monotonic() - began, trust, ended, audit_rows)
     results.write_json(options.folder / "report.json")
     (options.folder / "report.html").write_text(render(results))
     return results
 
 
+def _roll_out(
+    operator: Operator,
+    options: Options,
+    members: Sequence[fleet.Member],
+    board: Board,
+    wait: Callable[[Callable[[], bool]], None],
+) -> tuple[RolloutResult, ...]:
+    """The newest version goes out in waves; then a broken one, which must not come far."""
+    approver = rollouts.second_person(operator, options.folder / "state")
+    stage = rollouts.Stage(operator, approver, options.folder / "state", MODEL, POPULATION, members, wait)
+    newest = max(entry.version for entry in board.rounds if entry.state == "completed")
+    board.doing = f"rolling out version {newest} to 5, 25 and 100 %: each device tests it against its own model"
+    good = rollouts.roll_out(stage, "good", newest)
+    board.doing = "rolling out a broken version: its canary should stop it"
+    return good, rollouts.roll_out(stage, "broken", rollouts.break_version(stage, newest))
+
+
 def _clear(folder: Path) -> None:
     """Start clean, but touch nothing in the folder that isn't the demo's."""
-    for name in ("state", "devices", "logs"):
+    for name in ("state", "helper", "devices", "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("report.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
@@ -95,14 +124,18 @@ def _clear(folder: Path) -> None:
 
 
 @contextmanager
-def _coordinator(operator: Operator, programs: Programs, board: Board) -> Iterator[Callable[[], None]]:
-    """Start a coordinator; gives a function that looks at it and puts what it sees on the board."""
-    operator.init()
+def _parties(
+    operator: Operator, helper: HelperOperator, programs: Programs, board: Board
+) -> Iterator[Callable[[], None]]:
+    """Start helper and coordinator; gives a function that looks at the latter and puts what it sees on the board."""
+    programs.start(HELPER, [*UMBEL, "helper", "run", "--state", str(helper.state)])
+    _until(helper.listens, lambda: programs.finished(HELPER), "the helper to listen")
     with (operator.state / "config.toml").open("a") as config:
         config.write(_PACE)
     ready = operator.state / "ready.json"
     ports = [f"--{port}-port=0" for port in ("device", "enrol", "admin")]
-    programs.start(COORDINATOR, [*UMBEL, "serve", "--state", str(operator.state), "--ready-file", str(ready), *ports])
+    serve = ["serve", "--state", str(operator.state), "--helper", str(helper.card), "--ready-file", str(ready)]
+    programs.start(COORDINATOR, [*UMBEL, *serve, *ports])
     _until(ready.exists, lambda: programs.finished(COORDINATOR), "the coordinator to listen")
     quiet_grpc()
     with connect(operator.state, None, "") as (stub, _):
@@ -112,7 +145,7 @@ def _coordinator(operator: Operator, programs: Programs, board: Board) -> Iterat
 def _prepare(operator: Operator, options: Options) -> list[str]:
     operator.call("models", "add", str(bundle_path(MODEL)), "--name", MODEL)
     with as_file(files(__package__) / "task.toml") as task:
-        goal = ["--goal", str(max(1, options.devices * 4 // 5)), "--minimum", str(max(1, options.devices * 2 // 5))]
+        goal = ["--goal", str(options.goal), "--minimum", str(options.minimum)]
         operator.call("tasks", "create", "--file", str(task), "--rounds", str(options.rounds), *goal)
     count = str(options.devices)
     made = operator.call("devices", "tokens", "create", "--population", POPULATION, "--count", count, "--codes")
@@ -153,7 +186,7 @@ def _wait(
     def watch() -> None:
         look()
         board.devices_ready = sum(member.judged() > 0 for member in members)
-        for name in (COORDINATOR, *(member.name for member in members)):
+        for name in (COORDINATOR, HELPER, *(member.name for member in members)):
             programs.finished(name)
 
     _until(done, watch, "the fleet")

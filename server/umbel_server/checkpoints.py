@@ -1,0 +1,180 @@
+"""Checkpoints of the audit log: a Merkle root over all rows, signed, and given to witnesses.
+
+The hash chain shows an edit or a deletion in the middle. Cut off at the end, or written anew from some row on, it looks
+whole: only who has kept an earlier root can tell. Roots are those of RFC 6962 (section 2.1), checkpoints are signed
+notes (C2SP: origin, size, root; a blank line; signatures), signed with a key of its own, and appended to a witness
+file that belongs on another machine. The newest one also rides in the release listing's timestamp, so that the whole
+fleet has seen it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from umbel.errors import DigestMismatch, MalformedMessage, SignatureInvalid
+from umbel_server import audit
+from umbel_server.store import Store
+from umbel_server.tables import AUDIT, CHECKPOINTS
+
+ORIGIN: Final = "umbel/audit"
+_ED25519: Final = b"\x01"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How long the log was, and what was in it."""
+
+    size: int
+    root: bytes
+    """32 bytes."""
+
+    @property
+    def text(self) -> str:
+        """What is signed."""
+        return f"{ORIGIN}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
+
+    @property
+    def short(self) -> str:
+        """One line, for the release listing's timestamp."""
+        return f"{self.size} {self.root.hex()}"
+
+
+def merkle_root(leaves: Sequence[bytes]) -> bytes:
+    """The Merkle tree hash of RFC 6962, 2.1, over leaves that are hashed here."""
+    level = [hashlib.sha256(b"\0" + leaf).digest() for leaf in leaves]
+    if not level:
+        return hashlib.sha256(b"").digest()
+    # Pairing from the left and carrying an odd one up gives the same tree as splitting at powers of two.
+    while len(level) > 1:
+        paired = [
+            hashlib.sha256(b"\1" + left + right).digest() for left, right in zip(*[iter(level)] * 2, strict=False)
+        ]
+        level = paired + level[len(level) - len(level) % 2 :]
+    return level[0]
+
+
+def sign(checkpoint: Checkpoint, key: Ed25519PrivateKey) -> str:
+    """The checkpoint as a signed note."""
+    signature = key.sign(checkpoint.text.encode())
+    public = key.public_key().public_bytes_raw()
+    line = base64.b64encode(_key_hash(public) + signature).decode()
+    return f"{checkpoint.text}\n\N{EM DASH} {ORIGIN} {line}\n"
+
+
+def open_note(note: str, public_key: bytes) -> Checkpoint:
+    """The checkpoint in a signed note.
+
+    Raises:
+        MalformedMessage: not a note of this log.
+        SignatureInvalid: not signed by this key.
+    """
+    try:
+        body, _, signatures = note.partition("\n\n")
+        origin, size, root = body.split("\n")
+        checkpoint = Checkpoint(int(size), base64.b64decode(root, validate=True))
+        dash, name, blob = signatures.strip().split(" ")
+        signed = base64.b64decode(blob, validate=True)
+    except ValueError as error:
+        raise MalformedMessage(f"not a signed checkpoint: {error}") from error
+    if (origin, name, dash) != (ORIGIN, ORIGIN, "\N{EM DASH}") or signed[:4] != _key_hash(public_key):
+        raise SignatureInvalid("a checkpoint of another log, or signed with another key")
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signed[4:], checkpoint.text.encode())
+    except InvalidSignature as error:
+        raise SignatureInvalid("a checkpoint whose signature doesn't fit; somebody changed it") from error
+    return checkpoint
+
+
+def _key_hash(public_key: bytes) -> bytes:
+    return hashlib.sha256(ORIGIN.encode() + b"\n" + _ED25519 + public_key).digest()[:4]
+
+
+class Witness:
+    """Makes checkpoints of a log, and keeps the notes of all of them in a file.
+
+    Args:
+        key: signs; it belongs on another machine than the database.
+        file: one note after the other; only ever appended to.
+    """
+
+    def __init__(self, key: Ed25519PrivateKey, file: Path) -> None:
+        self._key = key
+        self._file = file
+        self.newest = self._last()
+
+    @property
+    def public_key(self) -> bytes:
+        """What verifies its notes: Ed25519, raw."""
+        return self._key.public_key().public_bytes_raw()
+
+    def take(self, store: Store, now: float) -> Checkpoint | None:
+        """A checkpoint of the log as it is now, if it has grown since the last one."""
+        with store.reading() as connection:
+            leaves = _leaves(connection)
+        if not leaves or (self.newest is not None and len(leaves) <= self.newest.size):
+            return None
+        checkpoint = Checkpoint(len(leaves), merkle_root(leaves))
+        note = sign(checkpoint, self._key)
+        self._append(note)
+        with store.transaction() as connection:
+            connection.execute(CHECKPOINTS.insert().values(size=checkpoint.size, note=note, at=now))
+        self.newest = checkpoint
+        return checkpoint
+
+    def notes(self) -> list[str]:
+        """All notes that were ever made, oldest first."""
+        if not self._file.exists():
+            return []
+        return [f"{note.strip()}\n" for note in self._file.read_text("utf-8").split("\n\n\n") if note.strip()]
+
+    def verify(self, store: Store) -> int:
+        """Walk the log, and hold it against every note; its length.
+
+        Raises:
+            DigestMismatch: naming what doesn't fit: an edit, a deletion, a cut, a rewriting.
+            SignatureInvalid, MalformedMessage: a note that this witness never made.
+        """
+        with store.reading() as connection:
+            length = audit.verify(connection)
+            leaves = _leaves(connection)
+        require_witnessed(leaves, (open_note(note, self.public_key) for note in self.notes()))
+        return length
+
+    def _last(self) -> Checkpoint | None:
+        notes = self.notes()
+        return open_note(notes[-1], self.public_key) if notes else None
+
+    def _append(self, note: str) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(f"{note}\n\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def require_witnessed(leaves: Sequence[bytes], checkpoints: Iterable[Checkpoint]) -> None:
+    """Raise `DigestMismatch` unless the log still begins with everything that was witnessed."""
+    for checkpoint in checkpoints:
+        if len(leaves) < checkpoint.size:
+            raise DigestMismatch(
+                f"the audit log has {len(leaves)} rows, a witness saw {checkpoint.size}; somebody cut it off"
+            )
+        if merkle_root(leaves[: checkpoint.size]) != checkpoint.root:
+            raise DigestMismatch(
+                f"the first {checkpoint.size} audit rows aren't those that a witness saw; somebody wrote them anew"
+            )
+
+
+def _leaves(connection: sa.Connection) -> list[bytes]:
+    query = sa.select(AUDIT.c.hash).order_by(AUDIT.c.sequence)
+    return [bytes.fromhex(found) for found in connection.scalars(query)]

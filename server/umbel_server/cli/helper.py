@@ -1,0 +1,161 @@
+"""`umbel helper`: the second aggregator, for the party that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from umbel_server.cli import output
+from umbel_server.cli.verbs import Json
+
+if TYPE_CHECKING:
+    from umbel_server.helper.program import HelperParts
+
+HELPER = typer.Typer(
+    name="helper",
+    no_args_is_help=True,
+    help="Run the second aggregator, which lets a coordinator learn sums of updates and nothing else.",
+)
+Folder = Annotated[Path, typer.Option("--state", help="The helper's folder.", envvar="UMBEL_HELPER_STATE")]
+
+
+@HELPER.command("init")
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
+    leader: Annotated[str, typer.Option(help="The coordinator's key, 64 hex digits, or @FILE that holds it.")],
+    address: Annotated[str, typer.Option(help="host:port by which coordinator and devices reach it.")] = (
+        "127.0.0.1:7446"
+    ),
+    operator: Annotated[str, typer.Option(help="Who runs it, if not the coordinator's own operator.")] = "",
+    minimum_cohort: Annotated[int, typer.Option(help="Fewest devices of a sum.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Make a helper's folder: keys, settings, and a card for coordinator and devices.
+
+    Example: umbel helper init helper-state --leader @release.pub --address helper.example.org:7446 --operator "ACME IT"
+    """
+    from umbel.clock import SystemClock
+    from umbel_server.helper.folder import HelperFolder, HelperSettings
+
+    key = Path(leader[1:]).read_text().strip() if leader.startswith("@") else leader
+    host, _, port = address.rpartition(":")
+    listens = host if host in ("127.0.0.1", "localhost") else "0.0.0.0"  # noqa: S104 - a service of its own machine
+    settings = HelperSettings(leader=key, host=listens, port=int(port), minimum_cohort=minimum_cohort)
+    made = HelperFolder.create(folder, settings, address, operator, SystemClock().now())
+    card = folder / "card.json"
+    if as_json:
+        output.print_json({"state": str(folder), "card": str(card), "identity": made.card().identity.hex()})
+        return
+    lines = [
+        f"Made a helper in {folder}.",
+        f"  card      {card} (for the coordinator's operator and the app's developer; nothing in it is secret)",
+        f"  identity  {made.card().identity.hex()}",
+        f"Next: umbel helper run --state {folder}",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+@HELPER.command("run")
+def run(
+    state: Folder,
+    host: Annotated[str | None, typer.Option(help="Address to listen at.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one, and writes it into the card.")] = None,
+    health_port: Annotated[int | None, typer.Option(help="Port of the HTTP health endpoint, GET /healthz.")] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    as_json: Json = False,
+) -> None:
+    """Run a helper until SIGTERM or Ctrl-C.
+
+    Example: umbel helper run --state helper-state --health-port 7447
+    """
+    from umbel_server.cli.serving import log_to_stderr
+    from umbel_server.helper import program
+    from umbel_server.helper.folder import HelperFolder
+
+    folder = HelperFolder(state)
+    settings = folder.settings(host=host, port=port, health_port=health_port)
+    log_to_stderr(log_level)
+
+    def ready(address: str, health: str) -> None:
+        if settings.port == 0:
+            folder.write_address(address)
+        if as_json:
+            output.print_json_line({"ready": True, "address": address, "health": health})
+            return
+        sys.stdout.write(f"ready: {address}{', health at http://' + health + '/healthz' if health else ''}\n")
+        sys.stdout.flush()
+
+    asyncio.run(program.serve(folder, settings, ready))
+
+
+@HELPER.command("tokens")
+def tokens(
+    state: Folder,
+    population: Annotated[str, typer.Option(help="For devices of this population.")],
+    count: Annotated[int, typer.Option(help="How many.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Make tokens that let devices take part, one device each.
+
+    Example: umbel helper tokens --state helper-state --population wrists --count 20
+    """
+    with _opened(state) as parts:
+        made = [parts.people.new_token(population) for _ in range(count)]
+    if as_json:
+        output.print_json({"tokens": made})
+        return
+    sys.stdout.write("\n".join(made) + "\n")
+
+
+@HELPER.command("revoke")
+def revoke(
+    state: Folder,
+    public_key: Annotated[str, typer.Argument(help="The participant's key, 64 hex digits.")],
+    as_json: Json = False,
+) -> None:
+    """Shut a participant out of all sums from now on.
+
+    Example: umbel helper revoke --state helper-state 3f…
+    """
+    from umbel_server.helper.folder import parse_key
+
+    with _opened(state) as parts:
+        parts.people.revoke(parse_key(public_key))
+    if as_json:
+        output.print_json({"revoked": public_key})
+        return
+    sys.stdout.write("revoked\n")
+
+
+@HELPER.command("status")
+def status(state: Folder, as_json: Json = False) -> None:
+    """Rounds and participants of a helper.
+
+    Example: umbel helper status --state helper-state
+    """
+    with _opened(state) as parts:
+        facts = parts.records.counts()
+    if as_json:
+        output.print_json(facts)
+        return
+    sys.stdout.write("\n".join(f"{name.replace('_', ' '):16}{value}" for name, value in facts.items()) + "\n")
+
+
+@contextlib.contextmanager
+def _opened(state: Path) -> Iterator[HelperParts]:
+    from umbel.clock import SystemClock
+    from umbel_server.helper import program
+    from umbel_server.helper.folder import HelperFolder
+
+    folder = HelperFolder(state)
+    parts = program.build(folder, folder.settings(), SystemClock())
+    try:
+        yield parts
+    finally:
+        parts.records.close()

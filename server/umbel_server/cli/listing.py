@@ -1,0 +1,192 @@
+"""`umbel releases prepare|hold|lift|listing|draft|sign|submit` and `umbel keys`."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from umbel.clock import SystemClock
+from umbel.errors import NotFound
+from umbel.v1 import admin_pb2 as pb
+from umbel_server.cli import output
+from umbel_server.cli.connection import state_folder
+from umbel_server.cli.models import RELEASES, Model, Number
+from umbel_server.cli.rollouts import Reason, Request
+from umbel_server.cli.verbs import Json, Session, State, group, verb
+from umbel_server.identity import read_file
+
+KEYS: Final = group("keys", "The keys that sign what devices trust.")
+Channel = Annotated[str, typer.Option("--channel", help="Devices of this channel.")]
+
+_ROLES: Final[list[output.Column]] = [
+    ("role", lambda role: role.role),
+    ("version", lambda role: str(role.version)),
+    ("believed until (UTC)", lambda role: output.instant(role.expires_at_ms)),
+]
+_RELEASES: Final[list[output.Column]] = [
+    ("model", lambda release: release.model),
+    ("release", lambda release: str(release.number)),
+    ("version", lambda release: str(release.version)),
+    ("channel", lambda release: release.channel),
+    ("content of", lambda release: output.number(release.content_of)),
+    ("takes back", lambda release: output.number(release.from_number)),
+    ("signed", lambda release: "yes" if release.signed else "waits"),
+]
+
+
+@verb(RELEASES, "prepare", "umbel releases prepare smartwatch 3")
+def prepare(
+    session: Session, model: Model, number: Number, channel: Channel = "stable", request_id: Request = ""
+) -> None:
+    """Make a version a release that a rollout can move to, with the release to go back with. Nobody gets it yet."""
+    request = pb.PrepareReleaseRequest(
+        model=model, version=number, channel=channel, request_id=request_id or secrets.token_hex(16)
+    )
+    answer = session.stub.PrepareRelease(request)
+    facts = [("release", str(answer.number)), ("to go back with", str(answer.revert or "–"))]
+    session.facts(answer, [*facts, ("devices have now", str(answer.head or "–"))])
+
+
+@verb(RELEASES, "hold", "umbel releases hold smartwatch --reason 'bad labels'")
+def hold(session: Session, model: Model, reason: Reason = "") -> None:
+    """Emergency: offer nothing of a model to anybody, until the hold is lifted."""
+    session.show(
+        session.stub.HoldReleases(pb.HoldReleasesRequest(model=model, reason=reason)), lambda: f"{model} is held"
+    )
+
+
+@verb(RELEASES, "lift", "umbel releases lift smartwatch")
+def lift(session: Session, model: Model) -> None:
+    """End a hold."""
+    session.show(session.stub.LiftHold(pb.LiftHoldRequest(model=model)), lambda: f"{model} is offered again")
+
+
+@verb(RELEASES, "listing", "umbel releases listing")
+def listing(session: Session) -> None:
+    """Show the release listing that devices verify: its releases, and how long its roles are believed."""
+    answer = session.stub.GetListing(pb.GetListingRequest())
+    if session.as_json:
+        output.print_json(output.to_tree(answer))
+        return
+    for title, columns, rows in (("Releases", _RELEASES, answer.releases), ("Roles", _ROLES, answer.roles)):
+        output.console().print(output.table(title, columns, rows))
+    for model, reason in answer.held.items():
+        output.console().print(f"held: {model} ({reason})")
+
+
+@verb(RELEASES, "draft", "umbel releases draft smartwatch draft.json")
+def draft(session: Session, model: Model, file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+    """Write what waits for signatures to a file, to be signed where the keys are (`umbel keys sign`)."""
+    answer = session.stub.DraftListing(pb.DraftListingRequest(model=model))
+    file.write_bytes(answer.draft)
+    session.show(answer, lambda: f"Wrote {file}; sign it, then `umbel releases submit {model} {file}`")
+
+
+@verb(RELEASES, "submit", "umbel releases submit smartwatch draft.json")
+def submit(session: Session, model: Model, file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+    """Publish a draft that came back signed by enough of the model's signers."""
+    answer = session.stub.SubmitListing(pb.SubmitListingRequest(model=model, signed=read_file(file)))
+    session.show(answer, lambda: f"{model}'s releases are listed")
+
+
+# Keys: on files, with no coordinator running or asked.
+
+
+@KEYS.command("init")
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where private keys go.")], as_json: Json = False
+) -> None:
+    """Make a set of keys for signing elsewhere: root, targets, snapshot, timestamp; one file each.
+
+    Example: umbel keys init offline-keys
+    """
+    from umbel_server.keyring import RULES, Keyring
+
+    Keyring.create(folder)
+    if as_json:
+        rules = {
+            role: {"keys": it.keys, "threshold": it.threshold, "offline": it.offline} for role, it in RULES.items()
+        }
+        output.print_json({"folder": str(folder), "roles": rules})
+        return
+    output.console().print(f"Wrote keys to {folder}.")
+    for role, rule in RULES.items():
+        where = "OFFLINE, on machines of different people" if rule.offline else "with the coordinator"
+        output.console().print(f"  {role}: {rule.threshold} of {rule.keys}, {where}")
+
+
+@KEYS.command("status")
+def status(state: State = None, as_json: Json = False) -> None:
+    """Show every key that devices trust, whether it lies on this machine, and whether it should.
+
+    Example: umbel keys status
+    """
+    from umbel_server.folder import Folder
+
+    repository, _ = Folder(state_folder(state)).repository()
+    found = repository.key_status()
+    if as_json:
+        names = ("role", "key_id", "held_here", "offline")
+        output.print_json([{name: getattr(key, name) for name in names} for key in found])
+        return
+    columns: list[output.Column] = [
+        ("role", lambda key: key.role),
+        ("key", lambda key: key.key_id[:16]),
+        ("here", lambda key: "yes" if key.held_here else "no"),
+        ("", lambda key: "development trust: belongs offline" if key.held_here and key.offline else ""),
+    ]
+    output.console().print(output.table("", columns, found))
+
+
+@KEYS.command("rotate")
+def rotate(
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="root, targets, snapshot, timestamp, releases-MODEL.")],
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="The key to replace; the beginning is enough.")],
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Replace one key of a role by a new one; devices follow at their next visit.
+
+    Example: umbel keys rotate timestamp 8f3b91c2
+    """
+    from umbel_server.folder import Folder
+    from umbel_server.keyring import RULES
+
+    repository, keys = Folder(state_folder(state)).repository()
+    ids = [key.key_id for key in repository.key_status() if key.role == role and key.key_id.startswith(key_id)]
+    if len(ids) != 1:
+        raise NotFound(f"{role} has {len(ids)} keys that begin with {key_id!r}; `umbel keys status` lists them")
+    now = SystemClock().now()
+    holder = "root" if role in RULES else "targets"
+    new = keys.add(role, 1)[0].public_key
+    draft = repository.draft_rotation(role, ids[0], new, now)
+    repository.publish(holder, repository.sign(draft, holder), now)
+    keys.forget(ids[0])
+    _tell(as_json, {"role": role, "old": ids[0], "new": new.keyid}, f"{role}: {ids[0][:16]} was replaced")
+
+
+@KEYS.command("sign")
+def sign(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A draft, as `umbel releases draft` wrote it.")],
+    key: Annotated[Path, typer.Option("--key", help="The private key's file.")],
+    as_json: Json = False,
+) -> None:
+    """Add a signature to a draft, on the machine where the key is; nothing else is needed there.
+
+    Example: umbel keys sign draft.json --key offline-keys/releases-smartwatch-1.key
+    """
+    from umbel_server.keyring import read_key
+    from umbel_server.repository import sign_draft
+
+    file.write_bytes(sign_draft(read_file(file), [read_key(key)]))
+    _tell(as_json, {"file": str(file)}, f"Added a signature to {file}.")
+
+
+def _tell(as_json: bool, facts: dict[str, str], words: str) -> None:
+    if as_json:
+        output.print_json(facts)
+    else:
+        output.console().print(words)

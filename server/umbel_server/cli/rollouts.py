@@ -1,0 +1,292 @@
+"""`umbel rollouts` and `umbel approvals`."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from umbel.errors import MalformedMessage
+from umbel.v1 import admin_pb2 as pb
+from umbel_server.cli import output
+from umbel_server.cli.verbs import Session, Watch, group, verb
+from umbel_server.identity import read_file
+
+ROLLOUTS: Final = group("rollouts", "Rollouts: move a population to a release in waves, and back.")
+APPROVALS: Final = group("approvals", "Approvals: what waits for a second person.")
+
+Id = Annotated[str, typer.Argument(metavar="ROLLOUT", help="The rollout's id.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it goes into the audit.")]
+Request = Annotated[str, typer.Option("--request-id", help="Names this call, so that it can be made again safely.")]
+SpecFile = Annotated[Path | None, typer.Option("--file", help="TOML with the rollout's spec; options go before it.")]
+
+_COLUMNS: Final[list[output.Column]] = [
+    ("rollout", lambda it: it.id),
+    ("light", lambda it: it.light),
+    ("stage", lambda it: it.stage),
+    ("wave", lambda it: _wave(it)),
+    ("release", lambda it: str(_spec(it)["release"])),
+    ("devices", lambda it: _counts(it)),
+    ("author", lambda it: it.author),
+    ("approved by", lambda it: it.approved_by or "–"),
+    ("created (UTC)", lambda it: output.instant(it.created_at_ms)),
+]
+
+
+@verb(ROLLOUTS, "create", "umbel rollouts create shoulder-7 --model smartwatch --release 7 --revert 8 --from 5")
+def create(
+    session: Session,
+    rollout: Id,
+    file: SpecFile = None,
+    model: Annotated[str, typer.Option("--model", help="The model.")] = "",
+    population: Annotated[str, typer.Option("--population", help="The devices.")] = "",
+    channel: Annotated[str, typer.Option("--channel", help="The channel.")] = "stable",
+    release: Annotated[int, typer.Option("--release", help="The release, as `umbel releases prepare` told.")] = 0,
+    revert: Annotated[int, typer.Option("--revert", help="The release to go back with.")] = 0,
+    from_release: Annotated[int, typer.Option("--from", help="What devices have now.")] = 0,
+    waves: Annotated[str, typer.Option("--waves", help="Per cent of the population, such as 1,5,25,100.")] = "",
+    soak: Annotated[float, typer.Option("--soak", help="Seconds before a wave's gate may pass.")] = -1.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show which devices each wave would take.")] = False,
+    request_id: Request = "",
+) -> None:
+    """Write a draft of a rollout; nothing moves before it is submitted, approved by somebody else, and started."""
+    chosen = {
+        "model": model, "population": population, "channel": channel, "release": release, "revert_release": revert,
+        "from_release": from_release,
+    }  # fmt: skip
+    spec = _read(file) | {name: value for name, value in chosen.items() if value}
+    if waves:
+        spec["waves"] = [{"percent": float(share)} for share in waves.split(",")]
+    if soak >= 0:
+        spec["waves"] = [wave | {"soak_seconds": soak} for wave in spec.get("waves", [{"percent": 100.0}])]
+    document = json.dumps(spec)
+    if dry_run:
+        _show_preview(session, pb.PreviewRolloutRequest(spec=document))
+        return
+    request = pb.CreateRolloutRequest(id=rollout, spec=document, request_id=request_id or secrets.token_hex(16))
+    _show(session, session.stub.CreateRollout(request).rollout)
+
+
+@verb(ROLLOUTS, "edit", "umbel rollouts edit shoulder-7 --file rollout.toml")
+def edit(session: Session, rollout: Id, file: SpecFile = None, request_id: Request = "") -> None:
+    """Write another spec; approvals are void, and it must be submitted again."""
+    seen = _get(session, rollout).revision
+    request = pb.EditRolloutRequest(
+        id=rollout, spec=json.dumps(_read(file)), expected_revision=seen, request_id=request_id or secrets.token_hex(16)
+    )
+    _show(session, session.stub.EditRollout(request).rollout)
+
+
+@verb(ROLLOUTS, "preview", "umbel rollouts preview shoulder-7")
+def preview(session: Session, rollout: Id) -> None:
+    """Show which enrolled devices each wave takes."""
+    _show_preview(session, pb.PreviewRolloutRequest(id=rollout))
+
+
+@verb(ROLLOUTS, "submit", "umbel rollouts submit shoulder-7")
+def submit(session: Session, rollout: Id, request_id: Request = "") -> None:
+    """Ask for approval."""
+    _go_on(session, rollout, "submit", request_id)
+
+
+@verb(ROLLOUTS, "start", "umbel rollouts start shoulder-7")
+def start(session: Session, rollout: Id, request_id: Request = "") -> None:
+    """Open the first wave of an approved rollout."""
+    _go_on(session, rollout, "start", request_id)
+
+
+@verb(ROLLOUTS, "resume", "umbel rollouts resume shoulder-7")
+def resume(session: Session, rollout: Id, request_id: Request = "") -> None:
+    """Go on with a paused rollout; a second person is needed where a gate had stopped it."""
+    _go_on(session, rollout, "resume", request_id)
+
+
+@verb(ROLLOUTS, "approve", "umbel rollouts approve shoulder-7 --subject 1f0c…")
+def approve(
+    session: Session,
+    rollout: Id,
+    subject: Annotated[str, typer.Option("--subject", help="What you looked at, as `show` prints it.")] = "",
+    request_id: Request = "",
+) -> None:
+    """Let a rollout go, exactly as it stands; its author can't."""
+    found = _get(session, rollout)
+    _decide(session, found, "approve", request_id, subject=subject or found.subject)
+
+
+@verb(ROLLOUTS, "deny", "umbel rollouts deny shoulder-7 --reason 'not on a Friday'")
+def deny(session: Session, rollout: Id, reason: Reason, request_id: Request = "") -> None:
+    """Refuse a rollout, for good."""
+    _decide(session, _get(session, rollout), "deny", request_id, reason=reason)
+
+
+@verb(ROLLOUTS, "promote", "umbel rollouts promote shoulder-7")
+def promote(session: Session, rollout: Id, request_id: Request = "") -> None:
+    """Open the next wave after a gate that a person confirms."""
+    _decide(session, _get(session, rollout), "promote", request_id)
+
+
+@verb(ROLLOUTS, "pause", "umbel rollouts pause shoulder-7 --reason 'watching support'")
+def pause(session: Session, rollout: Id, reason: Reason = "", request_id: Request = "") -> None:
+    """Offer nothing new; who has the release keeps it. At once, on one person's word."""
+    _stop(session, rollout, "pause", reason, request_id)
+
+
+@verb(ROLLOUTS, "abort", "umbel rollouts abort shoulder-7 --reason 'wrong labels'")
+def abort(session: Session, rollout: Id, reason: Reason = "", request_id: Request = "") -> None:
+    """Stop, and take devices back. At once, on one person's word."""
+    _stop(session, rollout, "abort", reason, request_id)
+
+
+@verb(ROLLOUTS, "rollback", "umbel rollouts rollback shoulder-7 --reason 'a user called'")
+def rollback(session: Session, rollout: Id, reason: Reason = "", request_id: Request = "") -> None:
+    """Take devices back though every gate had passed. At once, on one person's word."""
+    _stop(session, rollout, "roll-back", reason, request_id)
+
+
+@verb(ROLLOUTS, "cancel", "umbel rollouts cancel shoulder-7")
+def cancel(session: Session, rollout: Id, reason: Reason = "", request_id: Request = "") -> None:
+    """Drop a rollout that hasn't started."""
+    _stop(session, rollout, "cancel", reason, request_id)
+
+
+@verb(ROLLOUTS, "list", "umbel rollouts list --watch")
+def list_rollouts(
+    session: Session,
+    limit: Annotated[int, typer.Option("--limit", help="At most so many.", min=1, max=10_000)] = 20,
+    watch: Watch = False,
+) -> None:
+    """List rollouts, newest first."""
+
+    def ask() -> pb.ListRolloutsResponse:
+        return session.stub.ListRollouts(pb.ListRolloutsRequest(limit=limit))
+
+    if watch:
+        session.follow(ask, lambda answer: output.table("", _COLUMNS, answer.rollouts))
+        return
+    answer = ask()
+    session.rows("", answer, answer.rollouts, _COLUMNS)
+
+
+@verb(ROLLOUTS, "show", "umbel rollouts show shoulder-7")
+def show(session: Session, rollout: Id) -> None:
+    """Show one rollout."""
+    _show(session, _get(session, rollout))
+
+
+@verb(ROLLOUTS, "watch", "umbel rollouts watch shoulder-7")
+def watch(session: Session, rollout: Id) -> None:
+    """Keep showing one rollout's waves and what its gate says, until Ctrl-C."""
+    session.follow(
+        lambda: session.stub.GetRollout(pb.GetRolloutRequest(id=rollout)), lambda answer: _facts_table(answer.rollout)
+    )
+
+
+@verb(ROLLOUTS, "explain", "umbel rollouts explain shoulder-7")
+def explain(session: Session, rollout: Id) -> None:
+    """Tell in words what the gate said last, guard by guard."""
+    found = _get(session, rollout)
+    session.show(found, lambda: found.judgement or "no gate has said anything yet")
+
+
+@verb(APPROVALS, "list", "umbel approvals list")
+def list_approvals(session: Session) -> None:
+    """List the rollouts that wait for a second person."""
+    answer = session.stub.ListRollouts(pb.ListRolloutsRequest(limit=1000))
+    waiting = [it for it in answer.rollouts if it.stage in ("pending-approval", "awaiting-promotion")]
+    session.rows("", pb.ListRolloutsResponse(rollouts=waiting), waiting, _COLUMNS)
+
+
+def _read(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(read_file(file).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MalformedMessage(f"{file} isn't TOML: {error}") from error
+
+
+def _get(session: Session, rollout: str) -> pb.Rollout:
+    return session.stub.GetRollout(pb.GetRolloutRequest(id=rollout)).rollout
+
+
+def _go_on(session: Session, rollout: str, action: str, request_id: str) -> None:
+    request = pb.GoOnRolloutRequest(
+        id=rollout,
+        action=action,
+        expected_revision=_get(session, rollout).revision,
+        request_id=request_id or secrets.token_hex(16),
+    )
+    _show(session, session.stub.GoOnRollout(request).rollout)
+
+
+def _decide(session: Session, found: pb.Rollout, action: str, request_id: str, **more: str) -> None:
+    request = pb.DecideRolloutRequest(
+        id=found.id,
+        action=action,
+        expected_revision=found.revision,
+        request_id=request_id or secrets.token_hex(16),
+        **more,
+    )
+    _show(session, session.stub.DecideRollout(request).rollout)
+
+
+def _stop(session: Session, rollout: str, action: str, reason: str, request_id: str) -> None:
+    request = pb.StopRolloutRequest(
+        id=rollout, action=action, reason=reason, expected_revision=-1, request_id=request_id or secrets.token_hex(16)
+    )
+    _show(session, session.stub.StopRollout(request).rollout)
+
+
+def _show(session: Session, found: pb.Rollout) -> None:
+    session.show(found, lambda: _facts_table(found))
+
+
+def _facts_table(found: pb.Rollout) -> Any:
+    spec = _spec(found)
+    facts = [
+        ("rollout", found.id),
+        ("light", found.light),
+        ("stage", found.stage),
+        (
+            "release",
+            f"{spec['release']} of {spec['model']} ({spec['channel']}), back with {spec['revert_release'] or '–'}",
+        ),
+        ("wave", _wave(found)),
+        ("devices", _counts(found)),
+        ("revision", str(found.revision)),
+        ("subject", found.subject),
+        ("author", found.author),
+        ("approved by", found.approved_by or "–"),
+        ("reason", found.reason or "–"),
+        ("gate", found.judgement or "–"),
+    ]
+    return output.table("", [("", lambda fact: fact[0]), ("", lambda fact: fact[1])], facts)
+
+
+def _show_preview(session: Session, request: pb.PreviewRolloutRequest) -> None:
+    answer = session.stub.PreviewRollout(request)
+    columns: list[output.Column] = [
+        ("wave", lambda wave: str(wave.wave)),
+        ("per cent", lambda wave: f"{wave.percent:g}"),
+        ("devices", lambda wave: str(len(wave.devices))),
+        ("ids", lambda wave: " ".join(device[:12] for device in wave.devices) or "–"),
+    ]
+    session.rows("Devices that each wave adds", answer, answer.waves, columns)
+
+
+def _spec(found: pb.Rollout) -> dict[str, Any]:
+    spec: dict[str, Any] = json.loads(found.spec)
+    return spec
+
+
+def _wave(found: pb.Rollout) -> str:
+    waves = _spec(found)["waves"]
+    return "–" if found.wave < 0 else f"{found.wave + 1} of {len(waves)} ({waves[found.wave]['percent']:g} %)"
+
+
+def _counts(found: pb.Rollout) -> str:
+    return ", ".join(f"{it.devices} {it.outcome} ({it.release})" for it in found.counts) or "–"

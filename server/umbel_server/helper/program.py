@@ -1,0 +1,123 @@
+"""From a helper's folder to a running helper: one port for leader and participants, and a health endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+import structlog
+
+from umbel.clock import Clock, SystemClock
+from umbel.errors import Unavailable
+from umbel_server.helper.core import Helper
+from umbel_server.helper.folder import HelperFolder, HelperSettings
+from umbel_server.helper.people import People
+from umbel_server.helper.records import Records
+from umbel_server.helper.service import HelperGateway
+from umbel_server.rpc import MAX_MESSAGE_BYTES
+
+SWEEP_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 2.0
+_OPTIONS: Final = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class HelperParts:
+    """A helper without its port."""
+
+    records: Records
+    people: People
+    helper: Helper
+
+
+def build(folder: HelperFolder, settings: HelperSettings, clock: Clock) -> HelperParts:
+    """Open the folder and put the helper together; raises `NotFound` where `umbel helper init` hasn't been."""
+    records = Records(folder.database)
+    people = People(records, folder.authority(), clock, settings.certificate_days)
+    return HelperParts(records, people, Helper(records, folder.identity(), people.authority, settings.policy, clock))
+
+
+async def serve(
+    folder: HelperFolder, settings: HelperSettings, ready: Callable[[str, str], None], clock: Clock | None = None
+) -> None:
+    """Run a helper until SIGTERM or SIGINT.
+
+    Args:
+        folder: its keys and store.
+        settings: how.
+        ready: told once where it listens, and where its health endpoint does (empty: nowhere).
+        clock: the machine's, unless another is given.
+
+    Raises:
+        Unavailable: a port is taken.
+    """
+    clock = clock or SystemClock()
+    parts = build(folder, settings, clock)
+    server = grpc.aio.server(options=_OPTIONS)
+    for service in HelperGateway(parts.helper, parts.people).services():
+        service.add_to(server)
+    port = _listen(server, folder, settings)
+    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await server.start()
+    health = await _health(parts.records, settings)
+    sweeping = asyncio.create_task(_sweep(parts.helper))
+    try:
+        address = f"{_host(settings)}:{port}"
+        _log.info("helper ready", address=address, leader=settings.leader[:16])
+        ready(address, health[1])
+        await stopping.wait()
+    finally:
+        sweeping.cancel()
+        health[0].close()
+        await server.stop(STOP_SECONDS)
+        parts.records.close()
+
+
+def _listen(server: grpc.aio.Server, folder: HelperFolder, settings: HelperSettings) -> int:
+    credentials = grpc.ssl_server_credentials([folder.tls()])
+    try:
+        return server.add_secure_port(f"{settings.host}:{settings.port}", credentials)
+    except RuntimeError as error:
+        raise Unavailable(f"can't listen at {settings.host}:{settings.port}; is something running there?") from error
+
+
+async def _health(records: Records, settings: HelperSettings) -> tuple[asyncio.Server | _Nothing, str]:
+    """Answer `GET /healthz` with the counts of the store, over plain HTTP: nothing in it is secret."""
+    if not settings.health_port:
+        return _Nothing(), ""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = (await reader.readline()).split()
+        known = asked[:2] == [b"GET", b"/healthz"]
+        body = json.dumps({"status": "ok", **records.counts()}).encode() if known else b"{}"
+        status = b"200 OK" if known else b"404 Not Found"
+        head = b"HTTP/1.1 " + status + b"\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: "
+        writer.write(head + str(len(body)).encode() + b"\r\n\r\n" + body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, settings.host, settings.health_port)
+    return server, f"{_host(settings)}:{server.sockets[0].getsockname()[1]}"
+
+
+class _Nothing:
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+async def _sweep(helper: Helper) -> None:
+    while True:
+        helper.sweep()
+        await asyncio.sleep(SWEEP_SECONDS)
+
+
+def _host(settings: HelperSettings) -> str:
+    return "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - to be called at

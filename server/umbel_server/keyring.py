@@ -1,0 +1,134 @@
+"""The keys that sign what devices trust: which there are, how many of them a role needs, and where they should live.
+
+    root      3 of 5   offline    names all the others; replaces any of them, itself too
+    targets   2 of 3   offline    names each model's signers
+    releases  2 of 3   offline    one such role per model: what a release is
+    snapshot  1        online     which metadata belong together
+    timestamp 1        online     what is newest; signed anew all the time
+
+For development all of them lie in one folder, which whoever reads it can release anything with: `status` says so.
+For production the private keys of the offline roles are made and kept elsewhere, and only files travel
+(`docs/how-to/roll-out-a-release.md`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from securesystemslib.signer import CryptoSigner, SSlibKey
+
+from umbel import fields
+from umbel.errors import AlreadyExists, MalformedMessage, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class RoleRule:
+    """How many keys a role has, how many must sign, whether they belong offline, and how long a signature holds."""
+
+    keys: int
+    threshold: int
+    offline: bool
+    lifetime_seconds: float
+
+
+DAY: Final = 86_400.0
+RULES: Final[Mapping[str, RoleRule]] = {
+    "root": RoleRule(5, 3, offline=True, lifetime_seconds=365 * DAY),
+    "targets": RoleRule(3, 2, offline=True, lifetime_seconds=90 * DAY),
+    "releases": RoleRule(3, 2, offline=True, lifetime_seconds=90 * DAY),
+    "snapshot": RoleRule(1, 1, offline=False, lifetime_seconds=7 * DAY),
+    "timestamp": RoleRule(1, 1, offline=False, lifetime_seconds=DAY),
+}
+"""`releases` is the rule for each model's own role."""
+
+
+def rule_of(role: str) -> RoleRule:
+    """The rule of a top-level role, or of a model's role."""
+    return RULES.get(role, RULES["releases"])
+
+
+@dataclass(frozen=True, slots=True)
+class KeyStatus:
+    """One key, for a person to look at."""
+
+    role: str
+    key_id: str
+    held_here: bool
+    """Its private half lies on this machine."""
+    offline: bool
+    """It shouldn't."""
+
+
+class Keyring:
+    """Private keys in a folder, one file each, mode 0600: `<role>-<n>.key`, 32 bytes of Ed25519."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @classmethod
+    def create(cls, folder: Path, roles: tuple[str, ...] = ("root", "targets", "snapshot", "timestamp")) -> Keyring:
+        """Make all keys of these roles.
+
+        Raises:
+            AlreadyExists: the folder holds keys already; replacing them would strand every device.
+        """
+        if folder.is_dir() and any(folder.glob("*.key")):
+            raise AlreadyExists(f"{folder} holds keys already; rotate them one by one instead")
+        ring = cls(folder)
+        for role in roles:
+            ring.add(role)
+        return ring
+
+    def add(self, role: str, count: int = 0) -> list[CryptoSigner]:
+        """Make new keys for a role, beside those it has: as many as its rule says, or `count`."""
+        fields.name(role, "role")
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        made = []
+        taken = max((int(path.stem.rpartition("-")[2]) for path in self._folder.glob(f"{role}-*.key")), default=0)
+        for number in range(taken + 1, taken + 1 + (count or rule_of(role).keys)):
+            key = Ed25519PrivateKey.generate()
+            path = self._folder / f"{role}-{number}.key"
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(key.private_bytes_raw())
+                os.fsync(file.fileno())
+            made.append(CryptoSigner(key))
+        return made
+
+    def signers(self, role: str) -> list[CryptoSigner]:
+        """The private keys of a role that lie here; empty when they are kept elsewhere."""
+        return [read_key(path) for path in sorted(self._folder.glob(f"{role}-*.key"))]
+
+    def public_keys(self, role: str) -> list[SSlibKey]:
+        """The public halves of the keys that lie here."""
+        return [signer.public_key for signer in self.signers(role)]
+
+    def signer(self, key_id: str) -> CryptoSigner:
+        """The key of this id; raises `NotFound` when it isn't kept here."""
+        for path in sorted(self._folder.glob("*.key")):
+            signer = read_key(path)
+            if signer.public_key.keyid == key_id:
+                return signer
+        raise NotFound(f"key {key_id} isn't kept in {self._folder}; sign where it is")
+
+    def forget(self, key_id: str) -> None:
+        """Delete a private key, as after it was replaced or moved elsewhere."""
+        for path in sorted(self._folder.glob("*.key")):
+            if read_key(path).public_key.keyid == key_id:
+                path.unlink()
+
+    def __repr__(self) -> str:
+        return f"Keyring({len(list(self._folder.glob('*.key')))} keys)"
+
+
+def read_key(path: Path) -> CryptoSigner:
+    """A private key's file; raises `MalformedMessage` if it is none."""
+    try:
+        return CryptoSigner(Ed25519PrivateKey.from_private_bytes(path.read_bytes()))
+    except ValueError as error:
+        raise MalformedMessage(f"{path} isn't an Ed25519 private key: {error}") from error

@@ -1,0 +1,165 @@
+"""How a task's updates are summed in secret: its settings, and the round descriptor that follows from them.
+
+Everything in a descriptor follows from what is stored (task, round, base version) and the helper's key, so a
+coordinator that dies after the helper's countersignature proposes the very same one again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import replace
+from typing import Final
+
+from umbel.descriptor import (
+    LONGEST_SECONDS,
+    SEED_BYTES,
+    Lane,
+    RoundDescriptor,
+    plan_digest,
+    sensitivity,
+)
+from umbel.errors import OutOfBounds
+from umbel.manifest import Manifest
+from umbel.plan import Kind, Plan
+from umbel.ring import LANE_FRACTION_BITS, RING_BITS, largest_level
+from umbel.transform import Transform
+from umbel_server.privacy_settings import PrivacySettings
+from umbel_server.round import Round, RoundKey
+from umbel_server.validation import TRAINING_METRICS
+
+WIDE_RING_NUMBERS: Final = 1_000_000
+"""Up to so many numbers a 32-bit ring is used by default; above, a 16-bit ring with rotation."""
+METRIC_BOUND: Final = float(1 << 24)
+_MOST_WEIGHT: Final = 1024
+_FINE: Final = {16: 127, 32: 4096}
+"""The level that is kept free before weights get more than one step."""
+_COARSEST: Final = {16: 7, 32: 127}
+HELPER_SECONDS: Final = 24 * 3600.0
+"""How long after its deadline a round waits for a helper that is away."""
+
+
+def propose(
+    population: str,
+    key: RoundKey,
+    base: str,
+    plan: Plan,
+    lanes: tuple[str, ...],
+    size: int,
+    cohort: tuple[int, int],
+    validity: tuple[float, float],
+    keys: tuple[bytes, bytes],
+    settings: PrivacySettings,
+) -> RoundDescriptor:  # fmt: skip
+    """The descriptor of a round, before anyone signed it.
+
+    Args:
+        population, key, base, plan: what the round does, with which version (the bundle's digest).
+        lanes: names of metrics that are summed.
+        size: numbers of a delta.
+        cohort: fewest and most reports.
+        validity: first and last moment, POSIX seconds.
+        keys: the leader's and the helper's public key (X25519, raw).
+        settings: the task's.
+
+    Raises:
+        OutOfBounds: no ring has room for it; says what to change.
+        CohortTooSmall: a cohort that hides nothing.
+    """
+    if not plan.clip_norm:
+        raise OutOfBounds(
+            "a private task needs clip_norm, the largest norm of one device's delta: without a bound there is "
+            "neither head-room in the ring nor a limit to what one device can do; set plan.clip_norm (1 to 10 is usual)"
+        )
+    wide = settings.ring_bits == RING_BITS[-1] or (not settings.ring_bits and size <= WIDE_RING_NUMBERS)
+    bits = RING_BITS[-1] if wide else RING_BITS[0]
+    sent = max(1, round(size * settings.sent_share)) if size else 0
+    transform = Transform(size, sent, not wide and size > 0, _public_seed(key, base))
+    weight = 1 if settings.noise_multiplier else _weight_steps(bits, cohort[1], plan.max_weight)
+    draft = RoundDescriptor(
+        population=population,
+        task=key.task,
+        round=key.number,
+        kind=key.kind,
+        base=base,  # type: ignore[arg-type]
+        plan=plan_digest(plan),
+        size=size,
+        sent=sent,
+        rotated=transform.rotated,
+        public_seed=transform.seed,
+        ring_bits=bits,
+        level=_level(bits, weight, cohort[1], 0),
+        clip_norm=plan.clip_norm,
+        scale=transform.scale_for(_level(bits, weight, cohort[1], 0), plan.clip_norm),
+        max_weight=weight,
+        minimum=cohort[0],
+        maximum=cohort[1],
+        not_before=validity[0],
+        not_after=validity[1],
+        leader_key=keys[0],
+        helper_keys=(keys[1],),
+        lanes=tuple(Lane(name, settings.metric_bound or METRIC_BOUND) for name in lanes),
+    )
+    return with_noise(draft, settings.noise_multiplier) if settings.noise_multiplier else draft
+
+
+def with_noise(draft: RoundDescriptor, multiplier: float) -> RoundDescriptor:
+    """The same round with noise of `multiplier` sensitivities over all it releases, numbers and lanes together.
+
+    Half of the privacy (in inverse squares) goes to the numbers, half is shared by the lanes.
+    """
+    lanes, numbers = len(draft.lanes), 1 if draft.size else 0
+    parts = numbers + (1 if lanes else 0)
+    level = draft.level
+    unit = (1 << LANE_FRACTION_BITS) ** 2
+    noisy = tuple(
+        replace(lane, noise_variance=math.ceil(multiplier**2 * parts * lanes * lane.bound**2 * unit))
+        for lane in draft.lanes
+    )
+    while level > _COARSEST[draft.ring_bits]:
+        scale = draft.transform.scale_for(level, draft.clip_norm)
+        trial = replace(draft, level=level, scale=scale)
+        variance = math.ceil(multiplier**2 * parts * sensitivity(trial) ** 2) if numbers else 0
+        if level <= largest_level(draft.ring_bits, draft.max_weight, draft.maximum, variance):
+            return replace(trial, noise_variance=variance, lanes=noisy)
+        level = level * 9 // 10
+    raise OutOfBounds(
+        f"noise of {multiplier} sensitivities over {draft.size} numbers leaves no room in a ring of {draft.ring_bits} "
+        "bits; take a wider ring, less noise or a smaller model"
+    )
+
+
+def signal_to_noise(descriptor: RoundDescriptor, reports: int) -> float:
+    """How many times larger the sum of that many clipped deltas can at best be than the noise on it; inf without."""
+    if not descriptor.noise_variance:
+        return math.inf
+    signal = reports * descriptor.clip_norm * descriptor.scale
+    return signal / math.sqrt(descriptor.noise_variance * descriptor.transform.numbers)
+
+
+def validity_of(held: Round) -> tuple[float, float]:
+    """From a round's opening to when its shares are deleted, helper or no helper."""
+    return held.opened_at, min(held.deadline + HELPER_SECONDS, held.opened_at + LONGEST_SECONDS)
+
+
+def lanes_of(manifest: Manifest, kind: Kind) -> tuple[str, ...]:
+    """Which metrics a round sums: those of the base version, and of the training if there is any."""
+    return (*manifest.metrics, *TRAINING_METRICS) if kind is Kind.TRAIN else manifest.metrics
+
+
+def _level(bits: int, weight: int, maximum: int, variance: int) -> int:
+    level = largest_level(bits, weight, maximum, variance)
+    if level < _COARSEST[bits]:
+        raise OutOfBounds(
+            f"a cohort of up to {maximum} leaves level {level} in a ring of {bits} bits, {_COARSEST[bits]} is the "
+            "least; set ring_bits to 32, or lower goal or over_selection"
+        )
+    return level
+
+
+def _weight_steps(bits: int, maximum: int, most: float) -> int:
+    return max(1, min(largest_level(bits, 1, maximum, 0) // _FINE[bits], _MOST_WEIGHT, math.ceil(most)))
+
+
+def _public_seed(key: RoundKey, base: str) -> bytes:
+    return hashlib.sha256(f"umbel public seed\0{key}\0{base}".encode()).digest()[:SEED_BYTES]

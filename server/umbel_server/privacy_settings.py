@@ -1,0 +1,72 @@
+"""What a task may choose about its secret sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from umbel.errors import MalformedMessage, OutOfBounds
+from umbel.ring import RING_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacySettings:
+    """What a task may choose about its secret sums; the defaults choose by the model's size."""
+
+    ring_bits: int = 0
+    """16 or 32; 0 chooses."""
+    sent_share: float = 1.0
+    """Share of the numbers that each round sends, the same random ones on every device."""
+    noise_multiplier: float = 0.0
+    """Standard deviation of the helper's noise per sensitivity, over all that a round releases; 0: none."""
+    epsilon: float = 0.0
+    """Budget of the whole task; a round that would exceed it isn't opened. 0: none."""
+    delta: float = 1e-6
+    rounds_per_device: int = 0
+    """In how many rounds of the task one device may be, as the helper enforces it; 0: in all."""
+    metric_bound: float = 0.0
+    """Largest metric of one device; 0 chooses. With noise it must be set: noise is measured against it."""
+
+    def __post_init__(self) -> None:
+        if self.ring_bits not in (0, *RING_BITS):
+            raise OutOfBounds(f"ring_bits is {self.ring_bits}; 16, 32, or 0 to choose by the model's size")
+        if not 0 < self.sent_share <= 1:
+            raise OutOfBounds(f"sent_share is {self.sent_share}; it must be above 0 and at most 1")
+        for name in ("noise_multiplier", "epsilon", "metric_bound"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise OutOfBounds(f"{name} is {value}; it must be a number that isn't negative")
+        if not 0 < self.delta < 1 or self.rounds_per_device < 0:
+            raise OutOfBounds("delta must lie between 0 and 1, and rounds_per_device can't be negative")
+        if self.epsilon and not self.noise_multiplier:
+            raise OutOfBounds("a budget (epsilon) without noise can't be kept; set noise_multiplier too")
+        if self.noise_multiplier and not self.metric_bound:
+            raise OutOfBounds("with noise, metrics need a bound that noise is measured against; set metric_bound")
+
+    def to_tree(self) -> dict[str, float | int]:
+        """As a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, object]) -> PrivacySettings:
+        """Read `to_tree`; fields that are absent keep their defaults.
+
+        Raises:
+            MalformedMessage: an unknown field, or a value of another type.
+            OutOfBounds: a value beyond its bounds.
+        """
+        values: dict[str, float | int] = {}
+        for name, value in tree.items():
+            default = _DEFAULTS.get(name)
+            if default is None:
+                raise MalformedMessage(f"privacy has no setting {name!r}; it has {', '.join(_DEFAULTS)}")
+            allowed = (int, float) if isinstance(default, float) else int
+            if not isinstance(value, allowed) or isinstance(value, bool):
+                raise MalformedMessage(f"{name} is {value!r}; expected {type(default).__name__}")
+            values[name] = value
+        return cls(**values)  # type: ignore[arg-type]
+
+
+_DEFAULTS: Final = asdict(PrivacySettings())

@@ -1,0 +1,206 @@
+"""The release desk: versions become releases, releases get listed and signed, and a channel has its head.
+
+The store says which releases there are to be; the listing (TUF) says which are authentic. `settle` brings the second
+to the first, as far as the signers' keys lie here, and may be called at any time: after a crash it goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from umbel.clock import Clock
+from umbel.errors import NotAllowed, NotFound, WrongState
+from umbel.fields import name as checked_name
+from umbel.listing import ListedRelease
+from umbel_server import audit
+from umbel_server.keyring import Keyring
+from umbel_server.registry import Registry
+from umbel_server.repository import Repository, role_of
+from umbel_server.store import Store
+from umbel_server.tables import HEADS, LISTED, RELEASES, VERSIONS
+from umbel_server.versions import CANDIDATE, TRAINING, Version, VersionState
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A release that was prepared, and the one to go back with: a higher number with the content of before."""
+
+    number: int
+    revert: int
+    """0 where there is nothing to go back to."""
+    head: int
+    """What everybody on the channel has now; 0 for nothing."""
+
+
+class ReleaseDesk:
+    """Releases for devices to adopt."""
+
+    def __init__(self, store: Store, registry: Registry, repository: Repository, keys: Keyring, clock: Clock) -> None:
+        self.repository = repository
+        self._store = store
+        self._registry = registry
+        self._keys = keys
+        self._clock = clock
+        self._listed: dict[str, dict[int, ListedRelease]] = {}
+
+    # Reading.
+
+    def listed(self, model: str) -> dict[int, ListedRelease]:
+        """What devices can verify of a model, by number."""
+        if model not in self._listed:
+            self._listed[model] = {release.number: release for release in self.repository.releases(model)}
+        return self._listed[model]
+
+    def head(self, connection: sa.Connection, model: str, channel: str) -> int:
+        """The release that everybody on a channel gets whom no rollout takes; 0 for none."""
+        this = (HEADS.c.model == model) & (HEADS.c.channel == channel)
+        return connection.scalar(sa.select(HEADS.c.number).where(this)) or 0
+
+    def waiting(self, connection: sa.Connection, model: str = "") -> list[ListedRelease]:
+        """Releases that nobody has signed yet, lowest number first."""
+        query = (
+            sa.select(LISTED, RELEASES.c.version, RELEASES.c.channel, VERSIONS.c.bundle, VERSIONS.c.manifest_size)
+            .join(RELEASES, (RELEASES.c.model == LISTED.c.model) & (RELEASES.c.number == LISTED.c.number))
+            .join(VERSIONS, (VERSIONS.c.model == LISTED.c.model) & (VERSIONS.c.number == RELEASES.c.version))
+            .order_by(LISTED.c.model, LISTED.c.number)
+        )
+        if model:
+            query = query.where(LISTED.c.model == model)
+        found = [ListedRelease(**row) for row in connection.execute(query).mappings()]
+        return [release for release in found if release.number not in self.listed(release.model)]
+
+    def prepared(self, connection: sa.Connection, model: str, version: int, channel: str) -> Prepared:
+        """The newest release of a version on a channel that was prepared; raises `NotFound`."""
+        here = (LISTED.c.model == model) & (LISTED.c.content_of == 0)
+        query = sa.select(sa.func.max(LISTED.c.number)).join(
+            RELEASES, (RELEASES.c.model == LISTED.c.model) & (RELEASES.c.number == LISTED.c.number)
+        )
+        number = connection.scalar(query.where(here, RELEASES.c.version == version, RELEASES.c.channel == channel))
+        if number is None:
+            raise NotFound(f"version {version} of {model!r} was never prepared for channel {channel!r}")
+        back = sa.select(LISTED.c.number).where(LISTED.c.model == model, LISTED.c.from_number == number)
+        return Prepared(number, connection.scalar(back) or 0, self.head(connection, model, channel))
+
+    # Changing.
+
+    def prepare(
+        self,
+        connection: sa.Connection,
+        model: str,
+        number: int,
+        channel: str,
+        actor: str,
+        now: float,
+        *,
+        way_back: bool = True,
+    ) -> Prepared:
+        """Make a version a release of a channel, and beside it the release to go back with. Nobody is offered it yet.
+
+        Raises:
+            NotFound: no such version.
+            WrongState: a candidate, or a refused version.
+            NotAllowed: a channel that the coordinator keeps for its rounds.
+        """
+        checked_name(channel, "channel")
+        if channel in (TRAINING, CANDIDATE):
+            raise NotAllowed(f"channel {channel!r} belongs to the rounds; choose another, such as 'stable'")
+        version = self._registry.version(connection, model, number)
+        if version.state is not VersionState.ACCEPTED:
+            raise WrongState(f"version {number} of {model!r} is {version.state.value}; only accepted ones go out")
+        head = self.head(connection, model, channel)
+        forward = self._add(connection, version, channel, now, content_of=0, from_number=0)
+        revert = 0
+        if head and way_back:
+            before = self._registry.version(connection, model, self._version_of(connection, model, head))
+            revert = self._add(connection, before, channel, now, content_of=head, from_number=forward)
+        body = {"version": number, "channel": channel, "number": forward, "revert": revert}
+        audit.append(connection, now, actor, "release.prepare", model, body)
+        return Prepared(forward, revert, head)
+
+    def open(self, connection: sa.Connection, model: str, channel: str, number: int) -> None:
+        """Make a release the channel's head: from now on everybody gets it.
+
+        Raises:
+            WrongState: the head is newer.
+        """
+        before = self.head(connection, model, channel)
+        if number < before:
+            raise WrongState(f"channel {channel!r} is at release {before} already; numbers rise")
+        connection.execute(HEADS.delete().where(HEADS.c.model == model, HEADS.c.channel == channel))
+        connection.execute(HEADS.insert().values(model=model, channel=channel, number=number))
+
+    def settle(self, now: float, checkpoint: str = "") -> None:
+        """Sign what waits, where the keys lie here, and keep the online metadata fresh."""
+        with self._store.reading() as connection:
+            waiting = self.waiting(connection)
+        for model in sorted({release.model for release in waiting}):
+            self._name_signers(model, now)
+            if self._keys.signers(role_of(model)) and self.repository.has_listing(model):
+                self._sign([release for release in waiting if release.model == model], now)
+        self.repository.keep_fresh(now, checkpoint)
+
+    def draft(self, model: str, now: float) -> bytes:
+        """What waits for signatures of a model's signers, to be signed on another machine.
+
+        Raises:
+            NotFound: nothing waits, or the model has no signers.
+        """
+        with self._store.reading() as connection:
+            waiting = self.waiting(connection, model)
+        if not waiting:
+            raise NotFound(f"nothing of model {model!r} waits for signatures")
+        return self.repository.draft_releases(waiting, now)
+
+    def submit(self, model: str, signed: bytes, actor: str, now: float) -> None:
+        """Publish a draft that came back signed.
+
+        Raises:
+            SignatureInvalid: by too few of the model's signers.
+            WrongState: somebody published in between.
+        """
+        self.repository.publish(role_of(model), signed, now)
+        self._listed.pop(model, None)
+        with self._store.transaction() as connection:
+            audit.append(connection, now, actor, "release.sign", model, {"listed": max(self.listed(model), default=0)})
+
+    # Small parts.
+
+    def _add(
+        self,
+        connection: sa.Connection,
+        version: Version,
+        channel: str,
+        now: float,
+        *,
+        content_of: int,
+        from_number: int,
+    ) -> int:
+        published = self._registry.release(connection, version, channel, now)
+        row = {"model": version.model, "number": published.number, "content_of": content_of, "from_number": from_number}
+        connection.execute(LISTED.insert().values(row))
+        return published.number
+
+    def _version_of(self, connection: sa.Connection, model: str, number: int) -> int:
+        this = (RELEASES.c.model == model) & (RELEASES.c.number == number)
+        found = connection.scalar(sa.select(RELEASES.c.version).where(this))
+        if found is None:
+            raise NotFound(f"{model!r} has no release {number}")
+        return int(found)
+
+    def _name_signers(self, model: str, now: float) -> None:
+        """For a model without signers: make their keys here, if the keys that may name them lie here too."""
+        role = role_of(model)
+        if model not in self.repository.models() and self._keys.signers("targets"):
+            signers = self._keys.signers(role) or self._keys.add(role)
+            draft = self.repository.draft_signers(model, [signer.public_key for signer in signers], now)
+            self.repository.publish("targets", self.repository.sign(draft, "targets"), now)
+        if not self.repository.has_listing(model) and self._keys.signers(role):
+            self.repository.publish(role, self.repository.sign(self.repository.draft_empty(model, now), role), now)
+
+    def _sign(self, releases: list[ListedRelease], now: float) -> None:
+        role = role_of(releases[0].model)
+        draft = self.repository.draft_releases(releases, now)
+        self.repository.publish(role, self.repository.sign(draft, role), now)
+        self._listed.pop(releases[0].model, None)

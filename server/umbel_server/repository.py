@@ -1,0 +1,382 @@
+"""The TUF repository: which releases are authentic, and which metadata are the newest.
+
+    change -> draft (unsigned) -> signatures, here or on another machine -> publish: verified, then visible
+
+A role's files are written first and the timestamp last, so that a crash in between leaves what devices can't see yet.
+What stands in the folder is public; any web server or mirror may hand it out.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+from securesystemslib.signer import CryptoSigner, Key
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    Metadata,
+    MetaFile,
+    Root,
+    Signed,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
+from tuf.api.serialization.json import JSONSerializer
+
+from umbel import fields
+from umbel.errors import AlreadyExists, MalformedMessage, NotFound, SignatureInvalid, WrongState
+from umbel.listing import CHECKPOINT, ISSUED_AT, ListedRelease, facts_of, listed_from_target, target_path
+from umbel_server.keyring import RULES, Keyring, KeyStatus, rule_of
+
+_COMPACT: Final = JSONSerializer(compact=True)
+_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}\.json")
+S = TypeVar("S", Root, Targets, Snapshot, Timestamp)
+Signable = Metadata[Root] | Metadata[Targets]
+
+
+def role_of(model: str) -> str:
+    """The name of the role that lists a model's releases."""
+    return f"releases-{fields.name(model, 'model')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """When the metadata on offer stop being believed, in POSIX seconds by role."""
+
+    role: str
+    version: int
+    expires_at: float
+
+
+class Repository:
+    """The metadata in a folder, and those of its keys that lie on this machine."""
+
+    def __init__(self, folder: Path, keys: Keyring) -> None:
+        self._folder = folder
+        self._keys = keys
+
+    # Beginning.
+
+    @classmethod
+    def create(cls, folder: Path, keys: Keyring, now: float) -> Repository:
+        """A repository without releases, signed by the keys of `keys`, which must hold those of every top-level role.
+
+        Raises:
+            AlreadyExists: there is one already.
+        """
+        if (folder / "timestamp.json").exists():
+            raise AlreadyExists(f"{folder} holds a repository already")
+        repository = cls(folder, keys)
+        root = Root(consistent_snapshot=True)
+        for role in ("root", "targets", "snapshot", "timestamp"):
+            _name_signers(root, role, keys.public_keys(role))
+        repository._finish(_unborn(root), "root", now)
+        repository._finish(_unborn(Targets()), "targets", now)
+        return repository
+
+    # Reading.
+
+    def file(self, name: str) -> bytes:
+        """A metadata file by its name, as devices and mirrors ask for it; raises `NotFound`."""
+        path = self._folder / name
+        if not _FILE.fullmatch(name) or not path.is_file():
+            raise NotFound(f"there is no metadata file {name[:80]!r}")
+        return path.read_bytes()
+
+    @property
+    def first_root(self) -> bytes:
+        """What devices pin when they enrol; root metadata lead from it to the newest."""
+        return self.file("1.root.json")
+
+    def releases(self, model: str) -> list[ListedRelease]:
+        """What is listed of a model, lowest number first."""
+        try:
+            targets = self._load(role_of(model), Targets).signed.targets
+        except NotFound:
+            return []
+        found = [listed_from_target(path, file.length, file.hashes, file.custom) for path, file in targets.items()]
+        return sorted(found, key=lambda release: release.number)
+
+    def release(self, model: str, number: int) -> ListedRelease:
+        """One listed release; raises `NotFound`."""
+        for release in self.releases(model):
+            if release.number == number:
+                return release
+        raise NotFound(f"release {number} of {model!r} isn't listed; list and sign it first")
+
+    def models(self) -> list[str]:
+        """The models that have signers."""
+        delegations = self._load("targets", Targets).signed.delegations
+        roles = delegations.roles if delegations and delegations.roles else {}
+        return sorted(name.removeprefix("releases-") for name in roles)
+
+    def key_status(self) -> list[KeyStatus]:
+        """Every key that devices trust, whether its private half lies here, and whether it should."""
+        root, targets = self._root().signed, self._load("targets", Targets).signed
+        named = [(role, root.roles[role].keyids) for role in ("root", "targets", "snapshot", "timestamp")]
+        if targets.delegations and targets.delegations.roles:
+            named += [(name, role.keyids) for name, role in targets.delegations.roles.items()]
+        held = {role: {key.keyid for key in self._keys.public_keys(role)} for role, _ in named}
+        return [
+            KeyStatus(role, key_id, key_id in held[role], rule_of(role).offline)
+            for role, key_ids in named
+            for key_id in key_ids
+        ]
+
+    def freshness(self) -> list[Freshness]:
+        """How long each role's metadata will be believed."""
+        loaded: list[tuple[str, Signed]] = [("root", self._root().signed)]
+        loaded += [(role, self._load(role, Targets).signed) for role in ("targets", *map(role_of, self.models()))]
+        loaded += [("snapshot", self._load("snapshot", Snapshot).signed)]
+        loaded += [("timestamp", self._load("timestamp", Timestamp).signed)]
+        return [Freshness(role, signed.version, signed.expires.timestamp()) for role, signed in loaded]
+
+    # Changing. Each draft is unsigned; `publish` takes it once it is signed.
+
+    def draft_signers(self, model: str, keys: Iterable[Key], now: float) -> bytes:
+        """Name a model's signers: the draft of `targets`. The model's own listing is drafted by `draft_empty` after it.
+
+        Raises:
+            AlreadyExists: it has signers already; rotate them instead.
+        """
+        targets = self._load("targets", Targets)
+        if model in self.models():
+            raise AlreadyExists(f"model {model!r} has signers already")
+        delegations = targets.signed.delegations or Delegations({}, {})
+        rule = RULES["releases"]
+        role = DelegatedRole(role_of(model), [], rule.threshold, terminating=True, paths=[f"models/{model}/*"])
+        delegations.roles = {**(delegations.roles or {}), role.name: role}
+        targets.signed.delegations = delegations
+        for key in keys:
+            targets.signed.add_key(key, role.name)
+        return _draft(targets, "targets", now)
+
+    def has_listing(self, model: str) -> bool:
+        """Whether a model's own listing, empty or not, is published."""
+        return self._version(role_of(model)) > 0
+
+    def draft_empty(self, model: str, now: float) -> bytes:
+        """A model's own listing, without releases yet."""
+        return _draft(_unborn(Targets()), role_of(model), now)
+
+    def draft_releases(self, releases: Iterable[ListedRelease], now: float) -> bytes:
+        """List more releases of one model, all under one signature: also those to go back with, beforehand.
+
+        Raises:
+            NotFound: the model has no signers.
+            AlreadyExists: a number is taken by another content.
+            WrongState: numbers that don't rise.
+        """
+        added = sorted(releases, key=lambda release: release.number)
+        metadata = self._load(role_of(added[0].model), Targets)
+        newest = max((release.number for release in self.releases(added[0].model)), default=0)
+        for release in added:
+            path = target_path(release.model, release.number)
+            if path in metadata.signed.targets:
+                raise AlreadyExists(f"release {release.number} of {release.model!r} is listed already")
+            if release.model != added[0].model or release.number < newest:
+                raise WrongState(f"release {release.number} of {release.model!r} isn't newer than {newest}")
+            metadata.signed.targets[path] = TargetFile(
+                release.manifest_size, {"sha256": release.bundle}, path, {"custom": facts_of(release)}
+            )
+        return _draft(metadata, role_of(added[0].model), now)
+
+    def draft_rotation(self, role: str, old_key_id: str, new_key: Key, now: float) -> bytes:
+        """Replace one key of a top-level role or of a model's role: the draft of `root` or of `targets`.
+
+        Raises:
+            NotFound: the role has no such key.
+        """
+        holder: Metadata[Root] | Metadata[Targets] = self._root()
+        if role not in RULES:
+            holder = self._load("targets", Targets)
+        try:
+            holder.signed.revoke_key(old_key_id, role)
+        except ValueError as error:
+            raise NotFound(f"{role} has no key {old_key_id}: {error}") from error
+        holder.signed.add_key(new_key, role)
+        return _draft(holder, "root" if role in RULES else "targets", now)
+
+    def sign(self, draft: bytes, role: str) -> bytes:
+        """Add the signatures of those of the role's keys that lie here, as many as are needed and no more."""
+        metadata = _parse(draft)
+        trusted = self._trusted(role, metadata)
+        usable = [signer for signer in self._keys.signers(role) if signer.public_key.keyid in trusted]
+        return sign_draft(draft, usable[: max(0, rule_of(role).threshold - len(metadata.signatures))])
+
+    def publish(self, role: str, signed: bytes, now: float) -> None:
+        """Take signed metadata: verify, write, and let snapshot and timestamp follow.
+
+        Raises:
+            SignatureInvalid: not signed by enough of the role's keys.
+            WrongState: not the successor of what is published: somebody else published in between.
+        """
+        metadata = _parse(signed)
+        current = self._version(role)
+        if metadata.signed.version != current + 1:
+            raise WrongState(f"{role} is at version {current}; this is {metadata.signed.version}, draft it again")
+        self._verify(role, metadata)
+        self._write(f"{metadata.signed.version}.{role}.json", signed)
+        if role != "root":
+            self._follow({role: metadata.signed.version}, now)
+        elif (self._folder / "timestamp.json").exists():
+            # New keys of the online roles take effect at once, and a stolen one's signatures end.
+            self._follow({}, now)
+
+    def keep_fresh(self, now: float, checkpoint: str = "") -> bool:
+        """Sign snapshot and timestamp anew once half of their time is over, or there is a new checkpoint to witness.
+
+        Returns whether anything was signed.
+        """
+        snapshot, timestamp = self._load("snapshot", Snapshot), self._load("timestamp", Timestamp)
+        old = timestamp.signed.unrecognized_fields.get(CHECKPOINT, "")
+        if _half_over(snapshot, "snapshot", now):
+            self._follow({}, now, checkpoint or old)
+        elif _half_over(timestamp, "timestamp", now) or (checkpoint and checkpoint != old):
+            self._stamp(snapshot.signed.version, now, checkpoint or old)
+        else:
+            return False
+        return True
+
+    # Small parts.
+
+    def _finish(self, metadata: Signable, role: str, now: float) -> None:
+        self.publish(role, self.sign(_draft(metadata, role, now), role), now)
+
+    def _follow(self, changed: dict[str, int], now: float, checkpoint: str = "") -> None:
+        try:
+            snapshot = self._load("snapshot", Snapshot)
+        except NotFound:
+            snapshot = _unborn(Snapshot())
+        for role, version in changed.items():
+            snapshot.signed.meta[f"{role}.json"] = MetaFile(version)
+        data = sign_draft(_draft(snapshot, "snapshot", now), self._online("snapshot"))
+        version = _parse(data).signed.version
+        self._write(f"{version}.snapshot.json", data)
+        self._stamp(version, now, checkpoint)
+
+    def _stamp(self, snapshot: int, now: float, checkpoint: str) -> None:
+        try:
+            timestamp = self._load("timestamp", Timestamp)
+        except NotFound:
+            timestamp = _unborn(Timestamp())
+        timestamp.signed.snapshot_meta = MetaFile(snapshot)
+        extra = timestamp.signed.unrecognized_fields
+        extra[ISSUED_AT] = int(now)
+        if checkpoint:
+            extra[CHECKPOINT] = checkpoint
+        self._write("timestamp.json", sign_draft(_draft(timestamp, "timestamp", now), self._online("timestamp")))
+
+    def _online(self, role: str) -> list[CryptoSigner]:
+        trusted = set(self._root().signed.roles[role].keyids)
+        found = [signer for signer in self._keys.signers(role) if signer.public_key.keyid in trusted]
+        if not found:
+            raise NotFound(f"the {role} key isn't kept here; the coordinator needs it to tell what is newest")
+        return found[:1]
+
+    def _version(self, role: str) -> int:
+        try:
+            return (self._root() if role == "root" else self._load(role, Targets)).signed.version
+        except NotFound:
+            return 0
+
+    def _trusted(self, role: str, metadata: Metadata[Any]) -> set[str]:
+        """The keys that may sign this draft; for a new root those that both it and the one before it name."""
+        if role == "root":
+            named = set(metadata.signed.roles["root"].keyids)
+            return named if metadata.signed.version == 1 else named & set(self._root().signed.roles["root"].keyids)
+        holder = self._root().signed if role in RULES else self._load("targets", Targets).signed
+        return set(holder.get_delegated_role(role).keyids)
+
+    def _verify(self, role: str, metadata: Metadata[Any]) -> None:
+        try:
+            if role == "root":
+                metadata.verify_delegate(role, metadata)
+            if (role in RULES and metadata.signed.version > 1) or role == "targets":
+                self._root().verify_delegate(role, metadata)
+            elif role not in RULES:
+                self._load("targets", Targets).verify_delegate(role, metadata)
+        except (RepositoryError, ValueError) as error:
+            raise SignatureInvalid(f"{role} needs {rule_of(role).threshold} of its signers: {error}") from error
+
+    def _root(self) -> Metadata[Root]:
+        numbers = [int(path.name.split(".")[0]) for path in self._folder.glob("*.root.json")]
+        if not numbers:
+            raise NotFound(f"{self._folder} holds no repository; run `umbel keys init`")
+        return cast("Metadata[Root]", _parse(self.file(f"{max(numbers)}.root.json")))
+
+    def _load(self, role: str, kind: type[S]) -> Metadata[S]:
+        if kind is Timestamp:
+            return cast("Metadata[S]", _parse(self.file("timestamp.json")))
+        if kind is Snapshot:
+            version = self._load("timestamp", Timestamp).signed.snapshot_meta.version
+            return cast("Metadata[S]", _parse(self.file(f"{version}.snapshot.json")))
+        meta = self._load("snapshot", Snapshot).signed.meta.get(f"{role}.json")
+        if meta is None:
+            raise NotFound(f"{role} has no metadata yet; name the model's signers first")
+        return cast("Metadata[S]", _parse(self.file(f"{meta.version}.{role}.json")))
+
+    def _write(self, name: str, data: bytes) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        beside = self._folder / f".{name}.new"
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self._folder / name)
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sign_draft(draft: bytes, signers: Iterable[CryptoSigner]) -> bytes:
+    """Add signatures to a draft; what is done on the machine where offline keys live."""
+    metadata = _parse(draft)
+    for signer in signers:
+        metadata.sign(signer, append=True)
+    return metadata.to_bytes(_COMPACT)
+
+
+def _draft(metadata: Metadata[Any], role: str, now: float) -> bytes:
+    metadata.signed.version += 1
+    metadata.signed.expires = _instant(now + rule_of(role).lifetime_seconds)
+    metadata.signatures.clear()
+    return metadata.to_bytes(_COMPACT)
+
+
+def _unborn(signed: S) -> Metadata[S]:
+    """What `_draft` turns into version 1."""
+    signed.version = 0
+    return Metadata(signed)
+
+
+def _name_signers(root: Root, role: str, keys: Iterable[Key]) -> None:
+    for key in keys:
+        root.add_key(key, role)
+    root.roles[role].threshold = RULES[role].threshold
+
+
+def _half_over(metadata: Metadata[Any], role: str, now: float) -> bool:
+    return bool(metadata.signed.expires.timestamp() - now < RULES[role].lifetime_seconds / 2)
+
+
+def _parse(data: bytes) -> Metadata[Any]:
+    try:
+        return Metadata.from_bytes(data)
+    except RepositoryError as error:
+        raise MalformedMessage(f"not TUF metadata: {error}") from error
+
+
+def _instant(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC)

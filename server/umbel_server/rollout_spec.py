@@ -1,0 +1,175 @@
+"""What a person decides about a rollout: the release, the waves, the conditions between them.
+
+An approval covers exactly this (`RolloutSpec.subject`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
+from typing import Any, Final
+
+from umbel import fields as checks
+from umbel.digests import Digest, digest_of
+from umbel.errors import MalformedMessage, OutOfBounds
+from umbel_server.gates import GatePolicy
+from umbel_server.json_text import to_text
+
+LADDER: Final = (1.0, 5.0, 25.0, 100.0)
+
+
+class Promotion(Enum):
+    """Who opens the next wave once a gate has passed."""
+
+    AUTOMATIC = "automatic"
+    MANUAL = "manual"
+
+
+class OnFailure(Enum):
+    """What a failed gate does."""
+
+    ROLL_BACK = "roll-back"
+    PAUSE = "pause"
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """One step: so many per cent of the population, together with all the waves before it."""
+
+    percent: float
+    soak_seconds: float = 3600.0
+    """Time that must pass before its gate may pass."""
+    deadline_seconds: float = 7 * 86_400.0
+    """Time after which a gate that still can't tell pauses the rollout."""
+    promotion: Promotion = Promotion.AUTOMATIC
+    lab: bool = False
+    """Take the spec's trusted lab devices and nobody else; `percent` is 0."""
+
+    def __post_init__(self) -> None:
+        if self.lab != (self.percent == 0) or not 0 <= self.percent <= 100:
+            raise OutOfBounds(f"a wave of {self.percent} per cent; it must lie above 0 and at most at 100")
+        if not 0 <= self.soak_seconds <= self.deadline_seconds < float("inf"):
+            raise OutOfBounds("a wave's soak time must lie between 0 and its deadline")
+
+
+def ladder(**settings: Any) -> tuple[Wave, ...]:
+    """The usual waves: 1, 5, 25 and 100 per cent."""
+    return tuple(Wave(percent, **settings) for percent in LADDER)
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentArm:
+    """One side of an experiment: a release, and its share of the devices relative to the other arms'."""
+
+    release: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    """All that a person decides about a rollout, and that an approval covers."""
+
+    model: str
+    channel: str
+    population: str
+    release: int
+    """The release to move to, already signed."""
+    from_release: int = 0
+    """What devices have now; 0: nothing."""
+    revert_release: int = 0
+    """A higher release with the old content, signed beforehand; 0: rolling back needs a signature first."""
+    waves: tuple[Wave, ...] = field(default_factory=ladder)
+    gate: GatePolicy = field(default_factory=GatePolicy)
+    on_failure: OnFailure = OnFailure.ROLL_BACK
+    hold_back_percent: float = 0.0
+    """Devices that get nothing from this rollout, to compare with for longer."""
+    hold_back_salt: str = ""
+    lab: tuple[str, ...] = ()
+    """Ids of trusted devices that a lab wave takes."""
+    only: tuple[str, ...] = ()
+    """Ids of a group; empty: the whole population."""
+    start_at: float = 0.0
+    """POSIX seconds before which it doesn't start by itself."""
+    arms: tuple[ExperimentArm, ...] = ()
+    """For an experiment: two or more; it ends when a person promotes it."""
+
+    def __post_init__(self) -> None:
+        checks.name(self.model, "model")
+        checks.name(self.channel, "channel")
+        checks.name(self.population, "population")
+        if not self.waves:
+            raise OutOfBounds("a rollout needs at least one wave")
+        shares = [wave.percent for wave in self.waves]
+        if sorted(set(shares)) != shares or shares[-1] == 0:
+            raise OutOfBounds("each wave must take more of the population than the one before it")
+        if any(wave.lab for wave in self.waves) and not self.lab:
+            raise OutOfBounds("a lab wave needs the ids of the lab's devices")
+        if self.release <= self.from_release or (self.revert_release and self.revert_release <= self.release):
+            raise OutOfBounds("numbers must rise: from what devices have, to the release, to the one to go back with")
+        if not 0 <= self.hold_back_percent < 100:
+            raise OutOfBounds("hold_back_percent must lie between 0 and 100")
+        if self.arms and (len(self.arms) < 2 or any(arm.weight <= 0 for arm in self.arms)):
+            raise OutOfBounds("an experiment needs at least two arms with weights above 0")
+
+    @property
+    def subject(self) -> Digest:
+        """What an approval is bound to: the digest of all of this."""
+        return digest_of(to_text(spec_to_tree(self)).encode())
+
+
+# As JSON, for the store and for operators.
+
+
+def spec_to_tree(spec: RolloutSpec) -> dict[str, Any]:
+    """A spec as plain JSON values."""
+    tree = asdict(spec)
+    tree["on_failure"] = spec.on_failure.value
+    tree["waves"] = [asdict(wave) | {"promotion": wave.promotion.value} for wave in spec.waves]
+    return tree
+
+
+def spec_from_tree(tree: Mapping[str, Any]) -> RolloutSpec:
+    """Undo `spec_to_tree`; what is absent keeps its default.
+
+    Raises:
+        MalformedMessage: unknown or ill-typed fields.
+        OutOfBounds: values that make no sense.
+    """
+    try:
+        values = dict(tree)
+        _convert(values, "waves", lambda waves: tuple(_wave(wave) for wave in waves))
+        _convert(values, "gate", lambda gate: GatePolicy(**_like(GatePolicy, gate)))
+        _convert(values, "on_failure", OnFailure)
+        _convert(values, "arms", lambda arms: tuple(ExperimentArm(**_like(ExperimentArm, arm)) for arm in arms))
+        _convert(values, "lab", lambda ids: tuple(str(device) for device in ids))
+        _convert(values, "only", lambda ids: tuple(str(device) for device in ids))
+        return RolloutSpec(**_like(RolloutSpec, values))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise MalformedMessage(f"not a rollout's spec: {error}") from error
+
+
+def _wave(tree: Mapping[str, Any]) -> Wave:
+    values = _like(Wave, tree)
+    _convert(values, "promotion", Promotion)
+    return Wave(**values)
+
+
+def _convert(values: dict[str, Any], name: str, conversion: Any) -> None:
+    if name in values:
+        values[name] = conversion(values[name])
+
+
+_NUMBERS: Final[dict[str, type | tuple[type, ...]]] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+
+
+def _like(kind: type, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `tree`, once each is known to `kind` and of the plain type that it declares."""
+    types = {entry.name: entry.type for entry in fields(kind)}
+    for name, value in tree.items():
+        plain = _NUMBERS.get(str(types[name])) if name in types else None
+        if name not in types:
+            raise TypeError(f"there is no {name!r}; known are {', '.join(types)}")
+        if plain and (not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool)):
+            raise TypeError(f"{name} is {value!r}, not of type {types[name]}")
+    return dict(tree)

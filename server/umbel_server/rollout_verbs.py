@@ -1,0 +1,261 @@
+"""What operators may do with releases and rollouts: each a transaction with its audit row.
+
+A call that changes something names its request, so that it can be made again without being done twice, and the
+revision that its caller has seen. `actor` is who asked, from their certificate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from umbel.clock import Clock
+from umbel.errors import NotFound, WrongState
+from umbel.listing import ListedRelease
+from umbel_server import audit, executions, rollout, rollout_records
+from umbel_server.fleet import Fleet
+from umbel_server.keyring import KeyStatus
+from umbel_server.releases import Prepared, ReleaseDesk
+from umbel_server.repository import Freshness
+from umbel_server.rollout import Rollout
+from umbel_server.rollout_records import RolloutRecord
+from umbel_server.rollout_spec import RolloutSpec
+from umbel_server.steering import Steering
+from umbel_server.store import Store
+from umbel_server.waves import wave_of
+
+SALTS_TO_TRY: Final = 64
+_STOPS: Final[dict[str, Callable[[Rollout, str], Rollout]]] = {
+    "pause": rollout.pause,
+    "abort": rollout.abort,
+    "roll-back": rollout.roll_back,
+    "cancel": lambda found, reason: rollout.cancel(found),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ListingStatus:
+    """The release listing, for a person to look at."""
+
+    freshness: tuple[Freshness, ...]
+    keys: tuple[KeyStatus, ...]
+    waiting: tuple[ListedRelease, ...]
+    listed: tuple[ListedRelease, ...]
+    held: Mapping[str, str]
+
+
+class RolloutVerbs:
+    """The verbs over a store, for whoever has been let in."""
+
+    def __init__(
+        self,
+        store: Store,
+        steering: Steering,
+        desk: ReleaseDesk,
+        fleet: Fleet,
+        clock: Clock,
+        chance: Callable[[int], bytes],
+    ) -> None:
+        self._store = store
+        self._steering = steering
+        self._desk = desk
+        self._fleet = fleet
+        self._clock = clock
+        self._chance = chance
+
+    # Rollouts.
+
+    def create(self, rollout_id: str, spec: RolloutSpec, actor: str, request_id: str = "") -> RolloutRecord:
+        """Write a draft.
+
+        Raises:
+            NotFound: the releases that it names aren't prepared.
+            AlreadyExists: there is another rollout of this id.
+        """
+        now = self._clock.now()
+        self._require_listed(spec)
+        with self._store.transaction() as connection:
+            if rollout_records.already_done(connection, request_id, actor, "create", rollout_id, now):
+                return rollout_records.get(connection, rollout_id)
+            made = rollout.draft(rollout_id, spec, actor, self._salt(rollout_id, spec, now), now)
+            rollout_records.insert(connection, made)
+            body = {"subject": spec.subject, "release": spec.release}
+            audit.append(connection, now, actor, "rollout.create", rollout_id, body, request_id)
+        self._steering.changed(made, now)
+        return RolloutRecord(made)
+
+    def edit(
+        self, rollout_id: str, spec: RolloutSpec, actor: str, revision: int, request_id: str = ""
+    ) -> RolloutRecord:
+        """Change a rollout that hasn't started; what was approved is so no more."""
+        self._require_listed(spec)
+        return self._steering.change(
+            rollout_id, "edit", actor, revision, request_id, lambda it, now: rollout.edit(it, spec, actor)
+        )
+
+    def submit(self, rollout_id: str, actor: str, revision: int, request_id: str = "") -> RolloutRecord:
+        """Ask for approval."""
+        return self._steering.change(
+            rollout_id, "submit", actor, revision, request_id, lambda it, now: rollout.submit(it)
+        )
+
+    def approve(self, rollout_id: str, actor: str, subject: str, revision: int, request_id: str = "") -> RolloutRecord:
+        """Let it go, as it stands in `subject`; a second person's word."""
+        step = lambda it, now: rollout.approve(it, actor, subject)  # noqa: E731
+        return self._steering.change(rollout_id, "approve", actor, revision, request_id, step)
+
+    def deny(self, rollout_id: str, actor: str, reason: str, revision: int, request_id: str = "") -> RolloutRecord:
+        """Refuse it."""
+        return self._steering.change(
+            rollout_id, "deny", actor, revision, request_id, lambda it, now: rollout.deny(it, actor, reason)
+        )
+
+    def start(self, rollout_id: str, actor: str, revision: int, request_id: str = "") -> RolloutRecord:
+        """Open the first wave; a paused rollout of the same devices makes room."""
+        with self._store.reading() as connection:
+            found = rollout_records.get(connection, rollout_id).rollout
+        self._steering.require_room(found)
+        return self._steering.change(rollout_id, "start", actor, revision, request_id, rollout.start)
+
+    def promote(self, rollout_id: str, actor: str, revision: int, request_id: str = "") -> RolloutRecord:
+        """Open the next wave after a gate that a person confirms."""
+        return self._steering.change(
+            rollout_id, "promote", actor, revision, request_id, lambda it, now: rollout.promote(it, actor, now)
+        )
+
+    def resume(self, rollout_id: str, actor: str, revision: int, request_id: str = "") -> RolloutRecord:
+        """Go on with a paused rollout."""
+        return self._steering.change(
+            rollout_id, "resume", actor, revision, request_id, lambda it, now: rollout.resume(it, actor, now)
+        )
+
+    def stop(
+        self, rollout_id: str, how: str, actor: str, reason: str, revision: int = -1, request_id: str = ""
+    ) -> RolloutRecord:
+        """Pause, abort, roll back or cancel, on one person's word; a revision is optional, since stopping can't wait.
+
+        Raises:
+            NotFound: there is no such way to stop.
+        """
+        if how not in _STOPS:
+            raise NotFound(f"can't {how[:40]!r}; ways to stop are {', '.join(sorted(_STOPS))}")
+        return self._steering.change(
+            rollout_id, how, actor, revision, request_id, lambda it, now: _STOPS[how](it, reason)
+        )
+
+    def hold(self, model: str, actor: str, reason: str) -> None:
+        """Emergency: offer nothing of a model to anybody until it is lifted."""
+        now = self._clock.now()
+        with self._store.transaction() as connection:
+            rollout_records.hold(connection, model, actor, reason, now)
+            audit.append(connection, now, actor, "release.hold", model, {"reason": reason})
+        self._steering.look()
+
+    def lift(self, model: str, actor: str) -> None:
+        """End a hold; raises `NotFound` if there is none."""
+        now = self._clock.now()
+        with self._store.transaction() as connection:
+            rollout_records.lift(connection, model)
+            audit.append(connection, now, actor, "release.lift", model)
+        self._steering.look()
+
+    def prepare(self, model: str, version: int, channel: str, actor: str, request_id: str = "") -> Prepared:
+        """Make a version a release, with the one to go back with, listed and signed if the keys lie here."""
+        now = self._clock.now()
+        with self._store.transaction() as connection:
+            subject = f"{model}/{version}/{channel}"
+            if rollout_records.already_done(connection, request_id, actor, "prepare", subject, now):
+                prepared = self._desk.prepared(connection, model, version, channel)
+            else:
+                prepared = self._desk.prepare(connection, model, version, channel, actor, now)
+        self._desk.settle(now)
+        return prepared
+
+    def listing(self) -> ListingStatus:
+        """The listing: how fresh it is, who signs it, what it holds and what waits for signatures."""
+        with self._store.reading() as connection:
+            waiting, held = self._desk.waiting(connection), rollout_records.held(connection)
+        repository = self._desk.repository
+        listed = [release for model in repository.models() for release in repository.releases(model)]
+        return ListingStatus(
+            tuple(repository.freshness()), tuple(repository.key_status()), tuple(waiting), tuple(listed), held
+        )
+
+    def draft(self, model: str) -> bytes:
+        """What waits for the signatures of a model's signers; raises `NotFound`."""
+        return self._desk.draft(model, self._clock.now())
+
+    def submit_listing(self, model: str, signed: bytes, actor: str) -> None:
+        """Take a signed draft; raises `SignatureInvalid` or `WrongState`."""
+        self._desk.submit(model, signed, actor, self._clock.now())
+        self._steering.look()
+
+    def publish(self, model: str, version: int, channel: str, actor: str) -> int:
+        """Release a version to everybody on a channel at once, without waves; its number.
+
+        Raises:
+            WrongState: a rollout on this channel is under way.
+        """
+        now = self._clock.now()
+        with self._store.transaction() as connection:
+            for other in rollout_records.steering(connection):
+                if (other.spec.model, other.spec.channel) == (model, channel) and other.stage in rollout.UNDER_WAY:
+                    raise WrongState(f"rollout {other.id} of channel {channel!r} is {other.stage.value}; end it first")
+            prepared = self._desk.prepare(connection, model, version, channel, actor, now, way_back=False)
+            self._desk.open(connection, model, channel, prepared.number)
+            body = {"version": version, "channel": channel, "number": prepared.number}
+            audit.append(connection, now, actor, "release.publish", model, body)
+        self._desk.settle(now)
+        self._steering.look()
+        return prepared.number
+
+    # Reading.
+
+    def get(self, rollout_id: str) -> RolloutRecord:
+        """One rollout; raises `NotFound`."""
+        with self._store.reading() as connection:
+            return rollout_records.get(connection, rollout_id)
+
+    def newest(self, limit: int = 100) -> list[RolloutRecord]:
+        """Rollouts, newest first."""
+        with self._store.reading() as connection:
+            return rollout_records.newest(connection, limit)
+
+    def counts(self, found: Rollout) -> dict[tuple[int, str], int]:
+        """(release, outcome) -> devices, for a rollout's releases and the one to go back with."""
+        with self._store.reading() as connection:
+            return executions.counts(connection, found.id, [*found.releases, found.spec.revert_release])
+
+    def preview(self, found: Rollout) -> dict[int, list[str]]:
+        """Wave -> the enrolled devices that it adds; a look without touching anything."""
+        known = self._fleet.members(found.spec.population, self._clock.now())
+        waves: dict[int, list[str]] = {index: [] for index in range(len(found.spec.waves))}
+        for device in known:
+            wave = wave_of(found, device)
+            if wave is not None:
+                waves[wave].append(device)
+        return waves
+
+    def draft_of(self, spec: RolloutSpec) -> Rollout:
+        """A rollout that isn't written anywhere, to preview."""
+        now = self._clock.now()
+        return rollout.draft("preview", spec, "nobody", self._salt("preview", spec, now), now)
+
+    # Small parts.
+
+    def _require_listed(self, spec: RolloutSpec) -> None:
+        numbers = {spec.release, spec.revert_release, *(arm.release for arm in spec.arms)} - {0}
+        missing = sorted(numbers - set(self._desk.listed(spec.model)))
+        if missing:
+            raise NotFound(f"releases {missing} of {spec.model!r} aren't listed and signed; `umbel releases prepare`")
+
+    def _salt(self, rollout_id: str, spec: RolloutSpec, now: float) -> str:
+        """A secret salt; in a small fleet one whose first wave takes somebody, so that there is a canary at all."""
+        salts = [self._chance(16).hex() for _ in range(SALTS_TO_TRY)]
+        known = self._fleet.members(spec.population, now)
+        for salt in salts:
+            trial = rollout.draft(rollout_id, spec, "nobody", salt, now)
+            if any(wave_of(trial, device) == 0 for device in known):
+                return salt
+        return salts[0]

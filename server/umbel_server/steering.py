@@ -1,0 +1,250 @@
+"""Steers rollouts: one look at everything that is under way, one step where one is due; and the people's verbs.
+
+`reconcile` is level-triggered: it compares what is with what should be, so that a coordinator that was killed at any
+point goes on where the store says. A lease lets one controller steer at a time; a revision in each write makes a
+second one harmless. Each step is one transaction together with its audit row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import sqlalchemy as sa
+import structlog
+
+from umbel.clock import Clock
+from umbel.errors import WrongState
+from umbel_server import audit, executions, rollout, rollout_records
+from umbel_server.events import ServerEvent
+from umbel_server.executions import HOLDS_IT, Execution
+from umbel_server.fleet import Fleet
+from umbel_server.gates import Decision, Judgement, Look, arms_match, judge
+from umbel_server.offers import Offers, Standing
+from umbel_server.releases import ReleaseDesk
+from umbel_server.rollout import Rollout, Stage
+from umbel_server.rollout_records import RolloutRecord
+from umbel_server.store import Store
+from umbel_server.tables import HEADS
+from umbel_server.waves import takes
+
+LEASE_SECONDS: Final = 15.0
+_log = structlog.get_logger(__name__)
+
+
+class Steering:
+    """Rollouts of one coordinator.
+
+    Args:
+        store: the truth.
+        desk: lists releases.
+        offers: makes offers; told here what they rest on.
+        fleet: who there is.
+        clock: what the date is.
+        chance: random bytes.
+        tell: hears what happens, for watchers.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        desk: ReleaseDesk,
+        offers: Offers,
+        fleet: Fleet,
+        clock: Clock,
+        chance: Callable[[int], bytes],
+        tell: Callable[[ServerEvent], None],
+    ) -> None:
+        self.desk = desk
+        self.offers = offers
+        self._store = store
+        self._fleet = fleet
+        self._clock = clock
+        self._chance = chance
+        self._tell = tell
+        self._holder = chance(16).hex()
+        self._leads_until = 0.0
+        self.look()
+
+    # By itself.
+
+    def look(self) -> None:
+        """Read anew what offers rest on."""
+        with self._store.reading() as connection:
+            heads = {(row.model, row.channel): row.number for row in connection.execute(sa.select(HEADS))}
+            found = rollout_records.steering(connection)
+            self.offers.standing = Standing(tuple(found), heads, rollout_records.held(connection))
+
+    def reconcile(self, checkpoint: str = "") -> None:
+        """Do all that is due, if this is the controller that may."""
+        now = self._clock.now()
+        if self._leads(now):
+            self.desk.settle(now, checkpoint)
+            for found in self._due():
+                try:
+                    self._step(found, now)
+                except WrongState as error:
+                    _log.info("rollout waits", rollout=found.id, reason=str(error))
+        self.look()
+
+    def _leads(self, now: float) -> bool:
+        """Whether this is the controller; the lease is renewed when half of it is over."""
+        if now > self._leads_until - LEASE_SECONDS / 2:
+            with self._store.transaction() as connection:
+                mine = rollout_records.take_lease(connection, "rollouts", self._holder, now, LEASE_SECONDS)
+            self._leads_until = now + LEASE_SECONDS if mine else 0.0
+        return now < self._leads_until
+
+    def _due(self) -> list[Rollout]:
+        with self._store.reading() as connection:
+            return rollout_records.steering(connection)
+
+    def _step(self, found: Rollout, now: float) -> None:
+        match found.stage:
+            case Stage.SCHEDULED if 0 < found.spec.start_at <= now:
+                self._start(found, audit.COORDINATOR, now)
+            case Stage.RUNNING:
+                self._judge(found, now)
+            case Stage.ROLLING_BACK:
+                self._go_back(found, now)
+            case _:
+                pass
+
+    def _judge(self, found: Rollout, now: float) -> None:
+        judgement = self.judgement(found, now)
+        after = rollout.judged(found, judgement, now)
+        if after is found:
+            self._note(found, judgement)
+            return
+        with self._store.transaction() as connection:
+            rollout_records.update(connection, found, after, judgement.explain())
+            if after.stage is Stage.SUCCEEDED:
+                self.desk.open(connection, found.spec.model, found.spec.channel, found.spec.release)
+            if after.stage is Stage.ROLLING_BACK:
+                self._begin_going_back(connection, after)
+            body = {"decision": judgement.decision.value, "wave": found.wave, "words": judgement.explain()}
+            self._audit(connection, found, after, audit.COORDINATOR, now, body)
+        self.changed(after, now)
+
+    def _note(self, found: Rollout, judgement: Judgement) -> None:
+        with self._store.reading() as connection:
+            known = rollout_records.get(connection, found.id).judgement
+        if known != judgement.explain():
+            with self._store.transaction() as connection:
+                rollout_records.update(connection, found, found, judgement.explain())
+
+    def _go_back(self, found: Rollout, now: float) -> None:
+        """Wait until nobody has the release any more, or until those who still do are given up on."""
+        deadline = found.wave_opened_at + max(wave.deadline_seconds for wave in found.spec.waves)
+        with self._store.transaction() as connection:
+            left = self._left(connection, found)
+            if left and found.spec.revert_release and now < deadline:
+                return
+            after = replace(rollout.reverted(found), reason=f"{found.reason}\ndevices left on it: {len(left)}".strip())
+            rollout_records.update(connection, found, after)
+            self._audit(connection, found, after, audit.COORDINATOR, now, {"left": len(left)})
+        self.changed(after, now)
+
+    def _left(self, connection: sa.Connection, found: Rollout) -> list[Execution]:
+        """Moves to the release whose devices haven't gone back yet."""
+        numbers = found.releases
+        taken = [e for e in executions.of_numbers(connection, found.spec.model, numbers) if e.outcome in HOLDS_IT]
+        back = executions.of_numbers(connection, found.spec.model, [found.spec.revert_release])
+        returned = {execution.device for execution in back if execution.outcome in HOLDS_IT}
+        return [execution for execution in taken if execution.device not in returned]
+
+    def judgement(self, found: Rollout, now: float) -> Judgement:
+        """What the gate of the open wave says now; raises `WrongState` if none is open."""
+        wave = found.share
+        if wave is None:
+            raise WrongState(f"no wave of rollout {found.id} has been opened yet")
+        with self._store.reading() as connection:
+            moves = executions.of_rollout(connection, found.id, found.releases)
+        age = now - found.wave_opened_at
+        members = self._members(found, now)
+        look = Look(age >= wave.soak_seconds, age >= wave.deadline_seconds, len(members))
+        judged = judge([move.exposure for move in moves if move.wave <= found.wave], found.spec.gate, look)
+        if found.spec.arms and judged.decision is Decision.PASS:
+            sizes = [sum(move.number == arm.release for move in moves) for arm in found.spec.arms]
+            if not arms_match(sizes, [arm.weight for arm in found.spec.arms]):
+                return replace(judged, decision=Decision.INCONCLUSIVE)
+        return judged
+
+    def _members(self, found: Rollout, now: float) -> list[str]:
+        known = self._fleet.members(found.spec.population, now)
+        return [device for device in known if takes(found, device)]
+
+    # Small parts.
+
+    def change(
+        self,
+        rollout_id: str,
+        action: str,
+        actor: str,
+        revision: int,
+        request_id: str,
+        step: Callable[[Rollout, float], Rollout],
+    ) -> RolloutRecord:
+        """One step of one rollout, asked for under a request id by somebody who has seen this revision (-1: any)."""
+        now = self._clock.now()
+        with self._store.transaction() as connection:
+            record = rollout_records.get(connection, rollout_id)
+            if rollout_records.already_done(connection, request_id, actor, action, rollout_id, now):
+                return record
+            before = record.rollout
+            if revision >= 0:
+                rollout.require_revision(before, revision)
+            after = step(before, now)
+            rollout_records.update(connection, before, after)
+            if after.stage is Stage.ROLLING_BACK:
+                self._begin_going_back(connection, after)
+            if after.stage is Stage.SUCCEEDED:
+                self.desk.open(connection, after.spec.model, after.spec.channel, after.spec.release)
+            self._audit(connection, before, after, actor, now, {"action": action}, request_id)
+        self.changed(after, now)
+        return RolloutRecord(after, record.judgement)
+
+    def _start(self, found: Rollout, actor: str, now: float) -> None:
+        self.require_room(found)
+        self.change(found.id, "start", actor, found.revision, "", rollout.start)
+
+    def _begin_going_back(self, connection: sa.Connection, after: Rollout) -> None:
+        spec = after.spec
+        for number in after.releases:
+            executions.withdraw(connection, after.id, number)
+            if spec.revert_release and self.desk.head(connection, spec.model, spec.channel) == number:
+                self.desk.open(connection, spec.model, spec.channel, spec.revert_release)
+
+    def require_room(self, found: Rollout) -> None:
+        """No two rollouts move the same devices; a paused one is superseded."""
+        spec = found.spec
+        for other in self._due():
+            same = (other.spec.model, other.spec.channel, other.spec.population)
+            if other.id == found.id or same != (spec.model, spec.channel, spec.population):
+                continue
+            if other.stage is Stage.PAUSED:
+                supersede = lambda it, now: rollout.supersede(it, found.id)  # noqa: E731
+                self.change(other.id, "supersede", audit.COORDINATOR, other.revision, "", supersede)
+            elif other.stage in rollout.UNDER_WAY:
+                raise WrongState(f"rollout {other.id} moves these devices already; end it first")
+
+    def _audit(
+        self,
+        connection: sa.Connection,
+        before: Rollout,
+        after: Rollout,
+        actor: str,
+        now: float,
+        body: dict[str, Any],
+        request_id: str = "",
+    ) -> None:
+        told = body | {"from": before.stage.value, "to": after.stage.value, "wave": after.wave}
+        told |= {"revision": after.revision, "subject": after.spec.subject}
+        audit.append(connection, now, actor, f"rollout.{after.stage.value}", after.id, told, request_id)
+
+    def changed(self, after: Rollout, now: float) -> None:
+        """Follow a change that is committed, and tell of it."""
+        self.look()
+        detail = {"stage": after.stage.value, "wave": after.wave, "reason": after.reason}
+        self._tell(ServerEvent(now, f"rollout.{after.stage.value}", after.id, detail))

@@ -1,0 +1,316 @@
+"""Private rounds through the whole coordinator: agreed before anyone joins, summed once, patient with the helper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tests.server.driving import OPERATOR, POPULATION, RUNTIME, TASK, Report, SimulatedDevice, World, task, together
+from umbel.descriptor import TWO_AGGREGATORS, descriptor_from_bytes
+from umbel.digests import digest_of
+from umbel.errors import BadInput, CohortTooSmall, OutOfBounds, SealBroken, Unreachable, WrongState
+from umbel.helper_card import HelperCard
+from umbel.plan import Kind, Plan
+from umbel.sealing import SEALED
+from umbel.update import Aggregate, Update
+from umbel.visit import Assignment, CheckInReply, ReportBegin, Retry
+from umbel_client.private import Pinned, PrivacyPolicy, pin, seal_privately, verify_round
+from umbel_server.blobs import Blobs
+from umbel_server.coordinator import Coordinator
+from umbel_server.flower.spec import StrategySpec
+from umbel_server.helper.core import Helper, HelperPolicy
+from umbel_server.helper.people import People
+from umbel_server.helper.port import HelperPort, LocalHelper
+from umbel_server.helper.records import Records
+from umbel_server.privacy_settings import PrivacySettings
+from umbel_server.round import RoundKey, RoundState
+from umbel_server.store import Store
+
+PRIVATE: dict[str, Any] = {
+    "updates_private": True,
+    "goal": 4,
+    "minimum": 3,
+    "rounds": 2,
+    "plan": Plan(clip_norm=20.0, max_weight=64.0),
+}
+
+
+class Away:
+    """A helper that doesn't answer."""
+
+    def __init__(self, identity: bytes) -> None:
+        self.identity = identity
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: object) -> None:
+            raise Unreachable("nobody answers")
+
+        return call
+
+
+class PrivateWorld(World):
+    """A coordinator with a helper."""
+
+    def __init__(self, url: str, blobs: Path) -> None:
+        self.records = Records()
+        self.identity, self.authority = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+        self.helper: HelperPort | None = None
+        super().__init__(url, blobs)
+
+    def start(self) -> None:
+        self.store = Store.open(self.url, self.plug)
+        self.blobs = Blobs(self.blobs_path, self.plug)
+        self.people = People(self.records, self.authority, self.clock, 90.0)
+        policy = HelperPolicy(self.signer.public_key, minimum_cohort=3)
+        core = Helper(self.records, self.identity, self.people.authority, policy, self.clock)
+        self.real_helper = LocalHelper(core, self.signer.for_helper())
+        self.coordinator = Coordinator(
+            self.store,
+            self.blobs,
+            self.signer,
+            self.leader,
+            self.clock,
+            offload=self.offload,
+            runtime=RUNTIME,
+            helper=self.helper or self.real_helper,
+        )
+
+    def let_the_helper(self, *, answer: bool) -> None:
+        self.helper = None if answer else Away(self.real_helper.identity)  # type: ignore[assignment]
+        self.restart()
+
+    def enrol_private(self, *names: str) -> list[PrivateDevice]:
+        self.enrol(*names)
+        return [PrivateDevice(self, name, POPULATION) for name in names]
+
+    def round(self, number: int, kind: Kind = Kind.TRAIN) -> Any:
+        from umbel_server import round_records
+
+        with self.store.reading() as connection:
+            return round_records.load(connection, RoundKey(TASK, number, kind))
+
+
+class PrivateDevice(SimulatedDevice):
+    """Sends shares only."""
+
+    def __init__(self, world: PrivateWorld, name: str, population: str) -> None:
+        super().__init__(world, name, population)
+        key = Ed25519PrivateKey.generate()
+        token = world.people.new_token(population)
+        from umbel.participants import prove
+
+        public = key.public_key().public_bytes_raw()
+        certificate = world.people.enrol(token, population, public, prove(population, key))
+        card = HelperCard("helper:1", world.real_helper.identity, b"", "")
+        self.pinned: Pinned = pin(card, key, certificate, world.clock.now())
+
+    async def check_in(self, **changes: Any) -> CheckInReply:
+        return await super().check_in(**({"suites": (TWO_AGGREGATORS,)} | changes))
+
+    def report(self, assignment: Assignment, body: Update | bytes | None = None, **changes: Any) -> Report:
+        assert assignment.private_round is not None and not isinstance(body, bytes)
+        keys = (self.world.signer.public_key, self.pinned.card.identity)
+        base = self.world.base_of(assignment)
+        policy, now = PrivacyPolicy(minimum_cohort=3), self.world.clock.now()
+        descriptor = verify_round(assignment.private_round, assignment, base, POPULATION, keys, policy, now)
+        name = f"{self.name}/{assignment.task}/{assignment.round}/{assignment.plan.kind}"
+        report_id = digest_of(name.encode())[:32]
+        update = body or self.update(assignment)
+        sealed = seal_privately(
+            descriptor, assignment.private_round, assignment, report_id, update, self.pinned, self.name
+        )
+        token, digest = assignment.upload_token, digest_of(sealed)
+        return Report(ReportBegin(assignment.session_id, report_id, token, len(sealed), digest), sealed)
+
+
+@pytest.fixture
+def world(sqlite_url: str, tmp_path: Path) -> Iterator[PrivateWorld]:
+    world = PrivateWorld(sqlite_url, tmp_path / "blobs")
+    yield world
+    world.store.close()
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody cuts the power here: nothing need be synced."""
+    monkeypatch.setattr("umbel_server.blobs._sync", lambda path: None)
+    monkeypatch.setattr("umbel_server.store.PRAGMAS", ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON"))
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'umbel.db'}"
+
+
+async def expected_after_one_round(world: PrivateWorld, devices: list[PrivateDevice]) -> np.ndarray:
+    from tests.server.driving import SHAPES
+
+    total = Aggregate.zero(SHAPES)
+    for device in devices:
+        reply = (await device.check_in()).reply
+        assert isinstance(reply, Assignment)
+        total.accumulate(device.update(reply))
+        device.pending = device.report(reply)
+    return world.weights().to_vector() + total.mean().to_vector()
+
+
+async def test_a_private_round_makes_the_version_that_a_plain_one_would(world: PrivateWorld) -> None:
+    devices = world.enrol_private("a", "b", "c", "d")
+    await world.begin(task(**PRIVATE))
+    expected = await expected_after_one_round(world, devices)
+    assert all(await together(*devices))
+    await world.coordinator.tick()
+    assert world.round(1).state is RoundState.COMPLETED
+    assert world.round(1).metrics["correct"] == 48.0
+    np.testing.assert_allclose(world.weights().to_vector(), expected, atol=2e-4)
+
+
+async def test_candidates_are_measured_privately_too(world: PrivateWorld) -> None:
+    devices = world.enrol_private("a", "b", "c", "d")
+    await world.begin(task(**PRIVATE, evaluate_candidates=True))
+    assert all(await together(*devices))
+    await world.coordinator.tick()
+    assert all(await together(*devices))
+    await world.coordinator.tick()
+    assert world.round(1, Kind.EVALUATE).metrics["examples"] == 80.0
+    assert world.round(1).state is RoundState.COMPLETED
+
+
+async def test_a_task_without_privacy_or_a_helper_is_never_private_in_name_only(world: PrivateWorld) -> None:
+    world.coordinator.private._helper = None
+    with pytest.raises(WrongState, match="no helper"):
+        world.coordinator.operations.create_task(task(**PRIVATE), OPERATOR)
+    assert world.coordinator.operations.tasks() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"plan": Plan(max_weight=64.0)}, OutOfBounds, "clip_norm"),
+        ({"minimum": 1}, CohortTooSmall, "minimum"),
+        ({"deadline_seconds": 100_000.0}, OutOfBounds, "deadline_seconds"),
+        ({"goal": 900_000, "over_selection": 1.1, "privacy": PrivacySettings(ring_bits=16)}, OutOfBounds, "ring_bits"),
+        (
+            {"privacy": PrivacySettings(ring_bits=16, noise_multiplier=50.0, metric_bound=10.0)},
+            OutOfBounds,
+            "wider ring",
+        ),
+        ({"privacy": PrivacySettings(noise_multiplier=9.0, metric_bound=1e6)}, OutOfBounds, "metric_bound"),
+    ],
+)
+async def test_a_private_task_that_can_not_work_is_refused_with_what_to_change(
+    world: PrivateWorld, changes: dict[str, Any], error: type[BadInput], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        world.coordinator.operations.create_task(task(**(PRIVATE | changes)), OPERATOR)
+
+
+async def test_strategies_that_need_single_updates_are_refused_and_others_named() -> None:
+    with pytest.raises(BadInput, match="FedAvg"):
+        task(**PRIVATE, strategy=StrategySpec("Krum"))
+
+
+async def test_a_device_that_sends_in_the_clear_does_not_join_and_one_with_a_helper_joins_nothing_else(
+    world: PrivateWorld,
+) -> None:
+    device = world.enrol_private("a")[0]
+    await world.begin(task(**PRIVATE))
+    reply = (await device.check_in(suites=(SEALED,))).reply
+    assert isinstance(reply, Retry) and TWO_AGGREGATORS in reply.reason
+
+
+async def test_nobody_joins_before_the_helper_has_agreed(world: PrivateWorld) -> None:
+    device = world.enrol_private("a")[0]
+    world.let_the_helper(answer=False)
+    await world.begin(task(**PRIVATE))
+    reply = (await device.check_in()).reply
+    assert isinstance(reply, Retry) and "waits for its helper" in reply.reason
+    world.let_the_helper(answer=True)
+    await world.coordinator.tick()
+    assert isinstance((await device.check_in()).reply, Assignment)
+
+
+async def test_a_round_waits_for_a_helper_that_is_away_and_goes_on_when_it_is_back(world: PrivateWorld) -> None:
+    devices = world.enrol_private("a", "b", "c", "d")
+    await world.begin(task(**PRIVATE))
+    expected = await expected_after_one_round(world, devices)
+    world.let_the_helper(answer=False)
+    assert all(await together(*devices))
+    for _ in range(3):
+        await world.coordinator.tick()
+    assert world.round(1).state is RoundState.AGGREGATING
+    world.let_the_helper(answer=True)
+    await world.coordinator.tick()
+    assert world.round(1).state is RoundState.COMPLETED
+    np.testing.assert_allclose(world.weights().to_vector(), expected, atol=2e-4)
+
+
+async def test_a_helper_that_never_comes_back_costs_the_round_and_its_shares_are_deleted(world: PrivateWorld) -> None:
+    devices = world.enrol_private("a", "b", "c", "d")
+    await world.begin(task(**PRIVATE))
+    assert await devices[0].visit()
+    world.let_the_helper(answer=False)
+    assert all(await together(*devices[1:]))
+    await world.coordinator.tick()
+    before = world.weights()
+    assert list(world.blobs.spool.glob("**/*.bin")) or any(world.blobs.spool.rglob("*"))
+    agreed = descriptor_from_bytes(world.coordinator.private.find(RoundKey(TASK, 1)).signed.statement)  # type: ignore[union-attr]
+    world.clock.instant = agreed.not_after + 1
+    await world.coordinator.tick()
+    assert world.round(1).state is RoundState.FAILED
+    assert world.weights() == before
+    assert not [path for path in world.blobs.spool.rglob("*") if path.is_file()]
+
+
+async def test_the_leader_restarts_between_any_two_reports_and_sums_the_same(world: PrivateWorld) -> None:
+    devices = world.enrol_private("a", "b", "c", "d")
+    await world.begin(task(**PRIVATE))
+    expected = await expected_after_one_round(world, devices)
+    for device in devices:
+        assert await device.visit()
+        world.restart()
+    await world.coordinator.tick()
+    np.testing.assert_allclose(world.weights().to_vector(), expected, atol=2e-4)
+
+
+async def test_a_broken_report_is_refused_and_the_round_goes_on_without_it(world: PrivateWorld) -> None:
+    devices = world.enrol_private("a", "b", "c", "d", "e")
+    await world.begin(task(**PRIVATE))
+    report = devices[0].report(await devices[0].assignment())
+    spoilt = report.sealed[:-1] + bytes([report.sealed[-1] ^ 1])
+    begin = ReportBegin(
+        report.begin.session_id, report.begin.report_id, report.begin.upload_token, len(spoilt), digest_of(spoilt)
+    )
+    with pytest.raises(SealBroken):
+        await devices[0].send(Report(begin, spoilt))
+    assert all(await together(*devices[1:]))
+    await world.coordinator.tick()
+    assert world.round(1).state is RoundState.COMPLETED
+
+
+async def test_a_cohort_that_the_helper_finds_too_small_costs_the_round_only(world: PrivateWorld) -> None:
+    devices = world.enrol_private("a", "b", "c", "d")
+    await world.begin(task(**PRIVATE))
+    for device in devices[:2]:
+        world.people.revoke(device.pinned.certificate.public_key)
+    assert all(await together(*devices))
+    await world.coordinator.tick()
+    assert world.round(1).state is RoundState.FAILED
+    assert "cohort-too-small" in world.round(1).reason
+
+
+async def test_the_descriptor_is_told_again_after_a_crash_between_signature_and_store(world: PrivateWorld) -> None:
+    await world.begin(task(**PRIVATE))
+    first = world.coordinator.private.find(RoundKey(TASK, 1))
+    with world.store.transaction() as connection:
+        from umbel_server.tables import PRIVATE_ROUNDS
+
+        connection.execute(PRIVATE_ROUNDS.delete())
+    world.restart()
+    await world.coordinator.tick()
+    assert world.coordinator.private.find(RoundKey(TASK, 1)) == first

@@ -1,0 +1,175 @@
+"""The helper as its operator runs it: made, started, asked over TLS by a leader and a device, healthy, stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tests.private.parties import NOW, POPULATION, Cohort, Party
+from umbel.clock import SystemClock
+from umbel.errors import CertificateRefused, EnrolmentRefused, SetRefused, SignatureInvalid, Unreachable, WrongState
+from umbel.helper_card import HelperCard
+from umbel.secure_sum import Participant
+from umbel_client.participation import enrol_at_helper, renew_at_helper
+from umbel_client.private import Pinned
+from umbel_server.helper.port import LeaderSigner
+from umbel_server.helper.remote import RemoteHelper
+
+UMBEL = [sys.executable, "-c", "from umbel_server.cli import main; main()"]
+
+
+@dataclass
+class Running:
+    folder: Path
+    leader: LeaderSigner
+    card: HelperCard
+    health: str
+    process: subprocess.Popen[str]
+
+    def tokens(self, count: int) -> list[str]:
+        made = umbel("helper", "tokens", "--state", str(self.folder), "--population", POPULATION, "--count", str(count))
+        return json.loads(made)["tokens"]
+
+
+def umbel(*arguments: str) -> str:
+    done = subprocess.run([*UMBEL, *arguments, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("helper") / "state"
+    leader = LeaderSigner(Ed25519PrivateKey.generate())
+    address = ("--address", "127.0.0.1:0", "--minimum-cohort", "2", "--operator", "ACME IT")
+    umbel("helper", "init", str(folder), "--leader", leader.public.hex(), *address)
+    command = [*UMBEL, "helper", "run", "--state", str(folder), "--health-port", str(free_port()), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    ready = json.loads(process.stdout.readline())
+    card = HelperCard.from_text((folder / "card.json").read_bytes())
+    assert card.address == ready["address"] and card.operator == "ACME IT"
+    yield Running(folder, leader, card, ready["health"], process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    process.stdout.close()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture
+def party(running: Running) -> Iterator[Party]:
+    """The usual parties, but their helper is the running program."""
+    party = Party()
+    party.sign = running.leader
+    remote = RemoteHelper(running.card, running.leader)
+    party.port = remote  # type: ignore[assignment]
+    party.clock.instant = SystemClock().now()
+    yield party
+    remote.close()
+
+
+async def member(running: Running, token: str) -> tuple[Pinned, Participant]:
+    pinned = await enrol_at_helper(running.card, token, POPULATION, SystemClock().now())
+    return pinned, Participant(Ed25519PrivateKey.from_private_bytes(pinned.key), pinned.certificate)
+
+
+def agree(party: Party, running: Running, **changes: object) -> Cohort:
+    from umbel.descriptor import SignedDescriptor, sign_as_leader
+    from umbel_server.secure_aggregation import PrivateRound
+
+    statement = party.describe(**changes).to_bytes()
+    signature = sign_as_leader(statement, party.sign.key)
+    signed = SignedDescriptor(statement, signature, party.port.countersign(statement, signature))
+    return Cohort(party, PrivateRound.verified(signed, party.sign.public, running.card.identity))
+
+
+async def test_a_round_goes_through_over_the_network(party: Party, running: Running) -> None:
+    devices = [(await member(running, token))[1] for token in running.tokens(5)]
+    cohort = agree(party, running, number=1, size=200_000)
+    expected = cohort.fill(devices)
+    found = cohort.sum.close()
+    assert found.count == 5 and abs(found.aggregate.total - expected).max() < 1e-3
+    ids = sorted(cohort.spool)
+    with pytest.raises(SetRefused):
+        party.port.commit(cohort.agreed.rd, ids[1:])
+
+
+async def test_refusals_come_back_as_what_they_are(party: Party, running: Running) -> None:
+    cohort = agree(party, running, number=3)
+    with pytest.raises(WrongState):
+        party.port.commit(cohort.agreed.rd, [bytes(16)])
+    stranger = RemoteHelper(running.card, LeaderSigner(Ed25519PrivateKey.generate()))
+    with pytest.raises(SignatureInvalid):
+        stranger.prepare(cohort.agreed.rd, [])
+    stranger.close()
+
+
+async def test_a_device_enrols_renews_and_is_revoked(running: Running) -> None:
+    (token,) = running.tokens(1)
+    pinned, _ = await member(running, token)
+    renewed = await renew_at_helper(pinned, POPULATION, SystemClock().now())
+    assert renewed.certificate.not_after_ms >= pinned.certificate.not_after_ms
+    with pytest.raises(EnrolmentRefused):
+        await member(running, token)
+    key = pinned.certificate.public_key.hex()
+    umbel("helper", "revoke", "--state", str(running.folder), key)
+    with pytest.raises(CertificateRefused):
+        await renew_at_helper(pinned, POPULATION, SystemClock().now())
+
+
+async def test_another_helpers_certificate_is_not_talked_to(running: Running, tmp_path: Path) -> None:
+    umbel("helper", "init", str(tmp_path / "other"), "--leader", running.leader.public.hex())
+    other = HelperCard.from_text((tmp_path / "other" / "card.json").read_bytes())
+    impostor = replace(running.card, certificate=other.certificate)
+    with pytest.raises(CertificateRefused):
+        await enrol_at_helper(impostor, "token", POPULATION, NOW)
+    remote = RemoteHelper(impostor, running.leader)
+    with pytest.raises(Unreachable):
+        remote.commit(bytes(32), [])
+    remote.close()
+
+
+def test_it_tells_its_health_and_counts(running: Running) -> None:
+    with urllib.request.urlopen(f"http://{running.health}/healthz") as answer:
+        told = json.loads(answer.read())
+    assert told["status"] == "ok"
+    assert json.loads(umbel("helper", "status", "--state", str(running.folder))).keys() < told.keys()
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(f"http://{running.health}/other")
+
+
+def test_its_secrets_are_private_files_and_its_folder_is_made_once(running: Running) -> None:
+    for name in ("identity.key", "authority.key", "tls.key"):
+        assert (running.folder / "keys" / name).stat().st_mode & 0o077 == 0
+    again = subprocess.run(
+        [*UMBEL, "helper", "init", str(running.folder), "--leader", "00" * 32], capture_output=True, text=True
+    )
+    assert again.returncode == 1 and "holds a helper already" in again.stderr
+
+
+@pytest.mark.parametrize("line", ["leader = 5", "unknown = 1", "leader = 'abc'", "["])
+def test_a_broken_config_file_is_refused(line: str, running: Running, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for file in running.folder.iterdir():
+        if file.is_file():
+            (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "helper.toml").write_text(line)
+    done = subprocess.run([*UMBEL, "helper", "run", "--state", str(folder)], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("umbel: ")

@@ -1,0 +1,253 @@
+"""A real coordinator and real devices in one process: every message is encoded and decoded, time is the test's."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.client.recordings import recordings
+from umbel.bundle import Bundle, successor
+from umbel.digests import Digest
+from umbel.identity import DeviceId
+from umbel.messages import (
+    check_in_from_message,
+    check_in_reply_from_message,
+    check_in_reply_to_message,
+    check_in_to_message,
+)
+from umbel.plan import Plan
+from umbel.randomness import generator
+from umbel.runtime.onnx import OnnxRuntime
+from umbel.v1 import device_pb2 as pb
+from umbel.visit import CheckIn, CheckInReply, ReportBegin, RetryWindow
+from umbel.weights import Weights
+from umbel_client import ALWAYS, Device, HostStatus, Identity, PersonalSettings
+from umbel_client.channel import Traffic
+from umbel_client.enrolment import new_key
+from umbel_client.examples import Examples
+from umbel_client.trainer import Job, train
+from umbel_models.zoo import bundle_path
+from umbel_server.aggregation import LeaderKey
+from umbel_server.blobs import Blobs
+from umbel_server.coordinator import Coordinator
+from umbel_server.gates import GatePolicy
+from umbel_server.keyring import Keyring
+from umbel_server.repository import Repository
+from umbel_server.rollout_spec import RolloutSpec, Wave
+from umbel_server.signing import ReleaseSigner
+from umbel_server.store import Store
+from umbel_server.tables import DEVICES
+from umbel_server.task import Task
+from umbel_server.versions import Lineage, VersionState
+
+MODEL, POPULATION = "smartwatch", "wrists"
+AUTHOR, SECOND = "operator:ada", "operator:grace"
+RUNTIME = OnnxRuntime()
+QUICK = PersonalSettings(epochs=0, margin=0.2, trial_seconds=30.0)
+EAGER = GatePolicy(least_answers=1, ceiling_devices=1, ceiling_share=0.0, margin=0.0, most_kept_own_share=0.5)
+WAVES = tuple(Wave(percent, soak_seconds=10.0, deadline_seconds=3600.0) for percent in (5.0, 25.0, 100.0))
+
+
+@functools.cache
+def trained() -> Weights:
+    """Weights of the packaged model that tell the recordings' classes apart."""
+    bundle = Bundle.open(bundle_path("smartwatch"))
+    plan = Plan(epochs=6, batch_size=16, hyperparameters={"lr": 0.1})
+    inputs, targets = recordings(280, "trained")
+    examples = Examples({bundle.manifest.inputs[0].name: inputs}, {bundle.manifest.targets[0].name: targets}, 280)
+    done = train(Job(plan, "trained", 0, "test"), bundle, bundle.shared_weights(), examples, RUNTIME, SetClock())
+    return done.weights
+
+
+@dataclass
+class SetClock:
+    instant: float = 1_790_000_000.0
+
+    def now(self) -> float:
+        return self.instant
+
+
+def at_once(work: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
+    async def result() -> Any:
+        return work(*arguments)
+
+    return result()
+
+
+@dataclass
+class DirectChannel:
+    """A device's channel to a coordinator in the same process."""
+
+    fleet: Fleet
+    device: DeviceId
+    traffic: Traffic = field(default_factory=Traffic)
+    lies: dict[str, bytes] = field(default_factory=dict)
+    """Listing files that a hostile way hands out instead."""
+    replay: pb.CheckInResponse | None = None
+
+    async def check_in(self, check_in: CheckIn) -> CheckInReply:
+        sent = check_in_to_message(check_in).SerializeToString()
+        answer = await self.fleet.coordinator.check_in(
+            self.device, check_in_from_message(pb.CheckInRequest.FromString(sent))
+        )
+        message = check_in_reply_to_message(answer)
+        if self.replay is not None:
+            message.offer.CopyFrom(self.replay.offer)
+        self.last = message
+        return check_in_reply_from_message(message)
+
+    async def fetch(self, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+        data = self.fleet.coordinator.fetch(digest).read_bytes()
+        self.traffic.down += len(data) - offset
+        yield data[offset:]
+
+    async def read_listing(self, name: str, limit: int) -> bytes:
+        data = self.lies.get(name) or self.fleet.coordinator.listing_file(name)
+        self.traffic.down += len(data)
+        assert len(data) <= limit
+        return data
+
+    async def report(self, begin: ReportBegin, sealed: bytes) -> RetryWindow:
+        raise AssertionError("nobody trains here")
+
+    async def renew(self, certificate_request: bytes) -> bytes:
+        raise AssertionError("nobody renews here")
+
+    async def close(self) -> None:
+        pass
+
+
+class Fleet:
+    """A coordinator's disk, and the devices' homes."""
+
+    def __init__(self, folder: Path, devices: int = 0, url: str = "") -> None:
+        self.folder, self.clock = folder, SetClock()
+        self._steps = itertools.count(1)
+        self.signer, self.leader = ReleaseSigner.generate(), LeaderKey.generate()
+        self.keys = Keyring.create(folder / "keys")
+        self.repository = Repository.create(folder / "listing", self.keys, self.clock.now())
+        self.url = url or f"sqlite:///{folder / 'umbel.db'}"
+        self.coordinator = self.restart()
+        self.coordinator.operations.add_model(MODEL, bundle_path("smartwatch"), AUTHOR)
+        # A population's task says which model it has; nobody trains in these tests.
+        task = Task("learn", POPULATION, MODEL, Plan(), goal=1, minimum=1, rounds=1, updates_private=False)
+        self.coordinator.operations.create_task(task, AUTHOR)
+        self.coordinator.operations.stop_task("learn", AUTHOR)
+        self.devices = [self.enrol(number) for number in range(devices)]
+
+    def restart(self, on_step: Callable[[str], None] = lambda step: None) -> Coordinator:
+        store = Store.open(self.url, on_step)
+        self.coordinator = Coordinator(
+            store,
+            Blobs(self.folder / "blobs"),
+            self.signer,
+            self.leader,
+            self.clock,
+            offload=at_once,
+            runtime=RUNTIME,
+            listing=(Repository(self.folder / "listing", self.keys), self.keys),
+        )
+        return self.coordinator
+
+    @property
+    def verbs(self) -> Any:
+        return self.coordinator.verbs
+
+    def enrol(self, number: int, **parts: Any) -> Device:
+        key = new_key()
+        identity = Identity(
+            private_key=key,
+            certificate_chain=b"",
+            server_authority=b"",
+            release_key=self.signer.public_key,
+            population=POPULATION,
+            device_address="",
+            release_root=self.repository.first_root,
+        )
+        with self.coordinator.store.transaction() as connection:
+            row = {"id": identity.device_id, "population": POPULATION, "enrolled_at": self.clock.now()}
+            connection.execute(DEVICES.insert().values(row | {"runtimes": "", "sdk": "", "visits": 0, "reports": 0}))
+        device = self.open(self.folder / f"home-{number}", identity, **parts)
+        device.learn_from(*recordings(42, "fleet", number))
+        return device
+
+    def open(self, home: Path, identity: Identity, **parts: Any) -> Device:
+        channel = DirectChannel(self, identity.device_id)
+        defaults: dict[str, Any] = {
+            "identity": identity, "channel": channel, "runtime": RUNTIME, "clock": self.clock, "status": HostStatus(),
+            "policy": ALWAYS, "personal": QUICK, "offload": at_once,
+        }  # fmt: skip
+        return Device.open(home, **(defaults | parts))
+
+    def reopen(self, index: int, **parts: Any) -> Device:
+        """As after a start of the device's process."""
+        kit = self.devices[index].kit
+        self.devices[index] = self.open(kit.home, kit.identity, **parts)
+        return self.devices[index]
+
+    # Versions.
+
+    def add_version(self, change: Callable[[Weights], Weights]) -> int:
+        """Register an accepted version whose weights are the trained ones, changed."""
+        parent = Bundle.open(bundle_path("smartwatch"))
+        manifest, files = successor(parent, change(trained()), RUNTIME)
+        registry = self.coordinator.registry
+        registry.keep_successor(manifest, files)
+        with self.coordinator.store.transaction() as connection:
+            made = registry.add_version(
+                connection, MODEL, 1, manifest, Lineage(registered_by="test"), self.clock.now(), VersionState.ACCEPTED
+            )
+        return made.number
+
+    def good_version(self) -> int:
+        return self.add_version(lambda weights: weights.scaled(1.0 + 0.001 * next(self._steps)))
+
+    def broken_version(self) -> int:
+        """Weights that answer every question with the same class, and can't be fine-tuned within an epoch."""
+
+        def spoil(weights: Weights) -> Weights:
+            chance = generator("broken")
+            return Weights(
+                {n: (chance.normal(0, 3.0, a.shape) * 40).astype(np.float32) for n, a in weights.arrays.items()}
+            )
+
+        return self.add_version(spoil)
+
+    # Time goes on.
+
+    async def visits(self, seconds: float = 11.0) -> None:
+        """Every device visits once, and the coordinator steers."""
+        self.clock.instant += seconds
+        for device in self.devices:
+            await device.wake()
+        self.steer()
+
+    def steer(self) -> None:
+        self.clock.instant += 2.0
+        assert self.coordinator.rollouts is not None
+        self.coordinator.rollouts.reconcile()
+
+    def releases(self) -> list[int]:
+        """The release that answers, device by device."""
+        return [active.number if (active := device.kit.shelf.slots.active) else 0 for device in self.devices]
+
+    def begin_rollout(self, name: str, version: int, **spec: Any) -> Any:
+        """Prepare, draft, submit, approve, start."""
+        prepared = self.verbs.prepare(MODEL, version, "stable", AUTHOR)
+        with self.coordinator.store.reading() as connection:
+            head = self.coordinator.rollouts.desk.head(connection, MODEL, "stable")  # type: ignore[union-attr]
+        defaults = {"from_release": head, "revert_release": prepared.revert, "waves": WAVES, "gate": EAGER}
+        planned = RolloutSpec(MODEL, "stable", POPULATION, prepared.number, **(defaults | spec))
+        self.verbs.create(name, planned, AUTHOR)
+        self.verbs.submit(name, AUTHOR, 0)
+        self.verbs.approve(name, SECOND, planned.subject, 1)
+        return self.verbs.start(name, AUTHOR, 2).rollout
+
+    def id_of(self, index: int) -> str:
+        return self.devices[index].id

@@ -1,0 +1,41 @@
+"""Releases reach devices signed and in waves, are tested there, and can always go back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
+from umbel_server.rollout import Stage
+
+
+async def test_a_good_version_reaches_everybody_wave_by_wave_and_a_broken_one_is_stopped_in_its_canary(
+    tmp_path: Path,
+) -> None:
+    fleet = Fleet(tmp_path, devices=20)
+    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    first = set(fleet.releases())
+    assert len(first) == 1 and 0 not in first
+
+    good = fleet.begin_rollout("good", fleet.good_version())
+    reached = []
+    for _ in range(12):
+        await fleet.visits()
+        reached.append(sum(number == good.spec.release for number in fleet.releases()))
+        if fleet.verbs.get("good").rollout.stage is Stage.SUCCEEDED:
+            break
+    assert fleet.verbs.get("good").rollout.stage is Stage.SUCCEEDED
+    assert 0 < reached[0] < reached[-1] == 20
+
+    broken = fleet.begin_rollout("broken", fleet.broken_version())
+    touched = set()
+    for _ in range(6):
+        await fleet.visits()
+        touched |= {index for index, number in enumerate(fleet.releases()) if number == broken.spec.release}
+        if fleet.verbs.get("broken").rollout.stage is Stage.ROLLED_BACK:
+            break
+    ended = fleet.verbs.get("broken")
+    assert ended.rollout.stage is Stage.ROLLED_BACK, ended
+    assert ended.rollout.wave == 0
+    assert broken.spec.release not in fleet.releases()
+    assert len(touched) <= 3

@@ -1,0 +1,225 @@
+"""A release on trial proves itself and is committed, or the one before it answers again, wherever the power goes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
+from umbel.digests import digest_of
+from umbel_client.files import Disk
+from umbel_client.slots import TRIES, Personal, Slot, Slots, Trial
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path) -> Fleet:
+    made = Fleet(tmp_path, devices=1)
+    made.verbs.publish(MODEL, made.good_version(), "stable", AUTHOR)
+    await made.visits()
+    made.clock.instant += 60
+    await made.visits()
+    return made
+
+
+def told(fleet: Fleet) -> dict[int, str]:
+    """Release -> the device's outcome, as the coordinator knows it."""
+    from sqlalchemy import select
+
+    from umbel_server.tables import EXECUTIONS
+
+    with fleet.coordinator.store.reading() as connection:
+        return {row.number: row.outcome for row in connection.execute(select(EXECUTIONS))}
+
+
+async def test_a_trial_is_committed_after_its_time_and_told(fleet: Fleet) -> None:
+    number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    assert fleet.devices[0].kit.shelf.slots.trial is not None
+    await fleet.visits(seconds=40.0)
+    await fleet.visits()
+    assert fleet.devices[0].kit.shelf.slots.trial is None
+    assert told(fleet)[number] == "committed"
+
+
+async def test_a_release_that_takes_its_process_down_is_gone_at_the_third_start(fleet: Fleet) -> None:
+    good = fleet.releases()[0]
+    number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    assert fleet.releases() == [number]
+    shelf = fleet.devices[0].kit.shelf
+    # Each start spends a try before it loads; the process dies before anything proves that it can answer.
+    for _ in range(TRIES):
+        shelf.change(Slots.loading)
+    fleet.reopen(0)
+    assert fleet.releases() == [good]
+    assert fleet.devices[0].answers_with == f"release {good}"
+    await fleet.visits()
+    await fleet.visits()
+    assert told(fleet)[number] == "reverted"
+    assert fleet.releases() == [good], "a release that was given up is not offered again"
+
+
+async def test_starts_that_answer_never_use_up_the_tries(fleet: Fleet) -> None:
+    number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    from tests.client.recordings import recordings
+
+    for _ in range(3 * TRIES):
+        fleet.reopen(0).predict(recordings(1)[0])
+    assert fleet.releases() == [number]
+
+
+async def test_a_bundle_that_rots_on_trial_is_given_up_at_once(fleet: Fleet) -> None:
+    good = fleet.releases()[0]
+    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    kit = fleet.devices[0].kit
+    active = kit.shelf.slots.active
+    assert active is not None
+    kit.shelf.path(active.bundle).write_bytes(b"rotten")
+    fleet.reopen(0)
+    assert fleet.releases() == [good]
+    assert active.bundle in fleet.devices[0].kit.shelf.slots.blocked
+
+
+async def test_a_test_that_kills_the_process_each_time_ends_as_a_failure(fleet: Fleet) -> None:
+    number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    memory = fleet.devices[0].kit.memory
+
+    class Killed(BaseException):
+        pass
+
+    def die(work: Any, *arguments: Any) -> Any:
+        raise Killed
+
+    for _ in range(TRIES):
+        device = fleet.reopen(0, offload=die)
+        with pytest.raises(Killed):
+            await device.wake()
+    fleet.reopen(0)
+    await fleet.visits()
+    await fleet.visits()
+    assert told(fleet)[number] == "failed"
+    assert memory is not None and number not in fleet.releases()
+
+
+class PowerCut(BaseException):
+    pass
+
+
+async def test_a_power_cut_at_every_durable_step_of_an_adoption_leaves_a_good_slot(tmp_path: Path) -> None:
+    """Count the steps of one adoption, then pull the plug before each of them in turn."""
+    fleet = Fleet(tmp_path, devices=1)
+    first = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    steps = 0
+    cut_at, survived = 0, 0
+    while survived < 2:
+        number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+        steps = 0
+
+        def on_step(step: str) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == cut_at:  # noqa: B023
+                raise PowerCut(step)
+
+        try:
+            await fleet.reopen(0, disk=Disk(on_step)).wake()
+            survived += 1
+        except PowerCut:
+            pass
+        reborn = fleet.reopen(0)
+        assert reborn.answers_with, f"nothing answers after a cut at step {cut_at}"
+        assert reborn.kit.shelf.slots.active is not None
+        assert first <= reborn.kit.shelf.slots.active.number <= number
+        await fleet.visits()
+        cut_at += 3
+    assert cut_at > 12, "an adoption should have more durable steps than that"
+
+
+# The slots alone, at random.
+
+
+class AnySequence(RuleBasedStateMachine):
+    """Whatever happens to the slots: what answered well before stays reachable until something else is committed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = Slots()
+        self.number = 0
+        self.committed: Slot | None = None
+
+    @rule(own=st.booleans(), trial=st.booleans())
+    def adopt(self, own: bool, trial: bool) -> None:
+        self.number += 1
+        bundle = digest_of(str(self.number).encode())
+        slot = Slot("m", self.number, self.number, bundle)
+        personal = Personal(bundle, digest_of(b"own")) if own else None
+        self.slots = self.slots.adopt(slot, personal, Trial(f"e{self.number}", 0.0) if trial else None)
+        if not trial:
+            self.committed = slot
+
+    @rule()
+    def load(self) -> None:
+        self.slots = self.slots.loading()
+
+    @rule()
+    def answer(self) -> None:
+        self.slots = self.slots.healthy()
+
+    @rule()
+    def commit(self) -> None:
+        self.slots = self.slots.commit()
+        if self.slots.active is not None:
+            self.committed = self.slots.active
+
+    @rule()
+    def give_up(self) -> None:
+        before = self.slots
+        self.slots = self.slots.give_up("no good")
+        if before.trial is not None:
+            assert before.active is not None
+            assert before.active.bundle in self.slots.blocked
+            assert self.slots.reverted is not None and self.slots.reverted.number == before.active.number
+
+    @rule()
+    def forget(self) -> None:
+        self.slots = self.slots.without_personal()
+        assert self.slots.personal is None and self.slots.previous_personal is None
+
+    @invariant()
+    def the_last_committed_one_is_still_there(self) -> None:
+        if self.committed is not None:
+            assert self.committed in (self.slots.active, self.slots.previous)
+
+    @invariant()
+    def a_trial_never_has_more_tries_than_it_got(self) -> None:
+        if self.slots.trial is not None:
+            assert 0 <= self.slots.trial.tries_left <= TRIES
+
+    @invariant()
+    def personal_weights_belong_to_their_slot(self) -> None:
+        for slot, own in (
+            (self.slots.active, self.slots.personal),
+            (self.slots.previous, self.slots.previous_personal),
+        ):
+            assert own is None or (slot is not None and own.bundle == slot.bundle)
+
+
+TestAnySequence = AnySequence.TestCase
+TestAnySequence.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
+
+
+def test_going_back_brings_the_personal_model_of_before_along() -> None:
+    one, two = (Slot("m", n, n, digest_of(bytes([n]))) for n in (1, 2))
+    own = Personal(one.bundle, digest_of(b"own"))
+    slots = Slots().adopt(one, own).adopt(two, None, Trial("e", 0.0)).give_up("worse")
+    assert (slots.active, slots.personal) == (one, own)
+    assert replace(slots, reverted=None) == slots.told()

@@ -1,0 +1,140 @@
+"""What was witnessed can't be undone: a planted edit, deletion, cut and rewriting are each found."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from umbel.errors import DigestMismatch, MalformedMessage, SignatureInvalid
+from umbel_server import audit
+from umbel_server.audit import GENESIS, AuditRow
+from umbel_server.checkpoints import Checkpoint, Witness, merkle_root, open_note, sign
+from umbel_server.store import Store
+from umbel_server.tables import AUDIT
+
+KEY = Ed25519PrivateKey.generate()
+PUBLIC = KEY.public_key().public_bytes_raw()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(f"sqlite:///{tmp_path / 'umbel.db'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def witness(tmp_path: Path) -> Witness:
+    return Witness(KEY, tmp_path / "elsewhere" / "checkpoints.txt")
+
+
+def act(store: Store, count: int) -> None:
+    with store.transaction() as connection:
+        for index in range(count):
+            audit.append(connection, 1.0 + index, "operator:ada", "rollout.paused", f"r{index}", {"n": index})
+
+
+def test_an_untouched_log_is_intact_and_grows(store: Store, witness: Witness) -> None:
+    for size in (3, 4, 9):
+        act(store, 3)
+        assert witness.take(store, float(size)) is not None
+        assert witness.take(store, float(size)) is None, "nothing has happened since"
+    assert witness.verify(store) == 9
+    assert len(witness.notes()) == 3
+
+
+def test_an_edit_is_found(store: Store, witness: Witness) -> None:
+    act(store, 5)
+    witness.take(store, 1.0)
+    with store.transaction() as connection:
+        connection.execute(AUDIT.update().where(AUDIT.c.sequence == 3).values(actor="operator:nobody"))
+    with pytest.raises(DigestMismatch, match="row 3"):
+        witness.verify(store)
+
+
+def test_a_deletion_is_found(store: Store, witness: Witness) -> None:
+    act(store, 5)
+    with store.transaction() as connection:
+        connection.execute(AUDIT.delete().where(AUDIT.c.sequence == 3))
+    with pytest.raises(DigestMismatch, match="row 3"):
+        witness.verify(store)
+
+
+def test_a_cut_at_the_end_is_found_only_by_a_witness(store: Store, witness: Witness) -> None:
+    act(store, 5)
+    witness.take(store, 1.0)
+    with store.transaction() as connection:
+        connection.execute(AUDIT.delete().where(AUDIT.c.sequence > 3))
+        assert audit.verify(connection) == 3, "the chain alone can't tell"
+    with pytest.raises(DigestMismatch, match="cut it off"):
+        witness.verify(store)
+
+
+def test_a_consistent_rewriting_is_found_only_by_a_witness(store: Store, witness: Witness) -> None:
+    act(store, 5)
+    witness.take(store, 1.0)
+    with store.transaction() as connection:
+        rows = [AuditRow(**row) for row in connection.execute(sa.select(AUDIT).order_by(AUDIT.c.sequence)).mappings()]
+        connection.execute(AUDIT.delete())
+        previous = GENESIS
+        for row in rows:
+            actor = "operator:nobody" if row.sequence == 2 else row.actor
+            forged = AuditRow(
+                row.sequence, row.at, actor, row.action, row.object, row.request_id, row.body_json, previous, ""
+            )
+            previous = forged.expected_hash()
+            values = {column: getattr(forged, column) for column in AUDIT.columns.keys()}  # noqa: SIM118
+            connection.execute(AUDIT.insert().values(values | {"hash": previous}))
+        assert audit.verify(connection) == 5, "the chain alone can't tell"
+    with pytest.raises(DigestMismatch, match="wrote them anew"):
+        witness.verify(store)
+
+
+def test_a_witness_that_starts_again_goes_on_from_its_file(store: Store, witness: Witness, tmp_path: Path) -> None:
+    act(store, 2)
+    witness.take(store, 1.0)
+    again = Witness(KEY, tmp_path / "elsewhere" / "checkpoints.txt")
+    assert again.newest == witness.newest
+    assert again.take(store, 2.0) is None
+
+
+def test_a_note_of_another_key_or_a_changed_one_is_refused() -> None:
+    note = sign(Checkpoint(3, b"\1" * 32), KEY)
+    assert open_note(note, PUBLIC) == Checkpoint(3, b"\1" * 32)
+    with pytest.raises(SignatureInvalid):
+        open_note(note, Ed25519PrivateKey.generate().public_key().public_bytes_raw())
+    with pytest.raises(SignatureInvalid):
+        open_note(note.replace("\n3\n", "\n4\n", 1), PUBLIC)
+    for broken in ("", "umbel/audit\n3\n", note.replace("umbel", "other", 1), note[:40]):
+        with pytest.raises((MalformedMessage, SignatureInvalid)):
+            open_note(broken, PUBLIC)
+
+
+def _by_the_book(leaves: list[bytes]) -> bytes:
+    """RFC 6962, 2.1, word for word: split at the largest power of two below the length."""
+    if not leaves:
+        return hashlib.sha256(b"").digest()
+    if len(leaves) == 1:
+        return hashlib.sha256(b"\0" + leaves[0]).digest()
+    split = 1
+    while split * 2 < len(leaves):
+        split *= 2
+    return hashlib.sha256(b"\1" + _by_the_book(leaves[:split]) + _by_the_book(leaves[split:])).digest()
+
+
+@given(st.lists(st.binary(max_size=4), max_size=40))
+def test_a_root_is_that_of_the_rfc(leaves: list[bytes]) -> None:
+    assert merkle_root(leaves) == _by_the_book(leaves)
+
+
+def test_the_root_of_a_known_log() -> None:
+    """The test vectors that certificate transparency's implementations share: seven leaves."""
+    leaves = [bytes.fromhex(text) for text in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657")]
+    assert merkle_root(leaves).hex() == "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c"

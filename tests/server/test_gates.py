@@ -1,0 +1,179 @@
+"""A gate may be asked after every answer; it must neither be fooled by looking often nor miss what is broken."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from umbel.errors import OutOfBounds
+from umbel_server.gates import (
+    Arm,
+    Decision,
+    Exposure,
+    GatePolicy,
+    Judgement,
+    Look,
+    arms_match,
+    failure_evidence,
+    judge,
+    mean_evidence,
+)
+
+SMALL = GatePolicy(least_answers=5, margin=0)
+
+
+def _canaries(good: int, failed: int = 0, kept: int = 0, silent: int = 0, **measured: float) -> list[Exposure]:
+    return (
+        [Exposure(Arm.CANARY, answered=True, **measured) for _ in range(good)]
+        + [Exposure(Arm.CANARY, answered=True, failed=True) for _ in range(failed)]
+        + [Exposure(Arm.CANARY, answered=True, kept_own=True, **measured) for _ in range(kept)]
+        + [Exposure(Arm.CANARY) for _ in range(silent)]
+    )
+
+
+def _control(good: int, failed: int = 0) -> list[Exposure]:
+    return [Exposure(Arm.CONTROL, answered=True) for _ in range(good)] + [
+        Exposure(Arm.CONTROL, answered=True, failed=True) for _ in range(failed)
+    ]
+
+
+def _judge(
+    exposures: list[Exposure], policy: GatePolicy = SMALL, *, soaked: bool = True, last: bool = False
+) -> Judgement:
+    members = sum(exposure.arm is Arm.CANARY for exposure in exposures)
+    return judge(exposures, policy, Look(soaked, last, members))
+
+
+def _of(judgement: Judgement, guard: str) -> Decision:
+    return next(finding.decision for finding in judgement.findings if finding.guard == guard)
+
+
+def test_a_healthy_wave_passes_only_after_its_soak_time() -> None:
+    wave = _canaries(10)
+    assert _judge(wave, soaked=False).decision is Decision.CONTINUE
+    assert _judge(wave).decision is Decision.PASS
+
+
+def test_too_few_answers_go_on_until_the_deadline_and_are_then_inconclusive() -> None:
+    wave = _canaries(4, silent=6)
+    assert _judge(wave).decision is Decision.CONTINUE
+    assert _judge(wave, last=True).decision is Decision.INCONCLUSIVE
+
+
+def test_a_wave_that_takes_nobody_passes() -> None:
+    assert judge([], GatePolicy(), Look(soaked=True, last=False, members=0)).decision is Decision.PASS
+
+
+def test_a_wave_whose_devices_have_not_come_yet_does_not_pass() -> None:
+    assert judge([], SMALL, Look(soaked=True, last=False, members=7)).decision is Decision.CONTINUE
+
+
+def test_failures_exactly_at_the_ceiling_do_not_fire_and_one_more_does() -> None:
+    policy = GatePolicy(least_answers=5, margin=0, ceiling_share=0.2, expected_failure_share=0.2)
+    assert _of(_judge(_canaries(16, failed=4), policy), "ceiling") is Decision.PASS
+    assert _of(_judge(_canaries(15, failed=5), policy), "ceiling") is Decision.FAIL
+
+
+def test_two_lying_devices_cannot_stop_a_rollout_by_the_ceiling() -> None:
+    assert _of(_judge(_canaries(2, failed=2)), "ceiling") is Decision.PASS
+    assert _of(_judge(_canaries(2, failed=3)), "ceiling") is Decision.FAIL
+
+
+def test_one_failing_device_never_stops_a_rollout_alone() -> None:
+    assert _judge(_canaries(0, failed=1) + _control(1000)).decision is not Decision.FAIL
+
+
+def test_a_broken_canary_fails_before_its_soak_time_is_over() -> None:
+    assert _judge(_canaries(1, failed=4, silent=5), soaked=False).decision is Decision.FAIL
+
+
+def test_keeping_ones_own_model_is_not_a_failure() -> None:
+    judgement = _judge(_canaries(10, kept=10))
+    assert judgement.decision is Decision.PASS
+    assert "10 of 20 devices kept their own" in judgement.explain()
+
+
+def test_a_release_that_nearly_nobody_wants_fails() -> None:
+    assert _judge(_canaries(1, kept=19)).decision is Decision.FAIL
+
+
+def test_a_fall_in_accuracy_fails_and_noise_does_not() -> None:
+    noise = [Exposure(Arm.CANARY, answered=True, accuracy_change=c) for c in np.linspace(-0.1, 0.1, 40)]
+    assert _judge(noise).decision is Decision.PASS
+    assert _of(_judge(_canaries(20, accuracy_change=-0.5)), "accuracy") is Decision.FAIL
+
+
+def test_slow_answers_and_large_memory_fail() -> None:
+    assert _of(_judge(_canaries(20, latency_ratio=5.0)), "latency") is Decision.FAIL
+    assert _of(_judge(_canaries(20, memory_ratio=7.0)), "memory") is Decision.FAIL
+    assert _judge(_canaries(20, latency_ratio=1.1, memory_ratio=1.0)).decision is Decision.PASS
+
+
+def test_one_absurd_measurement_speaks_for_one_device_only() -> None:
+    wave = [*_canaries(19, latency_ratio=1.0), Exposure(Arm.CANARY, answered=True, latency_ratio=1e300)]
+    assert _judge(wave).decision is Decision.PASS
+
+
+def test_a_margin_asks_for_evidence_that_only_many_devices_give() -> None:
+    policy = GatePolicy(least_answers=5, margin=0.05)
+    assert _judge(_canaries(20), policy).decision is Decision.CONTINUE
+    assert _judge(_canaries(100), policy).decision is Decision.PASS
+
+
+def test_failures_count_against_all_offers_because_they_are_told_sooner() -> None:
+    answered_only = failure_evidence(_canaries(0, failed=3) + _control(20), 0.01)
+    with_offers = failure_evidence(_canaries(0, failed=3, silent=200) + _control(20), 0.01)
+    assert with_offers < answered_only
+
+
+def test_every_word_of_an_explanation_names_its_guard() -> None:
+    judgement = _judge(_canaries(3, failed=9))
+    assert judgement.explain().startswith("fail:")
+    for guard in ("ceiling", "rejections", "failures", "accuracy", "latency", "memory", "enough data", "margin"):
+        assert f"  {guard}: " in judgement.explain()
+
+
+@pytest.mark.parametrize(
+    "wrong", ['{"alpha": 0}', '{"ceiling_share": 1.5}', '{"least_answers": 0}', '{"most_latency_ratio": 9}']
+)
+def test_a_policy_that_makes_no_sense_is_refused(wrong: str) -> None:
+    with pytest.raises(OutOfBounds):
+        GatePolicy(**json.loads(wrong))
+
+
+@given(st.lists(st.floats(-1, 1), max_size=60), st.floats(-0.9, 0.9))
+def test_evidence_about_a_mean_does_not_depend_on_the_order(values: list[float], limit: float) -> None:
+    wealth = mean_evidence(values, limit, -1, 1)
+    assert wealth >= 0
+    assert mean_evidence(values[::-1], limit, -1, 1) == pytest.approx(wealth)
+
+
+def test_an_experiment_whose_arms_got_the_wrong_shares_is_noticed() -> None:
+    assert arms_match([500, 520], [1, 1])
+    assert not arms_match([400, 620], [1, 1])
+    assert arms_match([0, 0], [1, 1])
+
+
+def test_looking_after_every_answer_stops_a_faultless_release_less_often_than_alpha() -> None:
+    """Ville's inequality on the code itself: 400 faultless canaries, 2 % fail on both sides, a look at each failure."""
+    draw = np.random.Generator(np.random.PCG64(7))
+    stopped = 0
+    for _ in range(400):
+        canary, control = draw.random(400) < 0.02, draw.random(400) < 0.02
+        order = np.sort(np.concatenate([np.flatnonzero(canary) * 2, np.flatnonzero(control) * 2 + 1]))
+        a = b = 0
+        for event in order:
+            a, b = a + (event % 2 == 0), b + (event % 2 == 1)
+            exposed = _canaries(0, failed=a) + _control(0, failed=b)
+            stopped_now = failure_evidence(exposed + _PAD[: 2 * 400 - a - b], 0.01) >= 100
+            if stopped_now:
+                stopped += 1
+                break
+    assert stopped <= 8
+
+
+_PAD = [exposure for _ in range(400) for exposure in (Exposure(Arm.CANARY), Exposure(Arm.CONTROL))]
