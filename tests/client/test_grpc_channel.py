@@ -70,7 +70,8 @@ async def test_a_whole_visit_over_mutual_tls(peer: Peer, bench: Bench) -> None:
     assert set(peer.callers) == {device.id}
     state = device.kit.memory.state
     assert 49_000 < state.bytes_up < 60_000
-    assert 80_000 < state.bytes_down < 110_000
+    # The graphs of both runtimes are fetched, once per architecture.
+    assert 80_000 < state.bytes_down < 240_000
 
 
 async def test_a_broken_upload_goes_on_over_the_wire(peer: Peer, bench: Bench) -> None:
