@@ -340,9 +340,9 @@ def _stepped(record: TaskRecord, state: Digest | None) -> TaskRecord:
 
 def _release(runner: TaskRunner, connection: sa.Connection, version: Version, now: float) -> None:
     """An accepted version goes out: for the next rounds to start from, and to the task's own channel."""
-    channels = [TRAINING, runner.task.channel] if runner.task.channel else [TRAINING]
-    for channel in channels:
-        runner.tools.registry.release(connection, version, channel, now)
+    runner.tools.registry.release(connection, version, TRAINING, now)
+    if runner.task.channel:
+        runner.tools.publish(connection, version, runner.task.channel, now)
     body = {"round": version.lineage.round, "task": version.lineage.task, "bundle": version.bundle}
     subject = f"{version.model}/{version.number}"
     audit.append(connection, now, audit.COORDINATOR, "version.accepted", subject, body)

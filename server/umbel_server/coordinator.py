@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
+import sqlalchemy as sa
 import structlog
 
 from umbel.clock import Clock
@@ -54,6 +55,7 @@ from umbel_server.store import Store
 from umbel_server.task import TaskState
 from umbel_server.trust import Trust
 from umbel_server.uploads import Uploads
+from umbel_server.versions import Version
 
 TICK_SECONDS: Final = 0.5
 FLUSH_SECONDS: Final = 2.0
@@ -105,6 +107,7 @@ class Coordinator:
             offload=offload,
             chance=chance,
             tell=self._watchers.tell,
+            publish=self._publish,
             private=self.private,
         )
         self._runners: dict[str, TaskRunner] = {}
@@ -147,6 +150,12 @@ class Coordinator:
                 return CheckInReply(runner.join(device, again), signed, offer)
             reasons.append(reason)
         return CheckInReply(Retry(again, "; ".join(reasons)[:256] or "no task is running"), signed, offer)
+
+    def _publish(self, connection: sa.Connection, version: Version, channel: str, now: float) -> None:
+        if self.verbs is not None:
+            self.verbs.follow(connection, version.model, version.number, channel, now)
+        else:
+            self.registry.release(connection, version, channel, now)
 
     def _release_for(
         self, device: DeviceId, check_in: CheckIn, model: str

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import sqlalchemy as sa
+
 from umbel.clock import Clock
 from umbel.errors import NotFound, WrongState
 from umbel.listing import ListedRelease
@@ -199,15 +201,27 @@ class RolloutVerbs:
         """
         now = self._clock.now()
         with self._store.transaction() as connection:
-            for other in rollout_records.steering(connection):
-                if (other.spec.model, other.spec.channel) == (model, channel) and other.stage in rollout.UNDER_WAY:
-                    raise WrongState(f"rollout {other.id} of channel {channel!r} is {other.stage.value}; end it first")
-            prepared = self._desk.prepare(connection, model, version, channel, actor, now, way_back=False)
-            self._desk.open(connection, model, channel, prepared.number)
-            body = {"version": version, "channel": channel, "number": prepared.number}
-            audit.append(connection, now, actor, "release.publish", model, body)
+            if (other := _under_way(connection, model, channel)) is not None:
+                raise WrongState(f"rollout {other.id} of channel {channel!r} is {other.stage.value}; end it first")
+            number = self._open(connection, model, version, channel, actor, now)
         self._desk.settle(now)
         self._steering.look()
+        return number
+
+    def follow(self, connection: sa.Connection, model: str, version: int, channel: str, now: float) -> None:
+        """Let a task's own channel follow its rounds: an accepted version goes out at once, as if published.
+
+        While a rollout steers the channel, it has the say, and the version waits in the registry. What was opened
+        here is signed at the next look of the controller.
+        """
+        if _under_way(connection, model, channel) is None:
+            self._open(connection, model, version, channel, audit.COORDINATOR, now)
+
+    def _open(self, connection: sa.Connection, model: str, version: int, channel: str, actor: str, now: float) -> int:
+        prepared = self._desk.prepare(connection, model, version, channel, actor, now, way_back=False)
+        self._desk.open(connection, model, channel, prepared.number)
+        body = {"version": version, "channel": channel, "number": prepared.number}
+        audit.append(connection, now, actor, "release.publish", model, body)
         return prepared.number
 
     # Reading.
@@ -259,3 +273,11 @@ class RolloutVerbs:
             if any(wave_of(trial, device) == 0 for device in known):
                 return salt
         return salts[0]
+
+
+def _under_way(connection: sa.Connection, model: str, channel: str) -> rollout.Rollout | None:
+    """The rollout that steers a channel now, if one does."""
+    for other in rollout_records.steering(connection):
+        if (other.spec.model, other.spec.channel) == (model, channel) and other.stage in rollout.UNDER_WAY:
+            return other
+    return None

@@ -38,6 +38,7 @@ from umbel_server.secure_aggregation import PrivateRound, Reread, SecureSum
 from umbel_server.store import Store
 from umbel_server.task import Task, TaskState
 from umbel_server.task_records import TaskRecord
+from umbel_server.versions import Version
 
 Offload = Callable[..., Awaitable[Any]]
 TYPICAL_SECONDS = 10.0
@@ -57,6 +58,8 @@ class Tools:
     offload: Offload
     chance: Callable[[int], bytes]
     tell: Callable[[ServerEvent], None]
+    publish: Callable[[sa.Connection, Version, str, float], None]
+    """Gives an accepted version to a task's own channel, in the caller's transaction."""
     private: PrivateRounds
 
 
