@@ -35,7 +35,7 @@ def held(kind: Kind = Kind.TRAIN, slots: int = 3, number: int = 1) -> Round:
         ({"protocol": 0}, "too old"),
         ({"suites": ("other/1",)}, "this task's reports go by umbel-sealed"),
         ({"suites": ()}, "this task's reports go by umbel-sealed"),
-        ({"runtimes": ("coreml",)}, "runs on onnx"),
+        ({"runtimes": ("coreml",)}, "the device on coreml"),
         ({"training_examples": 9}, "asks for 10"),
     ],
 )
