@@ -8,6 +8,7 @@ grids write it the same way).
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import uuid
@@ -47,7 +48,15 @@ for _name in ("flwr", "flwr-telemetry"):
     # Flower tells each step of each round, and warns of settings that are meant; what goes wrong is raised.
     _logger.setLevel(logging.ERROR)
 
-__all__ = ["AppExitException", "LazyArray", "Run", "identify_task", "reply_without_request", "set_message_id"]
+__all__ = [
+    "AppExitException",
+    "LazyArray",
+    "Run",
+    "identify_task",
+    "quick_collections",
+    "reply_without_request",
+    "set_message_id",
+]
 
 _RUN_ID = 1
 """Flower's run ids tell its tenants apart; there is one tenant here."""
@@ -77,6 +86,23 @@ def identify_task() -> None:
     for name in ("run_id", "node_id", "task_id"):
         if getattr(TaskIdentity, f"_{name}", None) is None:
             setattr(TaskIdentity, name, _RUN_ID)
+
+
+@contextmanager
+def quick_collections() -> Iterator[None]:
+    """Let garbage be looked for among new objects only: some strategies collect once or more for each reply.
+
+    In a coordinator of a few hundred thousand objects each such search would hold every thread up for a while. What
+    somebody else has frozen stays so.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def set_message_id(message: Message) -> str:

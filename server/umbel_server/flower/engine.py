@@ -25,7 +25,7 @@ from umbel.errors import BadInput, MalformedMessage, OutOfBounds, WrongState
 from umbel.update import Update
 from umbel.weights import Weights, require_finite, require_shapes
 from umbel_server.aggregation import Collected, Presummed
-from umbel_server.flower.compat import AppExitException, LazyArray, reply_without_request
+from umbel_server.flower.compat import AppExitException, LazyArray, quick_collections, reply_without_request
 from umbel_server.flower.spec import CATALOGUE, StrategySpec, least_reports, needed_metrics, require_strategy
 
 # isort: split
@@ -70,7 +70,8 @@ def apply(
     _restore(strategy, spec, state, current)
     strategy.configure_train(round_number, to_record(current), ConfigRecord(), _NO_GRID)
     try:
-        arrays, _ = strategy.aggregate_train(round_number, list(_replies(spec, current, collected)))
+        with quick_collections():
+            arrays, _ = strategy.aggregate_train(round_number, list(_replies(spec, current, collected)))
     except AppExitException as error:
         raise OutOfBounds(f"{spec.name} couldn't aggregate round {round_number}: {error}") from error
     if arrays is None:
