@@ -80,7 +80,6 @@ class _Fetching:
         others = sum(ref.size for name, ref in manifest.files.items() if name not in files and ref.digest not in seen)
         self.fetched += Fetched(spared_by_reuse=here, spared_by_runtime=others)
 
-
     def _files_of(self, bundle: Digest) -> Iterable[FileRef]:
         try:
             return self._shelf.manifest(bundle).files.values()
