@@ -41,7 +41,7 @@ def read_task(
     chosen: Mapping[str, Any],
     plan: Mapping[str, Any],
     strategy: str | None,
-    privacy: Mapping[str, Any],
+    privacy: Mapping[str, Any] | None = None,
 ) -> pb.TaskSpec:
     """A task from a file and from options; options go first, `None` among them means not chosen.
 
@@ -78,7 +78,7 @@ def read_task(
             plan=_plan(parts["plan"], _given(plan)),
             strategy=StrategySpec(**parts["strategy"]),
             validation=ValidationPolicy.from_tree(parts["validation"]),
-            privacy=PrivacySettings.from_tree(parts["privacy"] | privacy),
+            privacy=PrivacySettings.from_tree(parts["privacy"] | dict(privacy or {})),
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise MalformedMessage(f"not a task: {error}") from error
