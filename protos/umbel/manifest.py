@@ -103,10 +103,32 @@ class Manifest:
         return {spec.name: spec.fixed_shape for spec in specs}
 
     @property
+    def shared_numbers(self) -> int:
+        """How many numbers a delta has."""
+        return sum(math.prod(shape) for shape in self.shared_shapes.values())
+
+    @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """All that stands in the weights file: what is shared, and what is frozen."""
         frozen = {spec.name: spec.fixed_shape for spec in self.frozen}
         return dict(sorted((self.shared_shapes | frozen).items()))
+
+    @property
+    def common_files(self) -> dict[str, FileRef]:
+        """The files that every machine needs, whatever it runs graphs with."""
+        bound = {file for graphs in self.graphs.values() for file in graphs.values()}
+        return {name: ref for name, ref in self.files.items() if name not in bound}
+
+    def files_for(self, runtime: str) -> dict[str, FileRef]:
+        """The files that a machine with one runtime needs: the common ones and that runtime's graphs.
+
+        Raises:
+            BundleInvalid: the bundle has no graphs for this runtime.
+        """
+        if runtime not in self.graphs:
+            raise BundleInvalid(f"the bundle has graphs for {sorted(self.graphs)}, this machine runs {runtime!r}")
+        wanted = {*self.common_files, *self.graphs[runtime].values()}
+        return {name: ref for name, ref in self.files.items() if name in wanted}
 
     @property
     def digest(self) -> Digest:

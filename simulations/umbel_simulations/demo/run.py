@@ -211,6 +211,7 @@ def _rounds(board: Board) -> tuple[RoundResult, ...]:
             seconds=round(entry.seconds, 2),
             version=entry.version,
             bytes_up=entry.bytes_up,
+            bytes_per_weight=round(entry.bytes_per_weight, 4),
         )
         for entry in completed
     )
