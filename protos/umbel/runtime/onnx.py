@@ -110,10 +110,6 @@ class OnnxRuntime:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        # The arena keeps the peak of the largest batch ever seen, the plan of memory one copy per batch size;
-        # on a phone freed memory is worth more than the few per cent that they save.
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
         return options
 
     def _shared(self, bundle: Bundle, signature: str) -> ort.InferenceSession:
