@@ -6,7 +6,7 @@ each kernel offset saw, which copies the input once for each; it is still the fa
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -87,51 +87,72 @@ def _kernel_gradient(
     Where the stride of the first dimension is one, the gradient moves along it instead of the input: a matrix product
     of both meets all offsets, and a kernel of 3 x 3 costs 3 + 3 copies rather than 9.
     """
-    batch, first = x.shape[0], kernel[0]
+    first = kernel[0]
     apart = len(kernel) > 1 and stride[0] == 1 and first > 1
-    moved = _moved_down(gradient, int(x.shape[2]), first, padding[0], dilation[0]) if apart else gradient
-    first, kernel_seen, around = (first, [1, *kernel[1:]], [0, *padding[1:]]) if apart else (1, kernel, padding)
-    sizes = [int(x.shape[2]) if apart else int(gradient.shape[2]), *(int(size) for size in gradient.shape[3:])]
-    seen = _seen_by_offset(x, kernel_seen, sizes, stride, around, dilation)
+    reach = [int(x.shape[2]) if apart else int(gradient.shape[2]), *(int(size) for size in gradient.shape[3:])]
     inputs, outputs = x.shape[1] // groups, gradient.shape[1] // groups
-    if groups > 1:
-        seen = [view.reshape([batch * groups, inputs, *sizes]) for view in seen]
-    columns = torch.cat(seen, 1).reshape([batch * groups, len(seen) * inputs, -1])
-    rows = moved.reshape([batch * groups, outputs * first, -1])
-    # One product for each example, so that what it works on stays in the cache.
-    product = torch.bmm(rows, columns.transpose(1, 2)).reshape([batch, -1]).sum(0)
-    by_offset = product.reshape([groups, outputs, first, len(seen), inputs]).permute(0, 1, 4, 2, 3)
+    taps = kernel if apart else [1, *kernel]
+    together = groups == 1 and _small(reach, inputs * math.prod(taps[1:]), outputs * taps[0])
+    if together:
+        # What is contracted comes last: positions along the first dimension, examples, the other positions.
+        order = [1, 2, 0] if apart else [1, 0, 2]
+        x, gradient = (tensor.permute([*order, *range(3, tensor.dim())]) for tensor in (x, gradient))
+    if apart:
+        rows = _moved_down(gradient, 1 if together else 2, reach[0], first, padding[0], dilation[0])
+        seen = _seen_by_offset(x, 3, kernel[1:], reach[1:], stride[1:], padding[1:], dilation[1:])
+    else:
+        rows, seen = gradient, _seen_by_offset(x, 2, kernel, reach, stride, padding, dilation)
+    product = _met(rows, seen, outputs * taps[0], groups, together)
+    by_offset = product.reshape([groups, outputs, taps[0], len(seen), inputs]).permute(0, 1, 4, 2, 3)
     return by_offset.reshape([groups * outputs, inputs, *kernel])
 
 
-def _moved_down(gradient: Tensor, size: int, kernel: int, padding: int, gap: int) -> Tensor:
-    """Along dimension 2: for each kernel offset the gradient where the input stood that it saw there, or zeros."""
+def _small(sizes: list[int], columns: int, rows: int) -> bool:
+    """Whether what one example gives is larger than what goes into it."""
+    return rows * columns > math.prod(sizes) * (rows + columns)
+
+
+def _met(rows: Tensor, seen: list[Tensor], count: int, groups: int, together: bool) -> Tensor:
+    """The product of all rows with all that was seen, summed over positions and examples."""
+    if together:
+        columns = (torch.cat(seen, 0) if len(seen) > 1 else seen[0]).reshape([len(seen) * seen[0].shape[0], -1])
+        return torch.mm(rows.reshape([count, -1]), columns.t())
+    # One product for each example, so that what it works on stays in the cache.
+    batch, channels, sizes = rows.shape[0], seen[0].shape[1] // groups, seen[0].shape[2:]
+    if groups > 1:
+        seen = [view.reshape([batch * groups, channels, *sizes]) for view in seen]
+    columns = (torch.cat(seen, 1) if len(seen) > 1 else seen[0]).reshape([batch * groups, len(seen) * channels, -1])
+    by_example = torch.bmm(rows.reshape([batch * groups, count, -1]), columns.transpose(1, 2))
+    return by_example.reshape([batch, -1]).sum(0)
+
+
+def _moved_down(gradient: Tensor, dim: int, size: int, kernel: int, padding: int, gap: int) -> Tensor:
+    """For each kernel offset the gradient where the input stood that it saw there, or zeros; one after the other."""
     spare = max(gap * (kernel - 1) - padding, 0)
-    if spare:
-        gradient = _padded(gradient, 2, spare, spare)
     places = [row - at * gap + padding + spare for at in range(kernel) for row in range(size)]
-    return aten.index_select(gradient, 2, torch.tensor(places))  # type: ignore[no-any-return]
+    return aten.index_select(_padded(gradient, dim, spare, spare), dim, torch.tensor(places))  # type: ignore[no-any-return]
 
 
 def _seen_by_offset(
     x: Tensor,
+    dim: int,
     kernel: Sequence[int],
     sizes: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> list[Tensor]:
-    """For each kernel offset what it saw at each output position [N, C, *sizes]."""
+    """For each kernel offset what it saw at each output position, over the dimensions from this one on."""
     views = [x]
-    for dim, (taps, size, step, pad, gap) in enumerate(zip(kernel, sizes, stride, padding, dilation, strict=True), 2):
+    for taps, size, step, pad, gap in zip(kernel, sizes, stride, padding, dilation, strict=True):
         if step > 1:
             # Padded once for all offsets, then cut; without a stride padding each is the cheaper way.
             views = [_padded(view, dim, pad, pad) for view in views]
-            starts = [at * gap for at in range(taps)]
-            views = [_cut(view, dim, start, size, step) for view in views for start in starts]
+            views = [_cut(view, dim, at * gap, size, step) for view in views for at in range(taps)]
         else:
             starts = [at * gap - pad for at in range(taps)]
             views = [_padded(v, dim, -start, start + size - v.shape[dim]) for v in views for start in starts]
+        dim += 1
     return views
 
 

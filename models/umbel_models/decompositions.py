@@ -1,12 +1,13 @@
 """Gradients and normalisations in terms of operators that every inference runtime has.
 
 After tracing with this table no `…_backward` operator is left, except the one that becomes a MaxUnpool. What torch's
-own table does well is taken from there; what it lacks, or does in a way that runs slowly, is written here, in `convolution.py`
-and in `normalisation.py`.
+own table does well is taken from there; what it lacks, or does in a way that runs slowly, is written here, in
+`convolution.py` and in `normalisation.py`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -37,7 +38,6 @@ _FROM_TORCH: Final = (
     "_log_softmax_backward_data",
     "_softmax_backward_data",
     "elu_backward",
-    "gelu_backward",
     "hardsigmoid_backward",
     "huber_loss_backward",
     "leaky_relu_backward",
@@ -194,6 +194,18 @@ def _hardswish_backward(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient * ((x / 3 + 0.5) * between + (x >= 3).to(gradient.dtype))
 
 
+def _gelu_backward(gradient: Tensor, x: Tensor, approximate: str = "none") -> Tensor:
+    if approximate == "none":
+        exact: Tensor = torch_table[aten.gelu_backward.default](gradient, x, approximate=approximate)
+        return exact
+    # x sigmoid(2 u) is x (1 + tanh u) / 2; here u = k (x + c x^3).
+    k, c = math.sqrt(2 / math.pi), 0.044715
+    square = x * x
+    gate = torch.sigmoid(x * (2 * k * c * square + 2 * k))
+    slope = x * (6 * k * c * square + 2 * k)
+    return gradient * (gate * (slope * (1 - gate) + 1))
+
+
 def _silu_backward(gradient: Tensor, x: Tensor) -> Tensor:
     gate = torch.sigmoid(x)
     return gradient * gate * (1 + x * (1 - gate))
@@ -236,6 +248,7 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.avg_pool2d_backward.default: _avg_pool2d_backward,
     aten.convolution_backward.default: convolution_backward,
     aten.embedding_dense_backward.default: _embedding_backward,
+    aten.gelu_backward.default: _gelu_backward,
     aten.hardswish_backward.default: _hardswish_backward,
     aten.hardtanh_backward.default: _hardtanh_backward,
     aten.linalg_vector_norm.default: _vector_norm,

@@ -26,6 +26,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from umbel.errors import CannotCompile, OperatorNotSupported, UmbelError
+from umbel_models.attention import UNUSED, plain_attention
+from umbel_models.attention import scaled_dot_product_attention as attention
 from umbel_models.signatures import Signature
 
 Decompositions = Mapping[Any, Callable[..., Any]]
@@ -58,6 +60,8 @@ class _Rewrites(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.linear and args[0].dim() > 2:
             return _linear_by_rows(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and plain_attention(*args, **kwargs):
+            return attention(*args, **{name: value for name, value in kwargs.items() if name not in UNUSED})
         return func(*args, **kwargs)
 
 

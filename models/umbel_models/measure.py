@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -80,12 +81,16 @@ def measure(
             works |= _runtime_works(bundle, runtime, inputs, targets)
         if spec is not None:
             works |= _torch_works(spec, batch)
+        done = len(found) // ways * turns
         with _one_torch_thread(spec is not None):
-            done = len(found) // ways * turns
-            times = _in_turns(works, turns, lambda turn, done=done: progress(done + turn, turns * len(batches)))
+            times = _in_turns(works, turns, partial(_tell, progress, done, turns * len(batches)))
         names = dict.fromkeys(way for way, _ in works)
         found += [Speed(way, batch, times[way, "train"], times[way, "infer"]) for way in names]
     return tuple(found)
+
+
+def _tell(progress: Progress, done: int, of: int, turn: int) -> None:
+    progress(done + turn, of)
 
 
 def ratios(speeds: Sequence[Speed]) -> dict[tuple[str, int], tuple[float, float]]:
@@ -107,8 +112,8 @@ def _examples(bundle: Bundle, spec: ModelSpec | None, batch: int) -> tuple[Array
     golden = bundle.golden().inputs
     taken = {name: array[np.arange(batch) % len(array)] for name, array in golden.items()}
     # Which target it is makes no difference to the work; zero is a class and a number.
-    blank = {spec.name: np.zeros((batch, *spec.shape[1:]), spec.dtype) for spec in bundle.manifest.targets}  # type: ignore[arg-type]
-    return taken, blank
+    shapes = {one.name: tuple(batch if size is None else size for size in one.shape) for one in bundle.manifest.targets}
+    return taken, {one.name: np.zeros(shapes[one.name], one.dtype) for one in bundle.manifest.targets}
 
 
 def _runtime_works(bundle: Bundle, runtime: Runtime, inputs: Arrays, targets: Arrays) -> Mapping[tuple[str, str], Work]:
@@ -138,7 +143,7 @@ def _torch_works(spec: ModelSpec, batch: int) -> Mapping[tuple[str, str], Work]:
         loss = spec.loss(training(*inputs.values()), *targets.values())
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     def infer() -> object:
         with torch.inference_mode():

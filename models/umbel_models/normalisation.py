@@ -191,9 +191,9 @@ def batch_norm_backward(
     """The gradients of `batch_norm`, or of `batch_norm_frozen`."""
     shape, dims = _per_channel(x), [0, *range(2, x.dim())]
     if training:
-        assert mean is not None and scale is not None, "what the forward pass gave"  # noqa: S101, PT018
+        assert mean is not None and scale is not None, "what the forward pass gave"  # noqa: S101
     else:
-        assert running_mean is not None and running_variance is not None, "frozen statistics"  # noqa: S101, PT018
+        assert running_mean is not None and running_variance is not None, "frozen statistics"  # noqa: S101
         mean, scale = running_mean, torch.rsqrt(running_variance + epsilon)
     centred, scale = x - mean.reshape(shape), scale.reshape(shape)
     total, along = gradient.sum(dims, keepdim=True), (gradient * centred).sum(dims, keepdim=True) * scale

@@ -39,12 +39,18 @@ _VIEWS: Final = (
 
 def unviewed(node: fx.Node) -> tuple[fx.Node, bool]:
     """What a view is a view of, through all others, and whether that has the view's own shape."""
-    shape, found = _sizes(node), node
-    while found.target in _VIEWS:
-        found = found.args[0]  # type: ignore[assignment]
-        if _sizes(found) == shape:
-            return found, True
-    return found, False
+    shape, found = _sizes(node), _source(node)
+    while _sizes(found) != shape:
+        if found.target not in _VIEWS:
+            return found, False
+        found = _source(found)
+    return found, True
+
+
+def _source(node: fx.Node) -> fx.Node:
+    source: Any = node.args[0]
+    found: fx.Node = source
+    return found
 
 
 def _sizes(node: fx.Node) -> list[str]:

@@ -111,6 +111,8 @@ def _transpose(w: Writer, n: fx.Node, x: fx.Node, first: int, second: int) -> An
 @translates(aten.expand.default)
 def _expand(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any], implicit: bool = False) -> Any:
     number, shape, before = w.number(x), shape_of(n), shape_of(x)
+    if [str(size) for size in before] == [str(size) for size in shape]:
+        return number
     if _stretched_anyway(n):
         # Its users stretch it; only the number of dimensions must be right.
         missing = len(shape) - len(before)

@@ -110,6 +110,8 @@ def _squeeze(w: Writer, n: fx.Node, x: fx.Node, dims: int | Sequence[int]) -> An
 
 @translates(aten.expand.default)
 def _expand(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any], implicit: bool = False) -> Any:
+    if [str(size) for size in shape_of(x)] == [str(size) for size in shape_of(n)]:
+        return w.name(x)
     # ONNX broadcasts both ways, so a 1 leaves the size as it is.
     return w.node("Expand", x, w.vector([size if is_open(size) or size != -1 else 1 for size in sizes]))
 
