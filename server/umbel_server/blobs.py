@@ -1,9 +1,10 @@
-"""Files by content, in four areas that never mix.
+"""Files by content, in five areas that never mix.
 
 * `bundles`: manifests, graphs, weights, golden examples; devices may fetch what the registry has published of them.
 * `spool`: sealed reports, from their first byte until their round is over; never fetchable.
 * `state`: what strategies remember between rounds; never fetchable.
 * `holdout`: the server's own examples, on which it judges candidates; never fetchable.
+* `deltas`: shorter ways from one bundle file to another; devices may fetch them, and all of them can be made again.
 
 A blob appears under its name whole or not at all: written aside, synced, renamed, and the folder synced.
 """
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from umbel.digests import Digest, digest_of, digest_of_file, parse_digest, verify_digest
-from umbel.errors import DigestMismatch, NotFound
+from umbel.errors import DigestMismatch, MalformedMessage, NotFound
+from umbel.file_delta import FileDelta
 from umbel_server.store import OnStep, ignore_step
 
-AREAS: Final = ("bundles", "spool", "state", "holdout")
+AREAS: Final = ("bundles", "spool", "state", "holdout", "deltas")
 _ASIDE: Final = "aside-"
 
 
@@ -51,6 +53,40 @@ class Blobs:
         if not path.is_file():
             raise NotFound(f"no bundle file has the digest {digest}; check in for the newest release")
         return path
+
+    # Deltas, by what they lead from and to: a file's name tells all of them apart from its size.
+
+    def delta_aside(self) -> Path:
+        """Where a delta may be written; gone at the next start unless it is settled."""
+        return self._root / "deltas" / f"{_ASIDE}{secrets.token_hex(8)}"
+
+    def settle_delta(self, aside: Path, delta: FileDelta) -> None:
+        """Keep a delta that was written aside; not synced, since it can be made again."""
+        self._on_step("put delta")
+        aside.replace(self.delta_path(delta.base, delta.target, delta.digest))
+
+    def delta_path(self, base: Digest, target: Digest, digest: Digest) -> Path:
+        """Where a delta lies, if it does."""
+        return self._root / "deltas" / f"{base}.{target}.{digest}"
+
+    def drop_delta(self, delta: FileDelta) -> None:
+        """Forget a delta."""
+        self.delta_path(delta.base, delta.target, delta.digest).unlink(missing_ok=True)
+
+    def deltas(self) -> list[FileDelta]:
+        """All deltas that are kept, oldest first; whatever else lies there, or was cut off by a crash, goes."""
+        found = []
+        for path in sorted((self._root / "deltas").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+            try:
+                base, target, digest = map(parse_digest, path.name.split("."))
+            except (ValueError, MalformedMessage):
+                path.unlink()
+                continue
+            if digest_of_file(path) == digest:
+                found.append(FileDelta(base, target, digest, path.stat().st_size))
+            else:
+                path.unlink()
+        return found
 
     # What strategies remember, by the task whose it is.
 

@@ -35,6 +35,7 @@ from umbel_server.blobs import Blobs
 from umbel_server.checkpoints import Witness
 from umbel_server.closing import advance
 from umbel_server.cohort import Answers, CohortOrder
+from umbel_server.deltas import Deltas
 from umbel_server.events import ServerEvent, Watchers
 from umbel_server.fleet import Fleet
 from umbel_server.helper.port import HelperPort
@@ -46,8 +47,8 @@ from umbel_server.registry import Registry
 from umbel_server.releases import ReleaseDesk
 from umbel_server.repository import Repository
 from umbel_server.rollout_verbs import RolloutVerbs
-from umbel_server.round import SessionState, require_same_report
-from umbel_server.runner import Offload, TaskRunner, Tools, require_token
+from umbel_server.round import SessionState
+from umbel_server.runner import Offload, TaskRunner, Tools
 from umbel_server.selection import Pace
 from umbel_server.signing import ReleaseSigner
 from umbel_server.steering import Steering
@@ -87,6 +88,7 @@ class Coordinator:
     ) -> None:
         self.store = store
         self.registry = Registry(store, blobs, signer)
+        self.deltas = Deltas(self.registry, blobs, offload)
         self.fleet = Fleet(store)
         self._blobs = blobs
         self._clock = clock
@@ -134,6 +136,9 @@ class Coordinator:
             NotAllowed: the device isn't enrolled here, or in another population.
         """
         self.fleet.visit(device, check_in, self._clock.now())
+        return await self.deltas.added(self._answer(device, check_in), check_in.held_bundles)
+
+    def _answer(self, device: DeviceId, check_in: CheckIn) -> CheckInReply:
         runners = [runner for runner in self._runners.values() if runner.task.population == check_in.population]
         model = runners[-1].task.model if runners else ""
         signed, offer = self._release_for(device, check_in, model)
@@ -173,8 +178,8 @@ class Coordinator:
         return None, self.rollouts.offers.offer(device, check_in, model, now)
 
     def fetch(self, digest: Digest) -> Path:
-        """Where a file of a version's bundle lies; raises `NotFound` for anything else."""
-        return self.registry.fetchable(digest)
+        """Where a file of a version's bundle lies, or a delta of one; raises `NotFound` for anything else."""
+        return self.deltas.path(digest) or self.registry.fetchable(digest)
 
     def listing_file(self, name: str) -> bytes:
         """A file of the release listing, by its name; raises `NotFound`."""
@@ -209,7 +214,7 @@ class Coordinator:
         """
         runner = self._runner_of(begin.session_id)
         if runner is None:
-            return self._begin_after_the_end(begin)
+            return self._uploads.begin_after_the_end(self.store, begin)
         session = runner.admit(begin)
         if session.state is SessionState.REPORTED:
             return self._uploads.counted(begin)
@@ -342,17 +347,6 @@ class Coordinator:
             if any(session_id in held.sessions for held in runner.rounds.values()):
                 return runner
         return None
-
-    def _begin_after_the_end(self, begin: ReportBegin) -> int:
-        with self.store.reading() as connection:
-            session = round_records.find_session(connection, begin.session_id)
-        if session is None:
-            raise NotFound("no such session; check in again")
-        require_token(session, begin.upload_token)
-        if session.state is not SessionState.REPORTED:
-            raise RoundClosed("the round is over; check in again")
-        require_same_report(session, begin.report_id)
-        return self._uploads.counted(begin)
 
     def _most_wanting(self, runners: list[TaskRunner]) -> list[TaskRunner]:
         by_round = {str(runner.active.key): runner for runner in runners if runner.active}
