@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from umbel.errors import SimulationStuck
 
 T = TypeVar("T")
+_RESOLUTION: Final = 1e-6
+"""Seconds; timers that are nearer to each other come together."""
 
 
 class _Jumps(selectors.BaseSelector):
@@ -64,6 +66,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._jumps = _Jumps()
         super().__init__(self._jumps)
+        # The loop's own is finer than what a float tells apart after a year: a timer would come near and never be due.
+        self._clock_resolution = _RESOLUTION
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
@@ -157,6 +161,3 @@ async def _end(tasks: Sequence[asyncio.Task[Any]] | set[asyncio.Task[Any]]) -> N
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-Offload = Callable[..., Awaitable[Any]]
