@@ -26,11 +26,18 @@ _ASIDE: Final = "aside-"
 
 
 class Blobs:
-    """A folder of blobs; one process at a time may write to it."""
+    """A folder of blobs; one process at a time may write to it.
 
-    def __init__(self, root: Path, on_step: OnStep = ignore_step) -> None:
+    Args:
+        root: the folder.
+        on_step: told each durable step before it happens.
+        durable: False leaves it to the operating system when bytes reach the medium; for simulations only.
+    """
+
+    def __init__(self, root: Path, on_step: OnStep = ignore_step, *, durable: bool = True) -> None:
         self._root = root
         self._on_step = on_step
+        self._sync = _sync if durable else _leave_to_the_system
         for area in AREAS:
             (root / area).mkdir(parents=True, exist_ok=True, mode=0o700)
             for unfinished in (root / area).glob(f"{_ASIDE}*"):
@@ -157,9 +164,9 @@ class Blobs:
             partial.unlink()
             raise DigestMismatch("the report's bytes changed on their way; send it again from its first byte")
         self._on_step("spool report")
-        _sync(partial)
+        self._sync(partial)
         partial.replace(self.report_path(report_id, digest))
-        _sync(self.spool)
+        self._sync(self.spool)
 
     def held(self, report_id: str, digest: Digest) -> int:
         """How many bytes of an upload are here already."""
@@ -197,9 +204,9 @@ class Blobs:
         self._on_step(f"put {area}")
         aside = path.with_name(f"{_ASIDE}{secrets.token_hex(8)}")
         aside.write_bytes(data)
-        _sync(aside)
+        self._sync(aside)
         aside.replace(path)
-        _sync(path.parent)
+        self._sync(path.parent)
         return digest
 
 
@@ -208,6 +215,10 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise NotFound(f"{path.name} is missing from {path.parent.name}; restore it from a backup") from None
+
+
+def _leave_to_the_system(path: Path) -> None:
+    del path
 
 
 def _sync(path: Path) -> None:

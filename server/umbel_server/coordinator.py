@@ -15,7 +15,6 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Final
 
 import sqlalchemy as sa
 import structlog
@@ -31,6 +30,7 @@ from umbel.runtime.onnx import OnnxRuntime
 from umbel.visit import CheckIn, CheckInReply, ReportBegin, Retry, RetryWindow
 from umbel_server import cohort, fleet, round_records, selection, task_records
 from umbel_server.aggregation import LeaderKey
+from umbel_server.beat import Beat
 from umbel_server.blobs import Blobs
 from umbel_server.checkpoints import Witness
 from umbel_server.closing import advance
@@ -58,11 +58,6 @@ from umbel_server.trust import Trust
 from umbel_server.uploads import Uploads
 from umbel_server.versions import Version
 
-TICK_SECONDS: Final = 0.5
-FLUSH_SECONDS: Final = 2.0
-STEER_SECONDS: Final = 1.0
-WITNESS_SECONDS: Final = 300.0
-
 _log = structlog.get_logger(__name__)
 
 
@@ -80,6 +75,7 @@ class Coordinator:
         offload: Offload = asyncio.to_thread,
         chance: Callable[[int], bytes] = secrets.token_bytes,
         pace: Pace | None = None,
+        beat: Beat | None = None,
         runtime: Runtime | None = None,
         helper: HelperPort | None = None,
         trust: Trust | None = None,
@@ -93,6 +89,7 @@ class Coordinator:
         self._blobs = blobs
         self._clock = clock
         self._pace = pace or Pace()
+        self._beat = beat or Beat()
         self._watchers = Watchers()
         self._woken = asyncio.Event()
         self._uploads = Uploads(blobs)
@@ -111,6 +108,7 @@ class Coordinator:
             tell=self._watchers.tell,
             publish=self._publish,
             private=self.private,
+            pace=self._pace,
         )
         self._runners: dict[str, TaskRunner] = {}
         self._recover()
@@ -296,7 +294,7 @@ class Coordinator:
                 except Exception:  # noqa: BLE001 - whatever it was, the next try must go on
                     failures += 1
                     _log.exception("tick failed", failures=failures)
-                await self._pause(TICK_SECONDS * min(2**failures, 64))
+                await self._pause(self._beat.tick * min(2**failures, 64))
         finally:
             self._flush(force=True)
 
@@ -355,7 +353,7 @@ class Coordinator:
 
     def _steer(self, failed: list[Exception]) -> None:
         now = self._clock.now()
-        if self.rollouts is None or now - self._steered_at < STEER_SECONDS:
+        if self.rollouts is None or now - self._steered_at < self._beat.steer:
             return
         self._steered_at = now
         try:
@@ -367,7 +365,7 @@ class Coordinator:
         """The newest checkpoint of the audit log, for the fleet to witness; taken anew every few minutes."""
         if self.witness is None:
             return ""
-        if now - self._witnessed_at >= WITNESS_SECONDS:
+        if now - self._witnessed_at >= self._beat.witness:
             self._witnessed_at = now
             self.witness.take(self.store, now)
         return self.witness.newest.short if self.witness.newest else ""
@@ -380,7 +378,7 @@ class Coordinator:
 
     def _flush(self, *, force: bool) -> None:
         now = self._clock.now()
-        if force or now - self._flushed_at >= FLUSH_SECONDS:
+        if force or now - self._flushed_at >= self._beat.flush:
             self._flushed_at = now
             self.fleet.flush(now)
             for runner in self._runners.values():
