@@ -7,62 +7,46 @@ the output times its gradient (Dao et al., 2022, https://arxiv.org/abs/2205.1413
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-UNUSED: Final = ("dropout_p", "enable_gqa")
-"""Arguments of torch's function that ours doesn't take."""
 
-
-def plain_attention(*args: Any, dropout_p: float = 0.0, enable_gqa: bool = False, **kwargs: Any) -> bool:
-    """Whether a call of torch's function is one for ours: no dropout, as many heads for each, no learnt mask."""
-    mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-    return len(args) <= 4 and not dropout_p and not enable_gqa and (mask is None or not mask.requires_grad)
-
-
-def scaled_dot_product_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-) -> Tensor:
-    """As torch's function of this name without dropout: [..., T, D], [..., S, D], [..., S, E] to [..., T, E].
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, factor: float) -> Tensor:
+    """Values [..., S, E] by how well keys [..., S, D] times `factor` match queries [..., T, D], as [..., T, E].
 
     A mask says which scores are seen (bool), or is added to them; no gradient flows into it.
     """
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if is_causal:
-        seen = torch.ones([int(query.shape[-2]), int(key.shape[-2])], dtype=torch.bool).tril()
-        attn_mask = torch.where(seen, 0.0, -math.inf)
-    elif attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.where(attn_mask, 0.0, -math.inf)
+        seen = torch.ones([query.shape[-2], key.shape[-2]], dtype=torch.bool).tril()
+        mask = torch.where(seen, 0.0, -math.inf)
+    elif mask is not None and mask.dtype == torch.bool:
+        mask = torch.where(mask, 0.0, -math.inf)
     # Three dimensions, so that runtimes fold transpositions into their matrix products.
     flat = [part.reshape([-1, *part.shape[-2:]]) for part in (query, key, value)]
     leading = list(query.shape[:-2])
-    result: tuple[Tensor, Tensor] = _Attention.apply(*flat, attn_mask, factor, leading)  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor] = _Attention.apply(*flat, mask, is_causal, factor, leading)  # type: ignore[no-untyped-call]
     return result[0].reshape([*query.shape[:-1], value.shape[-1]])
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factor: float, leading: list[int]
+        query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, factor: float, leading: list[int]
     ) -> tuple[Tensor, Tensor]:
         scores = torch.bmm(query * factor, key.transpose(1, 2))
         if mask is not None and mask.dim() == 2:
             scores = scores + mask
         elif mask is not None:
             scores = (scores.reshape([*leading, *scores.shape[1:]]) + mask).reshape(scores.shape)
-        shares = torch.softmax(scores, -1)
+        # A row whose mask hides everything gives zeros; a causal mask has none.
+        shares = torch.softmax(scores, -1) if mask is None or causal else torch._safe_softmax(scores, -1)
         return torch.bmm(shares, value), shares
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        query, key, value, _, ctx.factor, _ = inputs
+        query, key, value, _, _, ctx.factor, _ = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(query, key, value, *output)
 
@@ -73,4 +57,4 @@ class _Attention(torch.autograd.Function):
         to_scores = shares * (torch.bmm(gradient, value.transpose(1, 2)) - along)
         to_query = torch.bmm(to_scores, key) * ctx.factor
         to_key = torch.bmm(to_scores.transpose(1, 2), query * ctx.factor)
-        return to_query, to_key, torch.bmm(shares.transpose(1, 2), gradient), None, None, None
+        return to_query, to_key, torch.bmm(shares.transpose(1, 2), gradient), None, None, None, None

@@ -18,6 +18,7 @@ from torch._decomp import decomposition_table as torch_table
 
 from umbel.errors import OperatorNotSupported
 from umbel_models.convolution import convolution_backward, input_gradient, per_dimension
+from umbel_models.dropout import DECOMPOSITIONS as DROPOUT
 from umbel_models.normalisation import (
     batch_norm,
     batch_norm_backward,
@@ -43,6 +44,7 @@ _FROM_TORCH: Final = (
     "leaky_relu_backward",
     "mse_loss",
     "mse_loss_backward",
+    "native_dropout_backward",
     "new_zeros",
     "select_backward",
     "sigmoid_backward",
@@ -234,9 +236,10 @@ def _vector_norm(
 
 
 def _safe_softmax(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
-    # Torch guards against rows that are masked everywhere; a causal mask has none.
+    """A row that is masked everywhere gives zeros."""
     del dtype
-    return aten._softmax.default(x, dim, False)  # type: ignore[no-any-return]
+    some = (x.amax([dim], keepdim=True) > -3.4e38).to(x.dtype)
+    return aten._softmax.default(x.clamp(min=-3.4e38), dim, False) * some  # type: ignore[no-any-return]
 
 
 _OWN: Final[dict[Any, Callable[..., Any]]] = {
@@ -276,4 +279,4 @@ def decomposition_table() -> dict[Any, Callable[..., Any]]:
         operator = getattr(aten, name).default
         table[operator] = torch_table[operator]
     table[aten.split.Tensor] = torch_table[aten.split.Tensor]
-    return table | _OWN
+    return table | _OWN | DROPOUT

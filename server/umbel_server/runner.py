@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +34,7 @@ from umbel_server.private_rounds import PrivateRounds
 from umbel_server.registry import Registry
 from umbel_server.round import Base, Round, RoundKey, Session, SessionState, require_same_report
 from umbel_server.secure_aggregation import PrivateRound, Reread, SecureSum
+from umbel_server.selection import Pace
 from umbel_server.store import Store
 from umbel_server.task import Task, TaskState
 from umbel_server.task_records import TaskRecord
@@ -61,6 +61,7 @@ class Tools:
     publish: Callable[[sa.Connection, Version, str, float], None]
     """Gives an accepted version to a task's own channel, in the caller's transaction."""
     private: PrivateRounds
+    pace: Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +193,7 @@ class TaskRunner:
         held = self.round_of(session_id)
         if (agreed := self.agreed.get(held.key)) is not None:
             return largest_private_report(agreed.descriptor)
-        trains = held.key.kind is Kind.TRAIN
-        specs = (*self._manifest.trainable, *self._manifest.buffers) if trains else ()
-        return largest_report(sum(math.prod(spec.fixed_shape) for spec in specs))
+        return largest_report(self._manifest.shared_numbers if held.key.kind is Kind.TRAIN else 0)
 
     async def count(self, begin: ReportBegin) -> None:
         """Count one report, all of whose bytes are here; when it returns, it is durable and counted once.
@@ -290,17 +289,18 @@ class TaskRunner:
         """Write a new round into the caller's transaction."""
         task = self.asked
         delays = round_records.report_delays(connection, task.name, key.kind)
-        longest = task.deadline_seconds
+        longest, pace = task.deadline_seconds, self.tools.pace
         opened = Round(
             key=key,
             base=base,
             goal=task.goal,
             minimum=task.minimum,
             slots=task.slots,
-            session_seconds=selection.adapted([taken for taken, _ in delays], selection.SESSION_FACTOR, longest),
+            session_seconds=selection.adapted(pace, [taken for taken, _ in delays], selection.SESSION_FACTOR, longest),
             opened_at=now,
-            due=now + selection.adapted([delay for _, delay in delays], selection.ROUND_FACTOR, longest),
+            due=now + selection.adapted(pace, [delay for _, delay in delays], selection.ROUND_FACTOR, longest),
             deadline=now + longest,
+            weights=self.tools.registry.bundle(base.bundle).manifest.shared_numbers if key.kind is Kind.TRAIN else 0,
         )
         round_records.open_round(connection, opened)
         return opened
@@ -349,7 +349,7 @@ class TaskRunner:
         """Have the active round countersigned by the helper; raises what `PrivateRounds.ask` raises."""
         held, private = self._active(), self.tools.private
         past = private.spent(self.task.name)
-        agreed = await self.tools.offload(private.ask, self.task, held, self._manifest, past)
+        agreed = await self.tools.offload(private.ask, self.record, held, self._manifest, past)
         private.remember(held.key, agreed)
         self.agreed[held.key] = agreed
 
