@@ -148,7 +148,7 @@ class Adoption:
     async def _judge(self, release: Release, *, trial: Trial | None = None, taken_back: bool = False) -> ReleaseOutcome:
         """Test a release here, and switch to it unless it is worse; what is taken back is replaced at any rate."""
         kit = self._kit
-        bundle = await fetch_bundle(kit.channel, kit.shelf, release, kit.runtime.name)
+        bundle = await fetch_bundle(kit, release)
         slots = kit.shelf.slots
 
         def test() -> Comparison:
@@ -183,7 +183,7 @@ class Adoption:
         if slots.active is None:
             return None
         try:
-            bundle = self._kit.shelf.bundle(slots.active.bundle)
+            bundle = self._kit.shelf.bundle(slots.active.bundle, self._kit.runtime.name)
             own = slots.personal
             return bundle, self._kit.shelf.personal_weights(own.weights) if own else bundle.shared_weights()
         except UmbelError:

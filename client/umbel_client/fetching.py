@@ -1,20 +1,28 @@
-"""Fetch what the shelf lacks: bounded by sizes known in advance, resumable, verified before use."""
+"""Fetch what the shelf lacks: bounded by sizes known in advance, resumable, verified before use.
+
+Only what this device runs: the files that all need, and the graphs of its own runtime. What lies on the shelf under
+its digest already is never asked for again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 
 from umbel.bundle import Bundle
 from umbel.digests import Digest
-from umbel.errors import BundleInvalid, DigestMismatch, UmbelError, Unreachable
-from umbel.manifest import Manifest
+from umbel.errors import DigestMismatch, UmbelError, Unreachable
+from umbel.manifest import FileRef, Manifest
 from umbel.release import Release
 from umbel_client.channel import Channel
+from umbel_client.kit import Kit
 from umbel_client.shelf import Shelf
+from umbel_client.state import Fetched
 
 
-async def fetch_bundle(channel: Channel, shelf: Shelf, release: Release, runtime: str) -> Bundle:
-    """The bundle of a verified release, after fetching those of its files that aren't here.
+async def fetch_bundle(kit: Kit, release: Release) -> Bundle:
+    """The bundle of a verified release, after fetching those of its files that this device needs and hasn't.
 
     Raises:
         BundleInvalid: it has no graphs for this runtime, or its manifest contradicts itself.
@@ -22,23 +30,66 @@ async def fetch_bundle(channel: Channel, shelf: Shelf, release: Release, runtime
         DigestMismatch: the far side sent other bytes than those asked for.
         Unreachable: the stream broke; what came stays, and the next try goes on from there.
     """
-    await fetch_blob(channel, shelf, release.bundle, release.manifest_size)
-    manifest = Manifest.from_bytes(shelf.path(release.bundle).read_bytes())
-    if runtime not in manifest.graphs:
-        raise BundleInvalid(f"the bundle has graphs for {sorted(manifest.graphs)}, this device runs {runtime!r}")
-    shelf.require_room(release.manifest_size + sum(ref.size for ref in manifest.files.values()))
-    for ref in manifest.files.values():
-        await fetch_blob(channel, shelf, ref.digest, ref.size)
+    fetching = _Fetching(kit)
     try:
-        return shelf.bundle(release.bundle)
-    except DigestMismatch:
-        # A blob from an earlier visit has rotted, and is gone now: one more look fetches it again.
-        for ref in manifest.files.values():
-            await fetch_blob(channel, shelf, ref.digest, ref.size)
-        return shelf.bundle(release.bundle)
+        return await fetching.bundle(release)
+    finally:
+        kit.memory.put(replace(kit.memory.state, fetched=kit.memory.state.fetched + fetching.fetched))
 
 
-async def fetch_blob(channel: Channel, shelf: Shelf, digest: Digest, size: int) -> None:
+class _Fetching:
+    """One bundle on its way to the shelf, and what that costs."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._channel = kit.channel
+        self._shelf = kit.shelf
+        self._runtime = kit.runtime.name
+        self.fetched = Fetched()
+
+    async def bundle(self, release: Release) -> Bundle:
+        """See `fetch_bundle`."""
+        is_new = not self._shelf.holds(release.bundle)
+        await self._fetch(FileRef(release.bundle, release.manifest_size))
+        manifest = self._shelf.manifest(release.bundle)
+        files = manifest.files_for(self._runtime)
+        self._shelf.require_room(release.manifest_size + sum(ref.size for ref in files.values()))
+        if is_new:
+            self._note_spared(manifest, files)
+        for ref in files.values():
+            await self._fetch(ref)
+        try:
+            return self._shelf.bundle(release.bundle, self._runtime)
+        except DigestMismatch:
+            # A blob from an earlier visit has rotted, and is gone now: one more look fetches it again.
+            for ref in files.values():
+                await self._fetch(ref)
+            return self._shelf.bundle(release.bundle, self._runtime)
+
+    async def _fetch(self, ref: FileRef) -> None:
+        if not self._shelf.holds(ref.digest):
+            await fetch_blob(self._channel, self._shelf, ref.digest, ref.size, self._came)
+            self.fetched += Fetched(files=1)
+
+    def _came(self, size: int) -> None:
+        self.fetched += Fetched(bytes=size)
+
+    def _note_spared(self, manifest: Manifest, files: dict[str, FileRef]) -> None:
+        here = sum(ref.size for ref in files.values() if self._shelf.holds(ref.digest))
+        # Graphs that an earlier bundle listed too would have come with that one.
+        seen = {ref.digest for bundle in self._shelf.held_bundles() for ref in self._files_of(bundle)}
+        others = sum(ref.size for name, ref in manifest.files.items() if name not in files and ref.digest not in seen)
+        self.fetched += Fetched(spared_by_reuse=here, spared_by_runtime=others)
+
+    def _files_of(self, bundle: Digest) -> Iterable[FileRef]:
+        try:
+            return self._shelf.manifest(bundle).files.values()
+        except UmbelError:
+            return ()
+
+
+async def fetch_blob(
+    channel: Channel, shelf: Shelf, digest: Digest, size: int, came: Callable[[int], None] | None = None
+) -> None:
     """Put one blob on the shelf, going on where an earlier try stopped.
 
     Args:
@@ -46,9 +97,8 @@ async def fetch_blob(channel: Channel, shelf: Shelf, digest: Digest, size: int) 
         shelf: where to put it.
         digest: its name.
         size: its bytes, as a signed or verified source told; not one more is taken.
+        came: hears of bytes as they come.
     """
-    if shelf.holds(digest):
-        return
     part = shelf.part(digest)
     offset = part.stat().st_size if part.exists() else 0
     if offset > size:
@@ -58,6 +108,8 @@ async def fetch_blob(channel: Channel, shelf: Shelf, digest: Digest, size: int) 
         if offset < size:
             async with aclosing(channel.fetch(digest, offset)) as chunks:
                 async for chunk in chunks:
+                    if came is not None:
+                        came(len(chunk))
                     offset += len(chunk)
                     if offset > size:
                         break
@@ -68,8 +120,3 @@ async def fetch_blob(channel: Channel, shelf: Shelf, digest: Digest, size: int) 
     if offset < size:
         raise Unreachable(f"the stream of blob {digest} ended after {offset} of {size} bytes; it goes on next time")
     shelf.finish(digest)
-
-
-def is_fault_of_release(error: UmbelError) -> bool:
-    """Whether an error while taking a release over lies in the release, and not on the way to it."""
-    return not isinstance(error, Unreachable)

@@ -90,7 +90,7 @@ def open_active(shelf: Shelf, slots: Slots, runtime: Runtime) -> Predictor | Non
     """
     if slots.active is None:
         return None
-    bundle = shelf.bundle(slots.active.bundle)
+    bundle = shelf.bundle(slots.active.bundle, runtime.name)
     verify_golden(runtime, bundle)
     own = slots.personal
     if own is None or own.bundle != slots.active.bundle:

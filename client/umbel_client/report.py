@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,6 +59,7 @@ def describe(
         "session_shapes": dict(state.shapes),
         "bytes_up": state.bytes_up,
         "bytes_down": state.bytes_down,
+        "fetched": asdict(state.fetched),
         "budgets": {
             "bytes_today": used.bytes_today,
             "max_bytes_per_day": policy.max_bytes_per_day,

@@ -139,17 +139,26 @@ class Shelf:
         self._disk.flush_file(part)
         self._disk.move(part, self.path(digest))
 
-    def bundle(self, digest: Digest) -> Bundle:
+    def bundle(self, digest: Digest, runtime: str | None = None) -> Bundle:
         """The bundle of this name, each of its files verified.
 
+        Args:
+            digest: of its manifest.
+            runtime: open it with the files that this runtime needs; None means with all of them.
+
         Raises:
-            BundleInvalid: its manifest or one of its files isn't here.
+            BundleInvalid: its manifest or one of its files isn't here, or it has no graphs for this runtime.
             DigestMismatch: a file has been damaged; it is removed, so that it is fetched again.
         """
-        manifest = Manifest.from_bytes(self._read(digest))
-        for ref in manifest.files.values():
+        manifest = self.manifest(digest)
+        files = manifest.files if runtime is None else manifest.files_for(runtime)
+        for ref in files.values():
             self._verified(self.path(ref.digest), ref.digest)
-        return Bundle(manifest, {name: self.path(ref.digest) for name, ref in manifest.files.items()})
+        return Bundle(manifest, {name: self.path(ref.digest) for name, ref in files.items()})
+
+    def manifest(self, digest: Digest) -> Manifest:
+        """The manifest of this name, verified; raises as `bundle`."""
+        return Manifest.from_bytes(self._read(digest))
 
     def held_bundles(self) -> tuple[Digest, ...]:
         """The bundles in slots, which a device tells when it checks in."""

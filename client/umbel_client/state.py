@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,6 +48,27 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetched:
+    """Bytes of bundles over a device's whole life: what came, and what needn't."""
+
+    bytes: int = 0
+    """Of files and deltas, as they came; messages round them not counted."""
+    files: int = 0
+    """Files that came whole."""
+    deltas: int = 0
+    """Files that were rebuilt from a delta and a file that was here."""
+    spared_by_deltas: int = 0
+    spared_by_reuse: int = 0
+    """Of files that were here already when a new bundle listed them."""
+    spared_by_runtime: int = 0
+    """Of graphs for runtimes that this device doesn't run."""
+
+    def __add__(self, other: Fetched) -> Fetched:
+        mine, more = astuple(self), astuple(other)
+        return Fetched(*(one + another for one, another in zip(mine, more, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceState:
     """The history of a device."""
 
@@ -77,6 +98,7 @@ class DeviceState:
     seconds_today: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    fetched: Fetched = Fetched()
     last_error: str = ""
 
     def history(self, training_examples: int, now: float) -> History:
@@ -167,6 +189,7 @@ def _from_tree(tree: dict[str, Any]) -> DeviceState:
     parts: dict[str, Any] = {
         "shapes": {str(shape): int(count) for shape, count in tree["shapes"].items()},
         "scores": Scores(**tree["scores"]),
+        "fetched": Fetched(**tree.get("fetched", {})),
         "sessions": tuple(SessionRecord(**entry) for entry in tree["sessions"]),
         "attempt": (str(tree.get("attempt", ["", 0])[0]), int(tree.get("attempt", ["", 0])[1])),
         "executions": tuple(str(execution) for execution in tree.get("executions", ())),

@@ -86,7 +86,8 @@ def _evaluate(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runti
     inputs, targets = spec.batch(size, start=2)
     with torch.no_grad():
         output = module.eval()(*inputs.values())
-        expected = {"loss": spec.loss(output, *targets.values()) * size, "examples": torch.tensor(float(size))}
+        count = torch.tensor(float(size)) if spec.count is None else spec.count(output, *targets.values())
+        expected = {"loss": spec.loss(output, *targets.values()) * count, "examples": count}
         expected |= {name: metric(output, *targets.values()) for name, metric in spec.metrics.items()}
     found = runtime.evaluate(bundle, bundle.weights())(to_numpy(inputs), to_numpy(targets))
     where = f"evaluate (batch of {size})"

@@ -119,7 +119,10 @@ def _evaluate(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
     def evaluate(named: Named) -> Named:
         output, _ = _forward(spec, state, named)
         targets = [named[name] for name in spec.targets]
-        examples = torch.ones(named[next(iter(spec.inputs))].shape[0]).sum()
+        if spec.count is None:
+            examples = torch.ones(named[next(iter(spec.inputs))].shape[0]).sum()
+        else:
+            examples = spec.count(output, *targets)
         sums = {name: metric(output, *targets) for name, metric in spec.metrics.items()}
         return {"loss": spec.loss(output, *targets) * examples, **sums, "examples": examples}
 

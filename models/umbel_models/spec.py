@@ -10,17 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from umbel.errors import CannotCompile
+from umbel_models.losses import correct
 from umbel_models.optimizers import SGD, Optimizer
 
 Loss = Callable[..., Tensor]
 """(what the module returned, *targets) -> the mean loss over the examples of the batch, a scalar."""
 MetricSum = Callable[..., Tensor]
 """(what the module returned, *targets) -> a sum over the examples of the batch, a scalar."""
-
-
-def correct(output: Tensor, target: Tensor) -> Tensor:
-    """How many examples have their largest score at the target class; output [N, C], target [N]."""
-    return (output.argmax(-1) == target).to(torch.float32).sum()
 
 
 def every_weight(name: str) -> bool:
@@ -45,6 +41,10 @@ class ModelSpec:
     """Names for what the module returns, a tensor or a tuple of tensors."""
     metrics: Mapping[str, MetricSum] = field(default_factory=lambda: {"correct": correct})
     """Sums to report beside the loss and the count of examples."""
+    count: MetricSum | None = None
+    """What a batch counts for, as `examples`: over how much the loss is a mean (`token_count` for sequences).
+
+    None counts each example as one."""
     trainable: Callable[[str], bool] = every_weight
     """Says of a parameter's name in the module whether it is trained; others are frozen and never travel back."""
     optimizer: Optimizer = field(default_factory=SGD)

@@ -1,7 +1,8 @@
 """A bundle: a manifest and the files that it lists, each by content.
 
 The files may lie in one folder (`Bundle.open`) or anywhere, by content address (`Bundle(manifest, paths)`): the
-graphs of an architecture are shared by all its versions. See `docs/reference/bundle.md` for the format.
+graphs of an architecture are shared by all its versions. A machine that runs one runtime needs that runtime's graphs
+only. See `docs/reference/bundle.md` for the format.
 """
 
 from __future__ import annotations
@@ -29,16 +30,29 @@ class Bundle:
 
     manifest: Manifest
     paths: Mapping[str, Path]
-    """Where each file that the manifest lists lies, by its name in the manifest."""
+    """Where files lie, by their names in the manifest: all of them, or all that at least one runtime needs."""
 
     def __post_init__(self) -> None:
-        missing = sorted(set(self.manifest.files) - set(self.paths))
+        here = set(self.paths)
+        missing = sorted(set(self.manifest.common_files) - here)
+        if not missing and self.manifest.graphs and not self.runtimes:
+            missing = sorted(set(self.manifest.files) - here)
         if missing:
             raise BundleInvalid(f"no path is given for {missing}; fetch these files first")
 
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """The runtimes whose graphs are all here."""
+        graphs = self.manifest.graphs
+        return tuple(name for name in sorted(graphs) if set(graphs[name].values()) <= set(self.paths))
+
     @classmethod
-    def open(cls, directory: Path) -> Bundle:
+    def open(cls, directory: Path, runtime: str | None = None) -> Bundle:
         """Read a bundle from a folder and verify each of its files.
+
+        Args:
+            directory: holds the manifest and its files.
+            runtime: demand and verify only the files that this runtime needs; None means all.
 
         Raises:
             BundleInvalid: the manifest or a file is missing, or they contradict each other.
@@ -51,20 +65,21 @@ class Bundle:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise MalformedMessage(f"{path} is larger than a manifest may be ({MAX_MANIFEST_BYTES} bytes)")
         manifest = Manifest.from_bytes(path.read_bytes())
-        bundle = cls(manifest, {name: directory / name for name in manifest.files})
+        files = manifest.files if runtime is None else manifest.files_for(runtime)
+        bundle = cls(manifest, {name: directory / name for name in files})
         bundle.verify()
         return bundle
 
     def verify(self) -> None:
-        """Check size and digest of every file, and that the weights are those that the manifest describes.
+        """Check size and digest of every file that is here, and that the weights are what the manifest describes.
 
         Raises:
             BundleInvalid: a file is missing.
             DigestMismatch: a file isn't the one that the manifest lists.
             WeightsMismatch: names or shapes of the weights are not the manifest's.
         """
-        for name, ref in self.manifest.files.items():
-            _verify_file(name, self.paths[name], ref)
+        for name, path in self.paths.items():
+            _verify_file(name, path, self.manifest.files[name])
         require_shapes(self.weights().shapes, self.manifest.weight_shapes)
         self.golden()
 
@@ -94,8 +109,11 @@ class Bundle:
             ) from None
 
     def graph_path(self, runtime: str, signature: str) -> Path:
-        """Where one graph lies; raises `BundleInvalid` when the bundle has none."""
-        return self.paths[self.graph_file(runtime, signature)]
+        """Where one graph lies; raises `BundleInvalid` when the bundle has none, or its file isn't here."""
+        file = self.graph_file(runtime, signature)
+        if file not in self.paths:
+            raise BundleInvalid(f"{file!r} isn't here: of this bundle only the graphs of {self.runtimes} were fetched")
+        return self.paths[file]
 
 
 def _verify_file(name: str, path: Path, ref: FileRef) -> None:

@@ -109,6 +109,23 @@ class Manifest:
         return dict(sorted((self.shared_shapes | frozen).items()))
 
     @property
+    def common_files(self) -> dict[str, FileRef]:
+        """The files that every machine needs, whatever it runs graphs with."""
+        bound = {file for graphs in self.graphs.values() for file in graphs.values()}
+        return {name: ref for name, ref in self.files.items() if name not in bound}
+
+    def files_for(self, runtime: str) -> dict[str, FileRef]:
+        """The files that a machine with one runtime needs: the common ones and that runtime's graphs.
+
+        Raises:
+            BundleInvalid: the bundle has no graphs for this runtime.
+        """
+        if runtime not in self.graphs:
+            raise BundleInvalid(f"the bundle has graphs for {sorted(self.graphs)}, this machine runs {runtime!r}")
+        wanted = {*self.common_files, *self.graphs[runtime].values()}
+        return {name: ref for name, ref in self.files.items() if name in wanted}
+
+    @property
     def digest(self) -> Digest:
         """The name of the bundle."""
         return digest_of(self.to_bytes())

@@ -40,7 +40,7 @@ def megabytes(installed: Distribution) -> float:
 
 def test_the_base_install_is_light_and_brings_nothing_of_the_coordinator() -> None:
     found = closure("umbel")
-    assert {"numpy", "grpcio", "onnxruntime", "cryptography"} <= set(found)
+    assert {"numpy", "grpcio", "onnxruntime", "cryptography", "zstandard"} <= set(found)
     assert not UNWANTED & set(found)
     total = sum(megabytes(installed) for installed in found.values())
     assert 50 < total < LIMIT_MB

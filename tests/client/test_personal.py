@@ -136,7 +136,7 @@ async def test_a_damaged_shelf_is_mended_at_the_next_visit(bench: Bench) -> None
     await device.wake()
     slot = device.kit.shelf.slots.active
     assert slot is not None
-    device.kit.shelf.bundle(slot.bundle).paths["weights.safetensors"].write_bytes(b"rotten")
+    device.kit.shelf.bundle(slot.bundle, "onnx").paths["weights.safetensors"].write_bytes(b"rotten")
     device = bench.open()
     assert device.answers_with == ""
     await device.wake()

@@ -277,7 +277,7 @@ async def test_interrupted_training_goes_on_and_ends_as_an_unbroken_run(bench: B
 async def _unbroken_update(bench: Bench, settings: PersonalSettings) -> Any:
     device = bench.open(personal=settings)
     [assignment] = bench.coordinator.open.values()
-    bundle = device.kit.shelf.bundle(device.kit.shelf.slots.active.bundle)  # type: ignore[union-attr]
+    bundle = device.kit.shelf.bundle(device.kit.shelf.slots.active.bundle, "onnx")  # type: ignore[union-attr]
     job = Session(assignment, "0" * 32).job(device.id)
     return run(job, bundle, device.kit.split(), device.kit.runtime, bench.clock)
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +18,42 @@ from umbel.golden import verify_golden
 from umbel.runtime.onnx import OnnxRuntime
 from umbel_models.compile import compile_model
 from umbel_models.spec import ModelSpec
-from umbel_models.zoo import bundle_path, digits, smartwatch
+from umbel_models.zoo import bundle_path, digits, features, flights, residual, shakespeare, shakespeare_lstm, smartwatch
 
 RUNTIMES = ("onnx", "litert")
+PACKAGED: dict[str, Callable[[], ModelSpec]] = {
+    "digits": digits.mlp,
+    "flights": flights.spec,
+    "smartwatch": smartwatch.spec,
+}
 
 
-@pytest.mark.parametrize("spec", [digits.mlp(), digits.cnn(), smartwatch.spec()], ids=lambda spec: spec.name)
-def test_a_zoo_model_passes_the_gate_far_within_its_tolerances(spec: ModelSpec, tmp_path: Path) -> None:
-    for parity in compile_model(spec, tmp_path, RUNTIMES).parity.values():
+def passes_the_gate(spec: ModelSpec, folder: Path) -> Bundle:
+    compiled = compile_model(spec, folder, RUNTIMES)
+    for parity in compiled.parity.values():
         assert parity.infer < 1e-5
         assert parity.evaluate < 1e-5
         assert parity.train_short < 1e-5
+    return compiled.bundle
 
 
-def test_compiling_the_packaged_model_again_gives_the_same_graphs_and_numbers(tmp_path: Path) -> None:
-    packaged = Bundle.open(bundle_path("smartwatch"))
-    again = compile_model(smartwatch.spec(), tmp_path, RUNTIMES).bundle
+def test_a_zoo_model_passes_the_gate_far_within_its_tolerances(tmp_path: Path) -> None:
+    passes_the_gate(digits.cnn(), tmp_path)
+
+
+LARGER = [residual.spec, residual.batch_normed, shakespeare.spec, shakespeare_lstm.spec]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", LARGER, ids=lambda build: build().name)
+def test_a_larger_zoo_model_passes_the_gate_as_well(build: Callable[[], ModelSpec], tmp_path: Path) -> None:
+    passes_the_gate(build(), tmp_path)
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_compiling_a_packaged_model_again_gives_the_same_graphs_and_numbers(name: str, tmp_path: Path) -> None:
+    packaged = Bundle.open(bundle_path(name))
+    again = passes_the_gate(PACKAGED[name](), tmp_path)
     for runtime, signature in itertools.product(RUNTIMES, ("infer", "evaluate", "train")):
         old, new = (bundle.graph_path(runtime, signature).read_bytes() for bundle in (packaged, again))
         assert new == old, (
@@ -74,3 +95,14 @@ def test_graphs_and_weights_travel_apart() -> None:
         for array in bundle.weights().arrays.values():
             if array.size > 64:
                 assert array.tobytes() not in graph
+
+
+def test_text_becomes_tokens_and_text_again() -> None:
+    tokens = features.encode("Exit, pursued by a bear.\n\u00e9")
+    assert tokens.dtype == np.int64
+    assert features.UNKNOWN in tokens
+    assert features.PADDING not in tokens
+    assert tokens.max() < features.TOKENS
+    padded = np.concatenate([tokens, np.zeros(3, np.int64)])
+    assert features.decode(padded) == "Exit, pursued by a bear.\n?"
+    assert len({*features.encode(features.CHARACTERS)}) == features.TOKENS - 2

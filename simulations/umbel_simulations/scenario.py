@@ -1,0 +1,263 @@
+"""A scenario: everything that a simulation is told, as one frozen value; one TOML file.
+
+`umbel_simulations.scenario_file.load` reads it; every engine is a function of it (`umbel_simulations.engines`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, with_config
+
+from umbel.errors import BadInput, OutOfBounds
+from umbel.plan import Plan
+from umbel_server.flower.spec import StrategySpec
+from umbel_server.privacy_settings import PrivacySettings
+from umbel_server.task import Task
+from umbel_server.validation import ValidationPolicy
+from umbel_simulations.parts import STRICT, AtLeastOne, Count, Name, NotNegative, Positive, Share
+from umbel_simulations.world import Adversary, Faults, Population, RolloutPlan, Switches
+
+EngineName = Literal["fleet", "cohort", "ray"]
+FederationName = Literal["smartwatch", "shakespeare", "digits", "flights"]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Whose data the devices learn from, and how they are cut."""
+
+    federation: FederationName
+    """Which data set."""
+    partition: Literal["natural", "iid", "dirichlet", "by-label"] = "natural"
+    """By the people in the data, or cut anew."""
+    users: Count = 0
+    """How many users to cut into, or to keep of the natural ones; 0: as many as there are (20 where data are cut)."""
+    alpha: Positive = 0.5
+    """For "dirichlet": small means that each user has few labels (arXiv:1909.06335)."""
+    labels_per_user: AtLeastOne = 2
+    """For "by-label": how many labels each user has (arXiv:1602.05629)."""
+    most_examples: Count = 0
+    """Most training examples of one user; 0: no such limit."""
+
+    def __post_init__(self) -> None:
+        if self.federation == "digits" and self.partition == "natural":
+            raise BadInput(
+                'data: the digits have no natural users; choose partition = "dirichlet", "iid" or "by-label"'
+            )
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True)
+class PlanPart:
+    """What a device runs for a round."""
+
+    epochs: AtLeastOne = 1
+    batch_size: AtLeastOne = 16
+    lr: NotNegative = 0.0
+    """Learning rate; 0: the one that the bundle names."""
+    mu: NotNegative = 0.0
+    """Weight of FedProx's proximal term."""
+    max_steps: Count = 0
+    """Most steps of one device in a round; 0: no such limit."""
+    max_examples: Count = 0
+    """Most examples of one device in a round; 0: all."""
+    clip_norm: NotNegative = 0.0
+    """Largest norm of an update; private rounds need one."""
+    max_weight: Positive = 10_000.0
+    """Most that one device counts, in examples."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True)
+class StrategyPart:
+    """How a cohort's updates become a step: one of Flower's strategies."""
+
+    name: str = "FedAvg"
+    arguments: dict[str, float | int] = field(default_factory=dict)
+    """By name; see docs/reference/strategies.md."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True)
+class PrivacyPart:
+    """Private rounds: coordinator and helper learn the sum of a cohort and nothing else."""
+
+    on: bool = False
+    ring_bits: Literal[0, 16, 32] = 0
+    """Width of the numbers that are summed; 0: by the model's size."""
+    noise_multiplier: NotNegative = 0.0
+    """The helper's noise; 0: none."""
+    epsilon: NotNegative = 0.0
+    """Budget of the whole task; 0: none."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    rounds_per_device: Count = 0
+    """In how many rounds one device may be; 0: in all."""
+    metric_bound: NotNegative = 0.0
+    """Largest metric of one device; needed with noise."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True)
+class TaskPart:
+    """What the population is asked to do."""
+
+    rounds: AtLeastOne = 10
+    goal: AtLeastOne = 10
+    """Reports wished for in a round."""
+    minimum: AtLeastOne = 1
+    """Fewest reports that make a round count."""
+    over_selection: Annotated[float, Field(ge=1, le=100)] = 1.3
+    """Sessions that may be open or reported, as a multiple of the goal."""
+    deadline_seconds: Positive = 600.0
+    """From a round's opening to its last moment."""
+    evaluate_candidates: bool = False
+    """Whether a cohort measures each candidate before it becomes a version."""
+    plan: PlanPart = field(default_factory=PlanPart)
+    strategy: StrategyPart = field(default_factory=StrategyPart)
+    privacy: PrivacyPart = field(default_factory=PrivacyPart)
+    validation: dict[str, float | int] = field(default_factory=dict)
+    """Bounds of the validation policy that differ from its defaults, by name; see docs/reference/umbel-cli.md."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """What the cohort engine does beyond the task's strategy."""
+
+    kind: Literal["strategy", "scaffold", "fedbuff"] = "strategy"
+    """Flower's strategy as the task names it; control variates (arXiv:1910.06378); a buffer (arXiv:2106.06639)."""
+    server_lr: Positive = 1.0
+    """For "scaffold" and "fedbuff": scale of the server's step."""
+    buffer: AtLeastOne = 10
+    """For "fedbuff": updates that make a step."""
+    staleness: NotNegative = 0.5
+    """For "fedbuff": an update that is s steps old counts (1 + s) to the power of minus this."""
+    personalisation: Literal["none", "fine-tune", "head", "interpolate"] = "none"
+    """What each user makes of the last version for itself."""
+    personal_epochs: AtLeastOne = 3
+    personal_lr: NotNegative = 0.0
+    """0: the plan's."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What a run must show before a launch; what is left out isn't judged."""
+
+    accuracy: Share | None = None
+    """Least share of right answers of the last version on held-back examples."""
+    fairness_floor: Share | None = None
+    """Least share of right answers of the worst twentieth of the devices."""
+    wasted_sessions: Share | None = None
+    """Most sessions that trained for nothing, as a share of those that trained."""
+    megabytes_per_device: Positive | None = None
+    """Most megabytes, both ways, for nineteen devices in twenty."""
+    seconds_per_device: Positive | None = None
+    """Most seconds of training, for nineteen devices in twenty."""
+    epsilon: Positive | None = None
+    """Most privacy spent."""
+    roll_back_hours: Positive | None = None
+    """Longest time from the start of a broken release to the last device that has left it."""
+    exposed_devices: Share | None = None
+    """Largest share of the population that a broken release may reach."""
+    accepted_rounds: AtLeastOne | None = None
+    """Fewest rounds that made a version."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """All that a simulation is told."""
+
+    name: Name
+    model: str
+    """A bundle: a name of the zoo, or a folder, from the scenario's own."""
+    data: Data
+    description: str = ""
+    engine: EngineName = "fleet"
+    """The whole product on virtual time, only the training, or only the training on Ray."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    hours: Positive = 24.0
+    """Most virtual time that passes; a fleet stops earlier when its task and its rollouts are done."""
+    start_hour: Annotated[float, Field(ge=0, lt=24)] = 20.0
+    """Hour of the day (UTC) at which it begins."""
+    task: TaskPart = field(default_factory=TaskPart)
+    population: Population = field(default_factory=Population)
+    server: Switches = field(default_factory=Switches)
+    faults: Faults = field(default_factory=Faults)
+    adversaries: tuple[Adversary, ...] = ()
+    rollouts: tuple[RolloutPlan, ...] = ()
+    algorithm: Algorithm = field(default_factory=Algorithm)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+    def __post_init__(self) -> None:
+        if sum(adversary.share for adversary in self.adversaries) > 1:
+            raise OutOfBounds("adversaries: their shares together are more than the whole population")
+        if self.engine == "fleet" and self.algorithm != Algorithm():
+            raise BadInput('algorithm: only engine = "cohort" has algorithms of its own; the fleet runs the product')
+        self.server_task()
+
+    def server_task(self, *, population: str = "simulated", model: str = "simulated") -> Task:
+        """The task as the product runs it, updates in the open unless `task.privacy.on`.
+
+        Raises:
+            BadInput: a strategy or a setting that the product refuses.
+        """
+        part = self.task
+        return Task(
+            name=self.name,
+            population=population,
+            model=model,
+            plan=self.plan(),
+            goal=part.goal,
+            minimum=part.minimum,
+            over_selection=part.over_selection,
+            deadline_seconds=part.deadline_seconds,
+            rounds=part.rounds,
+            strategy=StrategySpec(part.strategy.name, dict(part.strategy.arguments)),
+            validation=ValidationPolicy.from_tree(dict(part.validation)),
+            evaluate_candidates=part.evaluate_candidates,
+            updates_private=part.privacy.on,
+            privacy=_privacy(part.privacy),
+            seed=self.seed,
+        )
+
+    def plan(self) -> Plan:
+        """What each device runs."""
+        part = self.task.plan
+        rates = {name: value for name, value in (("lr", part.lr), ("mu", part.mu)) if value}
+        return Plan(
+            epochs=part.epochs,
+            batch_size=part.batch_size,
+            max_steps=part.max_steps,
+            max_examples=part.max_examples,
+            clip_norm=part.clip_norm,
+            max_weight=part.max_weight,
+            hyperparameters=rates,
+            seed=self.seed,
+        )
+
+
+def _privacy(part: PrivacyPart) -> PrivacySettings:
+    if not part.on:
+        return PrivacySettings()
+    return PrivacySettings(
+        ring_bits=part.ring_bits,
+        noise_multiplier=part.noise_multiplier,
+        epsilon=part.epsilon,
+        delta=part.delta,
+        rounds_per_device=part.rounds_per_device,
+        metric_bound=part.metric_bound,
+    )
+
+
+SCENARIOS: TypeAdapter[Scenario] = TypeAdapter(Scenario)
+"""Reads, writes and describes scenarios."""
+
+
+def to_tree(scenario: Scenario) -> dict[str, Any]:
+    """A scenario as plain JSON values, every default written out."""
+    tree: dict[str, Any] = SCENARIOS.dump_python(scenario, mode="json")
+    return tree
