@@ -16,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel.clip_vote import WITHIN_CLIP, share_within
 from umbel.descriptor import LABEL, RoundDescriptor
 from umbel.errors import CohortTooSmall, OutOfBounds, SetRefused, SumImplausible
 from umbel.participants import verify_signature
@@ -44,6 +45,8 @@ class CohortSum:
     weight: int
     count: int
     metrics: Metrics
+    within_clip: float | None = None
+    """Which share of the cohort stayed within the round's clip, with the noise on it; None if nobody was asked."""
 
 
 def require_set(descriptor: RoundDescriptor, ids: Sequence[bytes]) -> None:
@@ -90,9 +93,10 @@ def combine(
     weight = _checked_weight(descriptor, clear, len(ids))
     _check_range(descriptor, clear, weight, len(ids))
     numbers = dequantise(clear.numbers, 1.0 / descriptor.scale)
-    return CohortSum(
-        descriptor.transform.backward(numbers), weight, len(ids), _checked_metrics(descriptor, clear, len(ids))
-    )
+    metrics = _checked_metrics(descriptor, clear, len(ids))
+    votes = metrics.pop(WITHIN_CLIP, None)
+    within = None if votes is None else share_within(votes, len(ids))
+    return CohortSum(descriptor.transform.backward(numbers), weight, len(ids), metrics, within)
 
 
 def _checked_weight(descriptor: RoundDescriptor, clear: ClearSum, count: int) -> int:

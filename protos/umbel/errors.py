@@ -10,6 +10,7 @@
     │   └── BundleInvalid           a bundle whose manifest and files don't fit together
     ├── NotAuthentic                it can't be shown who made this, or that nobody changed it
     │   ├── CertificateRefused      a certificate that is foreign, expired or for another purpose
+    │   ├── TokenRefused            a person's token that is forged, out of time, or for somebody else
     │   ├── EnrolmentRefused        a token that is unknown, used up or too old
     │   ├── SignatureInvalid        a signature that doesn't verify under the pinned key
     │   ├── DigestMismatch          bytes that don't hash to the name they were fetched by
@@ -123,6 +124,12 @@ class CertificateRefused(NotAuthentic):
     """A certificate is foreign, expired, revoked or for another purpose."""
 
     code = "certificate-refused"
+
+
+class TokenRefused(NotAuthentic):
+    """A person's token is forged, out of time, from elsewhere or for somebody else."""
+
+    code = "token-refused"
 
 
 class EnrolmentRefused(NotAuthentic):

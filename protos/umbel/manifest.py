@@ -103,6 +103,11 @@ class Manifest:
         return {spec.name: spec.fixed_shape for spec in specs}
 
     @property
+    def shared_numbers(self) -> int:
+        """How many numbers a delta has."""
+        return sum(math.prod(shape) for shape in self.shared_shapes.values())
+
+    @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """All that stands in the weights file: what is shared, and what is frozen."""
         frozen = {spec.name: spec.fixed_shape for spec in self.frozen}

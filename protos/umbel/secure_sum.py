@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from numpy.typing import NDArray
 
+from umbel.clip_vote import WITHIN_CLIP, vote
 from umbel.descriptor import LABEL, RoundDescriptor, key_id, layout_of
 from umbel.discrete_gaussian import Entropy, discrete_gaussian
 from umbel.errors import (
@@ -136,7 +137,10 @@ def encode_update(
     _round(descriptor, descriptor.transform.forward(delta), factor, weight, chance, cleartext)
     cleartext.lanes[0] = weight
     for index, lane in enumerate(descriptor.lanes, start=1):
-        cleartext.lanes[index] = to_lane(metrics.get(lane.name, 0.0), lane.bound)
+        # The norm before clipping: afterwards all are short enough.
+        is_vote = lane.name == WITHIN_CLIP
+        value = vote(norm, descriptor.clip_norm) if is_vote else metrics.get(lane.name, 0.0)
+        cleartext.lanes[index] = to_lane(value, lane.bound)
     return cleartext
 
 

@@ -24,6 +24,7 @@ from umbel_server.json_text import to_text
 from umbel_server.operators import Operator, Operators
 from umbel_server.roles import parse_role
 from umbel_server.rpc import Requests, Service, Stream, Unary
+from umbel_server.token_operators import TokenOperators
 from umbel_server.transfer import BundleReceiver, FileStart, Step, send_bundle
 
 MAX_HOLDOUT_BYTES: Final = 1 << 30
@@ -44,8 +45,8 @@ class AdminGateway:
         self._started_at = clock.now()
         self._warnings = warnings
 
-    def service(self) -> Service[Operator]:
-        """Ready to be added to a gRPC server."""
+    def service(self, tokens: TokenOperators | None = None) -> Service[Operator]:
+        """Ready to be added to a gRPC server, for callers with certificates, or for such with tokens."""
         methods: dict[str, Unary[Operator] | Stream[Operator]] = {
             "AddModel": self._add_model,
             "AddHoldout": self._add_holdout,
@@ -78,7 +79,7 @@ class AdminGateway:
             "GetStatus": self._get_status,
             **RolloutGateway(self._coordinator).methods(),
         }
-        return Service(_ADMIN, self._operators.authorize, methods)
+        return Service(_ADMIN, self._operators.authorize, methods, tokens.authorize if tokens else None)
 
     # Models and versions.
 

@@ -172,6 +172,7 @@ def round_to_message(found: RoundSummary) -> pb.Round:
         seconds=found.seconds,
         bytes_up=found.bytes_up,
         bytes_down=found.bytes_down,
+        bytes_per_weight=found.bytes_per_weight,
         metrics=dict(found.metrics),
         accuracy=found.accuracy,
         candidate_metrics=dict(found.candidate_metrics),

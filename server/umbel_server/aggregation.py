@@ -104,6 +104,8 @@ class Presummed:
     """A cohort as one sum: all that mean-based strategies need, and all that a secure sum can give."""
 
     aggregate: Aggregate
+    within_clip: float | None = None
+    """Share of the cohort whose deltas weren't clipped, with noise on it; None where that isn't summed."""
 
     @property
     def count(self) -> int:

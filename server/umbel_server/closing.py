@@ -22,7 +22,8 @@ from umbel.errors import BudgetSpent, UmbelError, Unavailable
 from umbel.plan import Kind
 from umbel.update import Metrics
 from umbel_server import audit, round_records, task_records
-from umbel_server.aggregation import Collected
+from umbel_server.adaptive_clip import next_clip
+from umbel_server.aggregation import Collected, Presummed
 from umbel_server.candidate import Candidate, Parent, make_candidate
 from umbel_server.round import Base, Round, RoundKey, RoundState
 from umbel_server.runner import TaskRunner
@@ -136,7 +137,14 @@ async def _close_training(runner: TaskRunner, held: Round) -> bool:
         return True
     now = runner.tools.clock.now()
     after = held.aggregated(collected.weight, collected.metrics, None).failed(made.reason, now)
-    commit(runner, [(held, after)], _judged(runner.record), now, measured(runner, held.base, collected.metrics))
+    # The votes on the clip count whatever became of the candidate: they are released.
+    commit(
+        runner,
+        [(held, after)],
+        _judged(_reclipped(runner.record, collected)),
+        now,
+        measured(runner, held.base, collected.metrics),
+    )
     return True
 
 
@@ -164,6 +172,7 @@ def _make(runner: TaskRunner, held: Round, collected: Collected, recent_norms: t
 def _publish(runner: TaskRunner, held: Round, collected: Collected, made: _Made) -> None:
     """Write the version: accepted at once, or a candidate that devices will measure."""
     now, registry = runner.tools.clock.now(), runner.tools.registry
+    record = _reclipped(runner.record, collected)
     waits = runner.task.evaluate_candidates
     measure = measured(runner, held.base, collected.metrics)
     state = VersionState.CANDIDATE if waits else VersionState.ACCEPTED
@@ -178,13 +187,14 @@ def _publish(runner: TaskRunner, held: Round, collected: Collected, made: _Made)
             round_records.set_pending_state(connection, held.key, made.strategy_state)
             base = Base(version.number, release.number, version.bundle)
             key = RoundKey(held.key.task, held.key.number, Kind.EVALUATE)
-            opened = _write(runner, connection, [(held, after)], runner.record, now, (key, base))
+            opened = _write(runner, connection, [(held, after)], record, now, (key, base))
         else:
-            record = _stepped(runner.record, made.strategy_state)
+            record = _stepped(record, made.strategy_state)
             changes = [(held, after.completed(version.number, now))]
             _release(runner, connection, version, now)
             opened = _write(runner, connection, changes, record, now)
     if waits:
+        runner.record = record
         runner.rounds[Kind.TRAIN] = after
         runner.tell_of(held, after, now)
         runner.fold.forget()
@@ -336,6 +346,15 @@ def _judged(record: TaskRecord) -> TaskRecord:
 def _stepped(record: TaskRecord, state: Digest | None) -> TaskRecord:
     """And its candidate was accepted: the strategy has taken a step."""
     return replace(_judged(record), steps=record.steps + 1, strategy_state=state)
+
+
+def _reclipped(record: TaskRecord, collected: Collected) -> TaskRecord:
+    """With the clip that follows from the cohort's votes, where it moves."""
+    within = collected.within_clip if isinstance(collected, Presummed) else None
+    if within is None:
+        return record
+    task = record.task
+    return replace(record, clip_norm=next_clip(record.clip, within, task.privacy, task.plan))
 
 
 def _release(runner: TaskRunner, connection: sa.Connection, version: Version, now: float) -> None:

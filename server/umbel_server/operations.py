@@ -13,6 +13,7 @@ from umbel.digests import Digest
 from umbel.errors import AlreadyExists, BadInput, Conflict
 from umbel.plan import Kind
 from umbel_server import audit, fleet, task_records, views
+from umbel_server.adaptive_clip import first_clip
 from umbel_server.blobs import Blobs
 from umbel_server.checkpoints import Witness
 from umbel_server.fleet import DeviceRecord, Fleet
@@ -136,7 +137,8 @@ class Operations:
             WrongState: the task's updates are private, and there is no helper.
         """
         now = self._clock.now()
-        record = TaskRecord(replace(task, state=TaskState.RUNNING), now)
+        first = first_clip(task.privacy, task.plan)
+        record = TaskRecord(replace(task, state=TaskState.RUNNING), now, clip_norm=first)
         self._blobs.holdout(task.validation.holdout)
         with self._store.transaction() as connection:
             version = self._registry.newest_accepted(connection, task.model)
@@ -175,9 +177,9 @@ class Operations:
     def privacy(self, name: str) -> PrivacyReport:
         """What a task's rounds have cost in privacy, and what one more would cost; raises `NotFound`."""
         with self._store.reading() as connection:
-            task = task_records.get(connection, name).task
-            version = self._registry.newest_accepted(connection, task.model)
-        return self._private.ledger(task, self._registry.bundle(version.bundle).manifest)
+            record = task_records.get(connection, name)
+            version = self._registry.newest_accepted(connection, record.task.model)
+        return self._private.ledger(record, self._registry.bundle(version.bundle).manifest)
 
     # Rounds, devices, audit.
 

@@ -12,7 +12,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from umbel.clock import Clock
-from umbel.errors import AlreadyExists, CertificateRefused, NotFound, WrongState
+from umbel.errors import AlreadyExists, CertificateRefused, NotFound, TokenRefused, WrongState
 from umbel.fields import name
 from umbel.identity import DeviceId, id_of_key
 from umbel_server import audit
@@ -34,11 +34,15 @@ class Operator:
     role: Role
     added_at: float
     revoked_at: float | None = None
+    kind: str = "operator"
+    """What let them in: a certificate (`operator`) or a token (`token`)."""
+    until: float | None = None
+    """POSIX seconds at which a token ends; a certificate is looked at in each handshake."""
 
     @property
     def actor(self) -> str:
         """How the audit names this operator."""
-        return f"operator:{self.name}"
+        return f"{self.kind}:{self.name}"
 
 
 class Operators:
@@ -67,8 +71,11 @@ class Operators:
         return operator
 
     def require_active(self, operator: Operator) -> None:
-        """Raise `CertificateRefused` if the operator has been revoked since its call began."""
-        self._active(operator.id)
+        """Raise `NotAuthentic` if the operator has been revoked since its call began, or its token has run out."""
+        if operator.until is None:
+            self._active(operator.id)
+        elif self._clock.now() >= operator.until:
+            raise TokenRefused("the token has expired; log in again")
 
     def _active(self, operator_id: DeviceId) -> Operator:
         operator = self._known.get(operator_id)

@@ -11,6 +11,7 @@ import math
 from dataclasses import replace
 from typing import Final
 
+from umbel.clip_vote import VOTE, WITHIN_CLIP
 from umbel.descriptor import (
     LONGEST_SECONDS,
     SEED_BYTES,
@@ -19,7 +20,7 @@ from umbel.descriptor import (
     plan_digest,
     sensitivity,
 )
-from umbel.errors import OutOfBounds
+from umbel.errors import BadInput, OutOfBounds
 from umbel.manifest import Manifest
 from umbel.plan import Kind, Plan
 from umbel.ring import LANE_FRACTION_BITS, RING_BITS, largest_level
@@ -34,6 +35,10 @@ METRIC_BOUND: Final = float(1 << 24)
 _MOST_WEIGHT: Final = 1024
 _FINE: Final = {16: 127, 32: 4096}
 """The level that is kept free before weights get more than one step."""
+_MOST_VOTE_NOISE: Final = 4096.0
+"""What a lane has room for."""
+_VOTE_NOISE_SHARE: Final = 1 / 20
+"""Of the cohort, as Andrew et al. 2021 recommend it for the noise on the count of unclipped devices."""
 _COARSEST: Final = {16: 7, 32: 127}
 HELPER_SECONDS: Final = 24 * 3600.0
 """How long after its deadline a round waits for a helper that is away."""
@@ -50,6 +55,7 @@ def propose(
     validity: tuple[float, float],
     keys: tuple[bytes, bytes],
     settings: PrivacySettings,
+    clip: float,
 ) -> RoundDescriptor:  # fmt: skip
     """The descriptor of a round, before anyone signed it.
 
@@ -61,12 +67,14 @@ def propose(
         validity: first and last moment, POSIX seconds.
         keys: the leader's and the helper's public key (X25519, raw).
         settings: the task's.
+        clip: this round's largest norm of one device's delta.
 
     Raises:
         OutOfBounds: no ring has room for it; says what to change.
         CohortTooSmall: a cohort that hides nothing.
+        BadInput: a metric with a name that is taken.
     """
-    if not plan.clip_norm:
+    if not clip:
         raise OutOfBounds(
             "a private task needs clip_norm, the largest norm of one device's delta: without a bound there is "
             "neither head-room in the ring nor a limit to what one device can do; set plan.clip_norm (1 to 10 is usual)"
@@ -89,8 +97,8 @@ def propose(
         public_seed=transform.seed,
         ring_bits=bits,
         level=_level(bits, weight, cohort[1], 0),
-        clip_norm=plan.clip_norm,
-        scale=transform.scale_for(_level(bits, weight, cohort[1], 0), plan.clip_norm),
+        clip_norm=clip,
+        scale=transform.scale_for(_level(bits, weight, cohort[1], 0), clip),
         max_weight=weight,
         minimum=cohort[0],
         maximum=cohort[1],
@@ -98,16 +106,39 @@ def propose(
         not_after=validity[1],
         leader_key=keys[0],
         helper_keys=(keys[1],),
-        lanes=tuple(Lane(name, settings.metric_bound or METRIC_BOUND) for name in lanes),
+        lanes=_metric_lanes(lanes, settings.metric_bound or METRIC_BOUND),
     )
-    return with_noise(draft, settings.noise_multiplier) if settings.noise_multiplier else draft
+    if not settings.noise_multiplier:
+        return draft
+    votes = vote_noise(settings, cohort[1]) if settings.clip_quantile and size else 0.0
+    return with_noise(draft, settings.noise_multiplier, votes)
 
 
-def with_noise(draft: RoundDescriptor, multiplier: float) -> RoundDescriptor:
+def vote_noise(settings: PrivacySettings, maximum: int) -> float:
+    """Standard deviation of the noise on the count of unclipped devices, in a cohort of up to `maximum`."""
+    usual = max(settings.noise_multiplier, min(maximum * _VOTE_NOISE_SHARE, _MOST_VOTE_NOISE))
+    return settings.clip_vote_noise or usual
+
+
+def with_noise(draft: RoundDescriptor, multiplier: float, votes: float = 0.0) -> RoundDescriptor:
     """The same round with noise of `multiplier` sensitivities over all it releases, numbers and lanes together.
 
-    Half of the privacy (in inverse squares) goes to the numbers, half is shared by the lanes.
+    With `votes` above 0, devices also vote on the clip, and their count gets noise of that standard deviation. A vote
+    is plus or minus one half, so that it costs (2 votes)^-2, and what else is released gets the multiplier
+    (multiplier^-2 - (2 votes)^-2)^(-1/2): Andrew et al. 2021, theorem 1. Of that, half of the privacy (in inverse
+    squares) goes to the numbers, half is shared by the metrics.
     """
+    if not votes:
+        return _with_noise(draft, multiplier)
+    rest = multiplier**-2 - (2 * votes) ** -2
+    if rest <= 0:
+        raise OutOfBounds(f"noise of {votes:g} on the votes costs more than noise_multiplier {multiplier:g} allows")
+    noisy = _with_noise(draft, rest**-0.5)
+    lane = Lane(WITHIN_CLIP, VOTE, math.ceil((votes * (1 << LANE_FRACTION_BITS)) ** 2))
+    return replace(noisy, lanes=(*noisy.lanes, lane))
+
+
+def _with_noise(draft: RoundDescriptor, multiplier: float) -> RoundDescriptor:
     lanes, numbers = len(draft.lanes), 1 if draft.size else 0
     parts = numbers + (1 if lanes else 0)
     level = draft.level
@@ -145,6 +176,12 @@ def validity_of(held: Round) -> tuple[float, float]:
 def lanes_of(manifest: Manifest, kind: Kind) -> tuple[str, ...]:
     """Which metrics a round sums: those of the base version, and of the training if there is any."""
     return (*manifest.metrics, *TRAINING_METRICS) if kind is Kind.TRAIN else manifest.metrics
+
+
+def _metric_lanes(names: tuple[str, ...], bound: float) -> tuple[Lane, ...]:
+    if WITHIN_CLIP in names:
+        raise BadInput(f"a private round can't sum a metric called {WITHIN_CLIP!r}: the name is taken; rename it")
+    return tuple(Lane(name, bound) for name in names)
 
 
 def _level(bits: int, weight: int, maximum: int, variance: int) -> int:

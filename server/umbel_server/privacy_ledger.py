@@ -37,6 +37,10 @@ class PrivacyReport:
     """At best, of the next round's sum at its goal; infinite without noise."""
     ring_bits: int
     bytes_per_weight: float
+    clip_norm: float
+    """Of the next round: the largest norm of one device's delta."""
+    clip_quantile: float
+    """Share of devices that is to stay unclipped, towards which the clip moves; 0: it stands still."""
 
 
 def epsilon(multipliers: Sequence[float], settings: PrivacySettings) -> float:
@@ -74,7 +78,7 @@ def report(
 ) -> PrivacyReport:
     """Put a ledger together; `opening` is what the next round would be, None for a task that isn't private."""
     if opening is None:
-        return PrivacyReport(False, trust, 0, math.inf, math.inf, 0.0, settings.delta, 0.0, math.inf, 0, 0.0)
+        return PrivacyReport(False, trust, 0, math.inf, math.inf, 0.0, settings.delta, 0.0, math.inf, 0, 0.0, 0.0, 0.0)
     numbers = opening.transform.numbers
     return PrivacyReport(
         private=True,
@@ -88,4 +92,6 @@ def report(
         signal_to_noise=signal_to_noise(opening, goal),
         ring_bits=opening.ring_bits,
         bytes_per_weight=numbers * opening.ring_bits / 8 / opening.size if opening.size else 0.0,
+        clip_norm=opening.clip_norm,
+        clip_quantile=settings.clip_quantile,
     )

@@ -6,7 +6,6 @@ remember   -> store; only then do devices hear of the round
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import sqlalchemy as sa
@@ -16,6 +15,7 @@ from umbel.errors import OutOfBounds, WrongState
 from umbel.manifest import Manifest
 from umbel.plan import Kind
 from umbel_server import privacy_ledger
+from umbel_server.adaptive_clip import bounds
 from umbel_server.helper.port import HelperPort
 from umbel_server.privacy import HELPER_SECONDS, lanes_of, propose, validity_of
 from umbel_server.privacy_ledger import PrivacyReport
@@ -25,6 +25,7 @@ from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
 from umbel_server.tables import PRIVATE_ROUNDS
 from umbel_server.task import Task
+from umbel_server.task_records import TaskRecord
 from umbel_server.trust import Trust
 
 _NO_HELPER = (
@@ -66,14 +67,16 @@ class PrivateRounds:
             raise OutOfBounds(
                 f"deadline_seconds is {task.deadline_seconds:g}; a private round's is at most {longest:g}"
             )
-        privacy_ledger.require_budget((), self._trial(task, manifest), task.privacy)
+        clips = set(bounds(task.privacy, task.plan)) if task.privacy.clip_quantile else {task.plan.clip_norm}
+        for clip in clips:
+            privacy_ledger.require_budget((), self._trial(task, clip, manifest), task.privacy)
 
-    def _trial(self, task: Task, manifest: Manifest) -> RoundDescriptor:
+    def _trial(self, task: Task, clip: float, manifest: Manifest) -> RoundDescriptor:
         """What the task's next round would be, but for names and keys."""
         key, base = RoundKey(task.name, 1, task.plan.kind), Base(1, 1, manifest.digest)
         span = task.deadline_seconds
         trial = Round(key, base, task.goal, task.minimum, task.slots, span, 0.0, span, span)
-        return self._describe(task, trial, manifest, bytes(32))
+        return self._describe(task, clip, trial, manifest, bytes(32))
 
     def spent(self, task: str) -> list[float]:
         """Noise multipliers of a task's rounds so far; 0 where there was no noise."""
@@ -81,13 +84,14 @@ class PrivateRounds:
         with self._store.reading() as connection:
             return [noise_multiplier(descriptor_from_bytes(one)) for one in connection.scalars(query)]
 
-    def ledger(self, task: Task, manifest: Manifest) -> PrivacyReport:
+    def ledger(self, record: TaskRecord, manifest: Manifest) -> PrivacyReport:
         """What the task has cost in privacy, and what one more round would cost."""
-        opening = self._trial(task, manifest) if task.updates_private else None
+        task = record.task
+        opening = self._trial(task, record.clip, manifest) if task.updates_private else None
         words = self.trust.words if task.updates_private else "the coordinator reads each device's update"
         return privacy_ledger.report(self.spent(task.name), opening, task.privacy, words, task.goal)
 
-    def ask(self, task: Task, held: Round, manifest: Manifest, past: Sequence[float] = ()) -> PrivateRound:
+    def ask(self, record: TaskRecord, held: Round, manifest: Manifest, past: Sequence[float] = ()) -> PrivateRound:
         """Have a round countersigned; `past` is what the task has `spent`.
 
         Raises:
@@ -95,9 +99,9 @@ class PrivateRounds:
             BudgetSpent: it would cost more than the task may spend.
             UmbelError: the helper refuses the round; its message says why.
         """
-        helper = self.helper
+        helper, task = self.helper, record.task
         helper_key = helper.offer_key(held.key.task, held.key.number, held.key.kind)
-        descriptor = self._describe(task, held, manifest, helper_key)
+        descriptor = self._describe(task, record.clip, held, manifest, helper_key)
         privacy_ledger.require_budget(past, descriptor, task.privacy)
         statement = descriptor.to_bytes()
         signature = self._signer.sign_descriptor(statement)
@@ -129,7 +133,7 @@ class PrivateRounds:
         signed = SignedDescriptor(row.statement, row.leader_signature, row.helper_signature)
         return PrivateRound.verified(signed, self._signer.public_key, self.helper.identity)
 
-    def _describe(self, task: Task, held: Round, manifest: Manifest, helper_key: bytes) -> RoundDescriptor:
+    def _describe(self, task: Task, clip: float, held: Round, manifest: Manifest, helper_key: bytes) -> RoundDescriptor:
         trains = held.key.kind is Kind.TRAIN
         return propose(
             population=task.population,
@@ -137,9 +141,10 @@ class PrivateRounds:
             base=held.base.bundle,
             plan=task.plan_for(held.key.kind),
             lanes=lanes_of(manifest, held.key.kind),
-            size=sum(math.prod(shape) for shape in manifest.shared_shapes.values()) if trains else 0,
+            size=manifest.shared_numbers if trains else 0,
             cohort=(held.minimum, held.slots),
             validity=validity_of(held),
             keys=(self._leader_key, helper_key),
             settings=task.privacy,
+            clip=clip,
         )

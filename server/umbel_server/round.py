@@ -116,6 +116,8 @@ class Round:
     """From here on the minimum is enough."""
     deadline: float
     """Here the round ends, one way or the other."""
+    weights: int = 0
+    """Numbers of one device's delta; 0 where only metrics are reported."""
     state: RoundState = RoundState.COLLECTING
     reason: str = ""
     sessions: Mapping[str, Session] = field(default_factory=dict)
@@ -147,6 +149,11 @@ class Round:
     def bytes_up(self) -> int:
         """Sealed bytes of the reports that count."""
         return sum(session.sealed_size for session in self.sessions.values() if session.sequence is not None)
+
+    @property
+    def bytes_per_weight(self) -> float | None:
+        """Sealed bytes of one report that counts, for each number of its delta; None before the first."""
+        return bytes_per_weight(self.bytes_up, len(self.reports), self.weights)
 
     def session(self, session_id: str) -> Session:
         """One session; raises `NotFound`."""
@@ -327,3 +334,8 @@ def require_same_report(session: Session, report_id: str) -> None:
     """Raise `AlreadyReported` unless this is the very report that counts for the session."""
     if session.report_id != report_id:
         raise AlreadyReported("another report of this session is counted already; nothing was added")
+
+
+def bytes_per_weight(bytes_up: int, reports: int, weights: int) -> float | None:
+    """Sealed bytes of one report for each number of its delta; None before the first report, and without a delta."""
+    return bytes_up / reports / weights if reports and weights else None

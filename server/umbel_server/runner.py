@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -192,9 +191,7 @@ class TaskRunner:
         held = self.round_of(session_id)
         if (agreed := self.agreed.get(held.key)) is not None:
             return largest_private_report(agreed.descriptor)
-        trains = held.key.kind is Kind.TRAIN
-        specs = (*self._manifest.trainable, *self._manifest.buffers) if trains else ()
-        return largest_report(sum(math.prod(spec.fixed_shape) for spec in specs))
+        return largest_report(self._manifest.shared_numbers if held.key.kind is Kind.TRAIN else 0)
 
     async def count(self, begin: ReportBegin) -> None:
         """Count one report, all of whose bytes are here; when it returns, it is durable and counted once.
@@ -301,6 +298,7 @@ class TaskRunner:
             opened_at=now,
             due=now + selection.adapted([delay for _, delay in delays], selection.ROUND_FACTOR, longest),
             deadline=now + longest,
+            weights=self.tools.registry.bundle(base.bundle).manifest.shared_numbers if key.kind is Kind.TRAIN else 0,
         )
         round_records.open_round(connection, opened)
         return opened
@@ -349,7 +347,7 @@ class TaskRunner:
         """Have the active round countersigned by the helper; raises what `PrivateRounds.ask` raises."""
         held, private = self._active(), self.tools.private
         past = private.spent(self.task.name)
-        agreed = await self.tools.offload(private.ask, self.task, held, self._manifest, past)
+        agreed = await self.tools.offload(private.ask, self.record, held, self._manifest, past)
         private.remember(held.key, agreed)
         self.agreed[held.key] = agreed
 

@@ -114,7 +114,7 @@ class SecureSum:
             total = Aggregate(
                 dict(self._shapes), found.total, found.weight * self._weight_unit, found.count, found.metrics
             )
-            self._closed = Presummed(total)
+            self._closed = Presummed(total, found.within_clip)
         return self._closed
 
     def _count_only(self, wanted: set[bytes]) -> None:

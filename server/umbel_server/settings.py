@@ -3,21 +3,60 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from umbel.errors import OutOfBounds
 from umbel.helper_card import HelperCard
 from umbel_server.identity import read_file
+from umbel_server.roles import Role
+from umbel_server.tokens import USUAL, TokenRules, known_algorithms
 from umbel_server.trust import Trust
 
 DEVICE_PORT = 7443
 ENROL_PORT = 7444
 ADMIN_PORT = 7445
+TOKEN_PORT = 7447
 DAY = 86_400.0
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class Oidc(BaseModel):
+    """An OpenID Connect provider whose tokens let operators in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: str = Field(pattern=r"^https://[^\s?#]+$", max_length=256)
+    """The provider's address, as it stands in its tokens."""
+    audience: str = Field(min_length=1, max_length=256)
+    """What tokens for this coordinator are made out to."""
+    roles: dict[str, Role] = Field(min_length=1)
+    """Group -> role; whose groups aren't here gets in nowhere."""
+    groups_claim: str = "groups"
+    """Where a token tells groups; `realm_access.roles` for a claim inside a claim."""
+    require: dict[str, str] = Field(default_factory=dict)
+    """Claims that must have exactly this value: the tenant's id, where a provider serves many tenants."""
+    algorithms: Annotated[tuple[str, ...], AfterValidator(known_algorithms)] = USUAL
+    longest_hours: float = Field(default=24.0, gt=0, le=168)
+    """Tokens that were issued longer ago don't count."""
+    ca: Path | None = None
+    """PEM of the authority of the provider's own certificate; None for those that this machine trusts."""
+
+    @property
+    def rules(self) -> TokenRules:
+        """Which tokens count."""
+        return TokenRules(
+            self.issuer,
+            self.audience,
+            MappingProxyType(self.roles),
+            self.groups_claim,
+            MappingProxyType(self.require),
+            self.algorithms,
+            self.longest_hours * 3600,
+        )
 
 
 class Settings(BaseSettings):
@@ -38,6 +77,10 @@ class Settings(BaseSettings):
     device_port: Port = DEVICE_PORT
     enrol_port: Port = ENROL_PORT
     admin_port: Port = ADMIN_PORT
+    token_port: Port = TOKEN_PORT
+    """For operators with tokens; open only where there is an `oidc`."""
+    oidc: Oidc | None = None
+    """Whose tokens let operators in, beside certificates; None: nobody's."""
     database_url: str = ""
     """SQLAlchemy URL; empty for SQLite in the folder."""
     helper: Path | None = None

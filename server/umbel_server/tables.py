@@ -91,6 +91,7 @@ TASKS: Final = Table(
     Column("judged_rounds", Integer, nullable=False),
     Column("steps", Integer, nullable=False),
     Column("strategy_state", String(64), nullable=True),
+    Column("clip_norm", Double, nullable=True),
     ForeignKeyConstraint(["model"], ["models.name"]),
 )
 
@@ -112,6 +113,7 @@ ROUNDS: Final = Table(
     Column("opened_at", Double, nullable=False),
     Column("due", Double, nullable=False),
     Column("deadline", Double, nullable=False),
+    Column("weights", BigInteger, nullable=False, server_default="0"),
     Column("ended_at", Double, nullable=True),
     Column("version", Integer, nullable=True),
     Column("pending_state", String(64), nullable=True),

@@ -13,6 +13,7 @@ from umbel.errors import BadInput, MalformedMessage, OutOfBounds, WrongState
 from umbel.fields import name
 from umbel.plan import Kind, Plan
 from umbel.release import STABLE
+from umbel_server.adaptive_clip import require_adaptable
 from umbel_server.flower.spec import StrategySpec, device_hyperparameters, least_reports, require_strategy
 from umbel_server.json_text import from_text, to_text
 from umbel_server.privacy_settings import PrivacySettings
@@ -74,6 +75,7 @@ class Task:
         if not 1 <= self.rounds <= 1_000_000:
             raise OutOfBounds(f"rounds is {self.rounds}; it must lie between 1 and 1000000")
         self._check_strategy()
+        require_adaptable(self.privacy, self.plan, self.updates_private)
 
     def _check_strategy(self) -> None:
         if self.driven and (self.updates_private or self.evaluate_candidates):
@@ -94,7 +96,9 @@ class Task:
     def plan_for(self, kind: Kind) -> Plan:
         """What a device of one of its rounds runs: the plan, with what the strategy asks of devices."""
         wanted = {**self.plan.hyperparameters, **device_hyperparameters(self.strategy)}
-        return replace(self.plan, kind=kind, seed=self.seed, hyperparameters=wanted)
+        # A clip that moves is the round's, and is voted on by norms before clipping; so it isn't the plan's.
+        clip = 0.0 if self.privacy.clip_quantile else self.plan.clip_norm
+        return replace(self.plan, kind=kind, seed=self.seed, hyperparameters=wanted, clip_norm=clip)
 
     def paused(self) -> Task:
         """Running -> paused: open rounds go on, no new one begins."""

@@ -24,6 +24,13 @@ class TaskRecord:
     """Candidates accepted: the strategy's own count of its steps."""
     strategy_state: Digest | None = None
     """What the strategy remembers; `None` before its first step."""
+    clip_norm: float | None = None
+    """The next round's clip, where it moves (`umbel_server.adaptive_clip`)."""
+
+    @property
+    def clip(self) -> float:
+        """The largest norm of one device's delta in the next round; 0 for no bound."""
+        return self.task.plan.clip_norm if self.clip_norm is None else self.clip_norm
 
 
 def insert(connection: sa.Connection, record: TaskRecord) -> None:
@@ -69,10 +76,11 @@ def _moving(record: TaskRecord) -> dict[str, object]:
         "judged_rounds": record.judged_rounds,
         "steps": record.steps,
         "strategy_state": record.strategy_state,
+        "clip_norm": record.clip_norm,
     }
 
 
 def _record(row: sa.Row[tuple[object, ...]]) -> TaskRecord:
     task = Task.from_json(row.task_json, TaskState(row.state))
     state = Digest(row.strategy_state) if row.strategy_state else None
-    return TaskRecord(task, row.created_at, row.judged_rounds, row.steps, state)
+    return TaskRecord(task, row.created_at, row.judged_rounds, row.steps, state, row.clip_norm)

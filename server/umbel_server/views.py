@@ -14,7 +14,7 @@ from umbel.update import Metrics
 from umbel_server import fleet, task_records
 from umbel_server.json_text import from_text
 from umbel_server.registry import Registry
-from umbel_server.round import RoundKey, RoundState, SessionState
+from umbel_server.round import RoundKey, RoundState, SessionState, bytes_per_weight
 from umbel_server.round_records import OPEN
 from umbel_server.tables import DEVICES, ROUNDS, SESSIONS
 from umbel_server.task_records import TaskRecord
@@ -38,6 +38,8 @@ class RoundSummary:
     ended_at: float | None
     bytes_up: int
     bytes_down: int
+    weights: int
+    """Numbers of one device's delta."""
     metrics: Metrics
     """Sums over the cohort, as measured on the base version."""
     candidate_metrics: Metrics
@@ -52,6 +54,11 @@ class RoundSummary:
     def reports(self) -> int:
         """How many reports count."""
         return self.sessions.get(SessionState.REPORTED, 0)
+
+    @property
+    def bytes_per_weight(self) -> float | None:
+        """Sealed bytes of one report for each number of its delta; `None` before the first, and without a delta."""
+        return bytes_per_weight(self.bytes_up, self.reports, self.weights)
 
     @property
     def accuracy(self) -> float | None:
@@ -147,6 +154,7 @@ def _summary(connection: sa.Connection, row: sa.Row[tuple[object, ...]]) -> Roun
         ended_at=row.ended_at,
         bytes_up=row.bytes_up,
         bytes_down=row.bytes_down,
+        weights=row.weights,
         metrics=from_text(row.metrics_json),
         candidate_metrics=from_text(measured) if measured else {},
     )

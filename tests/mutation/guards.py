@@ -24,6 +24,11 @@ _PEOPLE: Final = "server/umbel_server/helper/people.py"
 _LEADER: Final = "server/umbel_server/secure_aggregation.py"
 _RING: Final = "protos/umbel/ring.py"
 _DEVICE: Final = "client/umbel_client/private.py"
+_VOTE: Final = "protos/umbel/clip_vote.py"
+_CLIP: Final = "server/umbel_server/adaptive_clip.py"
+_PRIVACY: Final = "server/umbel_server/privacy.py"
+_SETTINGS: Final = "server/umbel_server/privacy_settings.py"
+_CLOSING: Final = "server/umbel_server/closing.py"
 _REPORT: Final = "protos/umbel/secure_report.py"
 
 GUARDS: Final = (
@@ -65,6 +70,23 @@ GUARDS: Final = (
     Mutant("the range of the sum", _COHORT, "if largest_magnitude(numbers) > descriptor.level * weight + NOISE_TAIL * sigma:", "if False:"),
     Mutant("the norm of the sum", _COHORT, "if signed_norm(numbers) > bound:", "if False:"),
     Mutant("the metrics of the sum", _COHORT, "if not least <= total <= lane.bound * count + noise:", "if False:"),
+    # The clip that moves.
+    Mutant("a vote by the norm", _VOTE, "VOTE if norm <= clip else -VOTE", "VOTE"),
+    Mutant("a vote that is no metric", _SUM, "vote(norm, descriptor.clip_norm) if is_vote else metrics", "metrics"),
+    Mutant("the norm before clipping", _SUM, "vote(norm, descriptor.clip_norm)", "vote(norm * clip, descriptor.clip_norm * (1 + 1e-6))"),
+    Mutant("a share of votes", _VOTE, "min(max(total / count + VOTE, 0.0), 1.0)", "total / count + VOTE"),
+    Mutant("votes aren't told as a metric", _COHORT, "metrics.pop(WITHIN_CLIP, None)", "metrics.get(WITHIN_CLIP)"),
+    Mutant("what the votes cost", _PRIVACY, "noisy = _with_noise(draft, rest**-0.5)", "noisy = _with_noise(draft, multiplier)"),
+    Mutant("votes dearer than the round", _PRIVACY, "    if rest <= 0:", "    if False:"),
+    Mutant("noise on the votes", _PRIVACY, "VOTE, math.ceil((votes * (1 << LANE_FRACTION_BITS)) ** 2))", "VOTE, 1)"),
+    Mutant("the name of the votes", _PRIVACY, "    if WITHIN_CLIP in names:", "    if False:"),
+    Mutant("a moving clip needs noise", _SETTINGS, "        if not self.noise_multiplier:", "        if False:"),
+    Mutant("the least noise on votes", _SETTINGS, "if self.clip_vote_noise and 2 * self.clip_vote_noise <= self.noise_multiplier:", "if False:"),
+    Mutant("the clip's bounds", _CLIP, "return min(max(moved, least), most)", "return moved"),
+    Mutant("votes only in secret sums", _CLIP, "    if not updates_private or plan.kind is not Kind.TRAIN:", "    if False:"),
+    Mutant("bounds around the first clip", _CLIP, "    if not 0 < least <= first <= most:", "    if False:"),
+    Mutant("votes of a refused candidate", _CLOSING, "_judged(_reclipped(runner.record, collected))", "_judged(runner.record)"),
+    Mutant("votes while a candidate is measured", _CLOSING, "        runner.record = record\n        runner.rounds[Kind.TRAIN]", "        runner.rounds[Kind.TRAIN]"),
     # Sets.
     Mutant("each report once, in order", _COHORT, "if any(left >= right for left, right in pairwise(ids)):", "if False:"),
     Mutant("the smallest cohort", _COHORT, "if len(ids) < descriptor.minimum:", "if False:"),

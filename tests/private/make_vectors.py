@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tests.private.parties import BASE, NOW, PLAN, POPULATION, TASK, changed, flipped
+from umbel.clip_vote import VOTE, WITHIN_CLIP
 from umbel.cohort_sum import answer_statement
 from umbel.descriptor import Lane, RoundDescriptor, plan_digest, rd_of, sign_as_helper, sign_as_leader
 from umbel.participants import issue
@@ -29,18 +30,20 @@ def key(number: int) -> bytes:
     return bytes([number]) * 32
 
 
-def descriptor(bits: int, size: int, rotated: bool) -> RoundDescriptor:
+def descriptor(bits: int, size: int, rotated: bool, votes: bool) -> RoundDescriptor:
     public = [X25519PrivateKey.from_private_bytes(key(number)).public_key().public_bytes_raw() for number in (1, 2)]
     return RoundDescriptor(
         population=POPULATION, task=TASK, round=7, kind=Kind.TRAIN, base=BASE, plan=plan_digest(PLAN), size=size,
-        sent=size - 3, rotated=rotated, public_seed=bytes(range(16)), ring_bits=bits, level=100, clip_norm=1.0,
+        sent=size - 3, rotated=rotated, public_seed=bytes(range(16)), ring_bits=bits, level=100,
+        clip_norm=0.5 if votes else 1.0,
         scale=400.0, max_weight=4, minimum=2, maximum=8, not_before=NOW, not_after=NOW + 3600, leader_key=public[0],
-        helper_keys=(public[1],), lanes=(Lane("loss", 100.0), Lane("correct", 100.0)),
+        helper_keys=(public[1],),
+        lanes=(Lane(WITHIN_CLIP, VOTE),) if votes else (Lane("loss", 100.0), Lane("correct", 100.0)),
     )  # fmt: skip
 
 
-def case(name: str, bits: int, size: int, rotated: bool) -> dict[str, Any]:
-    it = descriptor(bits, size, rotated)
+def case(name: str, bits: int, size: int, rotated: bool, votes: bool = False) -> dict[str, Any]:
+    it = descriptor(bits, size, rotated, votes)
     statement, authority = it.to_bytes(), Ed25519PrivateKey.from_private_bytes(key(4))
     rd, report_id, signer = rd_of(statement), bytes(range(16)), Ed25519PrivateKey.from_private_bytes(key(5))
     certificate = issue(POPULATION, signer.public_key().public_bytes_raw(), NOW + 86_400, authority)
@@ -69,7 +72,7 @@ def case(name: str, bits: int, size: int, rotated: bool) -> dict[str, Any]:
         "mask": total.hex(),
         "set": [one.hex() for one in ids],
         "answer_statement": answer_statement(rd, ids, total).hex(),
-        "bad": [] if rotated else bad(shares),
+        "bad": [] if rotated or votes else bad(shares),
     }
 
 
@@ -104,6 +107,7 @@ def main() -> None:
         "leader_identity": "08" * 32,
     }
     vectors = [case("32 bits", 32, 20, False), case("16 bits, rotated", 16, 20, True)]
+    vectors.append(case("a vote against the clip", 32, 20, False, votes=True))
     tree = {"suite": "umbel-2agg/1", "private_keys": public, "now": NOW, "vectors": vectors}
     FILE.write_text(json.dumps(tree, indent=1) + "\n")
 

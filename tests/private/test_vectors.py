@@ -63,6 +63,14 @@ def test_the_public_map_is_the_same_everywhere(case: Case) -> None:
     np.testing.assert_allclose(back[kept], delta[kept], atol=1e-6)
 
 
+def test_a_vote_is_encoded_as_ever() -> None:
+    case = Case(next(one for one in CASES if one["name"] == "a vote against the clip"))
+    clear = Cleartext.from_bytes(case.layout, case["cleartext"])
+    assert [lane.name for lane in case.descriptor.lanes] == ["within_clip"]
+    assert np.linalg.norm(np.frombuffer(case["delta"], "<f4")) > case.descriptor.clip_norm
+    assert int(clear.lanes[1]) == 2**64 - 2**15
+
+
 def test_masking_is_the_same_everywhere(case: Case) -> None:
     clear = Cleartext.from_bytes(case.layout, case["cleartext"])
     assert clear.mask(case["seed"], header_of(case.rd, case["report_id"])).to_bytes() == case["masked"]

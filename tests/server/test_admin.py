@@ -374,6 +374,8 @@ def test_a_round_with_reports_is_told_in_numbers(fresh: Live) -> None:
     stub = fresh.admin()
     found = stub.GetRound(pb.GetRoundRequest(task=TASK, number=1)).round
     assert (found.state, found.reports, found.assigned, found.bytes_up) == ("completed", 1, 1, len(data))
+    numbers = fresh.parts.coordinator.operations.bundle(MODEL, 1).manifest.shared_numbers
+    assert found.bytes_per_weight == len(data) / numbers > 4
     assert (found.base_version, found.version, found.accuracy) == (1, 2, pytest.approx(0.8))
     lineage = stub.GetLineage(pb.GetLineageRequest(model=MODEL, number=2)).versions
     assert [(version.number, version.parent, version.cohort) for version in lineage] == [(2, 1, 1), (1, 0, 0)]

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
-from umbel_server.cli.task_file import read_task
+from umbel_server.cli.task_file import read_task, settings_of
 from umbel_server.cli.verbs import Session, Watch, group, until_interrupted, verb
 
 TASKS: Final = group("tasks", "Tasks: what a population is asked to do for a model, round after round.")
@@ -68,6 +68,14 @@ def create_task(
             help="Know only sums of updates (the default; needs a helper), or read each device's update.",
         ),
     ] = None,
+    privacy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--privacy",
+            metavar="KEY=VALUE",
+            help="A setting of its secret sums, such as noise_multiplier=1 or clip_quantile=0.5; again for more.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="What all chance is drawn from.")] = None,
 ) -> None:
     """Create a task; its first round opens at once. docs/how-to/operate-a-coordinator.md shows a whole file."""
@@ -83,7 +91,7 @@ def create_task(
         "seed": seed,
     }
     plan = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "clip_norm": clip_norm}
-    spec = read_task(file, chosen, plan, strategy)
+    spec = read_task(file, chosen, plan, strategy, settings_of(privacy or []))
     _show_task(session, session.stub.CreateTask(pb.CreateTaskRequest(spec=spec)).task)
 
 
@@ -115,6 +123,7 @@ def _privacy_table(told: pb.GetTaskPrivacyResponse) -> Any:
     if told.private:
         facts += [
             ("on the wire", f"{told.ring_bits} bits a number, {told.bytes_per_weight:.3f} bytes a weight"),
+            ("clip", _clip(told)),
             ("noise", f"{told.noise_multiplier:.3g} sensitivities a round" if told.noise_multiplier else "none"),
             ("signal to noise", f"{told.signal_to_noise:.3g} at best"),
             ("rounds", str(told.rounds)),
@@ -123,6 +132,12 @@ def _privacy_table(told: pb.GetTaskPrivacyResponse) -> Any:
             ("after another round", f"{told.epsilon_next:.3g}"),
         ]
     return output.table("", [("", lambda fact: fact[0]), ("", lambda fact: fact[1])], facts)
+
+
+def _clip(told: pb.GetTaskPrivacyResponse) -> str:
+    if not told.clip_quantile:
+        return f"{told.clip_norm:.4g}"
+    return f"{told.clip_norm:.4g} next, moving to where {told.clip_quantile:.0%} of the devices stay below it"
 
 
 @verb(TASKS, "pause", "umbel tasks pause shoulder")
@@ -202,6 +217,7 @@ def show_round(
         ("sessions", f"{found.assigned} assigned: {found.reports} reported, {found.open} open, "
                      f"{found.expired} expired, {found.aborted} aborted, {found.failed} failed"),
         ("minimum", str(found.minimum)),
+        ("one report", _per_weight(found)),
         ("metrics of base", output.metrics(found.metrics)),
         ("of candidate", output.metrics(found.candidate_metrics)),
         ("opened (UTC)", output.instant(found.opened_at_ms)),
@@ -209,6 +225,10 @@ def show_round(
         ("ended (UTC)", output.instant(found.ended_at_ms)),
     ]  # fmt: skip
     session.facts(found, facts)
+
+
+def _per_weight(found: pb.Round) -> str:
+    return f"{found.bytes_per_weight:.3f} bytes a weight" if found.HasField("bytes_per_weight") else "–"
 
 
 @verb(ROUNDS, "watch", "umbel rounds watch --json")

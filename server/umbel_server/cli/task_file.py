@@ -23,7 +23,7 @@ max_accuracy_drop = 0.1
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,11 @@ _PARTS = ("plan", "strategy", "validation", "privacy")
 
 
 def read_task(
-    file: Path | None, chosen: Mapping[str, Any], plan: Mapping[str, Any], strategy: str | None
+    file: Path | None,
+    chosen: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    strategy: str | None,
+    privacy: Mapping[str, Any] | None = None,
 ) -> pb.TaskSpec:
     """A task from a file and from options; options go first, `None` among them means not chosen.
 
@@ -46,6 +50,7 @@ def read_task(
         chosen: fields of a task.
         plan: fields of its plan, and `lr` for the hyper-parameter of that name.
         strategy: the strategy's name.
+        privacy: fields of its `[privacy]`.
 
     Raises:
         typer.BadParameter: a name, a population or a model is missing.
@@ -73,11 +78,23 @@ def read_task(
             plan=_plan(parts["plan"], _given(plan)),
             strategy=StrategySpec(**parts["strategy"]),
             validation=ValidationPolicy.from_tree(parts["validation"]),
-            privacy=PrivacySettings.from_tree(parts["privacy"]),
+            privacy=PrivacySettings.from_tree(parts["privacy"] | dict(privacy or {})),
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise MalformedMessage(f"not a task: {error}") from error
     return task_to_message(task)
+
+
+def settings_of(assignments: Sequence[str]) -> dict[str, int | float]:
+    """Numbers given as KEY=VALUE on the command line; raises `MalformedMessage`."""
+    found: dict[str, int | float] = {}
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            raise MalformedMessage(f"{assignment!r} isn't KEY=VALUE with a number as its value") from None
+    return found
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How a verb is made: one function with its own options, given a `Session` to ask the coordinator through.
 
-`verb` adds what all of them share: --state, --identity, --server, --json.
+`verb` adds what all of them share: --state, --identity, --server, --json, and what a token needs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.live import Live
 
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
 from umbel_server.cli import output
-from umbel_server.cli.connection import connect, state_folder
+from umbel_server.cli.connection import Caller, connect, state_folder, token_of
 from umbel_server.identity import Addresses, Identity
 
 REFRESH_SECONDS: Final = 1.0
@@ -38,6 +38,21 @@ _IdentityOption = Annotated[
     typer.Option("--identity", envvar="UMBEL_IDENTITY", help="Folder of the operator's identity to call with."),
 ]
 _ServerOption = Annotated[str, typer.Option("--server", envvar="UMBEL_SERVER", help="host:port of the admin port.")]
+_TokenOption = Annotated[
+    str,
+    typer.Option(
+        "--token", envvar="UMBEL_TOKEN", help="A token of the team's identity provider, to call with instead."
+    ),
+]
+_TokenFileOption = Annotated[
+    Path | None, typer.Option("--token-file", envvar="UMBEL_TOKEN_FILE", help="The file that holds the token.")
+]
+_AuthorityOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--server-authority", envvar="UMBEL_SERVER_AUTHORITY", help="With a token: the coordinator's authority, PEM."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Keep showing what changes, until Ctrl-C.")]
 
@@ -103,6 +118,9 @@ _SHARED: Final = tuple(
         ("state", State, None),
         ("identity", _IdentityOption, None),
         ("server", _ServerOption, ""),
+        ("token", _TokenOption, ""),
+        ("token_file", _TokenFileOption, None),
+        ("server_authority", _AuthorityOption, None),
         ("as_json", Json, False),
     )
 )
@@ -114,9 +132,20 @@ def verb(group: typer.Typer, called: str, example: str) -> Callable[[Callable[..
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
 
-        def command(*, state: Path | None, identity: Path | None, server: str, as_json: bool, **options: Any) -> None:
-            folder = Path() if identity and server else state_folder(state)
-            with connect(folder, identity, server) as (stub, who):
+        def command(
+            *,
+            state: Path | None,
+            identity: Path | None,
+            server: str,
+            token: str,
+            token_file: Path | None,
+            server_authority: Path | None,
+            as_json: bool,
+            **options: Any,
+        ) -> None:
+            caller = Caller(identity, token_of(token, token_file), server_authority)
+            folder = Path() if server and not caller.needs_folder else state_folder(state)
+            with connect(folder, caller, server) as (stub, who):
                 function(Session(stub, who, folder, as_json), **options)
 
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]

@@ -51,7 +51,7 @@ class Board:
 
 def _round_table(rounds: Sequence[pb.Round]) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for heading in ("round", "state", "reports", "accuracy", "version", "seconds", "sealed updates"):
+    for heading in ("round", "state", "reports", "accuracy", "version", "seconds", "sealed updates", "bytes/weight"):
         table.add_column(heading, justify="left" if heading == "state" else "right", min_width=8)
     for entry in rounds:
         table.add_row(
@@ -62,6 +62,7 @@ def _round_table(rounds: Sequence[pb.Round]) -> Table:
             str(entry.version) if entry.version else "",
             f"{entry.seconds:.1f}" if entry.HasField("seconds") else "",
             megabytes(entry.bytes_up),
+            f"{entry.bytes_per_weight:.2f}" if entry.HasField("bytes_per_weight") else "",
         )
     return table
 

@@ -31,6 +31,7 @@ def _figures(results: Results) -> str:
         "global model": f"{results.global_accuracy:.1%}",
         "personal models": f"{results.personal_accuracy:.1%}",
         "sent by devices": megabytes(results.bytes_up),
+        "a report": f"{results.rounds[-1].bytes_per_weight:.2f} bytes a weight" if results.rounds else "–",
         "fetched by devices": megabytes(results.bytes_down),
         "whole run": f"{results.seconds:.0f} s",
     }

@@ -18,6 +18,8 @@ class RoundResult:
     seconds: float
     version: int
     bytes_up: int
+    bytes_per_weight: float
+    """Of one sealed report."""
 
 
 @dataclass(frozen=True, slots=True)
