@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from umbel.digests import Digest
@@ -35,7 +36,10 @@ class Checkpoint:
 
     def write(self, folder: Path) -> None:
         """Replace what stands in the folder, at one stroke."""
-        arrays = {_WEIGHTS: self.weights.to_vector(), _MEMORY: np.frombuffer(self.memory, np.uint8)}
+        arrays: dict[str, NDArray[Any]] = {
+            _WEIGHTS: self.weights.to_vector(),
+            _MEMORY: np.frombuffer(self.memory, np.uint8),
+        }
         metadata = {_SCENARIO: str(self.scenario), _ROUNDS: _LOG.dump_json(self.rounds).decode()}
         draft = folder / (FILE + ".new")
         with draft.open("wb") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,9 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel.errors import NotFinite
 from umbel.plan import Plan
 from umbel.update import Metrics
-from umbel.weights import Weights, require_finite
+from umbel.weights import Weights
 from umbel_client.examples import Examples
 from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS, Job
 
@@ -58,9 +58,8 @@ class Trained:
             NotFinite: it holds NaN or infinity; the client reports nothing.
         """
         delta = self.vector - start.vector
-        # One pass: a sum is finite only if each of its parts is (or it overflowed, and then one can look closer).
-        if not math.isfinite(float(delta.sum())):
-            require_finite(Weights({"delta": delta}))
+        if not np.isfinite(delta).all():
+            raise NotFinite("training ended at weights that are NaN or infinite; lower the learning rate")
         if not plan.clip_norm:
             return delta
         return Weights({"delta": delta}).clipped(plan.clip_norm)["delta"].copy()

@@ -55,10 +55,10 @@ def over_steps(bundle: Bundle, *, moving: Collection[str] | None = None, with_dr
         BadInput: `moving` names no weight of the model, or the optimiser has a memory that a drift would bypass.
     """
     manifest = bundle.manifest
-    state, drift = _state(manifest, moving), ()
+    state = _state(manifest, moving)
     if with_drift:
-        drift = tuple(name for name in state if name.startswith("p_"))
         _require_no_memory(manifest)
+    drift = tuple(name for name in state if with_drift and name.startswith("p_"))
     model = onnx.load(str(bundle.graph_path(NAME, "train")))
     _fold_descent(model.graph)
     batched = [spec.name for spec in (*manifest.inputs, *manifest.targets)]

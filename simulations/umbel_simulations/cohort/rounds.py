@@ -78,9 +78,10 @@ class Cohort:
         if self.wants_singles:
             self.singles.append(report)
         else:
-            # The same two roundings as in `Aggregate.accumulate`.
-            np.multiply(report.delta, np.float32(report.weight), out=report.delta)
-            np.add(self.total, report.delta, out=self.total)
+            # The same two roundings as in `Aggregate.accumulate`. What overflows is refused with the candidate.
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.multiply(report.delta, np.float32(report.weight), out=report.delta)
+                np.add(self.total, report.delta, out=self.total)
         self.weight += report.weight
         self.count += 1
         self.loss += report.trained.loss

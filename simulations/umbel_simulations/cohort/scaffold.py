@@ -1,8 +1,8 @@
-"""SCAFFOLD: control variates against the drift of clients with unlike data (Karimireddy et al. 2020, arXiv:1910.06378).
+"""SCAFFOLD: control variates against the drift of clients with unlike data (Karimireddy et al., arXiv:1910.06378).
 
-Server and clients each remember a direction, c and c_i. A client corrects every gradient by c - c_i; with plain gradient
-descent that is a fixed drift of lr * (c - c_i) after each step, which the rewritten training graph takes off. After K
-steps from w to w_i (option II of the paper):
+Server and clients each remember a direction, c and c_i. A client corrects every gradient by c - c_i; with plain
+gradient descent that is a fixed drift of lr * (c - c_i) after each step, which the rewritten training graph takes off.
+After K steps from w to w_i (option II of the paper):
 
     c_i' = c_i - c + (w - w_i) / (K lr)        w' = w + server_lr * mean(w_i - w)        c' = c + sum(c_i' - c_i) / N
 
