@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from umbel.bundle import Bundle
 from umbel.clock import Clock
 from umbel.errors import Interrupted, NotFinite, OutOfBounds
+from umbel.manifest import Manifest
 from umbel.plan import Kind, Plan
-from umbel.randomness import generator
+from umbel.randomness import generator, with_seed
 from umbel.runtime import Runtime
 from umbel.update import Metrics, Update, add_metrics
 from umbel.weights import Weights, require_finite
@@ -71,6 +72,11 @@ class Job:
     def order(self, epoch: int, count: int) -> NDArray[np.intp]:
         """The order of the examples in one epoch: drawn anew for each, and the same whenever asked."""
         return generator(self.plan.seed, self.task, self.round, self.device, epoch).permutation(count)
+
+    def hyperparameters(self, manifest: Manifest) -> dict[str, float]:
+        """What the training graph is given: the plan's values, and this job's seed where the model has dropout."""
+        plan = self.plan
+        return with_seed(manifest, plan.hyperparameters, plan.seed, self.task, self.round, self.device)
 
 
 def run(
@@ -129,7 +135,7 @@ def train(
     """Train from `base` as the plan says; arguments and errors as in `run`."""
     began = clock.now()
     now = progress or Progress(0, base, Weights({}), 0.0, 0, 0.0)
-    session = runtime.train(bundle, now.weights, job.plan.hyperparameters, now.slots if progress else None)
+    session = runtime.train(bundle, now.weights, job.hyperparameters(bundle.manifest), now.slots if progress else None)
     loss, seen, steps = now.loss, now.examples, now.steps
 
     def stand() -> Progress:

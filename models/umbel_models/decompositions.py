@@ -17,6 +17,7 @@ from torch._decomp import decomposition_table as torch_table
 
 from umbel.errors import OperatorNotSupported
 from umbel_models.convolution import convolution_backward, input_gradient, per_dimension
+from umbel_models.dropout import DECOMPOSITIONS as DROPOUT
 
 aten = torch.ops.aten
 
@@ -38,6 +39,7 @@ _FROM_TORCH: Final = (
     "mse_loss",
     "mse_loss_backward",
     "native_batch_norm_backward",
+    "native_dropout_backward",
     "native_group_norm_backward",
     "native_layer_norm_backward",
     "new_zeros",
@@ -289,9 +291,10 @@ def _vector_norm(
 
 
 def _safe_softmax(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
-    # Torch guards against rows that are masked everywhere; a causal mask has none.
+    """A row that is masked everywhere gives zeros."""
     del dtype
-    return aten._softmax.default(x, dim, False)  # type: ignore[no-any-return]
+    some = (x.amax([dim], keepdim=True) > -3.4e38).to(x.dtype)
+    return aten._softmax.default(x.clamp(min=-3.4e38), dim, False) * some  # type: ignore[no-any-return]
 
 
 _OWN: Final[dict[Any, Callable[..., Any]]] = {
@@ -325,4 +328,4 @@ def decomposition_table() -> dict[Any, Callable[..., Any]]:
         operator = getattr(aten, name).default
         table[operator] = torch_table[operator]
     table[aten.split.Tensor] = torch_table[aten.split.Tensor]
-    return table | _OWN
+    return table | _OWN | DROPOUT

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -156,6 +157,34 @@ class Access:
         if id_of_key(key_of_request(request)) != device.id:
             raise NotAllowed("a certificate is renewed for the same key; for a new key, enrol again")
         return self._issue(request, device.realm, self._clock.now())
+
+    def admit(self, actor: str, population: str, devices: Sequence[DeviceId]) -> None:
+        """Enrol devices whose keys are known by other means than a token, many at once: a factory's, a simulation's.
+
+        They get no certificate here. Those that are enrolled already stay as they are.
+
+        Raises:
+            MalformedMessage: the population isn't a name.
+        """
+        name(population, "population")
+        now = self._clock.now()
+        fresh = {"population": population, "enrolled_at": now, "runtimes": "", "sdk": "", "visits": 0, "reports": 0}
+        with self._store.transaction() as connection:
+            known = set(connection.scalars(sa.select(DEVICES.c.id)))
+            rows = [{"id": device} | fresh for device in dict.fromkeys(devices) if device not in known]
+            if rows:
+                connection.execute(sa.insert(DEVICES), rows)
+                audit.append(connection, now, actor, "devices.admit", population, {"count": len(rows)})
+
+    def known(self, device: DeviceId, population: str) -> Peer:
+        """Which device calls, for channels that know it without a certificate: those inside one process.
+
+        Raises:
+            CertificateRefused: it was revoked.
+        """
+        if device in self._revoked:
+            raise CertificateRefused(f"device {device} was revoked by an operator")
+        return Peer(device, PeerKind.DEVICE, population, 0.0, float("inf"))
 
     def revoke(self, actor: str, device: str, reason: str) -> None:
         """Refuse a device from its next call on; again is the same as once.

@@ -15,13 +15,14 @@ from umbel.bundle import Bundle
 from umbel.digests import Digest
 from umbel.errors import AlreadyExists, NotAllowed, NotFound, WrongState
 from umbel.fields import name as checked_name
+from umbel.file_delta import FileDelta
 from umbel.manifest import Manifest
 from umbel.release import Release, SignedRelease
 from umbel.update import Metrics
 from umbel.weights import require_shapes
 from umbel_server import audit
 from umbel_server.blobs import Blobs
-from umbel_server.json_text import to_text
+from umbel_server.json_text import from_text, to_text
 from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
 from umbel_server.tables import MODELS, RELEASES, VERSION_FILES, VERSIONS
@@ -32,6 +33,7 @@ from umbel_server.versions import (
     PublishedRelease,
     Version,
     VersionState,
+    delta_of,
     release_from_row,
     version_from_row,
     version_to_row,
@@ -56,6 +58,7 @@ class Registry:
         self._signer = signer
         self._newest: dict[tuple[str, str], PublishedRelease | None] = {}
         self._fetchable: set[Digest] = set()
+        self._defined: dict[Digest, FileDelta | None] = {}
 
     # Bundles.
 
@@ -75,6 +78,15 @@ class Registry:
         """The bundle whose manifest has this digest; raises `NotFound`."""
         manifest = Manifest.from_bytes(self._blobs.bundle_path(digest).read_bytes())
         return Bundle(manifest, {name: self._blobs.bundle_path(ref.digest) for name, ref in manifest.files.items()})
+
+    def defined_by(self, bundle: Digest) -> FileDelta | None:
+        """The delta that defines the weights of a quantised version, by its bundle; None for all other versions."""
+        if bundle not in self._defined:
+            query = sa.select(VERSIONS.c.lineage_json).where(VERSIONS.c.bundle == bundle).limit(1)
+            with self._store.reading() as connection:
+                text = connection.scalar(query.where(VERSIONS.c.state == VersionState.QUANTISED.value))
+            self._defined[bundle] = delta_of(Lineage(**from_text(text))) if text else None
+        return self._defined[bundle]
 
     def fetchable(self, digest: Digest) -> Path:
         """Where a file lies that devices may fetch; raises `NotFound` for anything that no version lists."""

@@ -70,5 +70,5 @@ def _log_softmax(w: Writer, n: fx.Node, x: fx.Node, dim: int, half_to_float: boo
 
 
 @translates(aten.cumsum.default)
-def _cumulative_sum(w: Writer, n: fx.Node, x: fx.Node, dim: int) -> Any:
+def _cumulative_sum(w: Writer, n: fx.Node, x: fx.Node, dim: int, dtype: Any = None) -> Any:
     return w.node("CumSum", w.cast(x, dtype_of(n)), w.ints(dim % rank_of(x)))
