@@ -78,6 +78,18 @@ def test_optimisers_with_a_memory_start_it_afresh_for_each_client(tmp_path: Path
         assert_near(Weights.from_vector(report.delta, base.shapes), wanted.delta)
 
 
+def test_dropout_draws_for_each_client_what_its_device_would_draw(tmp_path: Path) -> None:
+    bundle = tiny.compiled(tmp_path, dropout=0.5)
+    clients = tiny.setting(bundle).federation.clients
+    call, base = rounds.Call(Plan(batch_size=4, epochs=2), "task", 1), bundle.shared_weights()
+    worker, start = OnnxBackend(bundle, with_drift=True).worker(), Start(base, Weights.zeros(base.shapes).arrays)
+    for client in clients[:3]:
+        report = rounds.report_of(worker, client, call, start)
+        assert report is not None
+        wanted = device_update(bundle, call.job(client), client)
+        assert_near(Weights.from_vector(report.delta, base.shapes), wanted.delta)
+
+
 def test_a_round_of_real_people_ends_at_the_weights_of_a_round_of_devices() -> None:
     bundle = Bundle.open(bundle_path("smartwatch"))
     base = bundle.shared_weights()

@@ -21,24 +21,25 @@ FEATURES, CLASSES = 8, 3
 
 
 class Dense(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.hidden = nn.Linear(FEATURES, 6)
         self.head = nn.Linear(6, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.head(F.relu(self.hidden(x)))
+        out: torch.Tensor = self.head(self.dropout(F.relu(self.hidden(x))))
         return out
 
 
-def spec(optimizer: Optimizer) -> ModelSpec:
+def spec(optimizer: Optimizer, dropout: float = 0.0) -> ModelSpec:
     torch.manual_seed(0)
     inputs, targets = {"x": torch.randn(8, FEATURES)}, {"y": torch.arange(8) % CLASSES}
-    return ModelSpec("tiny", Dense(), F.cross_entropy, inputs, targets, optimizer=optimizer)
+    return ModelSpec("tiny", Dense(dropout), F.cross_entropy, inputs, targets, optimizer=optimizer)
 
 
-def compiled(folder: Path, optimizer: Optimizer | None = None) -> Bundle:
-    compile_model(spec(optimizer or SGD(lr=0.1)), folder)
+def compiled(folder: Path, optimizer: Optimizer | None = None, dropout: float = 0.0) -> Bundle:
+    compile_model(spec(optimizer or SGD(lr=0.1), dropout), folder)
     return Bundle.open(folder)
 
 

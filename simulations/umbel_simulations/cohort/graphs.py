@@ -25,6 +25,8 @@ from umbel.runtime.onnx import NAME
 LAST_PREFIX: Final = "last_"
 LOSSES: Final = "losses"
 DRIFT_PREFIX: Final = "drift_"
+DRAWS: Final = "s_draws"
+"""The slot in which a graph with dropout counts its steps."""
 _INSIDE: Final = "@step"
 
 
@@ -82,7 +84,8 @@ def _state(manifest: Manifest, moving: Collection[str] | None) -> tuple[str, ...
 
 
 def _require_no_memory(manifest: Manifest) -> None:
-    memory = [spec.name for spec in manifest.slots if not spec.name.startswith(ANCHOR_PREFIX)]
+    known = (ANCHOR_PREFIX, DRAWS)
+    memory = [spec.name for spec in manifest.slots if not spec.name.startswith(known)]
     if memory:
         raise BadInput(
             f"{manifest.model!r} is trained by an optimiser with a memory ({memory[0]}, …), past which a correction "

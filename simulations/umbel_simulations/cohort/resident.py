@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from umbel.bundle import Bundle
 from umbel.manifest import TensorSpec
 from umbel.plan import Plan
+from umbel.randomness import SEED
 from umbel.runtime.onnx import OnnxRuntime, failures_of
 from umbel.runtime.signature import (
     BatchCheck,
@@ -100,6 +101,7 @@ class OnnxWorker:
             {**_views(vector, manifest.shared_shapes), **{name: np.empty(shapes[name], np.float32) for name in slots}}
             for vector in self._vectors
         ]
+        self._seed = np.zeros((), np.float32)
         self._begun: tuple[Start, Plan] | None = None
         self._bindings: list[_Binding] = []
 
@@ -109,6 +111,9 @@ class OnnxWorker:
         if self._begun is None or self._begun[0] is not start or self._begun[1] is not job.plan:
             self._begin(start, job.plan)
         most = MOST_BYTES // max(1, sum(batched.bytes_each for batched in self._batched))
+        if SEED in self._graph.constants:
+            # Bound once; each client draws its own dropout.
+            self._seed[()] = job.hyperparameters(self._backend.bundle.manifest)[SEED]
         steps, seen, loss, end = 0, 0, 0.0, 0
         for rows, size in runs(batches(job, examples.count), most):
             binding = self._bindings[end]
@@ -133,6 +138,7 @@ class OnnxWorker:
         constants: dict[str, Array] = {**given, **self._backend.frozen}
         hyperparameters = resolve_hyperparameters(manifest, plan.hyperparameters)
         constants |= {name: np.array(value, np.float32) for name, value in hyperparameters.items()}
+        constants |= {SEED: self._seed}
         constants = {name: constants[name] for name in self._graph.constants}
         constants |= {DRIFT_PREFIX + name: start.drift[name] for name in self._graph.drift}
         for vector in self._vectors:
