@@ -7,7 +7,9 @@ own table does well is taken from there; what it lacks, or does in a way that ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -321,11 +323,15 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
 }
 
 
-def decomposition_table() -> dict[Any, Callable[..., Any]]:
-    """Torch's core decompositions, those of its others that are needed, and ours over both."""
+@cache
+def decomposition_table() -> Mapping[Any, Callable[..., Any]]:
+    """Torch's core decompositions, those of its others that are needed, and ours over both.
+
+    Made once: torch looks through all of its operators to tell which are core, as long as a small trace takes.
+    """
     table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
     for name in _FROM_TORCH:
         operator = getattr(aten, name).default
         table[operator] = torch_table[operator]
     table[aten.split.Tensor] = torch_table[aten.split.Tensor]
-    return table | _OWN | DROPOUT
+    return MappingProxyType(table | _OWN | DROPOUT)
