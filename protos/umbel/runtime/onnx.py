@@ -49,7 +49,7 @@ _FAILURES: Final[tuple[type[Exception], ...]] = (
 
 
 @contextmanager
-def _failures_of(what: str) -> Iterator[None]:
+def failures_of(what: str) -> Iterator[None]:
     """Turn whatever ONNX Runtime throws into one `RuntimeFailure` that says where."""
     try:
         yield
@@ -131,7 +131,7 @@ class _Native:
         self.what = f"the {signature!r} graph of {bundle.manifest.model!r}"
         self._constants = [ort.OrtValue.ortvalue_from_numpy(array) for array in constants.values()]
         path = str(bundle.graph_path(NAME, signature))
-        with _failures_of(self.what):
+        with failures_of(self.what):
             options.add_external_initializers(list(constants), self._constants)
             self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
@@ -169,7 +169,7 @@ class OnnxEvaluate:
     def __call__(self, inputs: Arrays, targets: Arrays) -> Metrics:
         """Metric sums over the batch; see `EvaluateSession`."""
         check_batch(self._inputs, self._targets, inputs, targets)
-        with _failures_of(self._what):
+        with failures_of(self._what):
             values = self._session.run(self._names, {**self._weights, **inputs, **targets})
         return {name: float(value) for name, value in zip(self._names, values, strict=True)}
 
@@ -206,14 +206,14 @@ class OnnxTrain:
         self._now = {name: np.array(array) for name, array in moving.items()}
         self._next = {name: np.empty_like(array) for name, array in self._now.items()}
         self._loss = np.zeros((), np.float32)
-        with _failures_of(self._what):
+        with failures_of(self._what):
             self._forth = self._binding(self._now, self._next)
             self._back = self._binding(self._next, self._now)
 
     def step(self, inputs: Arrays, targets: Arrays) -> float:
         """Take one optimiser step on a batch; see `TrainSession`."""
         check_batch(self._inputs, self._targets, inputs, targets)
-        with _failures_of(self._what):
+        with failures_of(self._what):
             for name, array in (*inputs.items(), *targets.items()):
                 self._forth.bind_cpu_input(name, array)
             self._session.run_with_iobinding(self._forth)
