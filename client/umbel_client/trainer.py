@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from umbel.bundle import Bundle
 from umbel.clock import Clock
 from umbel.errors import Interrupted, NotFinite, OutOfBounds
+from umbel.manifest import Manifest
 from umbel.plan import Kind, Plan
-from umbel.randomness import generator
+from umbel.randomness import generator, with_seed
 from umbel.runtime import Runtime
 from umbel.update import Metrics, Update, add_metrics
 from umbel.weights import Weights, require_finite
@@ -71,6 +72,11 @@ class Job:
     def order(self, epoch: int, count: int) -> NDArray[np.intp]:
         """The order of the examples in one epoch: drawn anew for each, and the same whenever asked."""
         return generator(self.plan.seed, self.task, self.round, self.device, epoch).permutation(count)
+
+    def hyperparameters(self, manifest: Manifest) -> dict[str, float]:
+        """What the training graph is given: the plan's values, and this job's seed where the model has dropout."""
+        plan = self.plan
+        return with_seed(manifest, plan.hyperparameters, plan.seed, self.task, self.round, self.device)
 
 
 def run(
@@ -129,14 +135,14 @@ def train(
     """Train from `base` as the plan says; arguments and errors as in `run`."""
     began = clock.now()
     now = progress or Progress(0, base, Weights({}), 0.0, 0, 0.0)
-    session = runtime.train(bundle, now.weights, job.plan.hyperparameters, now.slots if progress else None)
+    session = runtime.train(bundle, now.weights, job.hyperparameters(bundle.manifest), now.slots if progress else None)
     loss, seen, steps = now.loss, now.examples, now.steps
 
     def stand() -> Progress:
         spent = now.seconds + clock.now() - began
         return Progress(steps, session.weights(), session.slots(), loss, seen, spent)
 
-    for rows in _batches(job, examples.count, skip=steps):
+    for rows in batches(job, examples.count, skip=steps):
         over = job.plan.max_seconds and now.seconds + clock.now() - began >= job.plan.max_seconds
         if over and steps:
             break
@@ -168,8 +174,14 @@ def newest(examples: Examples, most: int) -> Examples:
     return examples.take(slice(examples.count - most, None))
 
 
-def _batches(job: Job, count: int, skip: int) -> Iterator[NDArray[np.intp]]:
-    """The rows of each batch, epoch after epoch; the last batch of an epoch may be smaller."""
+def batches(job: Job, count: int, skip: int = 0) -> Iterator[NDArray[np.intp]]:
+    """The rows of each batch, epoch after epoch; the last batch of an epoch may be smaller.
+
+    Args:
+        job: what to do.
+        count: how many examples there are.
+        skip: how many batches to leave out, because an earlier try has done them.
+    """
     step = 0
     for epoch in range(job.plan.epochs):
         order = job.order(epoch, count)

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from umbel.bundle import Bundle
 from umbel.errors import ParityFailed, UmbelError
+from umbel.randomness import SEED
 from umbel.runtime import Runtime
 from umbel.weights import Weights
+from umbel_models.dropout import drawing_in_torch
 from umbel_models.spec import ModelSpec, as_tuple
 
 BATCH_SIZES: Final = (1, 5, 8)
@@ -35,6 +37,9 @@ STEP_TOLERANCE: Final = 2e-5
 """For weights after each of the first `SHORT` steps, relative in the same way."""
 KINK_TOLERANCE: Final = 1e-3
 """For weights after each further step up to `LONG`, relative in the same way."""
+
+PARITY_SEED: Final = 11_400_714.0
+"""For the masks of dropout."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -98,7 +103,8 @@ def _evaluate(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runti
 
 
 def _train(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runtime, minimum: int) -> tuple[float, float]:
-    session = runtime.train(bundle, bundle.weights())
+    chosen = {SEED: PARITY_SEED} if SEED in bundle.manifest.hyperparameters else {}
+    session = runtime.train(bundle, bundle.weights(), chosen)
     module.train()
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(spec.trainable(name))
@@ -107,7 +113,9 @@ def _train(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runtime,
     for step in range(1, LONG + 1):
         inputs, targets = spec.batch(max(minimum, TRAIN_SIZES[step % len(TRAIN_SIZES)]), start=7 * step)
         optimizer.zero_grad()
-        loss = spec.loss(module(*inputs.values()), *targets.values())
+        with drawing_in_torch(torch.tensor(PARITY_SEED), torch.tensor(step - 1.0)):
+            output = module(*inputs.values())
+        loss = spec.loss(output, *targets.values())
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         found = np.array(session.step(to_numpy(inputs), to_numpy(targets)))
