@@ -54,7 +54,8 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Instead of the scenari
 Workers = Annotated[int, typer.Option("--workers", help="Threads; the outcome is the same for any number.", min=1)]
 EngineChoice = Annotated[str | None, typer.Option("--engine", help="fleet, cohort or ray, instead of the scenario's.")]
 Folder = Annotated[
-    Path | None, typer.Option("--output", "-o", help="The run's folder.", show_default="umbel-runs/NAME-ENGINE-seedN")
+    Path | None,
+    typer.Option("--output", "-o", help="The run's folder.", show_default="umbel-runs/NAME-ENGINE-seedSEED"),
 ]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Another value at a key, such as task.plan.lr=0.1; may be repeated.")
@@ -190,9 +191,8 @@ def list_scenarios(as_json: AsJson = False) -> None:
         return
     from umbel_simulations.terminal import table
 
-    _out().print(
-        table(("scenario", "engine", "what it shows"), [(one.name, one.engine, one.description) for one in scenarios])
-    )
+    rows = [(one.name, one.engine, one.description) for one in scenarios]
+    _out().print(table(("scenario", "engine", "what it shows"), rows, words=True))
 
 
 @app.command()
@@ -247,7 +247,7 @@ def _show_run(found: Run, as_json: bool) -> None:
         return
     from umbel_simulations.terminal import judgement_table, table
 
-    _out().print(table(("", ""), list(main.items())))
+    _out().print(table(("", ""), list(main.items()), words=True))
     if found.outcome.scenario.get("thresholds"):
         _out().print(judgement_table(found.outcome))
 

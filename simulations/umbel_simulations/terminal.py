@@ -79,11 +79,13 @@ def judgement_table(outcome: Outcome) -> Table:
     return table(("threshold", "wanted", "found", ""), check_rows(checks), title=title)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
-    """Rows under headings; all columns but the first are numbers."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, words: bool = False
+) -> Table:
+    """Rows under headings; all columns but the first are numbers, unless all are words."""
     found = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for index, heading in enumerate(head):
-        found.add_column(heading, justify="right" if index else "left", overflow="fold")
+        found.add_column(heading, justify="right" if index and not words else "left", overflow="fold")
     for row in rows:
         found.add_row(*row)
     return found
