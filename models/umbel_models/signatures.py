@@ -32,7 +32,7 @@ class Signature:
     batched: frozenset[str]
     """The inputs whose first dimension is the batch."""
     weights: frozenset[str]
-    """The inputs that become constants bound by the runtime (only in `infer`)."""
+    """The inputs that become constants bound by the runtime: all weights in `infer`, elsewhere the frozen ones."""
 
 
 class State:
@@ -99,10 +99,11 @@ def signatures(spec: ModelSpec, state: State, batch_size: int) -> tuple[Signatur
     if len(set(taken)) != len(taken):
         raise CannotCompile(f"{spec.name!r}: names of inputs, targets and hyper-parameters must differ: {taken}")
     moving = state.trainable | state.buffers | state.frozen | state.slots
+    still = frozenset(state.frozen)
     return (
         Signature("infer", _infer(spec, state), weights | inputs, frozenset(inputs), frozenset(weights)),
-        Signature("evaluate", _evaluate(spec, state), weights | inputs | targets, batched, frozenset()),
-        Signature("train", _train(spec, state), moving | inputs | targets | scalars, batched, frozenset()),
+        Signature("evaluate", _evaluate(spec, state), weights | inputs | targets, batched, still),
+        Signature("train", _train(spec, state), moving | inputs | targets | scalars, batched, still),
     )
 
 

@@ -34,9 +34,12 @@
     ├── ModelUnusable               a model that doesn't do on this machine what its maker saw
     │   ├── RuntimeFailure          the runtime refused to load or run a graph
     │   └── GoldenMismatch          golden examples came out differently here
-    └── CannotCompile               a module can't be made into a bundle
-        ├── OperatorNotSupported    an operator of it has no translation
-        └── ParityFailed            its graphs don't do what the module does
+    ├── CannotCompile               a module can't be made into a bundle
+    │   ├── OperatorNotSupported    an operator of it has no translation
+    │   └── ParityFailed            its graphs don't do what the module does
+    └── SimulationFailed            a simulation has shown that something is wrong
+        ├── SimulationStuck         everybody waits, and nothing will ever happen
+        └── InvariantBroken         what must always hold doesn't
 
 Each class carries a `code`, stable on the wire, and the gRPC `status` it travels under, so that the far side raises
 the same class again. Messages say what happened and what to do.
@@ -298,6 +301,24 @@ class ParityFailed(CannotCompile):
     """The compiled graphs don't do what the module does."""
 
     code = "parity-failed"
+
+
+class SimulationFailed(UmbelError):
+    """A simulation has shown that something is wrong: with the product, or with the scenario."""
+
+    code = "simulation-failed"
+
+
+class SimulationStuck(SimulationFailed):
+    """Everybody waits, and nothing will ever happen."""
+
+    code = "simulation-stuck"
+
+
+class InvariantBroken(SimulationFailed):
+    """What must always hold doesn't."""
+
+    code = "invariant-broken"
 
 
 def _descend(root: type[UmbelError]) -> dict[str, type[UmbelError]]:

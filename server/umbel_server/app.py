@@ -9,11 +9,12 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import signal
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -25,18 +26,20 @@ from umbel.errors import NotAllowed, NotFound, Unavailable
 from umbel_server.access import AcceptAll, Access, Authorities, RefuseAll
 from umbel_server.admin import AdminGateway
 from umbel_server.authority import key_to_pem
+from umbel_server.beat import Beat
 from umbel_server.blobs import Blobs
 from umbel_server.coordinator import Coordinator
 from umbel_server.folder import Folder
 from umbel_server.gateway import DeviceGateway, EnrolmentGateway
+from umbel_server.helper.port import HelperPort
 from umbel_server.helper.remote import RemoteHelper
 from umbel_server.identity import Addresses, read_file
 from umbel_server.operators import Operators
 from umbel_server.provider import HttpsGet, Provider
 from umbel_server.rpc import MAX_MESSAGE_BYTES
-from umbel_server.selection import Pace
+from umbel_server.runner import Offload
 from umbel_server.settings import DAY, Oidc, Settings
-from umbel_server.store import Store
+from umbel_server.store import OnStep, Store, ignore_step
 from umbel_server.token_operators import TokenOperators
 
 if TYPE_CHECKING:
@@ -67,33 +70,52 @@ class Parts:
     release_root: bytes
 
 
-def build(settings: Settings, clock: Clock) -> Parts:
+@dataclass(frozen=True)
+class Surroundings:
+    """What a coordinator takes from the machine that it runs on; a simulation puts its own there."""
+
+    offload: Offload = asyncio.to_thread
+    """Where heavy work runs."""
+    chance: Callable[[int], bytes] = secrets.token_bytes
+    """Ids and tokens are made of it."""
+    on_step: OnStep = ignore_step
+    """Told each durable step before it happens."""
+    beat: Beat = field(default_factory=Beat)
+    helper: HelperPort | None = None
+    """Instead of the one that the settings name."""
+
+
+def build(settings: Settings, clock: Clock, around: Surroundings | None = None) -> Parts:
     """Open the folder and the store, and put the coordinator together.
 
     Raises:
         NotFound: `umbel init` hasn't been at the folder.
         Unreachable: the database doesn't answer.
     """
-    folder = Folder(settings.state)
+    folder, around = Folder(settings.state), around or Surroundings()
     authorities, signer, leader = folder.authorities(), folder.signer(), folder.leader_key()
     listing = folder.repository()
-    store = Store.open(settings.effective_database_url)
+    store = Store.open(settings.effective_database_url, around.on_step, durable=settings.durable)
     attestation = AcceptAll() if settings.accepts_unattested else RefuseAll()
     access = Access(store, authorities, attestation, clock, settings.device_certificate_days * DAY)
     operators = Operators(store, authorities.operator, clock, settings.operator_certificate_days * DAY)
     operators.bootstrap(read_file(folder.first_admin / "certificate.pem"))
-    pace = Pace(settings.pace_shortest_seconds, settings.pace_longest_seconds, settings.pace_idle_seconds)
     card = settings.helper_card
     if card and settings.profile == "production" and settings.trust.is_development:
         raise NotAllowed(f"the production profile refuses {settings.trust.words}; see docs/how-to/run-the-helper.md")
+    if settings.profile == "production" and not settings.durable:
+        raise NotAllowed("the production profile refuses durable = false: a power cut would lose acknowledged reports")
     coordinator = Coordinator(
         store,
-        Blobs(folder.blobs),
+        Blobs(folder.blobs, around.on_step, durable=settings.durable),
         signer,
         leader,
         clock,
-        pace=pace,
-        helper=RemoteHelper(card, signer.for_helper()) if card else None,
+        offload=around.offload,
+        chance=around.chance,
+        beat=around.beat,
+        pace=settings.pace,
+        helper=around.helper or (RemoteHelper(card, signer.for_helper()) if card else None),
         trust=settings.trust,
         listing=listing,
         witness=folder.witness(),

@@ -13,6 +13,7 @@ from umbel.errors import OutOfBounds
 from umbel.helper_card import HelperCard
 from umbel_server.identity import read_file
 from umbel_server.roles import Role
+from umbel_server.selection import Pace
 from umbel_server.tokens import USUAL, TokenRules, known_algorithms
 from umbel_server.trust import Trust
 
@@ -95,6 +96,13 @@ class Settings(BaseSettings):
     """How long devices wait between visits while there is no work, on average."""
     pace_longest_seconds: float = Field(default=6 * 3600.0, gt=0)
     """No device is sent away for longer."""
+    pace_steering: bool = True
+    """False: devices come back after `pace_idle_seconds`, however many are wanted; to see what steering is worth."""
+    adaptive_deadlines: bool = True
+    """False: sessions and rounds may take as long as their task allows, however fast devices are."""
+    durable: bool = True
+    """False: SQLite and blobs leave it to the system when bytes reach the disk. A power cut then loses what was
+    acknowledged: for simulations only."""
     stop_seconds: float = Field(default=5.0, ge=0)
     """How long calls may go on once the coordinator has been told to stop."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -103,6 +111,17 @@ class Settings(BaseSettings):
     def effective_database_url(self) -> str:
         """The database to open."""
         return self.database_url or f"sqlite:///{self.state.resolve() / 'umbel.db'}"
+
+    @property
+    def pace(self) -> Pace:
+        """How devices are paced."""
+        return Pace(
+            shortest=self.pace_shortest_seconds,
+            longest=self.pace_longest_seconds,
+            idle=self.pace_idle_seconds,
+            steers=self.pace_steering,
+            adapts=self.adaptive_deadlines,
+        )
 
     @property
     def helper_card(self) -> HelperCard | None:
@@ -130,6 +149,8 @@ class Settings(BaseSettings):
         found = ["certificate authorities and signing keys lie in files on this machine"]
         if self.accepts_unattested:
             found.append("devices enrol without proof of their integrity")
+        if not self.durable:
+            found.append("a power cut loses what was acknowledged (durable = false)")
         if self.helper is None:
             found.append("there is no helper: tasks can't keep updates private")
         elif self.trust.is_development:
