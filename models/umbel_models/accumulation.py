@@ -92,3 +92,7 @@ class _Gathering:
             self._inner.step(self._total)
             self._sums = [torch.zeros_like(weight) for weight in self._weights]
             self._batches, self._total = 0, 0.0
+
+    def hold(self) -> None:
+        """As the inner one does."""
+        self._inner.hold()

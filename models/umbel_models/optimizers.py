@@ -25,6 +25,9 @@ class Reference(Protocol):
     def step(self, count: float) -> None:
         """Move the weights by their gradients; `count` is what the batch counts for."""
 
+    def hold(self) -> None:
+        """From now on do all the work but move nothing, for whoever only measures."""
+
 
 @dataclass(frozen=True, slots=True)
 class TorchOptimizer:
@@ -40,6 +43,11 @@ class TorchOptimizer:
         """As torch does."""
         del count
         self.inner.step()
+
+    def hold(self) -> None:
+        """By a learning rate of zero."""
+        for group in self.inner.param_groups:
+            group["lr"] = 0.0
 
 
 class Optimizer(Protocol):
@@ -218,3 +226,6 @@ class _Pulled:
             if weight.grad is not None:
                 weight.grad.add_(weight.detach() - anchor, alpha=self.mu)
         self.inner.step(count)
+
+    def hold(self) -> None:
+        self.inner.hold()
