@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import sqlalchemy as sa
@@ -14,10 +14,11 @@ from umbel_server.deltas import Deltas
 from umbel_server.quantising import Quantising
 from umbel_server.registry import Registry
 from umbel_server.releases import Prepared
+from umbel_server.requests import ANY, Call, answered, require_revision
 from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.store import Store
 from umbel_server.tables import HEADS
-from umbel_server.versions import FULL, INT8_DELTA, PublishedRelease, encoding_of
+from umbel_server.versions import FULL, INT8_DELTA, PublishedRelease, Version, encoding_of
 
 ENCODINGS: Final = (FULL, INT8_DELTA)
 _EARLIER: Final = 8
@@ -79,7 +80,7 @@ class Releasing:
         self._quantising = quantising
 
     async def prepare(
-        self, model: str, version: int, channel: str, encoding: str, actor: str, request_id: str = ""
+        self, model: str, version: int, channel: str, encoding: str, actor: str, call: Call = ANY
     ) -> Made:
         """Make a version a release of a channel, in one of `ENCODINGS`, with the deltas that its devices will need.
 
@@ -92,15 +93,28 @@ class Releasing:
             raise MalformedMessage(f"no encoding {encoding[:40]!r}; there are {', '.join(ENCODINGS)}")
         if self._verbs is None or self._quantising is None:
             raise WrongState("this coordinator has no release listing; `umbel keys init` makes one")
-        if encoding == INT8_DELTA:
+        if encoding == INT8_DELTA and self._is_new(call, actor, model):
             version = (await self._quantising.neighbour(model, version, channel, actor)).number
-        prepared = self._verbs.prepare(model, version, channel, actor, request_id)
-        if prepared.head:
-            with self._store.reading() as connection:
-                head = self._registry.published(connection, model, prepared.head)
-                before, after = (self._registry.version(connection, model, it) for it in (head.version, version))
-            await self._deltas.prepare(before.bundle, after.bundle)
-        return Made(prepared, version)
+            # Looked at above; since then the model has changed by that very neighbour.
+            call = replace(call, expected_revision=None)
+        prepared = self._verbs.prepare(model, version, channel, actor, call)
+        with self._store.reading() as connection:
+            after = self._version(connection, model, prepared.number)
+            before = self._version(connection, model, prepared.head) if prepared.head else after
+        await self._deltas.prepare(before.bundle, after.bundle)
+        return Made(prepared, after.number)
+
+    def _is_new(self, call: Call, actor: str, model: str) -> bool:
+        """Whether a call wasn't carried out before; raises `WrongState` if its caller hasn't seen what changed."""
+        with self._store.reading() as connection:
+            if answered(connection, call, actor, "release.prepare", model) is not None:
+                return False
+            require_revision(connection, call, "release.prepare", model)
+        return True
+
+    def _version(self, connection: sa.Connection, model: str, release: int) -> Version:
+        published = self._registry.published(connection, model, release)
+        return self._registry.version(connection, model, published.version)
 
     def details(self, releases: Sequence[PublishedRelease]) -> list[ReleaseDetails]:
         """What there is to tell of each."""

@@ -20,6 +20,7 @@ from umbel.golden import verify_golden
 from umbel.manifest import WEIGHTS_FILE
 from umbel_server import task_records
 from umbel_server.releasing import Made
+from umbel_server.requests import ANY, Call, revisions
 from umbel_server.tables import TASKS
 from umbel_server.validation import ValidationPolicy
 from umbel_server.versions import VersionState, delta_of
@@ -34,8 +35,8 @@ async def fleet(tmp_path: Path) -> Fleet:
     return made
 
 
-async def quantised(fleet: Fleet, version: int, request: str = "") -> Made:
-    return await fleet.coordinator.releasing.prepare(MODEL, version, "stable", "int8-delta", AUTHOR, request)
+async def quantised(fleet: Fleet, version: int, call: Call = ANY) -> Made:
+    return await fleet.coordinator.releasing.prepare(MODEL, version, "stable", "int8-delta", AUTHOR, call)
 
 
 def bundle_of(fleet: Fleet, version: int) -> Bundle:
@@ -127,9 +128,22 @@ async def test_no_round_starts_from_a_quantised_version(fleet: Fleet) -> None:
 
 
 async def test_asked_again_it_is_the_same_version_and_the_same_release(fleet: Fleet) -> None:
+    wanted, once = fleet.good_version(), Call(request_id="once")
+    first = await quantised(fleet, wanted, once)
+    # Devices have something else meanwhile: the call was carried out all the same.
+    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    assert await quantised(fleet, wanted, once) == first
+
+
+async def test_whoever_has_not_seen_the_newest_change_changes_nothing(fleet: Fleet) -> None:
     wanted = fleet.good_version()
-    first, second = await quantised(fleet, wanted, "once"), await quantised(fleet, wanted, "once")
-    assert first == second
+    with fleet.coordinator.store.reading() as connection:
+        seen = revisions(connection, "model", [MODEL])[MODEL]
+    versions = len(fleet.coordinator.operations.versions(MODEL))
+    with pytest.raises(WrongState, match="revision"):
+        await quantised(fleet, wanted, Call(expected_revision=seen - 1))
+    assert len(fleet.coordinator.operations.versions(MODEL)) == versions
+    assert (await quantised(fleet, wanted, Call(expected_revision=seen))).version == versions + 1
 
 
 async def test_its_delta_survives_a_start_and_is_a_file_of_its_version(fleet: Fleet) -> None:

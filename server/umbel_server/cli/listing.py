@@ -56,10 +56,10 @@ def draft(session: Session, model: Model, file: Annotated[Path, typer.Argument(m
     session.show(answer, lambda: f"Wrote {file}; sign it, then `umbel releases submit {model} {file}`")
 
 
-@verb(RELEASES, "submit", "umbel releases submit smartwatch draft.json")
+@verb(RELEASES, "submit", "umbel releases submit smartwatch draft.json", changes=True)
 def submit(session: Session, model: Model, file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
     """Publish a draft that came back signed by enough of the model's signers."""
-    answer = session.stub.SubmitListing(pb.SubmitListingRequest(model=model, signed=read_file(file)))
+    answer = session.stub.SubmitListing(pb.SubmitListingRequest(model=model, signed=read_file(file), **session.call))
     session.show(answer, lambda: f"{model}'s releases are listed")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Annotated, Any, Final
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.models import Limit, Model, Number
-from umbel_server.cli.rollouts import Reason, Request
+from umbel_server.cli.rollouts import Reason
 from umbel_server.cli.verbs import Session, group, verb
 
 RELEASES: Final = group("releases", "Releases: signed publications of versions, by channel.")
@@ -54,45 +53,41 @@ def show(session: Session, model: Model, release: Release) -> None:
     session.facts(answer.release, _facts(answer.release))
 
 
-@verb(RELEASES, "publish", "umbel releases publish smartwatch 3 --channel beta")
+@verb(RELEASES, "publish", "umbel releases publish smartwatch 3 --channel beta", changes=True)
 def publish(session: Session, model: Model, number: Number, channel: Channel = "stable") -> None:
     """Release a version to everybody on a channel at once, without waves; an older one too, which is how to go back."""
-    answer = session.stub.Publish(pb.PublishRequest(model=model, version=number, channel=channel))
+    answer = session.stub.Publish(pb.PublishRequest(model=model, version=number, channel=channel, **session.call))
     found = session.stub.GetRelease(pb.GetReleaseRequest(model=model, number=answer.release.number)).release
     session.facts(found, _facts(found))
 
 
-@verb(RELEASES, "prepare", "umbel releases prepare smartwatch 3 --encoding int8-delta")
+@verb(RELEASES, "prepare", "umbel releases prepare smartwatch 3 --encoding int8-delta", changes=True)
 def prepare(
-    session: Session,
-    model: Model,
-    number: Number,
-    channel: Channel = "stable",
-    encoding: Encoding = "full",
-    request_id: Request = "",
+    session: Session, model: Model, number: Number, channel: Channel = "stable", encoding: Encoding = "full"
 ) -> None:
     """Make a version a release that a rollout can move to, with the release to go back with. Nobody gets it yet."""
-    request = pb.PrepareReleaseRequest(
-        model=model, version=number, channel=channel, encoding=encoding, request_id=request_id or secrets.token_hex(16)
-    )
+    request = pb.PrepareReleaseRequest(model=model, version=number, channel=channel, encoding=encoding, **session.call)
     answer = session.stub.PrepareRelease(request)
     facts = [("release", str(answer.number)), ("to go back with", str(answer.revert or "–"))]
     facts += [("devices have now", str(answer.head or "–")), ("version", str(answer.release.version))]
     session.facts(answer, [*facts, *_sizes(answer.release)])
 
 
-@verb(RELEASES, "hold", "umbel releases hold smartwatch --reason 'bad labels'")
+@verb(RELEASES, "hold", "umbel releases hold smartwatch --reason 'bad labels'", changes=True)
 def hold(session: Session, model: Model, reason: Reason = "") -> None:
     """Emergency: offer nothing of a model to anybody, until the hold is lifted."""
     session.show(
-        session.stub.HoldReleases(pb.HoldReleasesRequest(model=model, reason=reason)), lambda: f"{model} is held"
+        session.stub.HoldReleases(pb.HoldReleasesRequest(model=model, reason=reason, **session.call)),
+        lambda: f"{model} is held",
     )
 
 
-@verb(RELEASES, "lift", "umbel releases lift smartwatch")
+@verb(RELEASES, "lift", "umbel releases lift smartwatch", changes=True)
 def lift(session: Session, model: Model) -> None:
     """End a hold."""
-    session.show(session.stub.LiftHold(pb.LiftHoldRequest(model=model)), lambda: f"{model} is offered again")
+    session.show(
+        session.stub.LiftHold(pb.LiftHoldRequest(model=model, **session.call)), lambda: f"{model} is offered again"
+    )
 
 
 def _facts(release: Any) -> list[tuple[str, str]]:

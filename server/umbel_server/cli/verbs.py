@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import inspect
+import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
@@ -65,6 +66,8 @@ class Session:
     identity: Identity
     state: Path
     as_json: bool
+    call: Mapping[str, Any] = field(default_factory=dict)
+    """How a change is asked for: `request_id` and `expected_revision`, for its message."""
 
     def enrol_address(self) -> str:
         """Where devices enrol, if the coordinator runs on this machine; raises `NotFound` if not."""
@@ -126,8 +129,33 @@ _SHARED: Final = tuple(
 )
 
 
-def verb(group: typer.Typer, called: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make `function(session, …)` a command of `group`; its docstring and the example are its help."""
+_CHANGING: Final = tuple(
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    for name, annotation, default in (
+        (
+            "request_id",
+            Annotated[str, typer.Option("--request-id", help="Names this call, so that it can be made again safely.")],
+            "",
+        ),
+        (
+            "expected_revision",
+            Annotated[
+                int | None,
+                typer.Option("--expected-revision", help="Refuse if it has changed since it was at this revision."),
+            ],
+            None,
+        ),
+    )
+)
+
+
+def verb(
+    group: typer.Typer, called: str, example: str, *, changes: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make `function(session, …)` a command of `group`; its docstring and the example are its help.
+
+    One that `changes` something takes --request-id and --expected-revision too, and sends `session.call`.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
@@ -146,17 +174,24 @@ def verb(group: typer.Typer, called: str, example: str) -> Callable[[Callable[..
             caller = Caller(identity, token_of(token, token_file), server_authority)
             folder = Path() if server and not caller.needs_folder else state_folder(state)
             with connect(folder, caller, server) as (stub, who):
-                function(Session(stub, who, folder, as_json), **options)
+                call = _call(options) if changes else {}
+                function(Session(stub, who, folder, as_json, call), **options)
 
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-        command.__signature__ = inspect.Signature([*parameters, *_SHARED])  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in (*parameters, *_SHARED)}
+        taken = (*parameters, *(_CHANGING if changes else ()), *_SHARED)
+        command.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in taken}
         command.__doc__ = f"{inspect.getdoc(function)}\n\nExample: {example}"
         command.__name__ = function.__name__
         group.command(called)(command)
         return function
 
     return decorate
+
+
+def _call(options: dict[str, Any]) -> dict[str, Any]:
+    request_id, seen = options.pop("request_id"), options.pop("expected_revision")
+    return {"request_id": request_id or secrets.token_hex(16)} | ({} if seen is None else {"expected_revision": seen})
 
 
 def group(called: str, about: str) -> typer.Typer:
