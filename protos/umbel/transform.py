@@ -92,7 +92,11 @@ def _signs(numbers: int, seed: bytes) -> NDArray[np.uint8]:
 def _selection(size: int, sent: int, seed: bytes) -> NDArray[np.intp]:
     """The `sent` indices with the smallest 64-bit words of the key stream, in rising order."""
     words = np.frombuffer(_keystream(b"selection", seed, 8 * size), "<u8")
-    chosen = np.sort(np.argsort(words, kind="stable")[:sent])
+    # Several times quicker than sorting them all.
+    last = np.partition(words, sent - 1)[sent - 1]
+    taken = words < last
+    taken[np.flatnonzero(words == last)[: sent - int(taken.sum())]] = True
+    chosen = np.flatnonzero(taken)
     chosen.flags.writeable = False
     return chosen
 
