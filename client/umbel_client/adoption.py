@@ -18,6 +18,7 @@ from umbel.errors import (
     Unavailable,
 )
 from umbel.fields import as_text
+from umbel.file_delta import FileDelta
 from umbel.golden import verify_golden
 from umbel.offer import SignedOffer
 from umbel.release import Release, SignedRelease
@@ -31,6 +32,8 @@ from umbel_client.personal import Comparison, judge_release
 from umbel_client.slots import TRIES, Personal, Slot, Slots, Trial
 from umbel_client.state import Known, Scores
 from umbel_client.trust import Trust
+
+Deltas = tuple[FileDelta, ...]
 
 
 class Adoption:
@@ -47,12 +50,15 @@ class Adoption:
         self.refusal = ""
         """Why the last offer couldn't be believed, in words."""
 
-    async def consider(self, signed: SignedRelease, *, serving_well: bool) -> ReleaseOutcome | None:
+    async def consider(
+        self, signed: SignedRelease, *, serving_well: bool, deltas: Deltas = ()
+    ) -> ReleaseOutcome | None:
         """Take a release over or turn it down; None if it was judged before and nothing has changed since.
 
         Args:
             signed: as the coordinator sent it.
             serving_well: False if what the slots hold doesn't load, so that even a known release is wanted again.
+            deltas: unsigned hints of shorter ways to its files.
 
         Raises:
             NotAuthentic, NotAllowed: it may not be believed; nothing was fetched.
@@ -65,7 +71,7 @@ class Adoption:
         if known and serving_well and revision == memory.state.judged_examples:
             return None
         try:
-            outcome = await self._judge(release)
+            outcome = await self._judge(release, deltas)
         except Unavailable:
             raise
         except UmbelError as error:
@@ -78,7 +84,7 @@ class Adoption:
         memory.put(replace(state, judged=release.number, judged_examples=revision))
         return outcome
 
-    async def follow(self, listing: Listing, signed: SignedOffer) -> ReleaseOutcome | None:
+    async def follow(self, listing: Listing, signed: SignedOffer, deltas: Deltas = ()) -> ReleaseOutcome | None:
         """Follow an offer: take the release over on trial, or turn it down; the answer goes up with the next visit.
 
         None if nothing can be said yet: the listing is out of date, or out of reach; what answers goes on answering.
@@ -95,7 +101,7 @@ class Adoption:
         try:
             offered = await believe(self._kit, listing, signed)
             self._kit.memory.know(replace(memory.known, model=offer.model))
-            outcome = await self._try(offered)
+            outcome = await self._try(offered, deltas)
         except Unavailable:
             raise
         except Expired as error:
@@ -122,7 +128,7 @@ class Adoption:
         await self._judge(release)
         memory.put(replace(memory.state, judged_examples=revision))
 
-    async def _try(self, offered: Offered) -> ReleaseOutcome:
+    async def _try(self, offered: Offered, deltas: Deltas) -> ReleaseOutcome:
         """Judge a release, unless it has failed here before, or has taken the process down at each try."""
         memory, offer = self._kit.memory, offered.offer
         if offered.listed.bundle in self._kit.shelf.slots.blocked:
@@ -135,7 +141,7 @@ class Adoption:
         active = self._kit.shelf.slots.active
         taken_back = active is not None and offered.listed.from_number == active.number
         trial = Trial(offer.execution, self._kit.clock.now())
-        return await self._judge(offered.release, trial=trial, taken_back=taken_back)
+        return await self._judge(offered.release, deltas, trial=trial, taken_back=taken_back)
 
     def _believed(self, signed: SignedRelease) -> Release:
         known, identity = self._kit.memory.known, self._kit.identity
@@ -145,10 +151,12 @@ class Adoption:
         self._kit.memory.know(Known(trust.model, trust.seen))
         return release
 
-    async def _judge(self, release: Release, *, trial: Trial | None = None, taken_back: bool = False) -> ReleaseOutcome:
+    async def _judge(
+        self, release: Release, deltas: Deltas = (), *, trial: Trial | None = None, taken_back: bool = False
+    ) -> ReleaseOutcome:
         """Test a release here, and switch to it unless it is worse; what is taken back is replaced at any rate."""
         kit = self._kit
-        bundle = await fetch_bundle(kit, release)
+        bundle = await fetch_bundle(kit, release, deltas)
         slots = kit.shelf.slots
 
         def test() -> Comparison:

@@ -62,7 +62,8 @@ class Assignments:
         require_sealing(session.assignment, self._kit.pinned)
         await self._renew_at_helper()
         release = Trust(self._kit.identity.release_key).verify_base(session.assignment.base)
-        bundle = await fetch_bundle(self._kit, release)
+        bundle = await fetch_bundle(self._kit, release, session.deltas)
+        self._kit.memory.put(self._kit.memory.state.with_base(release.bundle))
         if session.assignment.private_round is not None:
             # Before the work, not after it.
             self._verified(session, session.assignment.private_round, release)

@@ -253,7 +253,7 @@ class Device:
         match answer.reply:
             case Assignment() as assignment:
                 # On disk before anything else: a visit that breaks off here goes on with it at the next.
-                session = Session.begin(assignment)
+                session = Session.begin(assignment, answer.deltas)
                 self._sessions.save(session)
                 release = await self._consider(answer)
                 return self._ended(await self._assignments.carry_out(session), release)
@@ -267,9 +267,10 @@ class Device:
         if listing is None:
             if answer.newest is None:
                 return None
-            return await self._adoption.consider(answer.newest, serving_well=self._answering.well)
+            well = self._answering.well
+            return await self._adoption.consider(answer.newest, serving_well=well, deltas=answer.deltas)
         if answer.offer is not None:
-            return await self._adoption.follow(listing, answer.offer)
+            return await self._adoption.follow(listing, answer.offer, answer.deltas)
         await self._adoption.reconsider()
         return None
 
@@ -315,7 +316,7 @@ class Device:
                 population=kit.identity.population,
                 runtimes=(kit.runtime.name,),
                 suites=kit.suites,
-                held_bundles=kit.shelf.held_bundles(),
+                held_bundles=kit.shelf.held_bundles(state.bases),
                 offers_work=offers_work,
                 training_examples=held.training,
                 held_back_examples=held.held_back,

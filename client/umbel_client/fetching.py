@@ -1,7 +1,8 @@
 """Fetch what the shelf lacks: bounded by sizes known in advance, resumable, verified before use.
 
 Only what this device runs: the files that all need, and the graphs of its own runtime. What lies on the shelf under
-its digest already is never asked for again.
+its digest already is never asked for again; what the coordinator has a delta for is rebuilt from what is here, and
+fetched whole if anything about the delta is wrong.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from umbel.bundle import Bundle
+from umbel.delta import is_worth_it
 from umbel.digests import Digest
-from umbel.errors import DigestMismatch, UmbelError, Unreachable
+from umbel.errors import DigestMismatch, UmbelError, Unavailable, Unreachable
+from umbel.file_delta import FileDelta
 from umbel.manifest import FileRef, Manifest
 from umbel.release import Release
 from umbel_client.channel import Channel
@@ -21,8 +24,13 @@ from umbel_client.shelf import Shelf
 from umbel_client.state import Fetched
 
 
-async def fetch_bundle(kit: Kit, release: Release) -> Bundle:
+async def fetch_bundle(kit: Kit, release: Release, deltas: tuple[FileDelta, ...] = ()) -> Bundle:
     """The bundle of a verified release, after fetching those of its files that this device needs and hasn't.
+
+    Args:
+        kit: what the visit works with.
+        release: verified; everything that is fetched is bound to it by digests.
+        deltas: unsigned hints of shorter ways.
 
     Raises:
         BundleInvalid: it has no graphs for this runtime, or its manifest contradicts itself.
@@ -30,7 +38,7 @@ async def fetch_bundle(kit: Kit, release: Release) -> Bundle:
         DigestMismatch: the far side sent other bytes than those asked for.
         Unreachable: the stream broke; what came stays, and the next try goes on from there.
     """
-    fetching = _Fetching(kit)
+    fetching = _Fetching(kit, deltas)
     try:
         return await fetching.bundle(release)
     finally:
@@ -40,7 +48,9 @@ async def fetch_bundle(kit: Kit, release: Release) -> Bundle:
 class _Fetching:
     """One bundle on its way to the shelf, and what that costs."""
 
-    def __init__(self, kit: Kit) -> None:
+    def __init__(self, kit: Kit, deltas: tuple[FileDelta, ...]) -> None:
+        self._deltas = deltas
+        self._offload = kit.offload
         self._channel = kit.channel
         self._shelf = kit.shelf
         self._runtime = kit.runtime.name
@@ -66,9 +76,40 @@ class _Fetching:
             return self._shelf.bundle(release.bundle, self._runtime)
 
     async def _fetch(self, ref: FileRef) -> None:
-        if not self._shelf.holds(ref.digest):
-            await fetch_blob(self._channel, self._shelf, ref.digest, ref.size, self._came)
-            self.fetched += Fetched(files=1)
+        if self._shelf.holds(ref.digest):
+            return
+        for delta in self._deltas:
+            if self._saves(delta, ref) and await self._rebuilt(delta, ref):
+                return
+        await fetch_blob(self._channel, self._shelf, ref.digest, ref.size, self._came)
+        self.fetched += Fetched(files=1)
+
+    def _saves(self, delta: FileDelta, ref: FileRef) -> bool:
+        """Whether a delta makes this file of one that is here, in fewer bytes than are missing of it."""
+        if delta.target != ref.digest or not self._shelf.holds(delta.base):
+            return False
+        part = self._shelf.part(ref.digest)
+        missing = ref.size - (part.stat().st_size if part.exists() else 0)
+        return is_worth_it(delta.size, ref.size) and delta.size < missing
+
+    async def _rebuilt(self, delta: FileDelta, ref: FileRef) -> bool:
+        """Rebuild a file; False, with nothing left of the delta, if that can't be done.
+
+        Raises:
+            Unavailable: the way there broke; the part that came stays.
+        """
+        try:
+            if not self._shelf.holds(delta.digest):
+                await fetch_blob(self._channel, self._shelf, delta.digest, delta.size, self._came)
+            await self._offload(lambda: self._shelf.rebuild(delta, ref))
+        except Unavailable:
+            raise
+        except (UmbelError, OSError):
+            self._shelf.drop(delta.digest)
+            return False
+        self._shelf.drop(delta.digest)
+        self.fetched += Fetched(deltas=1, spared_by_deltas=ref.size - delta.size)
+        return True
 
     def _came(self, size: int) -> None:
         self.fetched += Fetched(bytes=size)

@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from umbel.digests import Digest, digest_of, verify_digest
 from umbel.errors import UmbelError
+from umbel.file_delta import FileDelta
 from umbel.messages import check_in_reply_from_message, check_in_reply_to_message, parse
 from umbel.sealing import Binding
 from umbel.v1 import device_pb2 as pb
@@ -40,11 +41,13 @@ class Session:
     shape: str = Event.CHECKED_IN.value
     sealed: Digest | None = None
     """Of the sealed report, once there is one."""
+    deltas: tuple[FileDelta, ...] = ()
+    """Shorter ways to its base's files, as hinted at the check-in."""
 
     @classmethod
-    def begin(cls, assignment: Assignment) -> Session:
+    def begin(cls, assignment: Assignment, deltas: tuple[FileDelta, ...] = ()) -> Session:
         """A new session; its report id says nothing about the device."""
-        return cls(assignment, secrets.token_hex(16))
+        return cls(assignment, secrets.token_hex(16), deltas=deltas)
 
     def after(self, *events: Event) -> Session:
         """With these events added to its shape."""
@@ -89,16 +92,16 @@ class SessionFolder:
         """The open session; None if there is none, or what was kept of it can't be read any more."""
         try:
             tree = json.loads(self._session.read_bytes())
-            reply = check_in_reply_from_message(parse(pb.CheckInResponse, base64.b64decode(tree["assignment"]))).reply
-            if not isinstance(reply, Assignment):
+            answer = check_in_reply_from_message(parse(pb.CheckInResponse, base64.b64decode(tree["assignment"])))
+            if not isinstance(answer.reply, Assignment):
                 return None
-            return Session(reply, tree["report_id"], tree["shape"], tree["sealed"])
+            return Session(answer.reply, tree["report_id"], tree["shape"], tree["sealed"], answer.deltas)
         except (OSError, ValueError, KeyError, TypeError, UmbelError):
             return None
 
     def save(self, session: Session) -> None:
         """Keep where the session stands."""
-        message = check_in_reply_to_message(CheckInReply(session.assignment))
+        message = check_in_reply_to_message(CheckInReply(session.assignment, deltas=session.deltas))
         tree = {
             "assignment": base64.b64encode(message.SerializeToString()).decode(),
             "report_id": session.report_id,

@@ -18,7 +18,8 @@ from typing import Final
 from umbel.bundle import Bundle
 from umbel.digests import Digest, digest_of, digest_of_file
 from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage, OutOfBounds, UmbelError
-from umbel.manifest import Manifest
+from umbel.file_delta import FileDelta
+from umbel.manifest import FileRef, Manifest
 from umbel.weights import Weights
 from umbel_client.files import BESIDE, Disk
 from umbel_client.slots import Personal as Personal
@@ -139,6 +140,35 @@ class Shelf:
         self._disk.flush_file(part)
         self._disk.move(part, self.path(digest))
 
+    def rebuild(self, delta: FileDelta, target: FileRef) -> None:
+        """Make a blob of another one and a delta, both here; only a whole and right one gets its name.
+
+        Raises:
+            MalformedMessage, OutOfBounds, DigestMismatch: the delta doesn't make this blob; fetch it whole.
+            OSError: base or delta isn't here, or there is no room.
+        """
+        from umbel.delta import rebuild
+
+        # Not the part of a fetch: what a bad delta leaves must never be gone on from.
+        beside = self.path(target.digest).with_suffix(BESIDE)
+        try:
+            with (
+                self.path(delta.digest).open("rb") as steps,
+                self.path(delta.base).open("rb") as base,
+                beside.open("wb") as out,
+            ):
+                rebuild(steps, base, out, delta.base, target)
+            self._disk.flush_file(beside)
+            self._disk.move(beside, self.path(target.digest))
+        except (UmbelError, OSError):
+            beside.unlink(missing_ok=True)
+            raise
+        self.part(target.digest).unlink(missing_ok=True)
+
+    def drop(self, digest: Digest) -> None:
+        """Remove a blob that nothing needs any more; it may be gone already."""
+        self._disk.remove(self.path(digest))
+
     def bundle(self, digest: Digest, runtime: str | None = None) -> Bundle:
         """The bundle of this name, each of its files verified.
 
@@ -160,10 +190,11 @@ class Shelf:
         """The manifest of this name, verified; raises as `bundle`."""
         return Manifest.from_bytes(self._read(digest))
 
-    def held_bundles(self) -> tuple[Digest, ...]:
-        """The bundles in slots, which a device tells when it checks in."""
+    def held_bundles(self, also: Iterable[Digest] = ()) -> tuple[Digest, ...]:
+        """The bundles in slots, and those of `also` that are still here: what a device tells when it checks in."""
         slots = self.slots
-        return tuple(dict.fromkeys(slot.bundle for slot in (slots.active, slots.previous) if slot is not None))
+        serving = [slot.bundle for slot in (slots.active, slots.previous) if slot is not None]
+        return tuple(dict.fromkeys((*serving, *(bundle for bundle in also if self.holds(bundle)))))
 
     def require_room(self, size: int) -> None:
         """Raise `OutOfBounds` if a bundle of so many bytes can never fit beside nothing at all."""

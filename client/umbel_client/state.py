@@ -13,7 +13,7 @@ from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from umbel.digests import parse_digest
+from umbel.digests import Digest, parse_digest
 from umbel.errors import MalformedMessage
 from umbel.fields import MAX_ENTRIES, as_text
 from umbel.visit import Outcome, ReleaseOutcome, SessionRecord
@@ -21,6 +21,7 @@ from umbel_client.files import Disk
 from umbel_client.idle import DAY_SECONDS, History
 from umbel_client.trust import Seen
 
+_BASES: Final = 2
 _KEPT: Final = 64
 """Sessions and outcomes kept for a coordinator that can't be reached; well below what a check-in may carry."""
 
@@ -99,6 +100,8 @@ class DeviceState:
     bytes_up: int = 0
     bytes_down: int = 0
     fetched: Fetched = Fetched()
+    bases: tuple[Digest, ...] = ()
+    """Bundles that training started from, newest first: still on the shelf, they make the next one's fetch short."""
     last_error: str = ""
 
     def history(self, training_examples: int, now: float) -> History:
@@ -139,6 +142,10 @@ class DeviceState:
         """With an offer that is settled."""
         return replace(self, executions=(*self.executions, execution)[-_KEPT:])
 
+    def with_base(self, bundle: Digest) -> DeviceState:
+        """With the bundle that training starts from."""
+        return replace(self, bases=tuple(dict.fromkeys((bundle, *self.bases)))[:_BASES])
+
     def told(self, sessions: int, outcomes: int) -> DeviceState:
         """After a check-in carried the oldest so many of each."""
         return replace(self, sessions=self.sessions[sessions:], outcomes=self.outcomes[outcomes:])
@@ -148,7 +155,7 @@ def load_state(path: Path) -> DeviceState:
     """The history in a file; a new device's when there is no file, or it is damaged."""
     try:
         return _from_tree(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MalformedMessage):
         return DeviceState()
 
 
@@ -189,6 +196,7 @@ def _from_tree(tree: dict[str, Any]) -> DeviceState:
     parts: dict[str, Any] = {
         "shapes": {str(shape): int(count) for shape, count in tree["shapes"].items()},
         "scores": Scores(**tree["scores"]),
+        "bases": tuple(parse_digest(bundle) for bundle in tree.get("bases", ())),
         "fetched": Fetched(**tree.get("fetched", {})),
         "sessions": tuple(SessionRecord(**entry) for entry in tree["sessions"]),
         "attempt": (str(tree.get("attempt", ["", 0])[0]), int(tree.get("attempt", ["", 0])[1])),

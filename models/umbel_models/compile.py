@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from umbel.bundle import Bundle, file_refs, write_bundle
-from umbel.errors import CannotCompile
 from umbel.golden import GoldenExamples
 from umbel.manifest import GOLDEN_FILE, SIGNATURES, WEIGHTS_FILE, FileRef, Manifest, TensorSpec
 from umbel.runtime import onnx
 from umbel.weights import Weights
+from umbel_models.adapters import resolved
 from umbel_models.backends import Backend, backend
 from umbel_models.onnx.graph import numpy_dtype
 from umbel_models.parity import ParityReport, check_parity, to_numpy
@@ -48,7 +48,7 @@ def compile_model(spec: ModelSpec, directory: Path, runtimes: Sequence[str] = (o
         ParityFailed: the graphs don't do what the module does; nothing is written.
         CannotCompile: the spec contradicts itself, or the module can't be traced.
     """
-    _require_no_dropout(spec)
+    spec = resolved(spec)
     modes = {module: module.training for module in spec.module.modules()}
     try:
         state = State(spec)
@@ -70,12 +70,6 @@ def compile_model(spec: ModelSpec, directory: Path, runtimes: Sequence[str] = (o
         for module, training in modes.items():
             module.training = training
     return Compiled(write_bundle(directory, manifest, files), parity)
-
-
-def _require_no_dropout(spec: ModelSpec) -> None:
-    for path, module in spec.module.named_modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            raise CannotCompile(f"{spec.name!r}: {path or 'the module'} is dropout, which a graph can't draw; set p=0")
 
 
 def _tracing_size(spec: ModelSpec, state: State) -> int:
@@ -112,7 +106,7 @@ def _manifest(
         buffers=_fixed(state.buffers),
         frozen=_fixed(state.frozen),
         slots=_fixed(state.slots),
-        hyperparameters=dict(spec.optimizer.hyperparameters),
+        hyperparameters=state.hyperparameters,
         metrics=("loss", *spec.metrics, "examples"),
         graphs={target.name: {name: f"{name}.{target.suffix}" for name in SIGNATURES} for target in backends},
         files=files,

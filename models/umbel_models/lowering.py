@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,9 +22,9 @@ from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from umbel.errors import CannotCompile, OperatorNotSupported, UmbelError
+from umbel_models.rewrites import Rewrites
 from umbel_models.signatures import Signature
 
 Decompositions = Mapping[Any, Callable[..., Any]]
@@ -49,22 +48,6 @@ class Lowered:
                 f"{self.signature.name!r}: {stage} fixed the batch size to {sorted(pinned.values())}; the module reads "
                 "it as a number somewhere (int(x.shape[0]), a Python loop over examples): use tensor operations"
             )
-
-
-class _Rewrites(TorchFunctionMode):
-    """Puts another form in place of composites whose C++ code reads sizes as numbers."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.linear and args[0].dim() > 2:
-            return _linear_by_rows(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _linear_by_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    rows = x.reshape(-1, weight.shape[1])
-    product = torch.mm(rows, weight.t()) if bias is None else torch.addmm(bias, rows, weight.t())
-    return product.reshape([*x.shape[:-1], weight.shape[0]])
 
 
 @contextmanager
@@ -142,7 +125,7 @@ def lower(signature: Signature, module: nn.Module, table: Decompositions, kept: 
     outputs: list[str] = []
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-        with _Rewrites():
+        with Rewrites():
             named = signature.function(dict(zip(names, tensors, strict=True)))
         outputs[:] = named
         return tuple(named.values())

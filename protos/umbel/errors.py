@@ -10,6 +10,7 @@
     │   └── BundleInvalid           a bundle whose manifest and files don't fit together
     ├── NotAuthentic                it can't be shown who made this, or that nobody changed it
     │   ├── CertificateRefused      a certificate that is foreign, expired or for another purpose
+    │   ├── TokenRefused            a person's token that is forged, out of time, or for somebody else
     │   ├── EnrolmentRefused        a token that is unknown, used up or too old
     │   ├── SignatureInvalid        a signature that doesn't verify under the pinned key
     │   ├── DigestMismatch          bytes that don't hash to the name they were fetched by
@@ -33,9 +34,12 @@
     ├── ModelUnusable               a model that doesn't do on this machine what its maker saw
     │   ├── RuntimeFailure          the runtime refused to load or run a graph
     │   └── GoldenMismatch          golden examples came out differently here
-    └── CannotCompile               a module can't be made into a bundle
-        ├── OperatorNotSupported    an operator of it has no translation
-        └── ParityFailed            its graphs don't do what the module does
+    ├── CannotCompile               a module can't be made into a bundle
+    │   ├── OperatorNotSupported    an operator of it has no translation
+    │   └── ParityFailed            its graphs don't do what the module does
+    └── SimulationFailed            a simulation has shown that something is wrong
+        ├── SimulationStuck         everybody waits, and nothing will ever happen
+        └── InvariantBroken         what must always hold doesn't
 
 Each class carries a `code`, stable on the wire, and the gRPC `status` it travels under, so that the far side raises
 the same class again. Messages say what happened and what to do.
@@ -123,6 +127,12 @@ class CertificateRefused(NotAuthentic):
     """A certificate is foreign, expired, revoked or for another purpose."""
 
     code = "certificate-refused"
+
+
+class TokenRefused(NotAuthentic):
+    """A person's token is forged, out of time, from elsewhere or for somebody else."""
+
+    code = "token-refused"
 
 
 class EnrolmentRefused(NotAuthentic):
@@ -291,6 +301,24 @@ class ParityFailed(CannotCompile):
     """The compiled graphs don't do what the module does."""
 
     code = "parity-failed"
+
+
+class SimulationFailed(UmbelError):
+    """A simulation has shown that something is wrong: with the product, or with the scenario."""
+
+    code = "simulation-failed"
+
+
+class SimulationStuck(SimulationFailed):
+    """Everybody waits, and nothing will ever happen."""
+
+    code = "simulation-stuck"
+
+
+class InvariantBroken(SimulationFailed):
+    """What must always hold doesn't."""
+
+    code = "invariant-broken"
 
 
 def _descend(root: type[UmbelError]) -> dict[str, type[UmbelError]]:

@@ -17,6 +17,7 @@ from umbel import fields
 from umbel.digests import parse_digest
 from umbel.errors import MalformedMessage, OutOfBounds, WeightsMismatch
 from umbel.fields import name
+from umbel.file_delta import file_delta_from_message, file_delta_to_message
 from umbel.offer import offer_from_message, offer_to_message
 from umbel.outcomes import outcome_from_message, outcome_to_message
 from umbel.plan import Kind, Plan
@@ -231,6 +232,7 @@ def check_in_reply_to_message(answer: CheckInReply) -> pb.CheckInResponse:
         message.newest.CopyFrom(signed_to_message(answer.newest))
     if answer.offer is not None:
         message.offer.CopyFrom(offer_to_message(answer.offer))
+    message.deltas.extend(map(file_delta_to_message, answer.deltas))
     return message
 
 
@@ -238,11 +240,13 @@ def check_in_reply_from_message(message: pb.CheckInResponse) -> CheckInReply:
     """Decode the answer to a check-in."""
     newest = signed_from_message(message.newest) if message.HasField("newest") else None
     offer = offer_from_message(message.offer) if message.HasField("offer") else None
+    fields.few(message.deltas, "deltas")
+    deltas = tuple(file_delta_from_message(delta) for delta in message.deltas)
     match message.WhichOneof("reply"):
         case "assignment":
-            return CheckInReply(_assignment_from_message(message.assignment), newest, offer)
+            return CheckInReply(_assignment_from_message(message.assignment), newest, offer, deltas)
         case "retry":
-            return CheckInReply(_retry_from_message(message.retry), newest, offer)
+            return CheckInReply(_retry_from_message(message.retry), newest, offer, deltas)
         case _:
             raise MalformedMessage("the coordinator answered a check-in with neither work nor a window")
 

@@ -73,7 +73,7 @@ def verify_offer(signed: SignedOffer, public_key: bytes, device: str, now: float
         Ed25519PublicKey.from_public_bytes(public_key).verify(signed.signature, LABEL + signed.statement)
     except InvalidSignature as error:
         raise SignatureInvalid("the offer's signature doesn't fit its content; don't follow it") from error
-    offer = _decode(signed.statement)
+    offer = offer_of_statement(signed.statement)
     if offer.device != device:
         raise NotAllowed(f"an offer for device {offer.device}; this is {device}")
     if now >= offer.expires_at:
@@ -81,7 +81,8 @@ def verify_offer(signed: SignedOffer, public_key: bytes, device: str, now: float
     return offer
 
 
-def _decode(statement: bytes) -> Offer:
+def offer_of_statement(statement: bytes) -> Offer:
+    """Decode an offer whose signature has been checked, or that was signed here; raises `MalformedMessage`."""
     try:
         message = pb.Offer.FromString(statement)
     except DecodeError as error:

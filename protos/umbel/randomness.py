@@ -6,8 +6,16 @@ A run that is resumed, or told again elsewhere, draws the same numbers.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from umbel.manifest import Manifest
+
+SEED: Final = "seed"
+"""The scalar input of a training graph that has dropout: a whole number from 0 up to 2**24."""
 
 
 def generator(*purpose: str | int) -> np.random.Generator:
@@ -20,3 +28,13 @@ def generator(*purpose: str | int) -> np.random.Generator:
         text = f"{type(part).__name__}:{part}".encode()
         digest.update(len(text).to_bytes(8, "little") + text)
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest.digest(), "little")))
+
+
+def with_seed(manifest: Manifest, chosen: Mapping[str, float], *purpose: str | int) -> dict[str, float]:
+    """Hyper-parameters for a training session: the chosen ones, and a seed for dropout where the model has some.
+
+    A seed that was chosen stays.
+    """
+    if SEED not in manifest.hyperparameters or SEED in chosen:
+        return dict(chosen)
+    return {**chosen, SEED: float(generator(*purpose, "dropout").integers(2**24))}

@@ -10,6 +10,7 @@ import numpy as np
 
 from umbel.digests import Digest
 from umbel.errors import OutOfBounds
+from umbel.file_delta import FileDelta
 from umbel.offer import SignedOffer
 from umbel.plan import Plan
 from umbel.release import STABLE, SignedRelease
@@ -152,6 +153,8 @@ class CheckInReply:
     reply: Reply
     newest: SignedRelease | None = None
     offer: SignedOffer | None = None
+    deltas: tuple[FileDelta, ...] = ()
+    """Shorter ways to files of the bundles above; unsigned hints."""
 
 
 @dataclass(frozen=True, slots=True)

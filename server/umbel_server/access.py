@@ -1,29 +1,34 @@
 """Which devices may call: enrolment by single-use tokens, short-lived certificates, a deny-list asked at each call.
 
-The store is the truth; the deny-list is kept in memory because every call asks it, and is read again at each start.
+The store is the truth. The deny-list is kept in memory because every call asks it, and what is new of it is read every
+second, so that several processes share it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import sqlalchemy as sa
 
 from umbel.clock import Clock
-from umbel.errors import CertificateRefused, EnrolmentRefused, NotAllowed, NotFound, OutOfBounds
+from umbel.errors import AlreadyExists, CertificateRefused, EnrolmentRefused, NotAllowed, NotFound, OutOfBounds
 from umbel.fields import name, text
 from umbel.identity import DeviceId, id_of_key
 from umbel_server import audit
 from umbel_server.authority import Authority, Peer, PeerKind, key_of_request
+from umbel_server.requests import ANY, Call, enter
 from umbel_server.store import Store
 from umbel_server.tables import DEVICES, TOKENS
 
 TOKENS_AT_ONCE: Final = 10_000
 MAX_TOKEN_SECONDS: Final = 366 * 86_400.0
 MAX_ATTESTATION_BYTES: Final = 64 << 10
+LOOK_SECONDS: Final = 1.0
+SKEW_SECONDS: Final = 300.0
 
 
 class Attestation(Protocol):
@@ -78,8 +83,9 @@ class Access:
         self._attestation = attestation
         self._clock = clock
         self._certificate_seconds = certificate_seconds
-        with store.reading() as connection:
-            self._revoked = set(connection.scalars(sa.select(DEVICES.c.id).where(DEVICES.c.revoked_at.is_not(None))))
+        self._revoked: set[str] = set()
+        self._newest = self._looked_at = float("-inf")
+        self._look()
 
     @property
     def server_authority(self) -> bytes:
@@ -95,11 +101,13 @@ class Access:
         if certificate is None:
             raise CertificateRefused("call with the certificate that enrolment gave")
         peer = self._authorities.device.verify(certificate, PeerKind.DEVICE, self._clock.now())
-        if peer.id in self._revoked:
+        if self._is_revoked(peer.id):
             raise CertificateRefused(f"device {peer.id} was revoked by an operator")
         return peer
 
-    def create_tokens(self, actor: str, population: str, count: int, seconds: float) -> tuple[list[str], float]:
+    def create_tokens(
+        self, actor: str, population: str, count: int, seconds: float, call: Call = ANY
+    ) -> tuple[list[str], float]:
         """Make `count` single-use tokens for a population; only their hashes are kept.
 
         Returns:
@@ -108,6 +116,7 @@ class Access:
         Raises:
             MalformedMessage: the population isn't a name.
             OutOfBounds: none or too many tokens, or a lifetime that makes no sense.
+            AlreadyExists: this request made them before; nobody can read them any more.
         """
         name(population, "population")
         if not 1 <= count <= TOKENS_AT_ONCE:
@@ -117,9 +126,12 @@ class Access:
         now = self._clock.now()
         tokens = [secrets.token_urlsafe(24) for _ in range(count)]
         row = {"population": population, "created_by": actor, "created_at": now, "expires_at": now + seconds}
+        body = {"count": count, "seconds": seconds}
         with self._store.transaction() as connection:
+            if enter(connection, call, actor, "tokens.create", population, now) is not None:
+                raise AlreadyExists(f"request {call.request_id} made its tokens before; make new ones under a new id")
             connection.execute(sa.insert(TOKENS), [{"digest": _hash(token)} | row for token in tokens])
-            audit.append(connection, now, actor, "tokens.create", population, {"count": count, "seconds": seconds})
+            audit.append(connection, now, actor, "tokens.create", population, body, call.request_id)
         return tokens, now + seconds
 
     def enrol(self, token: str, request: bytes, attestation: bytes) -> Enrolled:
@@ -133,7 +145,7 @@ class Access:
         """
         key = key_of_request(request)
         device = id_of_key(key)
-        if device in self._revoked:
+        if self._is_revoked(device):
             raise EnrolmentRefused(f"device {device} was revoked; it needs a new key and an operator's leave")
         if len(attestation) > MAX_ATTESTATION_BYTES:
             raise EnrolmentRefused(f"attestation of {len(attestation)} bytes; the limit is {MAX_ATTESTATION_BYTES}")
@@ -157,7 +169,35 @@ class Access:
             raise NotAllowed("a certificate is renewed for the same key; for a new key, enrol again")
         return self._issue(request, device.realm, self._clock.now())
 
-    def revoke(self, actor: str, device: str, reason: str) -> None:
+    def admit(self, actor: str, population: str, devices: Sequence[DeviceId]) -> None:
+        """Enrol devices whose keys are known by other means than a token, many at once: a factory's, a simulation's.
+
+        They get no certificate here. Those that are enrolled already stay as they are.
+
+        Raises:
+            MalformedMessage: the population isn't a name.
+        """
+        name(population, "population")
+        now = self._clock.now()
+        fresh = {"population": population, "enrolled_at": now, "runtimes": "", "sdk": "", "visits": 0, "reports": 0}
+        with self._store.transaction() as connection:
+            known = set(connection.scalars(sa.select(DEVICES.c.id)))
+            rows = [{"id": device} | fresh for device in dict.fromkeys(devices) if device not in known]
+            if rows:
+                connection.execute(sa.insert(DEVICES), rows)
+                audit.append(connection, now, actor, "devices.admit", population, {"count": len(rows)})
+
+    def known(self, device: DeviceId, population: str) -> Peer:
+        """Which device calls, for channels that know it without a certificate: those inside one process.
+
+        Raises:
+            CertificateRefused: it was revoked.
+        """
+        if self._is_revoked(device):
+            raise CertificateRefused(f"device {device} was revoked by an operator")
+        return Peer(device, PeerKind.DEVICE, population, 0.0, float("inf"))
+
+    def revoke(self, actor: str, device: str, reason: str, call: Call = ANY) -> None:
         """Refuse a device from its next call on; again is the same as once.
 
         Raises:
@@ -167,12 +207,29 @@ class Access:
         text(reason, "reason")
         now = self._clock.now()
         with self._store.transaction() as connection:
+            if enter(connection, call, actor, "device.revoke", device, now) is not None:
+                return
             once = sa.func.coalesce(DEVICES.c.revoked_at, now)
             found = connection.execute(sa.update(DEVICES).where(DEVICES.c.id == device).values(revoked_at=once))
             if found.rowcount != 1:
                 raise NotFound(f"no device {device[:80]!r}; `umbel devices list` tells who is enrolled")
-            audit.append(connection, now, actor, "device.revoke", device, {"reason": reason})
+            audit.append(connection, now, actor, "device.revoke", device, {"reason": reason}, call.request_id)
         self._revoked.add(device)
+
+    def _is_revoked(self, device: str) -> bool:
+        """Asked at each call; what another process has revoked is known here within `LOOK_SECONDS`."""
+        if not 0 <= self._clock.now() - self._looked_at < LOOK_SECONDS:
+            self._look()
+        return device in self._revoked
+
+    def _look(self) -> None:
+        """Read what was revoked since the last look, and a little before it: clocks of two processes differ."""
+        self._looked_at = self._clock.now()
+        query = sa.select(DEVICES.c.id, DEVICES.c.revoked_at).where(DEVICES.c.revoked_at > self._newest - SKEW_SECONDS)
+        with self._store.reading() as connection:
+            for row in connection.execute(query):
+                self._revoked.add(row.id)
+                self._newest = max(self._newest, row.revoked_at)
 
     def _issue(self, request: bytes, population: str, now: float) -> bytes:
         key = key_of_request(request)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from umbel.clock import Clock
 from umbel.errors import DigestMismatch, MalformedMessage, OutOfBounds
@@ -20,10 +20,14 @@ from umbel_server import admin_messages as codec
 from umbel_server.access import Access
 from umbel_server.admin_rollouts import RolloutGateway
 from umbel_server.coordinator import Coordinator
+from umbel_server.fleet import DeviceRecord
 from umbel_server.json_text import to_text
 from umbel_server.operators import Operator, Operators
+from umbel_server.requests import ANY
 from umbel_server.roles import parse_role
 from umbel_server.rpc import Requests, Service, Stream, Unary
+from umbel_server.task_records import TaskRecord
+from umbel_server.token_operators import TokenOperators
 from umbel_server.transfer import BundleReceiver, FileStart, Step, send_bundle
 
 MAX_HOLDOUT_BYTES: Final = 1 << 30
@@ -44,8 +48,8 @@ class AdminGateway:
         self._started_at = clock.now()
         self._warnings = warnings
 
-    def service(self) -> Service[Operator]:
-        """Ready to be added to a gRPC server."""
+    def service(self, tokens: TokenOperators | None = None) -> Service[Operator]:
+        """Ready to be added to a gRPC server, for callers with certificates, or for such with tokens."""
         methods: dict[str, Unary[Operator] | Stream[Operator]] = {
             "AddModel": self._add_model,
             "AddHoldout": self._add_holdout,
@@ -78,7 +82,7 @@ class AdminGateway:
             "GetStatus": self._get_status,
             **RolloutGateway(self._coordinator).methods(),
         }
-        return Service(_ADMIN, self._operators.authorize, methods)
+        return Service(_ADMIN, self._operators.authorize, methods, tokens.authorize if tokens else None)
 
     # Models and versions.
 
@@ -86,27 +90,31 @@ class AdminGateway:
         first = await anext(messages, None)
         if first is None or first.WhichOneof("step") != "begin":
             raise MalformedMessage("a model starts with `begin`, then come its files")
-        model = name(first.begin.name, "model")
+        model, call = name(first.begin.name, "model"), codec.call_from_message(first.begin)
         with tempfile.TemporaryDirectory(prefix="umbel-model-") as folder:
             await _receive(Path(folder), messages)
             # Verified and registered in one go, in the loop's thread like every other change of the store.
             if first.begin.parent:
                 parent = codec.number(first.begin.parent, "parent")
-                added = self._operations.add_version(model, parent, Path(folder), operator.actor)
+                added = self._operations.add_version(model, parent, Path(folder), operator.actor, call)
             else:
-                added = self._operations.add_model(model, Path(folder), operator.actor)
+                added = self._operations.add_model(model, Path(folder), operator.actor, call)
             return pb.AddModelResponse(version=codec.version_to_message(added))
 
     async def _add_holdout(self, operator: Operator, messages: Requests) -> pb.AddHoldoutResponse:
-        data = bytearray()
+        data, call = bytearray(), ANY
         async for message in messages:
+            if message.request_id or message.HasField("expected_revision"):
+                call = codec.call_from_message(pb.AddHoldoutRequest(**_asked(message)))
             data += message.chunk
             if len(data) > MAX_HOLDOUT_BYTES:
                 raise OutOfBounds(f"held-out examples of more than {MAX_HOLDOUT_BYTES} bytes; choose fewer")
-        return pb.AddHoldoutResponse(digest=self._operations.add_holdout(bytes(data), operator.actor))
+        return pb.AddHoldoutResponse(digest=self._operations.add_holdout(bytes(data), operator.actor, call))
 
     async def _list_models(self, operator: Operator, message: pb.ListModelsRequest) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=map(codec.model_to_message, self._operations.models()))
+        found = self._operations.models()
+        revisions = self._operations.revisions("model", [model.name for model in found])
+        return pb.ListModelsResponse(models=[codec.model_to_message(it, revisions[it.name]) for it in found])
 
     async def _list_versions(self, operator: Operator, message: pb.ListVersionsRequest) -> pb.ListVersionsResponse:
         found = self._operations.versions(text(message.model, "model"), codec.limit_from_message(message.limit))
@@ -124,7 +132,9 @@ class AdminGateway:
 
     async def _publish(self, operator: Operator, message: pb.PublishRequest) -> pb.PublishResponse:
         model, number = name(message.model, "model"), codec.number(message.version, "version")
-        release = self._operations.publish(model, number, message.channel, operator.actor)
+        release = self._operations.publish(
+            model, number, message.channel, operator.actor, codec.call_from_message(message)
+        )
         return pb.PublishResponse(release=codec.release_to_message(release))
 
     async def _export_version(
@@ -146,15 +156,20 @@ class AdminGateway:
     # Tasks and rounds.
 
     async def _create_task(self, operator: Operator, message: pb.CreateTaskRequest) -> pb.CreateTaskResponse:
-        record = self._operations.create_task(codec.task_from_message(message.spec), operator.actor)
-        return pb.CreateTaskResponse(task=codec.record_to_message(record))
+        call = codec.call_from_message(message)
+        record = self._operations.create_task(codec.task_from_message(message.spec), operator.actor, call)
+        return pb.CreateTaskResponse(task=self._tasks([record])[0])
 
     async def _list_tasks(self, operator: Operator, message: pb.ListTasksRequest) -> pb.ListTasksResponse:
-        return pb.ListTasksResponse(tasks=map(codec.record_to_message, self._operations.tasks()))
+        return pb.ListTasksResponse(tasks=self._tasks(self._operations.tasks()))
 
     async def _get_task(self, operator: Operator, message: pb.GetTaskRequest) -> pb.GetTaskResponse:
         record = self._operations.task(name(message.name, "task"))
-        return pb.GetTaskResponse(task=codec.record_to_message(record))
+        return pb.GetTaskResponse(task=self._tasks([record])[0])
+
+    def _tasks(self, records: Sequence[TaskRecord]) -> list[pb.Task]:
+        revisions = self._operations.revisions("task", [record.task.name for record in records])
+        return [codec.record_to_message(record, revisions[record.task.name]) for record in records]
 
     async def _get_task_privacy(
         self, operator: Operator, message: pb.GetTaskPrivacyRequest
@@ -163,16 +178,19 @@ class AdminGateway:
         return pb.GetTaskPrivacyResponse(**asdict(found))
 
     async def _pause_task(self, operator: Operator, message: pb.PauseTaskRequest) -> pb.PauseTaskResponse:
-        record = self._operations.pause_task(name(message.name, "task"), operator.actor)
-        return pb.PauseTaskResponse(task=codec.record_to_message(record))
+        call = codec.call_from_message(message)
+        record = self._operations.pause_task(name(message.name, "task"), operator.actor, call)
+        return pb.PauseTaskResponse(task=self._tasks([record])[0])
 
     async def _resume_task(self, operator: Operator, message: pb.ResumeTaskRequest) -> pb.ResumeTaskResponse:
-        record = self._operations.resume_task(name(message.name, "task"), operator.actor)
-        return pb.ResumeTaskResponse(task=codec.record_to_message(record))
+        call = codec.call_from_message(message)
+        record = self._operations.resume_task(name(message.name, "task"), operator.actor, call)
+        return pb.ResumeTaskResponse(task=self._tasks([record])[0])
 
     async def _stop_task(self, operator: Operator, message: pb.StopTaskRequest) -> pb.StopTaskResponse:
-        record = self._operations.stop_task(name(message.name, "task"), operator.actor)
-        return pb.StopTaskResponse(task=codec.record_to_message(record))
+        call = codec.call_from_message(message)
+        record = self._operations.stop_task(name(message.name, "task"), operator.actor, call)
+        return pb.StopTaskResponse(task=self._tasks([record])[0])
 
     async def _list_rounds(self, operator: Operator, message: pb.ListRoundsRequest) -> pb.ListRoundsResponse:
         found = self._operations.rounds(text(message.task, "task"), codec.limit_from_message(message.limit))
@@ -198,19 +216,28 @@ class AdminGateway:
     async def _list_devices(self, operator: Operator, message: pb.ListDevicesRequest) -> pb.ListDevicesResponse:
         population, after = text(message.population, "population"), text(message.after, "after")
         found = self._operations.devices(population, codec.limit_from_message(message.limit), after)
-        return pb.ListDevicesResponse(devices=map(codec.device_to_message, found))
+        return pb.ListDevicesResponse(devices=self._device_messages(found))
 
     async def _get_device(self, operator: Operator, message: pb.GetDeviceRequest) -> pb.GetDeviceResponse:
         found = self._operations.device(text(message.id, "device"))
-        return pb.GetDeviceResponse(device=codec.device_to_message(found))
+        return pb.GetDeviceResponse(device=self._device_messages([found])[0])
+
+    def _device_messages(self, found: Sequence[DeviceRecord]) -> list[pb.Device]:
+        revisions = self._operations.revisions("device", [device.id for device in found])
+        return [codec.device_to_message(device, revisions[device.id]) for device in found]
 
     async def _revoke_device(self, operator: Operator, message: pb.RevokeDeviceRequest) -> pb.RevokeDeviceResponse:
-        self._access.revoke(operator.actor, text(message.id, "device"), message.reason)
-        return pb.RevokeDeviceResponse(device=codec.device_to_message(self._operations.device(message.id)))
+        call = codec.call_from_message(message)
+        self._access.revoke(operator.actor, text(message.id, "device"), message.reason, call)
+        return pb.RevokeDeviceResponse(device=self._device_messages([self._operations.device(message.id)])[0])
 
     async def _create_tokens(self, operator: Operator, message: pb.CreateTokensRequest) -> pb.CreateTokensResponse:
         tokens, expires_at = self._access.create_tokens(
-            operator.actor, message.population, message.count, message.lifetime_seconds
+            operator.actor,
+            message.population,
+            message.count,
+            message.lifetime_seconds,
+            codec.call_from_message(message),
         )
         return pb.CreateTokensResponse(
             tokens=tokens, expires_at_ms=codec.milliseconds(expires_at), population=message.population
@@ -220,17 +247,23 @@ class AdminGateway:
 
     async def _add_operator(self, operator: Operator, message: pb.AddOperatorRequest) -> pb.AddOperatorResponse:
         role = parse_role(message.role)
-        added, certificate = self._operators.add(operator, message.name, role, message.certificate_request)
-        return pb.AddOperatorResponse(operator=codec.operator_to_message(added), certificate_chain=certificate)
+        call = codec.call_from_message(message)
+        added, certificate = self._operators.add(operator, message.name, role, message.certificate_request, call)
+        return pb.AddOperatorResponse(operator=self._people([added])[0], certificate_chain=certificate)
 
     async def _list_operators(self, operator: Operator, message: pb.ListOperatorsRequest) -> pb.ListOperatorsResponse:
-        return pb.ListOperatorsResponse(operators=map(codec.operator_to_message, self._operators.all()))
+        return pb.ListOperatorsResponse(operators=self._people(self._operators.all()))
+
+    def _people(self, found: Sequence[Operator]) -> list[pb.Operator]:
+        revisions = self._operations.revisions("operator", [one.id for one in found])
+        return [codec.operator_to_message(one, revisions[one.id]) for one in found]
 
     async def _revoke_operator(
         self, operator: Operator, message: pb.RevokeOperatorRequest
     ) -> pb.RevokeOperatorResponse:
-        revoked = self._operators.revoke(operator, text(message.id, "operator"))
-        return pb.RevokeOperatorResponse(operator=codec.operator_to_message(revoked))
+        call = codec.call_from_message(message)
+        revoked = self._operators.revoke(operator, text(message.id, "operator"), call)
+        return pb.RevokeOperatorResponse(operator=self._people([revoked])[0])
 
     async def _list_audit(self, operator: Operator, message: pb.ListAuditRequest) -> pb.ListAuditResponse:
         before = codec.number(message.before, "before") if message.before else None
@@ -248,6 +281,12 @@ class AdminGateway:
         status.started_at_ms = codec.milliseconds(self._started_at)
         status.warnings.extend(self._warnings)
         return pb.GetStatusResponse(status=status)
+
+
+def _asked(message: pb.AddHoldoutRequest) -> dict[str, Any]:
+    """How it was asked for, without the data: those are named by their digest."""
+    asked = {"request_id": message.request_id}
+    return asked | ({"expected_revision": message.expected_revision} if message.HasField("expected_revision") else {})
 
 
 async def _receive(folder: Path, messages: Requests) -> None:

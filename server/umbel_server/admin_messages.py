@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from google.protobuf.message import Message
+
 from umbel import fields
+from umbel.digests import digest_of
 from umbel.errors import MalformedMessage
 from umbel.messages import plan_from_message, plan_to_message, signed_to_message
 from umbel.v1 import admin_pb2 as pb
@@ -18,6 +21,7 @@ from umbel_server.json_text import to_text
 from umbel_server.operators import Operator
 from umbel_server.privacy_settings import PrivacySettings
 from umbel_server.registry import Model
+from umbel_server.requests import Call
 from umbel_server.round import SessionState
 from umbel_server.task import Task
 from umbel_server.task_records import TaskRecord
@@ -46,6 +50,17 @@ def number(value: int, what: str) -> int:
 def version_key(message: pb.GetVersionRequest | pb.GetLineageRequest) -> tuple[str, int]:
     """Which version of which model is asked for."""
     return fields.name(message.model, "model"), number(message.number, "version")
+
+
+def call_from_message(message: Message) -> Call:
+    """How a change is asked for: its request id, the revision that its caller has seen, and a digest of the rest."""
+    rest = type(message)()
+    rest.CopyFrom(message)
+    for field in ("request_id", "expected_revision"):
+        rest.ClearField(field)
+    seen = message.expected_revision if message.HasField("expected_revision") else None  # type: ignore[attr-defined]
+    request_id: str = message.request_id  # type: ignore[attr-defined]
+    return Call(request_id, seen, digest_of(rest.SerializeToString(deterministic=True)))
 
 
 # Tasks.
@@ -137,7 +152,7 @@ def _value(key: str, argument: pb.Argument) -> Value:
 # What is only told.
 
 
-def record_to_message(record: TaskRecord) -> pb.Task:
+def record_to_message(record: TaskRecord, revision: int = 0) -> pb.Task:
     """Encode a task and how far it has come."""
     return pb.Task(
         spec=task_to_message(record.task),
@@ -145,6 +160,7 @@ def record_to_message(record: TaskRecord) -> pb.Task:
         judged_rounds=record.judged_rounds,
         steps=record.steps,
         created_at_ms=milliseconds(record.created_at),
+        revision=revision,
     )
 
 
@@ -195,7 +211,7 @@ def status_to_message(status: StatusSummary, now: float) -> pb.Status:
     )
 
 
-def device_to_message(device: DeviceRecord) -> pb.Device:
+def device_to_message(device: DeviceRecord, revision: int = 0) -> pb.Device:
     """Encode a device."""
     return pb.Device(
         id=device.id,
@@ -207,12 +223,18 @@ def device_to_message(device: DeviceRecord) -> pb.Device:
         runtimes=device.runtimes,
         visits=device.visits,
         reports=device.reports,
+        revision=revision,
     )
 
 
-def model_to_message(model: Model) -> pb.Model:
+def model_to_message(model: Model, revision: int) -> pb.Model:
     """Encode a model."""
-    return pb.Model(name=model.name, newest_version=model.newest_version, created_at_ms=milliseconds(model.created_at))
+    return pb.Model(
+        name=model.name,
+        newest_version=model.newest_version,
+        created_at_ms=milliseconds(model.created_at),
+        revision=revision,
+    )
 
 
 def version_to_message(version: Version) -> pb.Version:
@@ -251,7 +273,7 @@ def release_to_message(release: PublishedRelease) -> pb.PublishedRelease:
     )
 
 
-def operator_to_message(operator: Operator) -> pb.Operator:
+def operator_to_message(operator: Operator, revision: int = 0) -> pb.Operator:
     """Encode an operator."""
     return pb.Operator(
         id=operator.id,
@@ -259,6 +281,7 @@ def operator_to_message(operator: Operator) -> pb.Operator:
         role=operator.role.value,
         added_at_ms=milliseconds(operator.added_at),
         revoked_at_ms=milliseconds(operator.revoked_at),
+        revision=revision,
     )
 
 

@@ -59,15 +59,20 @@ class RolloutGateway:
 
     async def _prepare(self, operator: Operator, message: pb.PrepareReleaseRequest) -> pb.PrepareReleaseResponse:
         model, version = name(message.model, "model"), codec.number(message.version, "version")
-        found = self._verbs.prepare(model, version, message.channel, operator.actor, message.request_id)
+        found = self._verbs.prepare(model, version, message.channel, operator.actor, codec.call_from_message(message))
         return pb.PrepareReleaseResponse(model=model, number=found.number, revert=found.revert, head=found.head)
 
     async def _hold(self, operator: Operator, message: pb.HoldReleasesRequest) -> pb.HoldReleasesResponse:
-        self._verbs.hold(name(message.model, "model"), operator.actor, text(message.reason, "reason"))
+        self._verbs.hold(
+            name(message.model, "model"),
+            operator.actor,
+            text(message.reason, "reason"),
+            codec.call_from_message(message),
+        )
         return pb.HoldReleasesResponse()
 
     async def _lift(self, operator: Operator, message: pb.LiftHoldRequest) -> pb.LiftHoldResponse:
-        self._verbs.lift(name(message.model, "model"), operator.actor)
+        self._verbs.lift(name(message.model, "model"), operator.actor, codec.call_from_message(message))
         return pb.LiftHoldResponse()
 
     async def _listing(self, operator: Operator, message: pb.GetListingRequest) -> pb.GetListingResponse:
@@ -92,14 +97,15 @@ class RolloutGateway:
         return pb.DraftListingResponse(draft=self._verbs.draft(name(message.model, "model")))
 
     async def _submit(self, operator: Operator, message: pb.SubmitListingRequest) -> pb.SubmitListingResponse:
-        self._verbs.submit_listing(name(message.model, "model"), message.signed, operator.actor)
+        call = codec.call_from_message(message)
+        self._verbs.submit_listing(name(message.model, "model"), message.signed, operator.actor, call)
         return pb.SubmitListingResponse()
 
     # Rollouts.
 
     async def _create(self, operator: Operator, message: pb.CreateRolloutRequest) -> pb.CreateRolloutResponse:
         record = self._verbs.create(
-            name(message.id, "rollout"), _spec(message.spec), operator.actor, message.request_id
+            name(message.id, "rollout"), _spec(message.spec), operator.actor, codec.call_from_message(message)
         )
         return pb.CreateRolloutResponse(rollout=self._to_message(record))
 

@@ -1,17 +1,20 @@
-"""From settings to a running coordinator: one asyncio process, three ports, and an orderly end.
+"""From settings to a running coordinator: one asyncio process, its ports, and an orderly end.
 
 * device port: mutual TLS, certificates of the device authority
 * enrolment port: TLS without client certificates (grpc-python can't ask for one that may be absent)
 * admin port: mutual TLS, certificates of the operator authority
+* token port: the same service over TLS without client certificates, for operators with tokens of an OpenID provider
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import signal
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -19,21 +22,25 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from umbel.clock import Clock, SystemClock
-from umbel.errors import NotAllowed, Unavailable
+from umbel.errors import NotAllowed, NotFound, Unavailable
 from umbel_server.access import AcceptAll, Access, Authorities, RefuseAll
 from umbel_server.admin import AdminGateway
 from umbel_server.authority import key_to_pem
+from umbel_server.beat import Beat
 from umbel_server.blobs import Blobs
 from umbel_server.coordinator import Coordinator
 from umbel_server.folder import Folder
 from umbel_server.gateway import DeviceGateway, EnrolmentGateway
+from umbel_server.helper.port import HelperPort
 from umbel_server.helper.remote import RemoteHelper
 from umbel_server.identity import Addresses, read_file
 from umbel_server.operators import Operators
+from umbel_server.provider import HttpsGet, Provider
 from umbel_server.rpc import MAX_MESSAGE_BYTES
-from umbel_server.selection import Pace
-from umbel_server.settings import DAY, Settings
-from umbel_server.store import Store
+from umbel_server.runner import Offload
+from umbel_server.settings import DAY, Oidc, Settings
+from umbel_server.store import OnStep, Store, ignore_step
+from umbel_server.token_operators import TokenOperators
 
 if TYPE_CHECKING:
     from umbel_server.flower.program import Program
@@ -63,33 +70,52 @@ class Parts:
     release_root: bytes
 
 
-def build(settings: Settings, clock: Clock) -> Parts:
+@dataclass(frozen=True)
+class Surroundings:
+    """What a coordinator takes from the machine that it runs on; a simulation puts its own there."""
+
+    offload: Offload = asyncio.to_thread
+    """Where heavy work runs."""
+    chance: Callable[[int], bytes] = secrets.token_bytes
+    """Ids and tokens are made of it."""
+    on_step: OnStep = ignore_step
+    """Told each durable step before it happens."""
+    beat: Beat = field(default_factory=Beat)
+    helper: HelperPort | None = None
+    """Instead of the one that the settings name."""
+
+
+def build(settings: Settings, clock: Clock, around: Surroundings | None = None) -> Parts:
     """Open the folder and the store, and put the coordinator together.
 
     Raises:
         NotFound: `umbel init` hasn't been at the folder.
         Unreachable: the database doesn't answer.
     """
-    folder = Folder(settings.state)
+    folder, around = Folder(settings.state), around or Surroundings()
     authorities, signer, leader = folder.authorities(), folder.signer(), folder.leader_key()
     listing = folder.repository()
-    store = Store.open(settings.effective_database_url)
+    store = Store.open(settings.effective_database_url, around.on_step, durable=settings.durable)
     attestation = AcceptAll() if settings.accepts_unattested else RefuseAll()
     access = Access(store, authorities, attestation, clock, settings.device_certificate_days * DAY)
     operators = Operators(store, authorities.operator, clock, settings.operator_certificate_days * DAY)
     operators.bootstrap(read_file(folder.first_admin / "certificate.pem"))
-    pace = Pace(settings.pace_shortest_seconds, settings.pace_longest_seconds, settings.pace_idle_seconds)
     card = settings.helper_card
     if card and settings.profile == "production" and settings.trust.is_development:
         raise NotAllowed(f"the production profile refuses {settings.trust.words}; see docs/how-to/run-the-helper.md")
+    if settings.profile == "production" and not settings.durable:
+        raise NotAllowed("the production profile refuses durable = false: a power cut would lose acknowledged reports")
     coordinator = Coordinator(
         store,
-        Blobs(folder.blobs),
+        Blobs(folder.blobs, around.on_step, durable=settings.durable),
         signer,
         leader,
         clock,
-        pace=pace,
-        helper=RemoteHelper(card, signer.for_helper()) if card else None,
+        offload=around.offload,
+        chance=around.chance,
+        beat=around.beat,
+        pace=settings.pace,
+        helper=around.helper or (RemoteHelper(card, signer.for_helper()) if card else None),
         trust=settings.trust,
         listing=listing,
         witness=folder.witness(),
@@ -106,7 +132,9 @@ class Server:
         self._parts = parts
         self._clock = clock
         self._folder = Folder(settings.state)
-        self._devices, self._enrolments, self._admins = (grpc.aio.server(options=_OPTIONS) for _ in range(3))
+        self._devices, self._enrolments, self._admins, self._tokens = (
+            grpc.aio.server(options=_OPTIONS) for _ in range(4)
+        )
         self._certificate = _server_certificate(parts.authorities, settings, clock)
         self._rounds: asyncio.Task[None] | None = None
 
@@ -130,11 +158,16 @@ class Server:
         )
         admin = AdminGateway(parts.coordinator, parts.access, parts.operators, self._clock, settings.warnings)
         admin.service().add_to(self._admins)
-        for server in (self._devices, self._enrolments, self._admins):
+        token_port = 0
+        if (oidc := settings.oidc) is not None:
+            token_port = self._listen(self._tokens, settings.token_port, None)
+            admin.service(_token_operators(oidc, self._clock)).add_to(self._tokens)
+        for server in (self._devices, self._enrolments, self._admins, self._tokens):
             await server.start()
         self._rounds = asyncio.create_task(parts.coordinator.run(), name="rounds")
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - to be called at
-        addresses = Addresses(*(f"{host}:{port}" for port in (device_port, enrol_port, admin_port)))
+        ports = (device_port, enrol_port, admin_port, token_port)
+        addresses = Addresses(*(f"{host}:{port}" if port else "" for port in ports))
         self._folder.write_addresses(addresses)
         return addresses
 
@@ -148,7 +181,8 @@ class Server:
         self._folder.forget_addresses()
         drain = self._settings.stop_seconds
         await asyncio.gather(
-            self._admins.stop(min(ADMIN_STOP_SECONDS, drain)), self._enrolments.stop(drain), self._devices.stop(drain)
+            *(server.stop(min(ADMIN_STOP_SECONDS, drain)) for server in (self._admins, self._tokens)),
+            *(server.stop(drain) for server in (self._enrolments, self._devices)),
         )
         if self._rounds is not None:
             self._rounds.cancel()
@@ -227,6 +261,14 @@ async def _first(*waits: object) -> None:
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _token_operators(oidc: Oidc, clock: Clock) -> TokenOperators:
+    try:
+        context = ssl.create_default_context(cafile=oidc.ca)
+    except OSError as error:
+        raise NotFound(f"{oidc.ca} isn't an authority's certificate: {error}; see `oidc.ca`") from error
+    return TokenOperators(oidc.rules, Provider(oidc.issuer, HttpsGet(context), clock), clock)
 
 
 def _server_certificate(authorities: Authorities, settings: Settings, clock: Clock) -> tuple[bytes, bytes]:

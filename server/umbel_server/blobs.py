@@ -1,9 +1,10 @@
-"""Files by content, in four areas that never mix.
+"""Files by content, in five areas that never mix.
 
 * `bundles`: manifests, graphs, weights, golden examples; devices may fetch what the registry has published of them.
 * `spool`: sealed reports, from their first byte until their round is over; never fetchable.
 * `state`: what strategies remember between rounds; never fetchable.
 * `holdout`: the server's own examples, on which it judges candidates; never fetchable.
+* `deltas`: shorter ways from one bundle file to another; devices may fetch them, and all of them can be made again.
 
 A blob appears under its name whole or not at all: written aside, synced, renamed, and the folder synced.
 """
@@ -16,19 +17,27 @@ from pathlib import Path
 from typing import Final
 
 from umbel.digests import Digest, digest_of, digest_of_file, parse_digest, verify_digest
-from umbel.errors import DigestMismatch, NotFound
+from umbel.errors import DigestMismatch, MalformedMessage, NotFound
+from umbel.file_delta import FileDelta
 from umbel_server.store import OnStep, ignore_step
 
-AREAS: Final = ("bundles", "spool", "state", "holdout")
+AREAS: Final = ("bundles", "spool", "state", "holdout", "deltas")
 _ASIDE: Final = "aside-"
 
 
 class Blobs:
-    """A folder of blobs; one process at a time may write to it."""
+    """A folder of blobs; one process at a time may write to it.
 
-    def __init__(self, root: Path, on_step: OnStep = ignore_step) -> None:
+    Args:
+        root: the folder.
+        on_step: told each durable step before it happens.
+        durable: False leaves it to the operating system when bytes reach the medium; for simulations only.
+    """
+
+    def __init__(self, root: Path, on_step: OnStep = ignore_step, *, durable: bool = True) -> None:
         self._root = root
         self._on_step = on_step
+        self._sync = _sync if durable else _leave_to_the_system
         for area in AREAS:
             (root / area).mkdir(parents=True, exist_ok=True, mode=0o700)
             for unfinished in (root / area).glob(f"{_ASIDE}*"):
@@ -51,6 +60,40 @@ class Blobs:
         if not path.is_file():
             raise NotFound(f"no bundle file has the digest {digest}; check in for the newest release")
         return path
+
+    # Deltas, by what they lead from and to: a file's name tells all of them apart from its size.
+
+    def delta_aside(self) -> Path:
+        """Where a delta may be written; gone at the next start unless it is settled."""
+        return self._root / "deltas" / f"{_ASIDE}{secrets.token_hex(8)}"
+
+    def settle_delta(self, aside: Path, delta: FileDelta) -> None:
+        """Keep a delta that was written aside; not synced, since it can be made again."""
+        self._on_step("put delta")
+        aside.replace(self.delta_path(delta.base, delta.target, delta.digest))
+
+    def delta_path(self, base: Digest, target: Digest, digest: Digest) -> Path:
+        """Where a delta lies, if it does."""
+        return self._root / "deltas" / f"{base}.{target}.{digest}"
+
+    def drop_delta(self, delta: FileDelta) -> None:
+        """Forget a delta."""
+        self.delta_path(delta.base, delta.target, delta.digest).unlink(missing_ok=True)
+
+    def deltas(self) -> list[FileDelta]:
+        """All deltas that are kept, oldest first; whatever else lies there, or was cut off by a crash, goes."""
+        found = []
+        for path in sorted((self._root / "deltas").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+            try:
+                base, target, digest = map(parse_digest, path.name.split("."))
+            except (ValueError, MalformedMessage):
+                path.unlink()
+                continue
+            if digest_of_file(path) == digest:
+                found.append(FileDelta(base, target, digest, path.stat().st_size))
+            else:
+                path.unlink()
+        return found
 
     # What strategies remember, by the task whose it is.
 
@@ -121,9 +164,9 @@ class Blobs:
             partial.unlink()
             raise DigestMismatch("the report's bytes changed on their way; send it again from its first byte")
         self._on_step("spool report")
-        _sync(partial)
+        self._sync(partial)
         partial.replace(self.report_path(report_id, digest))
-        _sync(self.spool)
+        self._sync(self.spool)
 
     def held(self, report_id: str, digest: Digest) -> int:
         """How many bytes of an upload are here already."""
@@ -161,9 +204,9 @@ class Blobs:
         self._on_step(f"put {area}")
         aside = path.with_name(f"{_ASIDE}{secrets.token_hex(8)}")
         aside.write_bytes(data)
-        _sync(aside)
+        self._sync(aside)
         aside.replace(path)
-        _sync(path.parent)
+        self._sync(path.parent)
         return digest
 
 
@@ -172,6 +215,10 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise NotFound(f"{path.name} is missing from {path.parent.name}; restore it from a backup") from None
+
+
+def _leave_to_the_system(path: Path) -> None:
+    del path
 
 
 def _sync(path: Path) -> None:

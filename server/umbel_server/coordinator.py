@@ -15,7 +15,6 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Final
 
 import sqlalchemy as sa
 import structlog
@@ -31,10 +30,12 @@ from umbel.runtime.onnx import OnnxRuntime
 from umbel.visit import CheckIn, CheckInReply, ReportBegin, Retry, RetryWindow
 from umbel_server import cohort, fleet, round_records, selection, task_records
 from umbel_server.aggregation import LeaderKey
+from umbel_server.beat import Beat
 from umbel_server.blobs import Blobs
 from umbel_server.checkpoints import Witness
 from umbel_server.closing import advance
 from umbel_server.cohort import Answers, CohortOrder
+from umbel_server.deltas import Deltas
 from umbel_server.events import ServerEvent, Watchers
 from umbel_server.fleet import Fleet
 from umbel_server.helper.port import HelperPort
@@ -46,8 +47,8 @@ from umbel_server.registry import Registry
 from umbel_server.releases import ReleaseDesk
 from umbel_server.repository import Repository
 from umbel_server.rollout_verbs import RolloutVerbs
-from umbel_server.round import SessionState, require_same_report
-from umbel_server.runner import Offload, TaskRunner, Tools, require_token
+from umbel_server.round import SessionState
+from umbel_server.runner import Offload, TaskRunner, Tools
 from umbel_server.selection import Pace
 from umbel_server.signing import ReleaseSigner
 from umbel_server.steering import Steering
@@ -56,11 +57,6 @@ from umbel_server.task import TaskState
 from umbel_server.trust import Trust
 from umbel_server.uploads import Uploads
 from umbel_server.versions import Version
-
-TICK_SECONDS: Final = 0.5
-FLUSH_SECONDS: Final = 2.0
-STEER_SECONDS: Final = 1.0
-WITNESS_SECONDS: Final = 300.0
 
 _log = structlog.get_logger(__name__)
 
@@ -79,6 +75,7 @@ class Coordinator:
         offload: Offload = asyncio.to_thread,
         chance: Callable[[int], bytes] = secrets.token_bytes,
         pace: Pace | None = None,
+        beat: Beat | None = None,
         runtime: Runtime | None = None,
         helper: HelperPort | None = None,
         trust: Trust | None = None,
@@ -87,10 +84,12 @@ class Coordinator:
     ) -> None:
         self.store = store
         self.registry = Registry(store, blobs, signer)
+        self.deltas = Deltas(self.registry, blobs, offload)
         self.fleet = Fleet(store)
         self._blobs = blobs
         self._clock = clock
         self._pace = pace or Pace()
+        self._beat = beat or Beat()
         self._watchers = Watchers()
         self._woken = asyncio.Event()
         self._uploads = Uploads(blobs)
@@ -109,6 +108,7 @@ class Coordinator:
             tell=self._watchers.tell,
             publish=self._publish,
             private=self.private,
+            pace=self._pace,
         )
         self._runners: dict[str, TaskRunner] = {}
         self._recover()
@@ -134,6 +134,9 @@ class Coordinator:
             NotAllowed: the device isn't enrolled here, or in another population.
         """
         self.fleet.visit(device, check_in, self._clock.now())
+        return await self.deltas.added(self._answer(device, check_in), check_in.held_bundles)
+
+    def _answer(self, device: DeviceId, check_in: CheckIn) -> CheckInReply:
         runners = [runner for runner in self._runners.values() if runner.task.population == check_in.population]
         model = runners[-1].task.model if runners else ""
         signed, offer = self._release_for(device, check_in, model)
@@ -173,8 +176,8 @@ class Coordinator:
         return None, self.rollouts.offers.offer(device, check_in, model, now)
 
     def fetch(self, digest: Digest) -> Path:
-        """Where a file of a version's bundle lies; raises `NotFound` for anything else."""
-        return self.registry.fetchable(digest)
+        """Where a file of a version's bundle lies, or a delta of one; raises `NotFound` for anything else."""
+        return self.deltas.path(digest) or self.registry.fetchable(digest)
 
     def listing_file(self, name: str) -> bytes:
         """A file of the release listing, by its name; raises `NotFound`."""
@@ -209,7 +212,7 @@ class Coordinator:
         """
         runner = self._runner_of(begin.session_id)
         if runner is None:
-            return self._begin_after_the_end(begin)
+            return self._uploads.begin_after_the_end(self.store, begin)
         session = runner.admit(begin)
         if session.state is SessionState.REPORTED:
             return self._uploads.counted(begin)
@@ -291,7 +294,7 @@ class Coordinator:
                 except Exception:  # noqa: BLE001 - whatever it was, the next try must go on
                     failures += 1
                     _log.exception("tick failed", failures=failures)
-                await self._pause(TICK_SECONDS * min(2**failures, 64))
+                await self._pause(self._beat.tick * min(2**failures, 64))
         finally:
             self._flush(force=True)
 
@@ -343,17 +346,6 @@ class Coordinator:
                 return runner
         return None
 
-    def _begin_after_the_end(self, begin: ReportBegin) -> int:
-        with self.store.reading() as connection:
-            session = round_records.find_session(connection, begin.session_id)
-        if session is None:
-            raise NotFound("no such session; check in again")
-        require_token(session, begin.upload_token)
-        if session.state is not SessionState.REPORTED:
-            raise RoundClosed("the round is over; check in again")
-        require_same_report(session, begin.report_id)
-        return self._uploads.counted(begin)
-
     def _most_wanting(self, runners: list[TaskRunner]) -> list[TaskRunner]:
         by_round = {str(runner.active.key): runner for runner in runners if runner.active}
         order = selection.most_wanting([runner.active for runner in runners if runner.active])
@@ -361,7 +353,7 @@ class Coordinator:
 
     def _steer(self, failed: list[Exception]) -> None:
         now = self._clock.now()
-        if self.rollouts is None or now - self._steered_at < STEER_SECONDS:
+        if self.rollouts is None or now - self._steered_at < self._beat.steer:
             return
         self._steered_at = now
         try:
@@ -373,7 +365,7 @@ class Coordinator:
         """The newest checkpoint of the audit log, for the fleet to witness; taken anew every few minutes."""
         if self.witness is None:
             return ""
-        if now - self._witnessed_at >= WITNESS_SECONDS:
+        if now - self._witnessed_at >= self._beat.witness:
             self._witnessed_at = now
             self.witness.take(self.store, now)
         return self.witness.newest.short if self.witness.newest else ""
@@ -386,7 +378,7 @@ class Coordinator:
 
     def _flush(self, *, force: bool) -> None:
         now = self._clock.now()
-        if force or now - self._flushed_at >= FLUSH_SECONDS:
+        if force or now - self._flushed_at >= self._beat.flush:
             self._flushed_at = now
             self.fleet.flush(now)
             for runner in self._runners.values():

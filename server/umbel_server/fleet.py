@@ -6,7 +6,7 @@ and never a report.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -64,9 +64,13 @@ class Fleet:
         self._seen: dict[DeviceId, _Seen] = {}
         self._news = _News()
         self._active: Counter[str] = Counter()
+        self._lately: OrderedDict[DeviceId, str] = OrderedDict()
+        query = sa.select(DEVICES.c.id, DEVICES.c.population, DEVICES.c.last_seen).order_by(DEVICES.c.last_seen)
         with store.reading() as connection:
-            for row in connection.execute(sa.select(DEVICES.c.id, DEVICES.c.population, DEVICES.c.last_seen)):
+            for row in connection.execute(query):
                 self._seen[DeviceId(row.id)] = _Seen(row.population, row.last_seen or 0.0)
+                if row.last_seen is not None:
+                    self._called(DeviceId(row.id), row.population)
 
     def visit(self, device: DeviceId, check_in: CheckIn, now: float) -> None:
         """Note a visit.
@@ -80,6 +84,7 @@ class Fleet:
         seen.last_seen, seen.visits = now, seen.visits + 1
         seen.runtimes, seen.sdk = ",".join(check_in.runtimes), check_in.sdk
         self._news.devices.add(device)
+        self._called(device, seen.population)
         for session in check_in.sessions:
             self._news.shapes[session.task, session.shape, session.error] += 1
         for outcome in check_in.outcomes:
@@ -92,7 +97,7 @@ class Fleet:
             self._news.devices.add(device)
 
     def active(self, population: str) -> int:
-        """How many devices of a population have called lately, as of the last `flush`."""
+        """How many devices of a population have called lately; those who stay away leave it at a `flush`."""
         return self._active[population]
 
     def members(self, population: str, now: float) -> list[str]:
@@ -102,9 +107,7 @@ class Fleet:
 
     def flush(self, now: float) -> None:
         """Write what visits have told, in one transaction."""
-        self._active = Counter(
-            seen.population for seen in self._seen.values() if now - seen.last_seen <= LATELY_SECONDS
-        )
+        self._drop_absent(now)
         news, self._news = self._news, _News()
         if not (news.devices or news.shapes or news.outcomes):
             return
@@ -112,6 +115,20 @@ class Fleet:
             self._write_devices(connection, news.devices)
             _write_shapes(connection, news.shapes)
             _write_outcomes(connection, news.outcomes)
+
+    def _called(self, device: DeviceId, population: str) -> None:
+        """Count a device among those that have called lately, in their order: no call looks at the whole fleet."""
+        if self._lately.pop(device, None) is None:
+            self._active[population] += 1
+        self._lately[device] = population
+
+    def _drop_absent(self, now: float) -> None:
+        while self._lately:
+            device, population = next(iter(self._lately.items()))
+            if now - self._seen[device].last_seen <= LATELY_SECONDS:
+                return
+            del self._lately[device]
+            self._active[population] -= 1
 
     def _find(self, device: DeviceId) -> _Seen:
         if device not in self._seen:

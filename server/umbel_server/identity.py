@@ -27,6 +27,8 @@ class Addresses:
     device: str
     enrol: str
     admin: str
+    tokens: str = ""
+    """For operators who come with a token; empty where they can't."""
 
     @classmethod
     def read(cls, state: Path) -> Addresses:

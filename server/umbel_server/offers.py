@@ -74,6 +74,8 @@ class Offers:
         """What a device may move to now; None if it is where it should be, or has answered already."""
         if model in self.standing.held:
             return None
+        if not self._may_move(check_in, model):
+            return None
         with self._store.reading() as connection:
             wanted = self._wanted(connection, device, check_in, model)
             known = executions.find(connection, model, wanted.number, device) if wanted.number else None
@@ -90,6 +92,14 @@ class Offers:
         with self._store.transaction() as connection:
             executions.offer(connection, execution)
         return self._signed(execution, release, now)
+
+    def _may_move(self, check_in: CheckIn, model: str) -> bool:
+        """Whether there may be anything newer than what answers there now: most check-ins end here, unasked."""
+        numbers = [self.standing.heads.get((model, check_in.channel), 0)]
+        for rollout in self.standing.rollouts:
+            if (rollout.spec.model, rollout.spec.channel) == (model, check_in.channel):
+                numbers += [*rollout.releases, rollout.spec.revert_release]
+        return max(numbers) > check_in.release
 
     def _wanted(self, connection: sa.Connection, device: DeviceId, check_in: CheckIn, model: str) -> _Wanted:
         where = (model, check_in.channel, check_in.population)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from umbel.clock import Clock
 from umbel.digests import Digest
 from umbel.errors import AlreadyExists, BadInput, Conflict
 from umbel.plan import Kind
-from umbel_server import audit, fleet, task_records, views
+from umbel_server import audit, fleet, requests, task_records, views
 from umbel_server.adaptive_clip import first_clip
 from umbel_server.blobs import Blobs
 from umbel_server.checkpoints import Witness
@@ -20,6 +20,7 @@ from umbel_server.fleet import DeviceRecord, Fleet
 from umbel_server.privacy_ledger import PrivacyReport
 from umbel_server.private_rounds import PrivateRounds
 from umbel_server.registry import Model, Registry
+from umbel_server.requests import ANY, Call, enter
 from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.store import Store
 from umbel_server.task import Task, TaskState
@@ -55,16 +56,16 @@ class Operations:
 
     # Models, versions, releases.
 
-    def add_model(self, name: str, directory: Path, actor: str) -> Version:
+    def add_model(self, name: str, directory: Path, actor: str, call: Call = ANY) -> Version:
         """Register the bundle in a folder as version 1 of a new model.
 
         Raises:
             BundleInvalid, DigestMismatch, MalformedMessage: the bundle doesn't hold together.
             AlreadyExists: the name is taken.
         """
-        return self._registry.add_model(name, Bundle.open(directory), actor, self._clock.now())
+        return self._registry.add_model(name, Bundle.open(directory), actor, self._clock.now(), call)
 
-    def add_version(self, model: str, parent: int, directory: Path, actor: str) -> Version:
+    def add_version(self, model: str, parent: int, directory: Path, actor: str, call: Call = ANY) -> Version:
         """Register the bundle in a folder as the next version of a model, made elsewhere from `parent`.
 
         Raises:
@@ -72,7 +73,7 @@ class Operations:
             NotFound: no such parent.
             WeightsMismatch: it isn't of the same architecture.
         """
-        return self._registry.add_next(model, parent, Bundle.open(directory), actor, self._clock.now())
+        return self._registry.add_next(model, parent, Bundle.open(directory), actor, self._clock.now(), call)
 
     def models(self) -> list[Model]:
         """All models, by name."""
@@ -98,7 +99,7 @@ class Operations:
         """A version's bundle, where its files lie; raises `NotFound`."""
         return self._registry.bundle(self.version(model, number).bundle)
 
-    def publish(self, model: str, number: int, channel: str, actor: str) -> PublishedRelease:
+    def publish(self, model: str, number: int, channel: str, actor: str, call: Call = ANY) -> PublishedRelease:
         """Release an accepted version to everybody on a channel at once, an older one too.
 
         Raises:
@@ -107,8 +108,8 @@ class Operations:
             NotAllowed: a channel that belongs to the rounds.
         """
         if self._verbs is None:
-            return self._registry.publish(model, number, channel, actor, self._clock.now())
-        published = self._verbs.publish(model, number, channel, actor)
+            return self._registry.publish(model, number, channel, actor, self._clock.now(), call)
+        published = self._verbs.publish(model, number, channel, actor, call)
         with self._store.reading() as connection:
             return self._registry.published(connection, model, published)
 
@@ -117,16 +118,18 @@ class Operations:
         with self._store.reading() as connection:
             return self._registry.releases(connection, model, limit)
 
-    def add_holdout(self, data: bytes, actor: str) -> Digest:
+    def add_holdout(self, data: bytes, actor: str, call: Call = ANY) -> Digest:
         """Keep held-out examples, on which tasks may judge candidates (`ValidationPolicy.holdout` names them)."""
         digest = self._blobs.put_holdout(data)
+        now, body = self._clock.now(), {"bytes": len(data)}
         with self._store.transaction() as connection:
-            audit.append(connection, self._clock.now(), actor, "holdout.add", digest, {"bytes": len(data)})
+            if enter(connection, call, actor, "holdout.add", digest, now) is None:
+                audit.append(connection, now, actor, "holdout.add", digest, body, call.request_id)
         return digest
 
     # Tasks.
 
-    def create_task(self, task: Task, actor: str) -> TaskRecord:
+    def create_task(self, task: Task, actor: str, call: Call = ANY) -> TaskRecord:
         """Write a task down and begin its first round.
 
         Raises:
@@ -141,6 +144,8 @@ class Operations:
         record = TaskRecord(replace(task, state=TaskState.RUNNING), now, clip_norm=first)
         self._blobs.holdout(task.validation.holdout)
         with self._store.transaction() as connection:
+            if enter(connection, call, actor, "task.create", task.name, now) is not None:
+                return task_records.get(connection, task.name)
             version = self._registry.newest_accepted(connection, task.model)
             self._require_fitting(task, version)
             if task.updates_private:
@@ -148,21 +153,21 @@ class Operations:
             _require_room(task_records.everything(connection), task)
             task_records.insert(connection, record)
             body = {"model": task.model, "rounds": task.rounds, "goal": task.goal, "strategy": task.strategy.name}
-            audit.append(connection, now, actor, "task.create", task.name, body)
+            audit.append(connection, now, actor, "task.create", task.name, body, call.request_id)
         self._take_up(task.name)
         return record
 
-    def pause_task(self, name: str, actor: str) -> TaskRecord:
+    def pause_task(self, name: str, actor: str, call: Call = ANY) -> TaskRecord:
         """Let the open round end, and begin no other; raises `NotFound` or `WrongState`."""
-        return self._move(name, actor, "task.pause", Task.paused)
+        return self._move(name, actor, "task.pause", Task.paused, call)
 
-    def resume_task(self, name: str, actor: str) -> TaskRecord:
+    def resume_task(self, name: str, actor: str, call: Call = ANY) -> TaskRecord:
         """Go on with a paused task; raises `NotFound` or `WrongState`."""
-        return self._move(name, actor, "task.resume", Task.resumed)
+        return self._move(name, actor, "task.resume", Task.resumed, call)
 
-    def stop_task(self, name: str, actor: str) -> TaskRecord:
+    def stop_task(self, name: str, actor: str, call: Call = ANY) -> TaskRecord:
         """End a task for good; a round that still collects is abandoned. Raises `NotFound` or `WrongState`."""
-        return self._move(name, actor, "task.stop", Task.done)
+        return self._move(name, actor, "task.stop", Task.done, call)
 
     def tasks(self) -> list[TaskRecord]:
         """All tasks, in the order in which they were made."""
@@ -182,6 +187,11 @@ class Operations:
         return self._private.ledger(record, self._registry.bundle(version.bundle).manifest)
 
     # Rounds, devices, audit.
+
+    def revisions(self, kind: str, subjects: Collection[str]) -> Mapping[str, int]:
+        """How far each of these things has changed; see `umbel_server.requests`."""
+        with self._store.reading() as connection:
+            return requests.revisions(connection, kind, subjects)
 
     def rounds(self, task: str = "", limit: int = 100) -> list[RoundSummary]:
         """Rounds, newest first; of one task or of all."""
@@ -240,12 +250,15 @@ class Operations:
         with self._store.reading() as connection:
             return views.status(connection, self._registry, now)
 
-    def _move(self, name: str, actor: str, action: str, moved: Callable[[Task], Task]) -> TaskRecord:
+    def _move(self, name: str, actor: str, action: str, moved: Callable[[Task], Task], call: Call) -> TaskRecord:
+        now = self._clock.now()
         with self._store.transaction() as connection:
             record = task_records.get(connection, name)
+            if enter(connection, call, actor, action, name, now) is not None:
+                return record
             record = replace(record, task=moved(record.task))
             task_records.update(connection, record)
-            audit.append(connection, self._clock.now(), actor, action, name)
+            audit.append(connection, now, actor, action, name, request_id=call.request_id)
         self._take_up(name)
         return record
 

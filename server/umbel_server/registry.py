@@ -15,13 +15,15 @@ from umbel.bundle import Bundle
 from umbel.digests import Digest
 from umbel.errors import AlreadyExists, NotAllowed, NotFound, WrongState
 from umbel.fields import name as checked_name
+from umbel.file_delta import FileDelta
 from umbel.manifest import Manifest
 from umbel.release import Release, SignedRelease
 from umbel.update import Metrics
 from umbel.weights import require_shapes
 from umbel_server import audit
 from umbel_server.blobs import Blobs
-from umbel_server.json_text import to_text
+from umbel_server.json_text import from_text, to_text
+from umbel_server.requests import ANY, Call, enter, note
 from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
 from umbel_server.tables import MODELS, RELEASES, VERSION_FILES, VERSIONS
@@ -32,6 +34,7 @@ from umbel_server.versions import (
     PublishedRelease,
     Version,
     VersionState,
+    delta_of,
     release_from_row,
     version_from_row,
     version_to_row,
@@ -56,6 +59,7 @@ class Registry:
         self._signer = signer
         self._newest: dict[tuple[str, str], PublishedRelease | None] = {}
         self._fetchable: set[Digest] = set()
+        self._defined: dict[Digest, FileDelta | None] = {}
 
     # Bundles.
 
@@ -76,6 +80,15 @@ class Registry:
         manifest = Manifest.from_bytes(self._blobs.bundle_path(digest).read_bytes())
         return Bundle(manifest, {name: self._blobs.bundle_path(ref.digest) for name, ref in manifest.files.items()})
 
+    def defined_by(self, bundle: Digest) -> FileDelta | None:
+        """The delta that defines the weights of a quantised version, by its bundle; None for all other versions."""
+        if bundle not in self._defined:
+            query = sa.select(VERSIONS.c.lineage_json).where(VERSIONS.c.bundle == bundle).limit(1)
+            with self._store.reading() as connection:
+                text = connection.scalar(query.where(VERSIONS.c.state == VersionState.QUANTISED.value))
+            self._defined[bundle] = delta_of(Lineage(**from_text(text))) if text else None
+        return self._defined[bundle]
+
     def fetchable(self, digest: Digest) -> Path:
         """Where a file lies that devices may fetch; raises `NotFound` for anything that no version lists."""
         if digest not in self._fetchable:
@@ -88,7 +101,7 @@ class Registry:
 
     # Models and versions. What takes a connection is part of its caller's transaction.
 
-    def add_model(self, model: str, bundle: Bundle, actor: str, now: float) -> Version:
+    def add_model(self, model: str, bundle: Bundle, actor: str, now: float, call: Call = ANY) -> Version:
         """Register a new model; the bundle becomes its version 1, released for training.
 
         Raises:
@@ -97,16 +110,18 @@ class Registry:
         checked_name(model, "model")
         self.keep_bundle(bundle)
         with self._store.transaction() as connection:
+            if enter(connection, call, actor, "model.add", model, now) is not None:
+                return self.version(connection, model, 1)
             if connection.execute(sa.select(MODELS).where(MODELS.c.name == model)).first():
                 raise AlreadyExists(f"a model {model!r} exists already; choose another name")
             connection.execute(MODELS.insert().values(name=model, next_release=1, created_at=now))
             lineage = Lineage(registered_by=actor)
             version = self.add_version(connection, model, None, bundle.manifest, lineage, now, VersionState.ACCEPTED)
             self.release(connection, version, TRAINING, now)
-            audit.append(connection, now, actor, "model.add", model, {"bundle": version.bundle})
+            audit.append(connection, now, actor, "model.add", model, {"bundle": version.bundle}, call.request_id)
         return version
 
-    def add_next(self, model: str, parent: int, bundle: Bundle, actor: str, now: float) -> Version:
+    def add_next(self, model: str, parent: int, bundle: Bundle, actor: str, now: float, call: Call = ANY) -> Version:
         """Register a version that an operator brings, as a child of `parent`.
 
         Raises:
@@ -118,10 +133,15 @@ class Registry:
         require_shapes(bundle.manifest.shared_shapes, before.shared_shapes)
         self.keep_bundle(bundle)
         with self._store.transaction() as connection:
+            answered = enter(connection, call, actor, "version.add", model, now)
+            if answered is not None:
+                return self.version(connection, model, int(answered))
             lineage = Lineage(registered_by=actor)
             version = self.add_version(connection, model, parent, bundle.manifest, lineage, now, VersionState.ACCEPTED)
             self.release(connection, version, TRAINING, now)
-            audit.append(connection, now, actor, "version.add", model, {"version": version.number, "parent": parent})
+            body = {"version": version.number, "parent": parent}
+            audit.append(connection, now, actor, "version.add", model, body, call.request_id)
+            note(connection, call, str(version.number))
         return version
 
     def add_version(
@@ -175,7 +195,9 @@ class Registry:
         self._newest.pop((version.model, channel), None)
         return published
 
-    def publish(self, model: str, number: int, channel: str, actor: str, now: float) -> PublishedRelease:
+    def publish(
+        self, model: str, number: int, channel: str, actor: str, now: float, call: Call = ANY
+    ) -> PublishedRelease:
         """Release an accepted version on a channel, on an operator's word; an older one too: going back is forward.
 
         Raises:
@@ -187,12 +209,16 @@ class Registry:
         if channel in (TRAINING, CANDIDATE):
             raise NotAllowed(f"channel {channel!r} belongs to the rounds; choose another, such as 'stable'")
         with self._store.transaction() as connection:
+            answered = enter(connection, call, actor, "release.publish", model, now)
+            if answered is not None:
+                return self.published(connection, model, int(answered))
             version = self.version(connection, model, number)
             if version.state is not VersionState.ACCEPTED:
                 raise WrongState(f"version {number} of {model!r} is {version.state.value}; only accepted ones go out")
             published = self.release(connection, version, channel, now)
             body = {"version": number, "channel": channel, "number": published.number}
-            audit.append(connection, now, actor, "release.publish", model, body)
+            audit.append(connection, now, actor, "release.publish", model, body, call.request_id)
+            note(connection, call, str(published.number))
         return published
 
     # Reading.

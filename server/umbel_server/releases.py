@@ -6,7 +6,7 @@ to the first, as far as the signers' keys lie here, and may be called at any tim
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
@@ -18,6 +18,7 @@ from umbel_server import audit
 from umbel_server.keyring import Keyring
 from umbel_server.registry import Registry
 from umbel_server.repository import Repository, role_of
+from umbel_server.requests import ANY, Call, answered, enter, require_revision
 from umbel_server.store import Store
 from umbel_server.tables import HEADS, LISTED, RELEASES, VERSIONS
 from umbel_server.versions import CANDIDATE, TRAINING, Version, VersionState
@@ -71,18 +72,6 @@ class ReleaseDesk:
         found = [ListedRelease(**row) for row in connection.execute(query).mappings()]
         return [release for release in found if release.number not in self.listed(release.model)]
 
-    def prepared(self, connection: sa.Connection, model: str, version: int, channel: str) -> Prepared:
-        """The newest release of a version on a channel that was prepared; raises `NotFound`."""
-        here = (LISTED.c.model == model) & (LISTED.c.content_of == 0)
-        query = sa.select(sa.func.max(LISTED.c.number)).join(
-            RELEASES, (RELEASES.c.model == LISTED.c.model) & (RELEASES.c.number == LISTED.c.number)
-        )
-        number = connection.scalar(query.where(here, RELEASES.c.version == version, RELEASES.c.channel == channel))
-        if number is None:
-            raise NotFound(f"version {version} of {model!r} was never prepared for channel {channel!r}")
-        back = sa.select(LISTED.c.number).where(LISTED.c.model == model, LISTED.c.from_number == number)
-        return Prepared(number, connection.scalar(back) or 0, self.head(connection, model, channel))
-
     # Changing.
 
     def prepare(
@@ -95,6 +84,7 @@ class ReleaseDesk:
         now: float,
         *,
         way_back: bool = True,
+        call: Call = ANY,
     ) -> Prepared:
         """Make a version a release of a channel, and beside it the release to go back with. Nobody is offered it yet.
 
@@ -116,7 +106,7 @@ class ReleaseDesk:
             before = self._registry.version(connection, model, self._version_of(connection, model, head))
             revert = self._add(connection, before, channel, now, content_of=head, from_number=forward)
         body = {"version": number, "channel": channel, "number": forward, "revert": revert}
-        audit.append(connection, now, actor, "release.prepare", model, body)
+        audit.append(connection, now, actor, "release.prepare", model, body, call.request_id)
         return Prepared(forward, revert, head)
 
     def open(self, connection: sa.Connection, model: str, channel: str, number: int) -> None:
@@ -153,17 +143,23 @@ class ReleaseDesk:
             raise NotFound(f"nothing of model {model!r} waits for signatures")
         return self.repository.draft_releases(waiting, now)
 
-    def submit(self, model: str, signed: bytes, actor: str, now: float) -> None:
-        """Publish a draft that came back signed.
+    def submit(self, model: str, signed: bytes, actor: str, now: float, call: Call = ANY) -> None:
+        """Publish a draft that came back signed; a process that died in between finds it published already.
 
         Raises:
             SignatureInvalid: by too few of the model's signers.
             WrongState: somebody published in between.
         """
+        with self._store.reading() as connection:
+            if answered(connection, call, actor, "release.sign", model) is not None:
+                return
+            require_revision(connection, call, "release.sign", model)
         self.repository.publish(role_of(model), signed, now)
         self._listed.pop(model, None)
         with self._store.transaction() as connection:
-            audit.append(connection, now, actor, "release.sign", model, {"listed": max(self.listed(model), default=0)})
+            if enter(connection, replace(call, expected_revision=None), actor, "release.sign", model, now) is None:
+                body = {"listed": max(self.listed(model), default=0)}
+                audit.append(connection, now, actor, "release.sign", model, body, call.request_id)
 
     # Small parts.
 

@@ -214,7 +214,7 @@ class Repository:
         return sign_draft(draft, usable[: max(0, rule_of(role).threshold - len(metadata.signatures))])
 
     def publish(self, role: str, signed: bytes, now: float) -> None:
-        """Take signed metadata: verify, write, and let snapshot and timestamp follow.
+        """Take signed metadata: verify, write, and let snapshot and timestamp follow; the same again changes nothing.
 
         Raises:
             SignatureInvalid: not signed by enough of the role's keys.
@@ -222,6 +222,8 @@ class Repository:
         """
         metadata = _parse(signed)
         current = self._version(role)
+        if metadata.signed.version == current and self.file(f"{current}.{role}.json") == signed:
+            return
         if metadata.signed.version != current + 1:
             raise WrongState(f"{role} is at version {current}; this is {metadata.signed.version}, draft it again")
         self._verify(role, metadata)

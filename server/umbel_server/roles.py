@@ -56,6 +56,11 @@ def require_role(method: str, role: Role) -> None:
         raise NotAllowed(f"{method} needs the role {wanted}, yours is {role.value}; ask an admin")
 
 
+def reaches(method: str, role: Role) -> bool:
+    """Whether `role` may call `method`."""
+    return role in ALLOWED.get(method, ())
+
+
 def parse_role(text: str) -> Role:
     """The role of this name.
 

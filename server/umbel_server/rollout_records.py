@@ -1,4 +1,4 @@
-"""Rollouts, holds, requests and the controller's lease in the store. What takes a connection is part of its caller's
+"""Rollouts, holds and the controller's lease in the store. What takes a connection is part of its caller's
 transaction.
 """
 
@@ -12,7 +12,7 @@ from umbel import fields
 from umbel.errors import AlreadyExists, NotFound, WrongState
 from umbel_server.json_text import from_text, to_text
 from umbel_server.rollout import UNDER_WAY, Rollout, Stage, rollout_from_tree, rollout_to_tree
-from umbel_server.tables import HOLDS, LEASES, REQUESTS, ROLLOUTS
+from umbel_server.tables import HOLDS, LEASES, ROLLOUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +85,6 @@ def _from_row(row: sa.Row[tuple[object, ...]]) -> RolloutRecord:
     values = row._mapping
     judgement = from_text(values["judgement_json"]).get("words", "")
     return RolloutRecord(rollout_from_tree(from_text(values["rollout_json"])), judgement)
-
-
-# Calls that may be made again.
-
-
-def already_done(connection: sa.Connection, request_id: str, actor: str, action: str, subject: str, now: float) -> bool:
-    """Whether this very request was carried out before; if not, note that it is now.
-
-    Raises:
-        AlreadyExists: the id was used for another request.
-    """
-    if not request_id:
-        return False
-    fields.name(request_id, "request id")
-    row = connection.execute(sa.select(REQUESTS).where(REQUESTS.c.request_id == request_id)).first()
-    if row is None:
-        values = {"request_id": request_id, "actor": actor, "action": action, "subject": subject, "at": now}
-        connection.execute(REQUESTS.insert().values(values))
-        return False
-    if (row.actor, row.action, row.subject) != (actor, action, subject):
-        raise AlreadyExists(f"request id {request_id} was used for another call; draw a new one for each")
-    return True
 
 
 # One controller at a time.

@@ -6,8 +6,9 @@ revision that its caller has seen. `actor` is who asked, from their certificate.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Final
 
 import sqlalchemy as sa
@@ -20,6 +21,7 @@ from umbel_server.fleet import Fleet
 from umbel_server.keyring import KeyStatus
 from umbel_server.releases import Prepared, ReleaseDesk
 from umbel_server.repository import Freshness
+from umbel_server.requests import ANY, Call, enter, note
 from umbel_server.rollout import Rollout
 from umbel_server.rollout_records import RolloutRecord
 from umbel_server.rollout_spec import RolloutSpec
@@ -68,7 +70,7 @@ class RolloutVerbs:
 
     # Rollouts.
 
-    def create(self, rollout_id: str, spec: RolloutSpec, actor: str, request_id: str = "") -> RolloutRecord:
+    def create(self, rollout_id: str, spec: RolloutSpec, actor: str, call: Call = ANY) -> RolloutRecord:
         """Write a draft.
 
         Raises:
@@ -78,12 +80,12 @@ class RolloutVerbs:
         now = self._clock.now()
         self._require_listed(spec)
         with self._store.transaction() as connection:
-            if rollout_records.already_done(connection, request_id, actor, "create", rollout_id, now):
+            if enter(connection, call, actor, "rollout.create", rollout_id, now) is not None:
                 return rollout_records.get(connection, rollout_id)
             made = rollout.draft(rollout_id, spec, actor, self._salt(rollout_id, spec, now), now)
             rollout_records.insert(connection, made)
             body = {"subject": spec.subject, "release": spec.release}
-            audit.append(connection, now, actor, "rollout.create", rollout_id, body, request_id)
+            audit.append(connection, now, actor, "rollout.create", rollout_id, body, call.request_id)
         self._steering.changed(made, now)
         return RolloutRecord(made)
 
@@ -146,31 +148,34 @@ class RolloutVerbs:
             rollout_id, how, actor, revision, request_id, lambda it, now: _STOPS[how](it, reason)
         )
 
-    def hold(self, model: str, actor: str, reason: str) -> None:
+    def hold(self, model: str, actor: str, reason: str, call: Call = ANY) -> None:
         """Emergency: offer nothing of a model to anybody until it is lifted."""
         now = self._clock.now()
         with self._store.transaction() as connection:
-            rollout_records.hold(connection, model, actor, reason, now)
-            audit.append(connection, now, actor, "release.hold", model, {"reason": reason})
+            if enter(connection, call, actor, "release.hold", model, now) is None:
+                rollout_records.hold(connection, model, actor, reason, now)
+                audit.append(connection, now, actor, "release.hold", model, {"reason": reason}, call.request_id)
         self._steering.look()
 
-    def lift(self, model: str, actor: str) -> None:
+    def lift(self, model: str, actor: str, call: Call = ANY) -> None:
         """End a hold; raises `NotFound` if there is none."""
         now = self._clock.now()
         with self._store.transaction() as connection:
-            rollout_records.lift(connection, model)
-            audit.append(connection, now, actor, "release.lift", model)
+            if enter(connection, call, actor, "release.lift", model, now) is None:
+                rollout_records.lift(connection, model)
+                audit.append(connection, now, actor, "release.lift", model, request_id=call.request_id)
         self._steering.look()
 
-    def prepare(self, model: str, version: int, channel: str, actor: str, request_id: str = "") -> Prepared:
+    def prepare(self, model: str, version: int, channel: str, actor: str, call: Call = ANY) -> Prepared:
         """Make a version a release, with the one to go back with, listed and signed if the keys lie here."""
         now = self._clock.now()
         with self._store.transaction() as connection:
-            subject = f"{model}/{version}/{channel}"
-            if rollout_records.already_done(connection, request_id, actor, "prepare", subject, now):
-                prepared = self._desk.prepared(connection, model, version, channel)
+            before = enter(connection, call, actor, "release.prepare", model, now)
+            if before is not None:
+                prepared = Prepared(*json.loads(before))
             else:
-                prepared = self._desk.prepare(connection, model, version, channel, actor, now)
+                prepared = self._desk.prepare(connection, model, version, channel, actor, now, call=call)
+                note(connection, call, json.dumps(astuple(prepared)))
         self._desk.settle(now)
         return prepared
 
@@ -188,12 +193,12 @@ class RolloutVerbs:
         """What waits for the signatures of a model's signers; raises `NotFound`."""
         return self._desk.draft(model, self._clock.now())
 
-    def submit_listing(self, model: str, signed: bytes, actor: str) -> None:
+    def submit_listing(self, model: str, signed: bytes, actor: str, call: Call = ANY) -> None:
         """Take a signed draft; raises `SignatureInvalid` or `WrongState`."""
-        self._desk.submit(model, signed, actor, self._clock.now())
+        self._desk.submit(model, signed, actor, self._clock.now(), call)
         self._steering.look()
 
-    def publish(self, model: str, version: int, channel: str, actor: str) -> int:
+    def publish(self, model: str, version: int, channel: str, actor: str, call: Call = ANY) -> int:
         """Release a version to everybody on a channel at once, without waves; its number.
 
         Raises:
@@ -201,9 +206,13 @@ class RolloutVerbs:
         """
         now = self._clock.now()
         with self._store.transaction() as connection:
+            before = enter(connection, call, actor, "release.publish", model, now)
+            if before is not None:
+                return int(before)
             if (other := _under_way(connection, model, channel)) is not None:
                 raise WrongState(f"rollout {other.id} of channel {channel!r} is {other.stage.value}; end it first")
-            number = self._open(connection, model, version, channel, actor, now)
+            number = self._open(connection, model, version, channel, actor, now, call)
+            note(connection, call, str(number))
         self._desk.settle(now)
         self._steering.look()
         return number
@@ -217,11 +226,20 @@ class RolloutVerbs:
         if _under_way(connection, model, channel) is None:
             self._open(connection, model, version, channel, audit.COORDINATOR, now)
 
-    def _open(self, connection: sa.Connection, model: str, version: int, channel: str, actor: str, now: float) -> int:
-        prepared = self._desk.prepare(connection, model, version, channel, actor, now, way_back=False)
+    def _open(
+        self,
+        connection: sa.Connection,
+        model: str,
+        version: int,
+        channel: str,
+        actor: str,
+        now: float,
+        call: Call = ANY,
+    ) -> int:
+        prepared = self._desk.prepare(connection, model, version, channel, actor, now, way_back=False, call=call)
         self._desk.open(connection, model, channel, prepared.number)
         body = {"version": version, "channel": channel, "number": prepared.number}
-        audit.append(connection, now, actor, "release.publish", model, body)
+        audit.append(connection, now, actor, "release.publish", model, body, call.request_id)
         return prepared.number
 
     # Reading.

@@ -1,9 +1,9 @@
 """gRPC on one side, plain functions on the other: who may call, what was sent, and how a refusal travels.
 
 A `Service` is built from a proto's own service descriptor, so that no method can be forgotten: each is guarded first
-(from the caller's certificate, before a byte of the message is looked at), decoded second, and answered third. Every
-`UmbelError` becomes its gRPC status, its message as details, and its code in the trailing metadata `umbel-error`; any
-other exception is logged with its traceback and answered without one.
+(by the caller's certificate or token, before a byte of the message is looked at), decoded second, and answered third.
+Every `UmbelError` becomes its gRPC status, its message as details, and its code in the trailing metadata `umbel-error`;
+any other exception is logged with its traceback and answered without one.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _DETAILS = 1_000
 
 Guard = Callable[[str, bytes | None], C]
 """(method name, the caller's certificate in PEM) -> who calls; raises `NotAuthentic` or `NotAllowed`."""
+TokenGuard = Callable[[str, str], Awaitable[C]]
+"""(method name, the caller's bearer token, "" without one) -> who calls; raises as a `Guard` does."""
 Unary = Callable[[C, Any], Awaitable[Message]]
 """(caller, request) -> response."""
 Stream = Callable[[C, Any], AsyncIterator[Message]]
@@ -49,6 +51,8 @@ class Service(Generic[C]):
     descriptor: ServiceDescriptor
     guard: Guard[C]
     methods: Mapping[str, Unary[C] | Stream[C]]
+    tokens: TokenGuard[C] | None = None
+    """In the guard's place, on a port where callers bring tokens."""
 
     def __post_init__(self) -> None:
         wanted = {method.name for method in self.descriptor.methods}
@@ -72,12 +76,17 @@ class Service(Generic[C]):
             case _:
                 return grpc.stream_stream_rpc_method_handler(call)
 
+    async def _caller(self, method: MethodDescriptor, context: grpc.aio.ServicerContext[Any, Any]) -> C:
+        if self.tokens is not None:
+            return await self.tokens(method.name, _bearer(context))
+        return self.guard(method.name, _certificate(context))
+
     def _single(self, method: MethodDescriptor) -> Callable[..., Any]:
         function = self.methods[method.name]
 
         async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
             try:
-                caller = self.guard(method.name, _certificate(context))
+                caller = await self._caller(method, context)
                 answered = function(caller, _decoded(method, sent))
                 if not inspect.isawaitable(answered):
                     raise TypeError(f"{method.full_name} must be answered by one message")
@@ -94,7 +103,7 @@ class Service(Generic[C]):
         async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
             failure: Exception | None = None
             try:
-                caller = self.guard(method.name, _certificate(context))
+                caller = await self._caller(method, context)
                 answers = function(caller, _decoded(method, sent))
                 if not isinstance(answers, AsyncGenerator):
                     raise TypeError(f"{method.full_name} must be answered by a stream")
@@ -124,6 +133,13 @@ def _decoded(method: MethodDescriptor, sent: Any) -> Any:
 def _certificate(context: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
     found = context.auth_context().get("x509_pem_cert")
     return next(iter(found), None) if found else None
+
+
+def _bearer(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """The token in the one `authorization` header (RFC 6750, 2.1); "" if there is none, or more than one."""
+    found = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    scheme, _, token = str(found[0]).partition(" ") if len(found) == 1 else ("", "", "")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 async def _refuse(context: grpc.aio.ServicerContext[Any, Any], method: MethodDescriptor, error: Exception) -> NoReturn:

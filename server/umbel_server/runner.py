@@ -34,6 +34,7 @@ from umbel_server.private_rounds import PrivateRounds
 from umbel_server.registry import Registry
 from umbel_server.round import Base, Round, RoundKey, Session, SessionState, require_same_report
 from umbel_server.secure_aggregation import PrivateRound, Reread, SecureSum
+from umbel_server.selection import Pace
 from umbel_server.store import Store
 from umbel_server.task import Task, TaskState
 from umbel_server.task_records import TaskRecord
@@ -60,6 +61,7 @@ class Tools:
     publish: Callable[[sa.Connection, Version, str, float], None]
     """Gives an accepted version to a task's own channel, in the caller's transaction."""
     private: PrivateRounds
+    pace: Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,16 +289,16 @@ class TaskRunner:
         """Write a new round into the caller's transaction."""
         task = self.asked
         delays = round_records.report_delays(connection, task.name, key.kind)
-        longest = task.deadline_seconds
+        longest, pace = task.deadline_seconds, self.tools.pace
         opened = Round(
             key=key,
             base=base,
             goal=task.goal,
             minimum=task.minimum,
             slots=task.slots,
-            session_seconds=selection.adapted([taken for taken, _ in delays], selection.SESSION_FACTOR, longest),
+            session_seconds=selection.adapted(pace, [taken for taken, _ in delays], selection.SESSION_FACTOR, longest),
             opened_at=now,
-            due=now + selection.adapted([delay for _, delay in delays], selection.ROUND_FACTOR, longest),
+            due=now + selection.adapted(pace, [delay for _, delay in delays], selection.ROUND_FACTOR, longest),
             deadline=now + longest,
             weights=self.tools.registry.bundle(base.bundle).manifest.shared_numbers if key.kind is Kind.TRAIN else 0,
         )

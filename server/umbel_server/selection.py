@@ -42,6 +42,10 @@ class Pace:
     """The mean wait while there is no work at all."""
     surplus: float = 1.5
     """Devices asked to call for each one that can be used."""
+    steers: bool = True
+    """False: everybody comes back after `idle` seconds on average, however many are wanted."""
+    adapts: bool = True
+    """False: sessions and rounds may always take as long as their task allows."""
 
 
 def why_not(device: DeviceId, check_in: CheckIn, task: Task, held: Round, manifest: Manifest) -> str:
@@ -70,9 +74,9 @@ def most_wanting(rounds: Sequence[Round]) -> list[Round]:
     return sorted(rounds, key=lambda held: (-held.free_slots / held.slots, held.opened_at, str(held.key)))
 
 
-def adapted(measured: Sequence[float], factor: float, longest: float) -> float:
+def adapted(pace: Pace, measured: Sequence[float], factor: float, longest: float) -> float:
     """A time limit from measured times: their 0.9 quantile times `factor`, within sensible bounds, in seconds."""
-    if len(measured) < ENOUGH_MEASURED:
+    if len(measured) < ENOUGH_MEASURED or not pace.adapts:
         return longest
     ordered = sorted(measured)
     quantile = ordered[min(len(ordered) - 1, int(QUANTILE * len(ordered)))]
@@ -88,7 +92,7 @@ def window(pace: Pace, devices: int, wanted: int, session_seconds: float) -> Ret
         wanted: how many a round takes; 0 if there is no work.
         session_seconds: how long a session takes, as measured.
     """
-    if wanted <= 0:
+    if wanted <= 0 or not pace.steers:
         return _around(pace.idle)
     spread = session_seconds * devices / (wanted * pace.surplus) if devices > wanted * pace.surplus else 0.0
     return _around(min(pace.longest, max(pace.shortest, spread)))

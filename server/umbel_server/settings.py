@@ -3,21 +3,61 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from umbel.errors import OutOfBounds
 from umbel.helper_card import HelperCard
 from umbel_server.identity import read_file
+from umbel_server.roles import Role
+from umbel_server.selection import Pace
+from umbel_server.tokens import USUAL, TokenRules, known_algorithms
 from umbel_server.trust import Trust
 
 DEVICE_PORT = 7443
 ENROL_PORT = 7444
 ADMIN_PORT = 7445
+TOKEN_PORT = 7447
 DAY = 86_400.0
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class Oidc(BaseModel):
+    """An OpenID Connect provider whose tokens let operators in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: str = Field(pattern=r"^https://[^\s?#]+$", max_length=256)
+    """The provider's address, as it stands in its tokens."""
+    audience: str = Field(min_length=1, max_length=256)
+    """What tokens for this coordinator are made out to."""
+    roles: dict[str, Role] = Field(min_length=1)
+    """Group -> role; whose groups aren't here gets in nowhere."""
+    groups_claim: str = "groups"
+    """Where a token tells groups; `realm_access.roles` for a claim inside a claim."""
+    require: dict[str, str] = Field(default_factory=dict)
+    """Claims that must have exactly this value: the tenant's id, where a provider serves many tenants."""
+    algorithms: Annotated[tuple[str, ...], AfterValidator(known_algorithms)] = USUAL
+    longest_hours: float = Field(default=24.0, gt=0, le=168)
+    """Tokens that were issued longer ago don't count."""
+    ca: Path | None = None
+    """PEM of the authority of the provider's own certificate; None for those that this machine trusts."""
+
+    @property
+    def rules(self) -> TokenRules:
+        """Which tokens count."""
+        return TokenRules(
+            self.issuer,
+            self.audience,
+            MappingProxyType(self.roles),
+            self.groups_claim,
+            MappingProxyType(self.require),
+            self.algorithms,
+            self.longest_hours * 3600,
+        )
 
 
 class Settings(BaseSettings):
@@ -38,6 +78,10 @@ class Settings(BaseSettings):
     device_port: Port = DEVICE_PORT
     enrol_port: Port = ENROL_PORT
     admin_port: Port = ADMIN_PORT
+    token_port: Port = TOKEN_PORT
+    """For operators with tokens; open only where there is an `oidc`."""
+    oidc: Oidc | None = None
+    """Whose tokens let operators in, beside certificates; None: nobody's."""
     database_url: str = ""
     """SQLAlchemy URL; empty for SQLite in the folder."""
     helper: Path | None = None
@@ -52,6 +96,13 @@ class Settings(BaseSettings):
     """How long devices wait between visits while there is no work, on average."""
     pace_longest_seconds: float = Field(default=6 * 3600.0, gt=0)
     """No device is sent away for longer."""
+    pace_steering: bool = True
+    """False: devices come back after `pace_idle_seconds`, however many are wanted; to see what steering is worth."""
+    adaptive_deadlines: bool = True
+    """False: sessions and rounds may take as long as their task allows, however fast devices are."""
+    durable: bool = True
+    """False: SQLite and blobs leave it to the system when bytes reach the disk. A power cut then loses what was
+    acknowledged: for simulations only."""
     stop_seconds: float = Field(default=5.0, ge=0)
     """How long calls may go on once the coordinator has been told to stop."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -60,6 +111,17 @@ class Settings(BaseSettings):
     def effective_database_url(self) -> str:
         """The database to open."""
         return self.database_url or f"sqlite:///{self.state.resolve() / 'umbel.db'}"
+
+    @property
+    def pace(self) -> Pace:
+        """How devices are paced."""
+        return Pace(
+            shortest=self.pace_shortest_seconds,
+            longest=self.pace_longest_seconds,
+            idle=self.pace_idle_seconds,
+            steers=self.pace_steering,
+            adapts=self.adaptive_deadlines,
+        )
 
     @property
     def helper_card(self) -> HelperCard | None:
@@ -87,6 +149,8 @@ class Settings(BaseSettings):
         found = ["certificate authorities and signing keys lie in files on this machine"]
         if self.accepts_unattested:
             found.append("devices enrol without proof of their integrity")
+        if not self.durable:
+            found.append("a power cut loses what was acknowledged (durable = false)")
         if self.helper is None:
             found.append("there is no helper: tasks can't keep updates private")
         elif self.trust.is_development:

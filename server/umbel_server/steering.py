@@ -23,6 +23,7 @@ from umbel_server.fleet import Fleet
 from umbel_server.gates import Decision, Judgement, Look, arms_match, judge
 from umbel_server.offers import Offers, Standing
 from umbel_server.releases import ReleaseDesk
+from umbel_server.requests import Call, enter
 from umbel_server.rollout import Rollout, Stage
 from umbel_server.rollout_records import RolloutRecord
 from umbel_server.store import Store
@@ -190,7 +191,7 @@ class Steering:
         now = self._clock.now()
         with self._store.transaction() as connection:
             record = rollout_records.get(connection, rollout_id)
-            if rollout_records.already_done(connection, request_id, actor, action, rollout_id, now):
+            if enter(connection, Call(request_id), actor, action, rollout_id, now) is not None:
                 return record
             before = record.rollout
             if revision >= 0:

@@ -6,7 +6,7 @@ the event loop's thread. `on_step` is told each durable step before it happens, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +15,14 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import make_url
-from sqlalchemy.pool import ConnectionPoolEntry
 
 from umbel.errors import BadInput, Unreachable
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 PRAGMAS: Final = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000")
 """How SQLite is opened: a commit that has returned survives a power cut."""
+HASTY: Final = ("journal_mode=MEMORY", "synchronous=OFF", "foreign_keys=ON", "busy_timeout=10000")
+"""How it is opened where only the death of the coordinator's own objects has to be survived: in simulations."""
 _READS: Final = "umbel_reads"
 OnStep = Callable[[str], None]
 
@@ -39,18 +40,19 @@ class Store:
         self._on_step = on_step
 
     @classmethod
-    def open(cls, url: str, on_step: OnStep = ignore_step) -> Store:
+    def open(cls, url: str, on_step: OnStep = ignore_step, *, durable: bool = True) -> Store:
         """Connect, and bring the tables up to this version.
 
         Args:
             url: a SQLAlchemy URL, `sqlite:///path/to/file` or `postgresql+psycopg://…`.
             on_step: told each durable step before it happens.
+            durable: False lets SQLite answer before the medium has it; for simulations only.
 
         Raises:
             BadInput: neither a SQLite file nor PostgreSQL.
             Unreachable: the database doesn't answer.
         """
-        engine = _engine(url)
+        engine = _engine(url, PRAGMAS if durable else HASTY)
         try:
             _migrate(engine)
         except sa.exc.DBAPIError as error:
@@ -81,7 +83,7 @@ class Store:
         self.engine.dispose()
 
 
-def _engine(url: str) -> sa.Engine:
+def _engine(url: str, pragmas: Sequence[str]) -> sa.Engine:
     try:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
@@ -89,7 +91,7 @@ def _engine(url: str) -> sa.Engine:
         raise BadInput(f"not a database address: {url!r}; use sqlite:///PATH or postgresql+psycopg://…") from error
     if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
         engine = sa.create_engine(parsed)
-        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "connect", lambda connection, entry: _prepare_sqlite(connection, pragmas))
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
     if backend == "postgresql":
@@ -97,11 +99,10 @@ def _engine(url: str) -> sa.Engine:
     raise BadInput(f"a store is a SQLite file or PostgreSQL, not {parsed.render_as_string()!r}")
 
 
-def _prepare_sqlite(connection: Any, entry: ConnectionPoolEntry) -> None:
-    del entry
+def _prepare_sqlite(connection: Any, pragmas: Sequence[str]) -> None:
     # The driver would begin transactions by itself, and only at the first write; `_begin_sqlite` does it.
     connection.isolation_level = None
-    for pragma in PRAGMAS:
+    for pragma in pragmas:
         connection.execute(f"PRAGMA {pragma}")
 
 

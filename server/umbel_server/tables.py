@@ -176,6 +176,7 @@ DEVICES: Final = Table(
     Column("reports", Integer, nullable=False),
     Column("revoked_at", Double, nullable=True),
     Index("ix_devices_population", "population", "last_seen"),
+    Index("ix_devices_revoked_at", "revoked_at"),
 )
 
 SHAPES: Final = Table(
@@ -210,6 +211,7 @@ AUDIT: Final = Table(
     Column("body_json", Text, nullable=False),
     Column("previous", String(64), nullable=False),
     Column("hash", String(64), nullable=False, unique=True),
+    Index("ix_audit_object", "object", "sequence"),
 )
 
 TOKENS: Final = Table(
@@ -302,6 +304,9 @@ REQUESTS: Final = Table(
     Column("action", String(100), nullable=False),
     Column("subject", String(256), nullable=False),
     Column("at", Double, nullable=False),
+    # SHA-256 of what else was asked for, and what was answered where the subject alone doesn't tell it.
+    Column("body", String(64), nullable=True),
+    Column("answer", Text, nullable=True),
 )
 
 LEASES: Final = Table(

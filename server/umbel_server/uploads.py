@@ -8,7 +8,11 @@ from typing import Final
 from umbel.errors import Conflict, Interrupted, NotFound, OutOfBounds, RoundClosed
 from umbel.sealing import OVERHEAD
 from umbel.visit import ReportBegin
+from umbel_server import round_records
 from umbel_server.blobs import Blobs
+from umbel_server.round import SessionState, require_same_report
+from umbel_server.runner import require_token
+from umbel_server.store import Store
 
 LATE_KEPT: Final = 10_000
 """Uploads cut off by their round's end that are remembered, to tell their devices why."""
@@ -53,6 +57,25 @@ class Uploads:
         """Note that a report, asked about again, is counted already: all of its bytes are here."""
         self._remember(_Upload(begin, is_counted=True))
         return begin.sealed_size
+
+    def begin_after_the_end(self, store: Store, begin: ReportBegin) -> int:
+        """Answer for a session whose round is over: a report that counts is all here.
+
+        Raises:
+            NotFound: no such session.
+            NotAllowed: another session's token.
+            RoundClosed: it never reported.
+            AlreadyReported: it reported under another report id.
+        """
+        with store.reading() as connection:
+            session = round_records.find_session(connection, begin.session_id)
+        if session is None:
+            raise NotFound("no such session; check in again")
+        require_token(session, begin.upload_token)
+        if session.state is not SessionState.REPORTED:
+            raise RoundClosed("the round is over; check in again")
+        require_same_report(session, begin.report_id)
+        return self.counted(begin)
 
     def append(self, report_id: str, offset: int, chunk: bytes) -> None:
         """Add bytes at the end.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from umbel.digests import Digest
+from umbel.file_delta import FileDelta
 from umbel.release import SignedRelease
 from umbel.update import Metrics
 from umbel_server.json_text import from_text, to_text
@@ -26,6 +27,8 @@ class VersionState(Enum):
     CANDIDATE = "candidate"
     ACCEPTED = "accepted"
     REFUSED = "refused"
+    QUANTISED = "quantised"
+    """Made for a release, of an accepted version: what devices have plus an int8 delta. No round starts from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class Lineage:
     """Norm of this version minus its parent."""
     verdict: str = ""
     registered_by: str = ""
+    definition: Mapping[str, object] = field(default_factory=dict)
+    """Of a quantised version: encoding, base_version, and the delta (base, target, digest, size)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,14 @@ class PublishedRelease:
     channel: str
     issued_at: float
     signed: SignedRelease
+
+
+def delta_of(lineage: Lineage) -> FileDelta | None:
+    """The delta that defines a quantised version's weights."""
+    told: Mapping[str, Any] = lineage.definition
+    if not told:
+        return None
+    return FileDelta(Digest(told["base"]), Digest(told["target"]), Digest(told["digest"]), told["size"])
 
 
 def accuracy_of(metrics: Metrics) -> float | None:

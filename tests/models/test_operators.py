@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,49 @@ class Tokens(nn.Module):
         mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
         x = x + mixed.transpose(1, 2).flatten(2)
         logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
+class Recurrent(nn.Module):
+    """The last step of a recurrent net over four steps of twelve numbers."""
+
+    def __init__(self, kind: type[nn.RNNBase], **settings: Any) -> None:
+        super().__init__()
+        self.recurrent = kind(12, 4, batch_first=True, **settings)
+        self.head = nn.LazyLinear(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.recurrent(x)[0][:, -1])
+        return logits
+
+
+class Cells(nn.Module):
+    """A loop that its author wrote, over four steps of twelve numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru, self.head = nn.LSTMCell(12, 4), nn.GRUCell(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        long = short = x.new_zeros(x.shape[0], 4)
+        top = x.new_zeros(x.shape[0], 3)
+        for step in x.unbind(1):
+            short, long = self.lstm(step, (short, long))
+            top = self.gru(short, top)
+        logits: Tensor = self.head(top)
+        return logits
+
+
+class Encoder(nn.Module):
+    """Torch's own encoder layer, with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(12, 2, 16, dropout=0.2, batch_first=True)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.layer(x).mean(1))
         return logits
 
 
@@ -117,6 +161,46 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
         lambda: dense(Apply(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1) * x.split(4, 1)[0][:, :1])),
     ),
     "norm": ((6,), lambda: dense(Apply(lambda x: x / (x.norm(dim=1, keepdim=True) + 1)))),
+    "instance norm": ((4, 9, 9), lambda: images(nn.Conv2d(4, 3, 3), nn.InstanceNorm2d(3, affine=True), nn.ReLU())),
+    "instance norm with running statistics": (
+        (4, 12),
+        lambda: series(nn.Conv1d(4, 3, 3), nn.InstanceNorm1d(3, affine=True, track_running_stats=True)),
+    ),
+    "rms norm": ((6,), lambda: dense(nn.RMSNorm(8), nn.ReLU())),
+    "conv1d strided, dilated, grouped": (
+        (4, 12),
+        lambda: series(nn.Conv1d(4, 4, 1), nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2)),
+    ),
+    "conv1d transposed": (
+        (4, 12),
+        lambda: series(nn.Conv1d(4, 4, 1), nn.ConvTranspose1d(4, 3, 4, stride=2, padding=1)),
+    ),
+    "conv2d transposed, dilated, grouped": (
+        (4, 9, 9),
+        lambda: images(nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 4, 2, groups=2, dilation=2)),
+    ),
+    "max-pool 1d overlapping": ((4, 12), lambda: series(nn.Conv1d(4, 3, 1), nn.MaxPool1d(3, 2, padding=1))),
+    "average-pool 1d overlapping": ((4, 12), lambda: series(nn.Conv1d(4, 3, 1), nn.AvgPool1d(3, 2))),
+    "max-pool global": ((4, 9, 9), lambda: images(nn.Conv2d(4, 3, 1), nn.AdaptiveMaxPool2d(1))),
+    "tanh, sigmoid, prelu": ((6,), lambda: dense(nn.Tanh(), nn.PReLU(), nn.Linear(8, 8), nn.Sigmoid())),
+    "selu, celu": ((6,), lambda: dense(nn.SELU(), nn.Linear(8, 8), nn.CELU(0.5))),
+    "softsign, tanhshrink": ((6,), lambda: dense(nn.Softsign(), nn.Linear(8, 8), nn.Tanhshrink())),
+    "logsigmoid, relu6": ((6,), lambda: dense(nn.LogSigmoid(), nn.Linear(8, 8), nn.ReLU6())),
+    "glu": ((6,), lambda: dense(nn.GLU())),
+    "log-softmax": ((6,), lambda: dense(nn.LogSoftmax(-1))),
+    "dropout": ((6,), lambda: dense(nn.Dropout(0.5), nn.ReLU(), nn.Dropout(0.1))),
+    "dropout of channels": ((4, 9, 9), lambda: images(nn.Conv2d(4, 3, 1), nn.Dropout2d(0.3))),
+    "dropout for selu": ((6,), lambda: dense(nn.SELU(), nn.AlphaDropout(0.2))),
+    "lstm": ((4, 12), lambda: Recurrent(nn.LSTM)),
+    "lstm with layers, both ways, dropout": (
+        (4, 12),
+        lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True, dropout=0.3),
+    ),
+    "gru": ((4, 12), lambda: Recurrent(nn.GRU)),
+    "gru with layers, dropout, no bias": ((4, 12), lambda: Recurrent(nn.GRU, num_layers=2, dropout=0.3, bias=False)),
+    "recurrent relu": ((4, 12), lambda: Recurrent(nn.RNN, nonlinearity="relu")),
+    "recurrent cells": ((4, 12), Cells),
+    "transformer encoder with dropout": ((4, 12), Encoder),
     "linear over positions": (
         (4, 12),
         lambda: nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)),
@@ -133,7 +217,29 @@ def compile_net(module: nn.Module, inputs: Tensor, target: Tensor, loss: Callabl
     compile_model(spec, folder, ("onnx", "litert"))
 
 
-@pytest.mark.parametrize("name", NETS)
+VARIANTS = {
+    "conv1d strided, dilated, grouped",
+    "conv2d transposed, dilated, grouped",
+    "max-pool 1d overlapping",
+    "average-pool 1d overlapping",
+    "instance norm with running statistics",
+    "softsign, tanhshrink",
+    "logsigmoid, relu6",
+    "glu",
+    "log-softmax",
+    "dropout",
+    "dropout of channels",
+    "dropout for selu",
+    "gru",
+    "lstm with layers, both ways, dropout",
+    "gru with layers, dropout, no bias",
+    "recurrent relu",
+    "recurrent cells",
+}
+"""Nets whose parts the quick ones have too, in simpler form."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in NETS])
 def test_a_layer_answers_and_trains_as_in_torch(name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     shape, build = NETS[name]
@@ -143,6 +249,54 @@ def test_a_layer_answers_and_trains_as_in_torch(name: str, tmp_path: Path) -> No
 def test_an_embedding_with_causal_attention_trains_as_in_torch(tmp_path: Path) -> None:
     torch.manual_seed(1)
     compile_net(Tokens(), torch.randint(0, 11, (12, 5)), torch.arange(12) % 3, F.cross_entropy, tmp_path)
+
+
+class Masked(nn.Module):
+    """Attention over tokens, where a second input says which of them are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor, there: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        q, k, v = (part(x).unflatten(-1, (2, 4)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None, :])
+        logits: Tensor = self.head(mixed.transpose(1, 2).flatten(2).mean(1))
+        return logits
+
+
+def test_a_mask_of_attention_may_be_an_input_and_may_hide_everything(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    there = torch.arange(5) < torch.arange(12).remainder(6)[:, None]
+    assert not there[0].any()
+    inputs = {"tokens": torch.randint(0, 11, (12, 5)), "there": there}
+    spec = ModelSpec("masked", Masked(), F.cross_entropy, inputs, {"y": torch.arange(12) % 3}, optimizer=SGD(0.05))
+    compile_model(spec, tmp_path, ("onnx", "litert"))
+
+
+class Tied(nn.Module):
+    """The head shares the embedding's weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.mix = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.tanh(self.mix(self.embedding(tokens))).mean(1))
+        return logits
+
+
+def test_weights_that_are_tied_are_one_weight(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    spec = ModelSpec("tied", Tied(), F.cross_entropy, {"x": torch.randint(0, 7, (12, 5))}, {"y": torch.arange(12) % 7})
+    bundle = compile_model(spec, tmp_path, ("onnx", "litert")).bundle
+    assert set(bundle.manifest.shared_shapes) == {"p_embedding.weight", "p_mix.bias", "p_mix.weight"}
 
 
 LOSSES: dict[str, tuple[Callable[..., Tensor], Tensor]] = {

@@ -67,9 +67,18 @@ def test_a_batch_size_read_as_a_number_is_refused(tmp_path: Path) -> None:
     refuse(spec_of(Fancy(loop)), CannotCompile, "batch", tmp_path)
 
 
-def test_dropout_is_refused_before_anything_is_traced(tmp_path: Path) -> None:
-    module = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 3))
-    refuse(spec_of(module), CannotCompile, "1 is dropout.*set p=0", tmp_path)
+@pytest.mark.parametrize(
+    ("function", "match"),
+    [
+        (lambda x: F.rrelu(x, training=True), "rrelu, which draws.*leaky_relu"),
+        (lambda x: F.dropout(x, 0.5), "random outside of training"),
+        (lambda x: F.gumbel_softmax(x), "gumbel_softmax, which draws"),
+    ],
+)
+def test_chance_that_no_seed_could_tell_again_is_refused(
+    function: Callable[[Tensor], Tensor], match: str, tmp_path: Path
+) -> None:
+    refuse(spec_of(Fancy(function)), OperatorNotSupported, match, tmp_path)
 
 
 def test_randomness_in_a_forward_is_refused(tmp_path: Path) -> None:
@@ -90,7 +99,7 @@ def test_a_wrong_optimizer_is_caught_by_the_gate(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(
         optimizers.SGD,
         "torch_optimizer",
-        lambda self, weights: torch.optim.SGD(weights, 1.5 * self.lr),
+        lambda self, weights: optimizers.TorchOptimizer(torch.optim.SGD(weights, 1.5 * self.lr)),
     )
     refuse(replace(digits.mlp(), optimizer=optimizers.SGD(0.05)), ParityFailed, r"train \(step 1\): 'p_", tmp_path)
 

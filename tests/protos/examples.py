@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from umbel.digests import digest_of
+from umbel.file_delta import FileDelta
 from umbel.plan import Kind, Plan
 from umbel.release import Release, SignedRelease
 from umbel.sealing import SEALED, Binding, Sealing
@@ -89,6 +90,7 @@ WORK: Final = CheckInReply(
     newest=SIGNED,
 )
 LATER: Final = CheckInReply(Retry(RetryWindow(30.0, 90.0), "the round has enough devices"), newest=SIGNED)
+DELTA: Final = FileDelta(digest_of(b"weights 6"), digest_of(b"weights 7"), digest_of(b"delta"), 20_000)
 REPORT_BEGIN: Final = ReportBegin(
     session_id="s-0001",
     report_id=REPORT_ID,

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from umbel.digests import Digest
 from umbel.fields import MAX_COUNT, MAX_TEXT
+from umbel.file_delta import FileDelta
 from umbel.offer import SignedOffer
 from umbel.plan import Kind, Plan
 from umbel.release import Release, SignedRelease
@@ -118,6 +119,7 @@ replies = st.builds(
     reply=assignments | st.builds(Retry, windows, texts),
     newest=st.none() | signed_releases,
     offer=st.none() | signed_offers,
+    deltas=st.lists(st.builds(FileDelta, digests, digests, digests, st.integers(1, MAX_COUNT)), max_size=3).map(tuple),
 )
 report_begins = st.builds(
     ReportBegin,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, SECOND, WAVES, Fleet
 from umbel.errors import AlreadyExists, NotAllowed, NotFound, WrongState
-from umbel_server import audit, rollout_records
+from umbel_server import audit, requests, rollout_records
+from umbel_server.repository import role_of
+from umbel_server.requests import Call
 from umbel_server.rollout import Stage
 from umbel_server.rollout_spec import RolloutSpec
 
@@ -89,15 +92,33 @@ async def test_a_lease_lets_one_controller_steer_until_it_runs_out(tmp_path: Pat
 async def test_a_call_made_again_under_its_request_id_is_done_once(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path, devices=1)
     version = fleet.good_version()
-    first = fleet.verbs.prepare(MODEL, version, "stable", AUTHOR, "call-1")
-    assert fleet.verbs.prepare(MODEL, version, "stable", AUTHOR, "call-1") == first
+    first = fleet.verbs.prepare(MODEL, version, "stable", AUTHOR, Call("call-1"))
+    assert fleet.verbs.prepare(MODEL, version, "stable", AUTHOR, Call("call-1")) == first
     spec = RolloutSpec(MODEL, "stable", POPULATION, first.number, waves=WAVES, gate=EAGER)
-    fleet.verbs.create("r", spec, AUTHOR, "call-2")
-    assert fleet.verbs.create("r", spec, AUTHOR, "call-2").rollout.revision == 0
+    fleet.verbs.create("r", spec, AUTHOR, Call("call-2"))
+    assert fleet.verbs.create("r", spec, AUTHOR, Call("call-2")).rollout.revision == 0
     fleet.verbs.submit("r", AUTHOR, 0, "call-3")
     assert fleet.verbs.submit("r", AUTHOR, 0, "call-3").rollout.stage is Stage.PENDING_APPROVAL
     with pytest.raises(AlreadyExists, match="request id"):
         fleet.verbs.submit("r", SECOND, 0, "call-3")
+
+
+async def test_a_signed_listing_that_is_submitted_again_is_listed_once(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    prepared = fleet.verbs.prepare(MODEL, 1, "stable", AUTHOR)
+    listed = fleet.repository.releases(MODEL)[0]
+    assert listed.number == prepared.number
+    draft = fleet.repository.draft_releases([replace(listed, number=prepared.number + 1)], fleet.clock.now())
+    signed = fleet.repository.sign(draft, role_of(MODEL))
+    with fleet.coordinator.store.reading() as connection:
+        seen = requests.revisions(connection, "release", [MODEL])[MODEL]
+    with pytest.raises(WrongState, match="revision"):
+        fleet.verbs.submit_listing(MODEL, signed, SECOND, Call("s-0", seen + 1))
+    fleet.verbs.submit_listing(MODEL, signed, SECOND, Call("s-1", seen))
+    rows = fleet.coordinator.operations.verify_audit()
+    fleet.verbs.submit_listing(MODEL, signed, SECOND, Call("s-1", seen))
+    assert fleet.coordinator.operations.verify_audit() == rows
+    assert [release.number for release in fleet.repository.releases(MODEL)] == [prepared.number, prepared.number + 1]
 
 
 async def test_a_caller_who_has_not_seen_the_newest_revision_is_refused(tmp_path: Path) -> None:

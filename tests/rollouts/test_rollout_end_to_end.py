@@ -39,3 +39,17 @@ async def test_a_good_version_reaches_everybody_wave_by_wave_and_a_broken_one_is
     assert ended.rollout.wave == 0
     assert broken.spec.release not in fleet.releases()
     assert len(touched) <= 3
+
+
+async def test_a_release_reaches_devices_as_a_delta_from_the_one_before(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, devices=2)
+    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    before = fleet.devices[0].kit.memory.state.fetched
+    number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    assert fleet.releases() == [number, number]
+    after = fleet.devices[0].kit.memory.state.fetched
+    assert after.deltas - before.deltas == 2, "the weights and the golden examples"
+    assert after.files - before.files == 1, "the manifest"
+    assert after.bytes - before.bytes < after.spared_by_deltas

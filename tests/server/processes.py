@@ -28,7 +28,7 @@ from umbel_client.cli import main as umbel_device
 from umbel_client.shelf import Shelf
 from umbel_models.zoo import bundle_path
 from umbel_server.app import Parts, build
-from umbel_server.cli.connection import connect
+from umbel_server.cli.connection import Caller, connect
 from umbel_server.folder import Folder
 from umbel_server.identity import ADDRESSES_FILE, Addresses
 from umbel_server.settings import load_settings
@@ -215,7 +215,7 @@ class Federation:
 
     def stop_task(self) -> None:
         """What `umbel tasks stop` asks."""
-        with connect(self.state, None, self.addresses().admin) as (stub, _):
+        with connect(self.state, Caller(), self.addresses().admin) as (stub, _):
             stub.StopTask(pb.StopTaskRequest(name=TASK), wait_for_ready=True, timeout=60)
 
     def newest_release(self) -> int:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -232,8 +233,8 @@ def create(live: Live) -> pb.Task:
     return live.admin().CreateTask(pb.CreateTaskRequest(spec=spec)).task
 
 
-def upload(name: str, files: dict[str, bytes]) -> Iterator[pb.AddModelRequest]:
-    yield pb.AddModelRequest(begin=pb.AddModelBegin(name=name))
+def upload(name: str, files: dict[str, bytes], **call: Any) -> Iterator[pb.AddModelRequest]:
+    yield pb.AddModelRequest(begin=pb.AddModelBegin(name=name, **call))
     for file_name, data in files.items():
         yield pb.AddModelRequest(file=pb.BundleFile(name=file_name, size=len(data)))
         for start in range(0, len(data), CHUNK_BYTES):

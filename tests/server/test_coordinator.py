@@ -16,7 +16,7 @@ from umbel.release import STABLE
 from umbel.update import Aggregate
 from umbel.visit import Outcome, ReleaseOutcome, Retry, SessionRecord
 from umbel_models.zoo import bundle_path
-from umbel_server.coordinator import FLUSH_SECONDS
+from umbel_server.beat import Beat
 from umbel_server.flower.spec import StrategySpec
 from umbel_server.round import UPLOAD_GRACE_SECONDS, RoundState, SessionState
 from umbel_server.selection import SHORTEST_SECONDS
@@ -269,7 +269,7 @@ async def test_bytes_down_are_counted_for_the_round_that_hands_them_out(world: W
     await world.begin(task())
     world.coordinator.count_fetched(1000, BUNDLE.manifest.digest)
     world.coordinator.count_fetched(200)
-    world.clock.instant += FLUSH_SECONDS
+    world.clock.instant += Beat().flush
     await world.coordinator.tick()
     assert world.coordinator.operations.round(TASK, 1).bytes_down == 1200
     assert world.coordinator.operations.status().bytes_down == 1200

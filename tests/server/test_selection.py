@@ -70,10 +70,11 @@ def test_the_emptiest_round_is_offered_first() -> None:
 
 
 def test_limits_follow_measured_times_within_bounds() -> None:
-    assert adapted([3.0] * (ENOUGH_MEASURED - 1), 2.0, 600.0) == 600.0
-    assert adapted([10.0] * 19 + [500.0], 2.0, 600.0) == 20.0
-    assert adapted([0.01] * 20, 2.0, 600.0) == SHORTEST_SECONDS
-    assert adapted([900.0] * 20, 2.0, 600.0) == 600.0
+    assert adapted(Pace(), [3.0] * (ENOUGH_MEASURED - 1), 2.0, 600.0) == 600.0
+    assert adapted(Pace(), [10.0] * 19 + [500.0], 2.0, 600.0) == 20.0
+    assert adapted(Pace(), [0.01] * 20, 2.0, 600.0) == SHORTEST_SECONDS
+    assert adapted(Pace(), [900.0] * 20, 2.0, 600.0) == 600.0
+    assert adapted(Pace(adapts=False), [10.0] * 20, 2.0, 600.0) == 600.0
 
 
 def test_a_small_fleet_comes_back_soon_and_a_large_one_is_spread_out() -> None:

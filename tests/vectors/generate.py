@@ -22,6 +22,7 @@ from tests.protos import examples
 from tests.vectors.kinds import DECODERS, FOLDER, MAX_WEIGHT, as_json
 from umbel import messages
 from umbel.errors import UmbelError
+from umbel.file_delta import file_delta_to_message
 from umbel.plan import Kind, Plan
 from umbel.release import sign_statement
 from umbel.sealing import SEALED, Sealing
@@ -100,6 +101,15 @@ def check_in_replies() -> Vectors:
     yield "no window", spoilt(later, lambda m: m.retry.ClearField("window"))
     yield "window that ends before it begins", spoilt(later, lambda m: setattr(m.retry.window, "latest_seconds", 1.0))
     yield "window that never ends", spoilt(later, lambda m: setattr(m.retry.window, "latest_seconds", math.inf))
+    hint = file_delta_to_message(examples.DELTA)
+    yield "with a delta", spoilt(later, lambda m: m.deltas.append(hint))
+    yield "delta named like a path", spoilt(later, lambda m: m.deltas.add(**_fields(hint, digest="../" + "0" * 61)))
+    yield "delta of nothing", spoilt(later, lambda m: m.deltas.add(**_fields(hint, size=0)))
+    yield "endless deltas", spoilt(later, lambda m: m.deltas.extend([hint] * 257))
+
+
+def _fields(hint: pb.FileDelta, **changed: Any) -> dict[str, Any]:
+    return {"base": hint.base, "target": hint.target, "digest": hint.digest, "size": hint.size} | changed
 
 
 def report_begins() -> Vectors:

@@ -69,6 +69,7 @@ for _kind, _packet in (
     ("SUB", aten.sub),
     ("MUL", aten.mul),
     ("DIV", aten.div),
+    ("FLOOR_MOD", aten.remainder),
     ("EQUAL", aten.eq),
     ("NOT_EQUAL", aten.ne),
     ("GREATER", aten.gt),

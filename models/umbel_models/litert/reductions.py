@@ -86,6 +86,6 @@ def _log_softmax(w: Writer, n: fx.Node, x: fx.Node, dim: int, half_to_float: boo
 
 
 @translates(aten.cumsum.default)
-def _cumulative_sum(w: Writer, n: fx.Node, x: fx.Node, dim: int) -> Any:
+def _cumulative_sum(w: Writer, n: fx.Node, x: fx.Node, dim: int, dtype: Any = None) -> Any:
     axis = w.constant(dim % len(shape_of(x)), np.int32)
     return w.op("CUMSUM", [w.cast(x, dtype_of(n)), axis], shape_of(n), dtype_of(n))

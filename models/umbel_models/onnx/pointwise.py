@@ -100,6 +100,15 @@ def _power(w: Writer, n: fx.Node, x: Any, y: Any) -> Any:
     return w.node("Pow", base, w.cast(y, dtype_of(n)))
 
 
+@translates(aten.remainder.Scalar, aten.remainder.Tensor)
+def _remainder(w: Writer, n: fx.Node, x: fx.Node, y: Any) -> Any:
+    if dtype_of(n).is_floating_point:
+        # ONNX knows only the remainder of C for these, whose sign is another.
+        quotient = w.node("Floor", w.node("Div", w.cast(x, dtype_of(n)), w.cast(y, dtype_of(n))))
+        return w.node("Sub", w.cast(x, dtype_of(n)), w.node("Mul", quotient, w.cast(y, dtype_of(n))))
+    return _binary("Mod", w, n, x, y)
+
+
 @translates(aten.rsqrt.default)
 def _reverse_sqrt(w: Writer, n: fx.Node, x: fx.Node) -> Any:
     return w.node("Reciprocal", w.node("Sqrt", x))
@@ -157,5 +166,12 @@ def _leaky_relu(w: Writer, n: fx.Node, x: fx.Node, slope: float = 0.01) -> Any:
 
 
 @translates(aten.elu.default)
-def _elu(w: Writer, n: fx.Node, x: fx.Node, alpha: float = 1.0) -> Any:
-    return w.node("Elu", x, alpha=float(alpha))
+def _elu(w: Writer, n: fx.Node, x: fx.Node, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Any:
+    if input_scale != 1:
+        # Celu: alpha (exp(x / alpha) - 1) below zero.
+        low = w.node("Exp", w.node("Mul", w.node("Min", x, w.cast(0.0, dtype_of(n))), w.cast(input_scale, dtype_of(n))))
+        low = w.node("Mul", w.node("Sub", low, w.cast(1.0, dtype_of(n))), w.cast(alpha, dtype_of(n)))
+        made = w.node("Where", w.node("Greater", x, w.cast(0.0, dtype_of(n))), x, low)
+    else:
+        made = w.node("Elu", x, alpha=float(alpha))
+    return made if scale == 1 else w.node("Mul", made, w.cast(scale, dtype_of(n)))

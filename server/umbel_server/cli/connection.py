@@ -5,39 +5,84 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from umbel.errors import NotFound, UmbelError, Unreachable, from_code
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
-from umbel_server.identity import Addresses, Identity
+from umbel_server.identity import SERVER_AUTHORITY_FILE, Addresses, Identity, read_file
 
 ERROR_KEY = "umbel-error"
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whom an operator calls as: with a certificate, or with a token."""
+
+    identity: Path | None = None
+    """The folder of an identity; `None` for the first admin's."""
+    token: str = ""
+    """Of the team's identity provider; goes before an identity."""
+    authority: Path | None = None
+    """With a token: the coordinator's server authority, PEM; `None` for the one in the coordinator's folder."""
+
+    def __repr__(self) -> str:
+        return f"Caller(identity={self.identity})"
+
+    @property
+    def needs_folder(self) -> bool:
+        """Whether the coordinator's own folder has to tell who calls, or whom to trust."""
+        return self.authority is None if self.token else self.identity is None
+
+    def read(self, state: Path) -> Identity:
+        """What to call with; a token has neither certificate nor key. Raises `NotFound`."""
+        if not self.token:
+            return Identity.read(self.identity or state / "admin")
+        return Identity(b"", b"", read_file(self.authority or state / "admin" / SERVER_AUTHORITY_FILE))
+
+
 @contextmanager
-def connect(state: Path, identity: Path | None, server: str) -> Iterator[tuple[AdminServiceStub, Identity]]:
+def connect(state: Path, caller: Caller, server: str) -> Iterator[tuple[AdminServiceStub, Identity]]:
     """A connection to a coordinator's admin port, and who calls; refusals are raised here as they were raised there.
 
     Args:
-        state: a coordinator's folder on this machine, for its address and first admin's identity.
-        identity: the folder of another identity; `None` for the first admin's.
+        state: a coordinator's folder on this machine, for what isn't named otherwise.
+        caller: whom to call as.
         server: host:port; empty for the address in `state`.
 
     Raises:
         NotFound: no identity, or no coordinator running.
         UmbelError: whatever the coordinator answers.
     """
-    who = Identity.read(identity or state / "admin")
-    address = server or Addresses.read(state).admin
-    credentials = grpc.ssl_channel_credentials(who.server_authority, who.key, who.certificate)
+    who = caller.read(state)
+    address = server or _address(state, caller)
+    if caller.token:
+        tls = grpc.ssl_channel_credentials(who.server_authority)
+        credentials = grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials(caller.token))
+    else:
+        credentials = grpc.ssl_channel_credentials(who.server_authority, who.key, who.certificate)
     # An operator's connection goes straight to the coordinator, whatever proxy the environment names.
     with grpc.secure_channel(address, credentials, options=(("grpc.enable_http_proxy", 0),)) as channel:
         try:
             yield AdminServiceStub(channel), who
         except grpc.RpcError as error:
             raise _raised(error, address) from error
+
+
+def _address(state: Path, caller: Caller) -> str:
+    addresses = Addresses.read(state)
+    if caller.token and not addresses.tokens:
+        raise NotFound(
+            "this coordinator takes no tokens; its settings need an `oidc`, see docs/how-to/log-in-by-token.md"
+        )
+    return addresses.tokens if caller.token else addresses.admin
+
+
+def token_of(text: str, file: Path | None) -> str:
+    """The token to call with: as given, or the content of a file; "" for none. Raises `NotFound`."""
+    return text.strip() or (read_file(file).decode(errors="replace").strip() if file else "")
 
 
 def _raised(error: grpc.RpcError, address: str) -> UmbelError:
@@ -48,7 +93,7 @@ def _raised(error: grpc.RpcError, address: str) -> UmbelError:
     if isinstance(code, str):
         return from_code(code, details)
     if error.code() is grpc.StatusCode.UNAVAILABLE:
-        hint = "is it running, and is this certificate an operator's of this coordinator?"
+        hint = "is it running, and is this certificate (or this port, for a token) right?"
         return Unreachable(f"no answer from the coordinator at {address}; {hint} ({details})")
     return UmbelError(f"{error.code().name}: {details}")
 

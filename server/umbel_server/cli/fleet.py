@@ -49,14 +49,14 @@ def show_device(session: Session, device: Id) -> None:
     _show(session, session.stub.GetDevice(pb.GetDeviceRequest(id=device)).device)
 
 
-@verb(DEVICES, "revoke", "umbel devices revoke 3f2a… --reason lost")
+@verb(DEVICES, "revoke", "umbel devices revoke 3f2a… --reason lost", changes=True)
 def revoke_device(
     session: Session,
     device: Id,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the audit.")] = "",
 ) -> None:
     """Refuse a device from its next call on."""
-    _show(session, session.stub.RevokeDevice(pb.RevokeDeviceRequest(id=device, reason=reason)).device)
+    _show(session, session.stub.RevokeDevice(pb.RevokeDeviceRequest(id=device, reason=reason, **session.call)).device)
 
 
 def _show(session: Session, device: pb.Device) -> None:
@@ -64,7 +64,7 @@ def _show(session: Session, device: pb.Device) -> None:
     session.facts(device, [*facts, ("enrolled (UTC)", output.instant(device.enrolled_at_ms))])
 
 
-@verb(TOKENS, "create", "umbel devices tokens create --population watches --count 20")
+@verb(TOKENS, "create", "umbel devices tokens create --population watches --count 20", changes=True)
 def create_tokens(
     session: Session,
     population: Annotated[str, typer.Option("--population", help="The population that its devices join.")],
@@ -79,7 +79,7 @@ def create_tokens(
 ) -> None:
     """Make single-use enrolment tokens, printed one a line; the coordinator keeps only their hashes."""
     server = (enrol_server or session.enrol_address()) if codes else ""
-    request = pb.CreateTokensRequest(population=population, count=count, lifetime_seconds=hours * 3600)
+    request = pb.CreateTokensRequest(population=population, count=count, lifetime_seconds=hours * 3600, **session.call)
     answer = session.stub.CreateTokens(request)
     found = [_code(session, server, token) for token in answer.tokens] if codes else list(answer.tokens)
     if session.as_json:

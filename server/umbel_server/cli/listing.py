@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -14,7 +13,7 @@ from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.connection import state_folder
 from umbel_server.cli.models import RELEASES, Model, Number
-from umbel_server.cli.rollouts import Reason, Request
+from umbel_server.cli.rollouts import Reason
 from umbel_server.cli.verbs import Json, Session, State, group, verb
 from umbel_server.identity import read_file
 
@@ -37,31 +36,30 @@ _RELEASES: Final[list[output.Column]] = [
 ]
 
 
-@verb(RELEASES, "prepare", "umbel releases prepare smartwatch 3")
-def prepare(
-    session: Session, model: Model, number: Number, channel: Channel = "stable", request_id: Request = ""
-) -> None:
+@verb(RELEASES, "prepare", "umbel releases prepare smartwatch 3", changes=True)
+def prepare(session: Session, model: Model, number: Number, channel: Channel = "stable") -> None:
     """Make a version a release that a rollout can move to, with the release to go back with. Nobody gets it yet."""
-    request = pb.PrepareReleaseRequest(
-        model=model, version=number, channel=channel, request_id=request_id or secrets.token_hex(16)
-    )
+    request = pb.PrepareReleaseRequest(model=model, version=number, channel=channel, **session.call)
     answer = session.stub.PrepareRelease(request)
     facts = [("release", str(answer.number)), ("to go back with", str(answer.revert or "–"))]
     session.facts(answer, [*facts, ("devices have now", str(answer.head or "–"))])
 
 
-@verb(RELEASES, "hold", "umbel releases hold smartwatch --reason 'bad labels'")
+@verb(RELEASES, "hold", "umbel releases hold smartwatch --reason 'bad labels'", changes=True)
 def hold(session: Session, model: Model, reason: Reason = "") -> None:
     """Emergency: offer nothing of a model to anybody, until the hold is lifted."""
     session.show(
-        session.stub.HoldReleases(pb.HoldReleasesRequest(model=model, reason=reason)), lambda: f"{model} is held"
+        session.stub.HoldReleases(pb.HoldReleasesRequest(model=model, reason=reason, **session.call)),
+        lambda: f"{model} is held",
     )
 
 
-@verb(RELEASES, "lift", "umbel releases lift smartwatch")
+@verb(RELEASES, "lift", "umbel releases lift smartwatch", changes=True)
 def lift(session: Session, model: Model) -> None:
     """End a hold."""
-    session.show(session.stub.LiftHold(pb.LiftHoldRequest(model=model)), lambda: f"{model} is offered again")
+    session.show(
+        session.stub.LiftHold(pb.LiftHoldRequest(model=model, **session.call)), lambda: f"{model} is offered again"
+    )
 
 
 @verb(RELEASES, "listing", "umbel releases listing")
@@ -85,10 +83,10 @@ def draft(session: Session, model: Model, file: Annotated[Path, typer.Argument(m
     session.show(answer, lambda: f"Wrote {file}; sign it, then `umbel releases submit {model} {file}`")
 
 
-@verb(RELEASES, "submit", "umbel releases submit smartwatch draft.json")
+@verb(RELEASES, "submit", "umbel releases submit smartwatch draft.json", changes=True)
 def submit(session: Session, model: Model, file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
     """Publish a draft that came back signed by enough of the model's signers."""
-    answer = session.stub.SubmitListing(pb.SubmitListingRequest(model=model, signed=read_file(file)))
+    answer = session.stub.SubmitListing(pb.SubmitListingRequest(model=model, signed=read_file(file), **session.call))
     session.show(answer, lambda: f"{model}'s releases are listed")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -49,7 +49,7 @@ _RELEASE_COLUMNS: Final[list[output.Column]] = [
 ]
 
 
-@verb(MODELS, "add", "umbel models add build/smartwatch --name smartwatch")
+@verb(MODELS, "add", "umbel models add build/smartwatch --name smartwatch", changes=True)
 def add_model(
     session: Session,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="A bundle, as `umbel-compile build` makes it.")],
@@ -57,12 +57,14 @@ def add_model(
     parent: Annotated[int, typer.Option("--parent", help="Of a model that exists: the version it was made from.")] = 0,
 ) -> None:
     """Register a new model, the bundle as its version 1; or with --parent the next version of one that exists."""
-    answer = session.stub.AddModel(_add_requests(name, parent, Bundle.open(bundle)))
+    answer = session.stub.AddModel(
+        _add_requests(pb.AddModelBegin(name=name, parent=parent, **session.call), Bundle.open(bundle))
+    )
     _show_version(session, answer.version)
 
 
-def _add_requests(name: str, parent: int, bundle: Bundle) -> Iterator[pb.AddModelRequest]:
-    yield pb.AddModelRequest(begin=pb.AddModelBegin(name=name, parent=parent))
+def _add_requests(begin: pb.AddModelBegin, bundle: Bundle) -> Iterator[pb.AddModelRequest]:
+    yield pb.AddModelRequest(begin=begin)
     for step in send_bundle(bundle):
         match step:
             case FileStart(file_name, size):
@@ -71,17 +73,18 @@ def _add_requests(name: str, parent: int, bundle: Bundle) -> Iterator[pb.AddMode
                 yield pb.AddModelRequest(chunk=step)
 
 
-@verb(MODELS, "add-holdout", "umbel models add-holdout holdout.safetensors")
+@verb(MODELS, "add-holdout", "umbel models add-holdout holdout.safetensors", changes=True)
 def add_holdout(
     session: Session,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="safetensors, by the names of the model's manifest.")],
 ) -> None:
     """Keep held-out examples; a task's `validation.holdout` names them by the digest that is printed."""
-    answer = session.stub.AddHoldout(_holdout_requests(read_file(file)))
+    answer = session.stub.AddHoldout(_holdout_requests(read_file(file), session.call))
     session.show(answer, lambda: answer.digest)
 
 
-def _holdout_requests(data: bytes) -> Iterator[pb.AddHoldoutRequest]:
+def _holdout_requests(data: bytes, call: Mapping[str, Any]) -> Iterator[pb.AddHoldoutRequest]:
+    yield pb.AddHoldoutRequest(**call)
     for start in range(0, len(data), CHUNK_BYTES):
         yield pb.AddHoldoutRequest(chunk=data[start : start + CHUNK_BYTES])
 
@@ -120,7 +123,7 @@ def show_lineage(session: Session, model: Model, number: Number) -> None:
     session.rows(f"Lineage of {model} {number}", answer, answer.versions, _VERSION_COLUMNS)
 
 
-@verb(VERSIONS, "publish", "umbel versions publish smartwatch 3 --channel stable")
+@verb(VERSIONS, "publish", "umbel versions publish smartwatch 3 --channel stable", changes=True)
 def publish(
     session: Session,
     model: Model,
@@ -128,7 +131,7 @@ def publish(
     channel: Annotated[str, typer.Option("--channel", help="Devices of this channel get it.")] = "stable",
 ) -> None:
     """Release an accepted version on a channel; an older one too, which is how to go back."""
-    answer = session.stub.Publish(pb.PublishRequest(model=model, version=number, channel=channel))
+    answer = session.stub.Publish(pb.PublishRequest(model=model, version=number, channel=channel, **session.call))
     session.rows("", answer, [answer.release], _RELEASE_COLUMNS)
 
 

@@ -33,7 +33,7 @@ _AUDIT_COLUMNS: Final[list[output.Column]] = [
 ]
 
 
-@verb(OPERATORS, "add", "umbel operators add ada --role operator --out ada-identity")
+@verb(OPERATORS, "add", "umbel operators add ada --role operator --out ada-identity", changes=True)
 def add_operator(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What the audit calls them.")],
@@ -47,7 +47,7 @@ def add_operator(
     from umbel_server.identity import Identity
 
     key = ec.generate_private_key(ec.SECP256R1())
-    request = pb.AddOperatorRequest(name=name, role=role, certificate_request=make_request(key))
+    request = pb.AddOperatorRequest(name=name, role=role, certificate_request=make_request(key), **session.call)
     answer = session.stub.AddOperator(request)
     Identity(answer.certificate_chain, key_to_pem(key), session.identity.server_authority).write(out)
     session.rows(f"Wrote the identity to {out}", answer, [answer.operator], _OPERATOR_COLUMNS)
@@ -60,12 +60,12 @@ def list_operators(session: Session) -> None:
     session.rows("", answer, answer.operators, _OPERATOR_COLUMNS)
 
 
-@verb(OPERATORS, "revoke", "umbel operators revoke ada")
+@verb(OPERATORS, "revoke", "umbel operators revoke ada", changes=True)
 def revoke_operator(
     session: Session, operator: Annotated[str, typer.Argument(metavar="NAME|ID", help="Their name or id.")]
 ) -> None:
     """Refuse an operator from the next call on."""
-    answer = session.stub.RevokeOperator(pb.RevokeOperatorRequest(id=operator))
+    answer = session.stub.RevokeOperator(pb.RevokeOperatorRequest(id=operator, **session.call))
     session.rows("", answer, [answer.operator], _OPERATOR_COLUMNS)
 
 

@@ -45,7 +45,7 @@ ROUND_COLUMNS: Final[list[output.Column]] = [
 ]
 
 
-@verb(TASKS, "create", "umbel tasks create --file task.toml")
+@verb(TASKS, "create", "umbel tasks create --file task.toml", changes=True)
 def create_task(
     session: Session,
     file: Annotated[Path | None, typer.Option("--file", help="The task as TOML; options go before it.")] = None,
@@ -92,7 +92,7 @@ def create_task(
     }
     plan = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "clip_norm": clip_norm}
     spec = read_task(file, chosen, plan, strategy, settings_of(privacy or []))
-    _show_task(session, session.stub.CreateTask(pb.CreateTaskRequest(spec=spec)).task)
+    _show_task(session, session.stub.CreateTask(pb.CreateTaskRequest(spec=spec, **session.call)).task)
 
 
 @verb(TASKS, "list", "umbel tasks list --json")
@@ -140,22 +140,22 @@ def _clip(told: pb.GetTaskPrivacyResponse) -> str:
     return f"{told.clip_norm:.4g} next, moving to where {told.clip_quantile:.0%} of the devices stay below it"
 
 
-@verb(TASKS, "pause", "umbel tasks pause shoulder")
+@verb(TASKS, "pause", "umbel tasks pause shoulder", changes=True)
 def pause_task(session: Session, name: Name) -> None:
     """Let the open round end, and begin no new one."""
-    _show_task(session, session.stub.PauseTask(pb.PauseTaskRequest(name=name)).task)
+    _show_task(session, session.stub.PauseTask(pb.PauseTaskRequest(name=name, **session.call)).task)
 
 
-@verb(TASKS, "resume", "umbel tasks resume shoulder")
+@verb(TASKS, "resume", "umbel tasks resume shoulder", changes=True)
 def resume_task(session: Session, name: Name) -> None:
     """Let a paused task go on."""
-    _show_task(session, session.stub.ResumeTask(pb.ResumeTaskRequest(name=name)).task)
+    _show_task(session, session.stub.ResumeTask(pb.ResumeTaskRequest(name=name, **session.call)).task)
 
 
-@verb(TASKS, "stop", "umbel tasks stop shoulder")
+@verb(TASKS, "stop", "umbel tasks stop shoulder", changes=True)
 def stop_task(session: Session, name: Name) -> None:
     """End a task for good, and its open round with it."""
-    _show_task(session, session.stub.StopTask(pb.StopTaskRequest(name=name)).task)
+    _show_task(session, session.stub.StopTask(pb.StopTaskRequest(name=name, **session.call)).task)
 
 
 def _show_task(session: Session, task: pb.Task) -> None:

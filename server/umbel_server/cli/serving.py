@@ -138,7 +138,10 @@ def _tell(addresses: Addresses, ready_file: Path | None, as_json: bool) -> None:
     if as_json:
         output.print_json_line({"ready": True, **asdict(addresses)})
         return
-    sys.stdout.write(f"ready: devices {addresses.device}, enrolment {addresses.enrol}, admin {addresses.admin}\n")
+    tokens = f", tokens {addresses.tokens}" if addresses.tokens else ""
+    sys.stdout.write(
+        f"ready: devices {addresses.device}, enrolment {addresses.enrol}, admin {addresses.admin}{tokens}\n"
+    )
     sys.stdout.flush()
 
 

@@ -1,15 +1,16 @@
 """How a verb is made: one function with its own options, given a `Session` to ask the coordinator through.
 
-`verb` adds what all of them share: --state, --identity, --server, --json.
+`verb` adds what all of them share: --state, --identity, --server, --json, and what a token needs.
 """
 
 from __future__ import annotations
 
 import inspect
+import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
@@ -19,7 +20,7 @@ from rich.live import Live
 
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
 from umbel_server.cli import output
-from umbel_server.cli.connection import connect, state_folder
+from umbel_server.cli.connection import Caller, connect, state_folder, token_of
 from umbel_server.identity import Addresses, Identity
 
 REFRESH_SECONDS: Final = 1.0
@@ -38,6 +39,21 @@ _IdentityOption = Annotated[
     typer.Option("--identity", envvar="UMBEL_IDENTITY", help="Folder of the operator's identity to call with."),
 ]
 _ServerOption = Annotated[str, typer.Option("--server", envvar="UMBEL_SERVER", help="host:port of the admin port.")]
+_TokenOption = Annotated[
+    str,
+    typer.Option(
+        "--token", envvar="UMBEL_TOKEN", help="A token of the team's identity provider, to call with instead."
+    ),
+]
+_TokenFileOption = Annotated[
+    Path | None, typer.Option("--token-file", envvar="UMBEL_TOKEN_FILE", help="The file that holds the token.")
+]
+_AuthorityOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--server-authority", envvar="UMBEL_SERVER_AUTHORITY", help="With a token: the coordinator's authority, PEM."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Keep showing what changes, until Ctrl-C.")]
 
@@ -50,6 +66,8 @@ class Session:
     identity: Identity
     state: Path
     as_json: bool
+    call: Mapping[str, Any] = field(default_factory=dict)
+    """How a change is asked for: `request_id` and `expected_revision`, for its message."""
 
     def enrol_address(self) -> str:
         """Where devices enrol, if the coordinator runs on this machine; raises `NotFound` if not."""
@@ -103,31 +121,77 @@ _SHARED: Final = tuple(
         ("state", State, None),
         ("identity", _IdentityOption, None),
         ("server", _ServerOption, ""),
+        ("token", _TokenOption, ""),
+        ("token_file", _TokenFileOption, None),
+        ("server_authority", _AuthorityOption, None),
         ("as_json", Json, False),
     )
 )
 
 
-def verb(group: typer.Typer, called: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make `function(session, …)` a command of `group`; its docstring and the example are its help."""
+_CHANGING: Final = tuple(
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    for name, annotation, default in (
+        (
+            "request_id",
+            Annotated[str, typer.Option("--request-id", help="Names this call, so that it can be made again safely.")],
+            "",
+        ),
+        (
+            "expected_revision",
+            Annotated[
+                int | None,
+                typer.Option("--expected-revision", help="Refuse if it has changed since it was at this revision."),
+            ],
+            None,
+        ),
+    )
+)
+
+
+def verb(
+    group: typer.Typer, called: str, example: str, *, changes: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make `function(session, …)` a command of `group`; its docstring and the example are its help.
+
+    One that `changes` something takes --request-id and --expected-revision too, and sends `session.call`.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
 
-        def command(*, state: Path | None, identity: Path | None, server: str, as_json: bool, **options: Any) -> None:
-            folder = Path() if identity and server else state_folder(state)
-            with connect(folder, identity, server) as (stub, who):
-                function(Session(stub, who, folder, as_json), **options)
+        def command(
+            *,
+            state: Path | None,
+            identity: Path | None,
+            server: str,
+            token: str,
+            token_file: Path | None,
+            server_authority: Path | None,
+            as_json: bool,
+            **options: Any,
+        ) -> None:
+            caller = Caller(identity, token_of(token, token_file), server_authority)
+            folder = Path() if server and not caller.needs_folder else state_folder(state)
+            with connect(folder, caller, server) as (stub, who):
+                call = _call(options) if changes else {}
+                function(Session(stub, who, folder, as_json, call), **options)
 
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-        command.__signature__ = inspect.Signature([*parameters, *_SHARED])  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in (*parameters, *_SHARED)}
+        taken = (*parameters, *(_CHANGING if changes else ()), *_SHARED)
+        command.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in taken}
         command.__doc__ = f"{inspect.getdoc(function)}\n\nExample: {example}"
         command.__name__ = function.__name__
         group.command(called)(command)
         return function
 
     return decorate
+
+
+def _call(options: dict[str, Any]) -> dict[str, Any]:
+    request_id, seen = options.pop("request_id"), options.pop("expected_revision")
+    return {"request_id": request_id or secrets.token_hex(16)} | ({} if seen is None else {"expected_revision": seen})
 
 
 def group(called: str, about: str) -> typer.Typer:

