@@ -11,7 +11,17 @@ from pathlib import Path
 
 from tests.benchmarks.harness import Table, seconds
 
-NAMES = ("aggregation", "private", "predictor", "device", "coordinator", "learning", "private_learning", "releases")
+NAMES = (
+    "aggregation",
+    "private",
+    "predictor",
+    "device",
+    "coordinator",
+    "learning",
+    "private_learning",
+    "releases",
+    "deltas",
+)
 
 
 def main() -> int:
