@@ -306,6 +306,8 @@ class Run:
                 raise InvariantBroken(f"something failed inside a device or the engine:\n{words}") from failure
 
     def _outcome(self) -> Outcome:
+        for play in self._plays:
+            play.count()
         played = [play.played for play in self._plays]
         audit = Audit(self._house, self._members, self._books, self._federation.clients, played)
         held = audit.require()

@@ -22,6 +22,8 @@ from umbel_simulations.fleet.member import Member
 from umbel_simulations.fleet.rollouts import Played
 
 _CLOSE: Final = 1e-6
+_LINES: Final = 12
+"""Of a traceback."""
 
 
 class Audit:
@@ -141,7 +143,7 @@ class Audit:
 
     def _failures(self) -> Iterator[str]:
         for failure in self._house.failures[:3]:
-            yield failure.strip().splitlines()[-1]
+            yield "\n".join(failure.strip().splitlines()[-_LINES:])
 
 
 def _rounds(house: House) -> Iterator[Round]:

@@ -20,6 +20,7 @@ from umbel_server.gates import GatePolicy
 from umbel_server.rollout import Stage
 from umbel_server.rollout_spec import OnFailure, RolloutSpec, Wave
 from umbel_server.rollout_verbs import RolloutVerbs
+from umbel_server.tables import VERSIONS
 from umbel_server.versions import Lineage, Version, VersionState
 from umbel_simulations.fleet.house import MODEL, OPERATOR, POPULATION, SECOND, House
 from umbel_simulations.outcome import RolloutEvent
@@ -119,7 +120,24 @@ class Play:
         verbs.approve(played.name, SECOND, spec.subject, -1)
         verbs.start(played.name, OPERATOR, -1)
         played.release, played.started = prepared.number, hour
+        self._set_aside(version)
         self._look(hour)
+
+    def _set_aside(self, version: Version) -> None:
+        """Refuse a version that was broken on purpose, so that no round starts from it; its release goes its way.
+
+        Past the product's own verbs, which know no second thoughts about a version.
+        """
+        if self._plan.content != "trained":
+            this = (VERSIONS.c.model == MODEL) & (VERSIONS.c.number == version.number)
+            with self._house.parts.store.transaction() as connection:
+                connection.execute(VERSIONS.update().where(this).values(state=VersionState.REFUSED.value))
+
+    def count(self) -> None:
+        """See who has taken the release by now."""
+        with self._house.parts.store.reading() as connection:
+            moves = of_numbers(connection, MODEL, self.played.numbers)
+        self.played.reached = sum(_was_taken(move.outcome) for move in moves)
 
     def _look(self, hour: float) -> None:
         played, found = self.played, self._verbs.get(self.played.name).rollout
@@ -127,9 +145,6 @@ class Play:
         if stage != played.stage:
             played.events.append(RolloutEvent(round(hour, 4), f"{stage}: {found.reason}".strip(": ")))
         played.stage, played.numbers = stage, tuple(found.releases)
-        with self._house.parts.store.reading() as connection:
-            moves = of_numbers(connection, MODEL, found.releases)
-        played.reached = max(played.reached, sum(_was_taken(move.outcome) for move in moves))
         if found.stage in _ENDED:
             played.ended = hour
 
