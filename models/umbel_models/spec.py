@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,17 +13,12 @@ from torch import Tensor, nn
 from umbel.errors import CannotCompile
 from umbel_models.losses import correct
 from umbel_models.optimizers import SGD, Optimizer
+from umbel_models.trainable import Head, LoRA, Trainable, every_weight
 
 Loss = Callable[..., Tensor]
 """(what the module returned, *targets) -> the mean loss over the examples of the batch, a scalar."""
 MetricSum = Callable[..., Tensor]
 """(what the module returned, *targets) -> a sum over the examples of the batch, a scalar."""
-
-
-def every_weight(name: str) -> bool:
-    """Train all weights."""
-    del name
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +41,15 @@ class ModelSpec:
     """What a batch counts for, as `examples`: over how much the loss is a mean (`token_count` for sequences).
 
     None counts each example as one."""
-    trainable: Callable[[str], bool] = every_weight
-    """Says of a parameter's name in the module whether it is trained; others are frozen and never travel back."""
+    trainable: Trainable = every_weight
+    """Which weights are trained: a function of a parameter's name, `Head()`, `Named(...)` or `LoRA(...)`.
+
+    Others are frozen and never travel back."""
     optimizer: Optimizer = field(default_factory=SGD)
+    clip_examples: float | None = None
+    """The largest norm of one example's gradient, for DP-SGD; None leaves gradients as they are.
+
+    Costs a loop over the examples of a batch; ONNX Runtime alone."""
     labels: tuple[str, ...] = ()
     golden_tolerance: float = 1e-4
     description: str = ""
@@ -58,6 +60,18 @@ class ModelSpec:
             raise CannotCompile(f"{self.name!r}: inputs and targets must share one batch dimension, found {sizes}")
         if self.example_count < 2:
             raise CannotCompile(f"{self.name!r}: the example batch needs two examples or more")
+        if self.clip_examples is not None and not 0 < self.clip_examples < math.inf:
+            raise CannotCompile(f"{self.name!r}: clip_examples is {self.clip_examples}; it must be a number above zero")
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter of the module is trained, by its name.
+
+        Raises:
+            CannotCompile: `umbel_models.adapters.resolved` has yet to work out what was chosen.
+        """
+        if isinstance(self.trainable, (Head, LoRA)):
+            raise CannotCompile(f"{self.name!r}: {self.trainable} has to be worked out first, by adapters.resolved")
+        return self.trainable(name)
 
     @property
     def example_count(self) -> int:
