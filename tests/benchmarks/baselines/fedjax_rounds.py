@@ -41,6 +41,7 @@ while True:
     number += 1
     members = cohort(number, len(x))
     keys = jax.random.split(jax.random.PRNGKey(number), len(members))
-    state, _ = algorithm.apply(state, [(user, clients[user], key) for user, key in zip(members, keys)])
+    state, _ = algorithm.apply(state, [(user, clients[user], key) for user, key in zip(members, keys, strict=True)])
     state.params["b1"].block_until_ready()
-    turns.round_done(lambda: float((scores(state.params, held_x).argmax(1) == held_y).mean()))
+    params = state.params
+    turns.round_done(lambda params=params: float((scores(params, held_x).argmax(1) == held_y).mean()))  # type: ignore[misc]

@@ -13,8 +13,8 @@ from pfl.data.pytorch import PyTorchTensorDataset
 from pfl.hyperparam.base import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
-from turns import BATCH, COHORT, RATE, Turns, cohort, load
 from torch import nn
+from turns import BATCH, COHORT, RATE, Turns, cohort, load
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -29,11 +29,11 @@ class Dense(nn.Module):
     def forward(self, inputs):  # type: ignore[no-untyped-def]
         return self.head(F.relu(self.hidden(inputs)))
 
-    def loss(self, inputs, targets, eval=False):  # type: ignore[no-untyped-def]  # noqa: A002 - pfl's name
+    def loss(self, inputs, targets, eval=False):  # type: ignore[no-untyped-def]
         self.eval() if eval else self.train()
         return F.cross_entropy(self(inputs), targets)
 
-    def metrics(self, inputs, targets, eval=False):  # type: ignore[no-untyped-def]  # noqa: A002 - pfl's name
+    def metrics(self, inputs, targets, eval=False):  # type: ignore[no-untyped-def]
         return {"loss": Weighted(float(self.loss(inputs, targets, eval)) * len(targets), len(targets))}
 
 

@@ -1,4 +1,4 @@
-"""What every way to simulate has in common: the same data and cohorts, and a parent that calls for a few rounds in turn.
+"""What all ways to simulate have in common: the same data and cohorts, and a parent that calls for rounds in turn.
 
 Each way is a program of its own in an environment of its own, so nothing here but numpy. A program prints one JSON
 object when it is ready, then one for each line of its input, which says how many rounds to run.
