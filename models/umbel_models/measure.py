@@ -130,19 +130,21 @@ def _runtime_works(bundle: Bundle, runtime: Runtime, inputs: Arrays, targets: Ar
 def _torch_works(spec: ModelSpec, batch: int) -> Mapping[tuple[str, str], Work]:
     import torch
 
+    from umbel_models.adapters import resolved
+
+    spec = resolved(spec)
     answering, training = copy.deepcopy(spec.module).eval(), copy.deepcopy(spec.module).train()
     inputs, targets = spec.batch(batch)
     for name, parameter in training.named_parameters():
-        parameter.requires_grad_(spec.trainable(name))
+        parameter.requires_grad_(spec.trains(name))
     optimizer = spec.optimizer.torch_optimizer([p for p in training.parameters() if p.requires_grad])
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
+    optimizer.hold()
 
     def step() -> float:
         optimizer.zero_grad()
         loss = spec.loss(training(*inputs.values()), *targets.values())
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        optimizer.step(float(batch))
         return float(loss.detach())
 
     def infer() -> object:
