@@ -39,6 +39,8 @@ class Lowered:
     graph: fx.GraphModule
     outputs: tuple[str, ...]
     sizes: ShapeEnv
+    each: Lowered | None = None
+    """What is done before for each example; see `Signature.each`."""
 
     def require_open_batch(self, stage: str) -> None:
         """Raise `CannotCompile` if the batch size became a number."""
@@ -146,7 +148,8 @@ def trace(signature: Signature, module: nn.Module, table: Decompositions) -> Low
         raise
     except Exception as error:  # torch raises anything at all from inside a user's module
         raise CannotCompile(f"{signature.name!r}: tracing failed with {type(error).__name__}: {error}") from error
-    lowered = Lowered(signature, graph, tuple(outputs), sizes)
+    each = None if signature.each is None else lower(signature.each, module, table, kept)
+    lowered = Lowered(signature, graph, tuple(outputs), sizes, each)
     lowered.require_open_batch("tracing")
     return lowered
 
