@@ -22,7 +22,7 @@ TREES := protos models client server simulations tests .ci hatch_build.py
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: help demo dev test test-all lint fix protos docs bench bench-private mutants pins clean
+.PHONY: help demo dev test test-all lint fix protos docs bench bench-private mutants show-secrecy pins clean
 
 help: ## List these words.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
@@ -67,6 +67,9 @@ bench-private: $(VENV)/.dev-installed ## Measure private rounds: device, leader 
 
 mutants: $(VENV)/.dev-installed ## Take each guard of private rounds out and see a test fail (a quarter of an hour).
 	@"$(BIN)/python" -m tests.mutation
+
+show-secrecy: $(VENV)/.dev-installed ## Play a curious leader and a curious helper, and see what each finds: nothing.
+	@"$(BIN)/python" -m tests.private.show_secrecy
 
 pins: ## Resolve all requirements anew in a fresh environment and write constraints.txt.
 	@bash .ci/pins "$(PYTHON)"

@@ -7,8 +7,8 @@ import gc
 import pytest
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Spare the collector all that was imported: torch alone is a million objects; Flower collects at each reply."""
-    del session
+@pytest.fixture(autouse=True, scope="module")
+def objects_of_before_are_not_searched() -> None:
+    """Spare the collector what earlier modules left: torch is a million objects, and Flower collects at each reply."""
     gc.collect()
     gc.freeze()

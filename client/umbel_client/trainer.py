@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from umbel.bundle import Bundle
 from umbel.clock import Clock
 from umbel.errors import Interrupted, NotFinite, OutOfBounds
-from umbel.manifest import Manifest
+from umbel.manifest import ACCUMULATE, Manifest
 from umbel.plan import Kind, Plan
 from umbel.randomness import generator, with_seed
 from umbel.runtime import Runtime
@@ -135,25 +135,56 @@ def train(
     """Train from `base` as the plan says; arguments and errors as in `run`."""
     began = clock.now()
     now = progress or Progress(0, base, Weights({}), 0.0, 0, 0.0)
-    session = runtime.train(bundle, now.weights, job.hyperparameters(bundle.manifest), now.slots if progress else None)
+    gathering = _Gathering(job, bundle.manifest, examples.count)
+    session = runtime.train(bundle, now.weights, gathering.hyperparameters(now.steps), now.slots if progress else None)
     loss, seen, steps = now.loss, now.examples, now.steps
 
     def stand() -> Progress:
         spent = now.seconds + clock.now() - began
         return Progress(steps, session.weights(), session.slots(), loss, seen, spent)
 
-    for rows in _batches(job, examples.count, skip=steps):
+    for rows in batches(job, examples.count, skip=steps):
         over = job.plan.max_seconds and now.seconds + clock.now() - began >= job.plan.max_seconds
-        if over and steps:
+        if over and steps and gathering.is_between_steps(steps):
             break
         against = go_on()
         if against:
             raise Stopped(against, stand())
+        if gathering.shrinks_at(steps):
+            session = runtime.train(bundle, session.weights(), gathering.hyperparameters(steps), session.slots())
         batch = examples.take(rows)
         loss += session.step(batch.inputs, batch.targets) * batch.count
         seen += batch.count
         steps += 1
     return stand()
+
+
+class _Gathering:
+    """How many batches make one step of the optimiser, where a model gathers gradients over several.
+
+    When a run's batches don't divide evenly, its last ones make a smaller step, so that none is lost.
+    """
+
+    def __init__(self, job: Job, manifest: Manifest, count: int) -> None:
+        self._chosen = job.hyperparameters(manifest)
+        self._each = math.floor({**manifest.hyperparameters, **self._chosen}.get(ACCUMULATE, 1.0) + 0.5)
+        batches = job.plan.epochs * math.ceil(count / job.plan.batch_size)
+        batches = min(batches, job.plan.max_steps or batches)
+        self._left = batches % max(self._each, 1)
+        self._last = batches - self._left
+
+    def hyperparameters(self, batch: int) -> dict[str, float]:
+        """What the training graph is given from this batch on."""
+        left = {ACCUMULATE: float(self._left)} if self._left and batch >= self._last else {}
+        return {**self._chosen, **left}
+
+    def shrinks_at(self, batch: int) -> bool:
+        """Whether the last, smaller step begins with this batch."""
+        return bool(self._left) and batch == self._last
+
+    def is_between_steps(self, batch: int) -> bool:
+        """Whether nothing has been gathered before this batch."""
+        return self._each <= 1 or batch % self._each == 0
 
 
 def evaluate(bundle: Bundle, weights: Weights, examples: Examples, runtime: Runtime) -> Metrics:
@@ -174,8 +205,14 @@ def newest(examples: Examples, most: int) -> Examples:
     return examples.take(slice(examples.count - most, None))
 
 
-def _batches(job: Job, count: int, skip: int) -> Iterator[NDArray[np.intp]]:
-    """The rows of each batch, epoch after epoch; the last batch of an epoch may be smaller."""
+def batches(job: Job, count: int, skip: int = 0) -> Iterator[NDArray[np.intp]]:
+    """The rows of each batch, epoch after epoch; the last batch of an epoch may be smaller.
+
+    Args:
+        job: what to do.
+        count: how many examples there are.
+        skip: how many batches to leave out, because an earlier try has done them.
+    """
     step = 0
     for epoch in range(job.plan.epochs):
         order = job.order(epoch, count)

@@ -10,6 +10,7 @@ from umbel.errors import CannotCompile, NotFound
 from umbel.runtime import Runtime
 from umbel.runtime.named import runtime_named
 from umbel.weights import Weights
+from umbel_models.adapters import merge_adapters
 from umbel_models.decompositions import KEPT, decomposition_table
 from umbel_models.lowering import lower
 from umbel_models.signatures import Signature
@@ -24,6 +25,8 @@ class Backend:
     suffix: str
     """Of the graphs' file names."""
     translate: Callable[[ModelSpec, Signature, Weights], bytes]
+    folds: bool
+    """Whether the runtime works out what hangs on constants alone when it opens `infer`."""
 
     def runtime(self) -> Runtime:
         """The runtime itself, with one thread."""
@@ -32,6 +35,7 @@ class Backend:
     def graph(self, spec: ModelSpec, signature: Signature, weights: Weights) -> bytes:
         """One signature as a file of this runtime."""
         spec.module.train(signature.name == "train")
+        merge_adapters(spec.module, self.folds and signature.name == "infer")
         return self.translate(spec, signature, weights)
 
 
@@ -50,8 +54,8 @@ def _to_litert(spec: ModelSpec, signature: Signature, weights: Weights) -> bytes
 
 
 BACKENDS: Final = {
-    "onnx": Backend("onnx", "onnx", _to_onnx),
-    "litert": Backend("litert", "tflite", _to_litert),
+    "onnx": Backend("onnx", "onnx", _to_onnx, folds=True),
+    "litert": Backend("litert", "tflite", _to_litert, folds=False),
 }
 
 

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +46,16 @@ BundleFolder = Annotated[Path, typer.Argument(help="Folder of a bundle.", metava
 SpecName = Annotated[
     str, typer.Argument(help="A ModelSpec, or a function that returns one.", metavar="PACKAGE.MODULE:SPEC")
 ]
+TrainableChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--trainable", help="In place of the spec's choice: all, head, lora:RANK:LAYERS, or names of weights."
+    ),
+]
+OptimizerChoice = Annotated[
+    str | None,
+    typer.Option("--optimizer", help="In place of the spec's choice: sgd:lr=0.05,momentum=0.9, adam:..., adamw:..."),
+]
 
 
 def main() -> None:
@@ -71,14 +81,18 @@ def build(
     runtime: Annotated[
         str, typer.Option("--runtime", help="Runtimes to compile for, with commas between: onnx, litert.")
     ] = "onnx",
+    trainable: TrainableChoice = None,
+    optimizer: OptimizerChoice = None,
     as_json: AsJson = False,
 ) -> None:
     """Compile a torch model into a bundle; nothing is written unless it does what torch does.
 
     Example: `umbel-compile build umbel_models.zoo.digits:mlp -o build/digits --runtime onnx,litert`
+
+    Example: `umbel-compile build umbel_models.zoo.shakespeare:spec -o build/lora --trainable lora:8:q,v`
     """
     with _refusals():
-        model = load_spec(spec)
+        model = load_spec(spec, trainable, optimizer)
         from umbel_models.compile import compile_model  # torch takes a second to import; `inspect` needs none
 
         compiled = compile_model(model, output, _names(runtime))
@@ -111,11 +125,14 @@ def check(
         str | None,
         typer.Option("--against", help="Also compare answers and training with this torch ModelSpec."),
     ] = None,
+    trainable: TrainableChoice = None,
+    optimizer: OptimizerChoice = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a bundle's golden examples on this machine, and on demand compare it with its torch model.
 
-    The torch model must hold the weights of the bundle, as it does right after `build`.
+    The torch model must hold the weights of the bundle, as it does right after `build`; name again what `build` was
+    told to train, and how.
 
     Example: `umbel-compile check build/digits --against umbel_models.zoo.digits:mlp`
     """
@@ -128,7 +145,7 @@ def check(
             "golden_tolerance": opened.manifest.golden_tolerance,
         }
         if against is not None:
-            model = load_spec(against)
+            model = load_spec(against, trainable, optimizer)
             from umbel_models.parity import check_parity
 
             result["parity"] = {
@@ -141,11 +158,16 @@ def _names(runtimes: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in runtimes.split(",") if name.strip()))
 
 
-def load_spec(name: str) -> ModelSpec:
+def load_spec(name: str, trainable: str | None = None, optimizer: str | None = None) -> ModelSpec:
     """Import `package.module:attribute`, from the working directory too.
 
+    Args:
+        name: a ModelSpec, or a function without arguments that gives one.
+        trainable: what is trained in place of what the spec says, as `umbel_models.choices` reads it.
+        optimizer: the same for the optimiser.
+
     Raises:
-        CannotCompile: there is no such thing, or it isn't a ModelSpec.
+        CannotCompile: there is no such thing, it isn't a ModelSpec, or a choice can't be read.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon:
@@ -165,7 +187,10 @@ def load_spec(name: str) -> ModelSpec:
     made = found() if callable(found) else found
     if not isinstance(made, ModelSpec):
         raise CannotCompile(f"{name!r} is a {type(made).__name__}; it must be a ModelSpec or return one")
-    return made
+    from umbel_models.choices import parse_optimizer, parse_trainable
+
+    made = made if trainable is None else replace(made, trainable=parse_trainable(trainable))
+    return made if optimizer is None else replace(made, optimizer=parse_optimizer(optimizer))
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from umbel.golden import GoldenExamples
 from umbel.manifest import GOLDEN_FILE, SIGNATURES, WEIGHTS_FILE, FileRef, Manifest, TensorSpec
 from umbel.runtime import onnx
 from umbel.weights import Weights
+from umbel_models.adapters import resolved
 from umbel_models.backends import Backend, backend
 from umbel_models.onnx.graph import numpy_dtype
 from umbel_models.parity import ParityReport, check_parity, to_numpy
@@ -47,6 +48,7 @@ def compile_model(spec: ModelSpec, directory: Path, runtimes: Sequence[str] = (o
         ParityFailed: the graphs don't do what the module does; nothing is written.
         CannotCompile: the spec contradicts itself, or the module can't be traced.
     """
+    spec = resolved(spec)
     modes = {module: module.training for module in spec.module.modules()}
     try:
         state = State(spec)

@@ -1,13 +1,16 @@
 """Gradients and normalisations in terms of operators that every inference runtime has.
 
 After tracing with this table no `…_backward` operator is left, except the one that becomes a MaxUnpool. What torch's
-own table does well is taken from there; what it lacks, or does in a way that runs slowly, is written here and in
-`convolution.py`.
+own table does well is taken from there; what it lacks, or does in a way that runs slowly, is written here, in
+`convolution.py` and in `normalisation.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -18,6 +21,15 @@ from torch._decomp import decomposition_table as torch_table
 from umbel.errors import OperatorNotSupported
 from umbel_models.convolution import convolution_backward, input_gradient, per_dimension
 from umbel_models.dropout import DECOMPOSITIONS as DROPOUT
+from umbel_models.normalisation import (
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_frozen,
+    group_norm,
+    group_norm_backward,
+    layer_norm,
+    layer_norm_backward,
+)
 
 aten = torch.ops.aten
 
@@ -28,20 +40,13 @@ KEPT: Final = {aten.max_pool2d_with_indices_backward.default}
 _FROM_TORCH: Final = (
     "_log_softmax_backward_data",
     "_softmax_backward_data",
-    "batch_norm_backward",
     "elu_backward",
-    "gelu_backward",
     "hardsigmoid_backward",
-    "hardswish_backward",
-    "hardtanh_backward",
     "huber_loss_backward",
     "leaky_relu_backward",
     "mse_loss",
     "mse_loss_backward",
-    "native_batch_norm_backward",
     "native_dropout_backward",
-    "native_group_norm_backward",
-    "native_layer_norm_backward",
     "new_zeros",
     "select_backward",
     "sigmoid_backward",
@@ -175,92 +180,34 @@ def _embedding_backward(
     return aten.index_put(torch.zeros([count, width]), [places], rows, True)  # type: ignore[no-any-return]
 
 
-# Normalisation. Torch's own forms use broadcasts that only its compiler knows.
-
-
-def _normalise(x: Tensor, dims: list[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mean = x.mean(dims, keepdim=True)
-    centred = x - mean
-    variance = (centred * centred).mean(dims, keepdim=True)
-    scale = torch.rsqrt(variance + epsilon)
-    return centred * scale, mean, variance, scale
-
-
-def _layer_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, _, scale = _normalise(x, list(range(x.dim() - len(shape), x.dim())), epsilon)
-    y = y if weight is None else y * weight
-    return (y if bias is None else y + bias), mean, scale
-
-
-def _group_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    batch: int,
-    channels: int,
-    area: int,
-    groups: int,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = x.reshape(batch, groups, (channels // groups) * area)
-    y, mean, _, scale = _normalise(rows, [2], epsilon)
-    y = _per_channel(y.reshape(x.shape), weight, bias)
-    return y, mean.reshape(batch, groups), scale.reshape(batch, groups)
-
-
-def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    shape = [1, x.shape[1]] + [1] * (x.dim() - 2)
-    x = x if weight is None else x * weight.reshape(shape)
-    return x if bias is None else x + bias.reshape(shape)
-
-
-def _batch_norm_training(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_variance: Tensor,
-    training: bool,
-    momentum: float,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if not training:
-        return _batch_norm_frozen(x, weight, bias, running_mean, running_variance, momentum, epsilon)
-    channels = x.shape[1]
-    y, mean, variance, scale = _normalise(x, [0, *range(2, x.dim())], epsilon)
-    mean, variance, scale = mean.reshape(channels), variance.reshape(channels), scale.reshape(channels)
-    seen = x.numel() // channels
-    running_mean.copy_(momentum * mean + (1 - momentum) * running_mean)
-    # The running variance is the unbiased one.
-    running_variance.copy_(momentum * (variance * (seen / (seen - 1))) + (1 - momentum) * running_variance)
-    return _per_channel(y, weight, bias), mean, scale
-
-
-def _batch_norm_frozen(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_variance: Tensor,
-    momentum: float,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    del momentum
-    shape = [1, x.shape[1]] + [1] * (x.dim() - 2)
-    scale = torch.rsqrt(running_variance + epsilon)
-    y = (x - running_mean.reshape(shape)) * scale.reshape(shape)
-    none = torch.zeros([0])
-    return _per_channel(y, weight, bias), none, none
-
-
 # Pointwise.
 
 
 def _threshold_backward(gradient: Tensor, x: Tensor, threshold: float) -> Tensor:
     # A product with a mask of ones and zeros runs faster than a choice between two tensors.
     return gradient * (x > threshold).to(gradient.dtype)
+
+
+def _hardtanh_backward(gradient: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    return gradient * ((x > low) & (x < high)).to(gradient.dtype)
+
+
+def _hardswish_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    # x (x + 3) / 6 has the slope x / 3 + 1 / 2, between nothing and x itself.
+    between = ((x > -3) & (x < 3)).to(gradient.dtype)
+    return gradient * ((x / 3 + 0.5) * between + (x >= 3).to(gradient.dtype))
+
+
+def _gelu_backward(gradient: Tensor, x: Tensor, approximate: str = "none") -> Tensor:
+    if approximate == "none":
+        exact: Tensor = torch_table[aten.gelu_backward.default](gradient, x, approximate=approximate)
+        return exact
+    # x sigmoid(2 u) is x (1 + tanh u) / 2; here u = k (x + c x^3).
+    k, c = math.sqrt(2 / math.pi), 0.044715
+    square = x * x
+    gate = torch.sigmoid(x * (2 * k * c * square + 2 * k))
+    slope = x * (6 * k * c * square + 2 * k)
+    return gradient * (gate * (slope * (1 - gate) + 1))
 
 
 def _silu_backward(gradient: Tensor, x: Tensor) -> Tensor:
@@ -300,19 +247,25 @@ def _safe_softmax(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
 _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten._adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
     aten._adaptive_avg_pool2d_backward.default: _adaptive_avg_pool2d_backward,
-    aten._native_batch_norm_legit.default: _batch_norm_training,
-    aten._native_batch_norm_legit_no_training.default: _batch_norm_frozen,
+    aten._native_batch_norm_legit.default: batch_norm,
+    aten._native_batch_norm_legit_no_training.default: batch_norm_frozen,
     aten._safe_softmax.default: _safe_softmax,
     aten.avg_pool2d_backward.default: _avg_pool2d_backward,
     aten.convolution_backward.default: convolution_backward,
     aten.embedding_dense_backward.default: _embedding_backward,
+    aten.gelu_backward.default: _gelu_backward,
+    aten.hardswish_backward.default: _hardswish_backward,
+    aten.hardtanh_backward.default: _hardtanh_backward,
     aten.linalg_vector_norm.default: _vector_norm,
     aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
     aten.mish.default: _mish,
     aten.mish_backward.default: _mish_backward,
-    aten.native_batch_norm.default: _batch_norm_training,
-    aten.native_group_norm.default: _group_norm,
-    aten.native_layer_norm.default: _layer_norm,
+    aten.native_batch_norm.default: batch_norm,
+    aten.native_batch_norm_backward.default: batch_norm_backward,
+    aten.native_group_norm.default: group_norm,
+    aten.native_group_norm_backward.default: group_norm_backward,
+    aten.native_layer_norm.default: layer_norm,
+    aten.native_layer_norm_backward.default: layer_norm_backward,
     aten.nll_loss_backward.default: _nll_loss_backward,
     aten.nll_loss_forward.default: _nll_loss_forward,
     aten.silu.default: _silu,
@@ -321,11 +274,15 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
 }
 
 
-def decomposition_table() -> dict[Any, Callable[..., Any]]:
-    """Torch's core decompositions, those of its others that are needed, and ours over both."""
+@cache
+def decomposition_table() -> Mapping[Any, Callable[..., Any]]:
+    """Torch's core decompositions, those of its others that are needed, and ours over both.
+
+    Made once: torch looks through all of its operators to tell which are core, as long as a small trace takes.
+    """
     table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
     for name in _FROM_TORCH:
         operator = getattr(aten, name).default
         table[operator] = torch_table[operator]
     table[aten.split.Tensor] = torch_table[aten.split.Tensor]
-    return table | _OWN | DROPOUT
+    return MappingProxyType(table | _OWN | DROPOUT)

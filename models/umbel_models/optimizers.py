@@ -8,12 +8,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
+
+
+class Reference(Protocol):
+    """An optimiser of torch, for the parity gate to compare with."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the last batch."""
+
+    def step(self, count: float) -> None:
+        """Move the weights by their gradients; `count` is what the batch counts for."""
+
+    def hold(self) -> None:
+        """From now on do all the work but move nothing, for whoever only measures."""
+
+
+@dataclass(frozen=True, slots=True)
+class TorchOptimizer:
+    """One of torch's own, which doesn't ask how much a batch counts for."""
+
+    inner: torch.optim.Optimizer
+
+    def zero_grad(self) -> None:
+        """As torch does."""
+        self.inner.zero_grad()
+
+    def step(self, count: float) -> None:
+        """As torch does."""
+        del count
+        self.inner.step()
+
+    def hold(self) -> None:
+        """By a learning rate of zero."""
+        for group in self.inner.param_groups:
+            group["lr"] = 0.0
 
 
 class Optimizer(Protocol):
@@ -31,15 +65,15 @@ class Optimizer(Protocol):
     def hyperparameters(self) -> Mapping[str, float]:
         """Scalar inputs of the training graph and their usual values."""
 
-    def advance(self, scalars: Tensors) -> dict[str, Tensor]:
-        """The scalars as this step uses them and leaves them."""
+    def advance(self, scalars: Tensors, hyper: Tensors) -> dict[str, Tensor]:
+        """The scalars as this step leaves them, and what else `update` wants to know of it."""
 
     def update(
         self, weight: Tensor, gradient: Tensor, slots: Tensors, scalars: Tensors, hyper: Tensors
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The new weight, and the new value of each slot that changed."""
 
-    def torch_optimizer(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+    def torch_optimizer(self, weights: list[Tensor]) -> Reference:
         """Torch's own implementation, for the parity gate to compare with."""
 
 
@@ -66,8 +100,9 @@ class SGD:
         """`lr`, and `momentum` where there is momentum."""
         return {"lr": self.lr} if self.momentum is None else {"lr": self.lr, "momentum": self.momentum}
 
-    def advance(self, scalars: Tensors) -> dict[str, Tensor]:
+    def advance(self, scalars: Tensors, hyper: Tensors) -> dict[str, Tensor]:
         """Nothing to do."""
+        del hyper
         return dict(scalars)
 
     def update(
@@ -80,9 +115,9 @@ class SGD:
         velocity = hyper["momentum"] * slots["velocity"] + gradient
         return weight - hyper["lr"] * velocity, {"velocity": velocity}
 
-    def torch_optimizer(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+    def torch_optimizer(self, weights: list[Tensor]) -> Reference:
         """torch.optim.SGD."""
-        return torch.optim.SGD(weights, self.lr, momentum=self.momentum or 0.0)
+        return TorchOptimizer(torch.optim.SGD(weights, self.lr, momentum=self.momentum or 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +145,9 @@ class Adam:
         """`lr`; the others are fixed when compiling."""
         return {"lr": self.lr}
 
-    def advance(self, scalars: Tensors) -> dict[str, Tensor]:
+    def advance(self, scalars: Tensors, hyper: Tensors) -> dict[str, Tensor]:
         """Count this step."""
+        del hyper
         return {"steps": scalars["steps"] + 1.0}
 
     def update(
@@ -125,10 +161,10 @@ class Adam:
         decayed = weight - hyper["lr"] * self.weight_decay * weight if self.weight_decay else weight
         return decayed - hyper["lr"] * mean / spread, {"moment1": first, "moment2": second}
 
-    def torch_optimizer(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+    def torch_optimizer(self, weights: list[Tensor]) -> Reference:
         """torch.optim.AdamW, which without decay is Adam."""
         betas = (self.beta1, self.beta2)
-        return torch.optim.AdamW(weights, self.lr, betas, self.epsilon, self.weight_decay)
+        return TorchOptimizer(torch.optim.AdamW(weights, self.lr, betas, self.epsilon, self.weight_decay))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +192,9 @@ class Proximal:
         """`mu`, and those of the inner optimiser."""
         return {**self.inner.hyperparameters, "mu": self.mu}
 
-    def advance(self, scalars: Tensors) -> dict[str, Tensor]:
+    def advance(self, scalars: Tensors, hyper: Tensors) -> dict[str, Tensor]:
         """As the inner optimiser does."""
-        return self.inner.advance(scalars)
+        return self.inner.advance(scalars, hyper)
 
     def update(
         self, weight: Tensor, gradient: Tensor, slots: Tensors, scalars: Tensors, hyper: Tensors
@@ -167,15 +203,29 @@ class Proximal:
         pulled = gradient + hyper["mu"] * (weight - slots["anchor"])
         return self.inner.update(weight, pulled, slots, scalars, hyper)
 
-    def torch_optimizer(self, weights: list[Tensor]) -> torch.optim.Optimizer:
+    def torch_optimizer(self, weights: list[Tensor]) -> Reference:
         """The inner optimiser of torch, which sees gradients that have the pull added before each step."""
-        optimizer = self.inner.torch_optimizer(weights)
         anchors = [weight.detach().clone() for weight in weights]
+        return _Pulled(self.inner.torch_optimizer(weights), weights, anchors, self.mu)
 
-        def pull(*_: Any) -> None:
-            for weight, anchor in zip(weights, anchors, strict=True):
-                if weight.grad is not None:
-                    weight.grad.add_(weight.detach() - anchor, alpha=self.mu)
 
-        optimizer.register_step_pre_hook(pull)
-        return optimizer
+@dataclass(frozen=True, slots=True)
+class _Pulled:
+    """What `Proximal` must agree with."""
+
+    inner: Reference
+    weights: list[Tensor]
+    anchors: list[Tensor]
+    mu: float
+
+    def zero_grad(self) -> None:
+        self.inner.zero_grad()
+
+    def step(self, count: float) -> None:
+        for weight, anchor in zip(self.weights, self.anchors, strict=True):
+            if weight.grad is not None:
+                weight.grad.add_(weight.detach() - anchor, alpha=self.mu)
+        self.inner.step(count)
+
+    def hold(self) -> None:
+        self.inner.hold()

@@ -23,6 +23,7 @@ from umbel.errors import ParityFailed, UmbelError
 from umbel.randomness import SEED
 from umbel.runtime import Runtime
 from umbel.weights import Weights
+from umbel_models.adapters import resolved
 from umbel_models.dropout import drawing_in_torch
 from umbel_models.spec import ModelSpec, as_tuple
 
@@ -60,6 +61,8 @@ def check_parity(spec: ModelSpec, bundle: Bundle, runtime: Runtime) -> ParityRep
     Raises:
         ParityFailed: naming the signature and the tensor that differ, and by how much.
     """
+    spec = resolved(spec)
+    _require_same_names(spec, bundle)
     module = copy.deepcopy(spec.module)
     minimum = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()) else 1
     try:
@@ -71,6 +74,16 @@ def check_parity(spec: ModelSpec, bundle: Bundle, runtime: Runtime) -> ParityRep
     except UmbelError as error:
         raise ParityFailed(f"{spec.name!r}: the compiled graphs don't run: {error}") from error
     return ParityReport(infer, evaluate, short, long)
+
+
+def _require_same_names(spec: ModelSpec, bundle: Bundle) -> None:
+    names = {("p_" if spec.trains(name) else "f_") + name for name, _ in spec.module.named_parameters()}
+    known = {each.name for each in (*bundle.manifest.trainable, *bundle.manifest.frozen)}
+    if names != known:
+        raise ParityFailed(
+            f"{spec.name!r}: the bundle has other weights, or trains others: {', '.join(sorted(names ^ known))}; "
+            "give the spec, and the choice of what is trained, that it was built from"
+        )
 
 
 def to_numpy(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
@@ -91,7 +104,7 @@ def _evaluate(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runti
     inputs, targets = spec.batch(size, start=2)
     with torch.no_grad():
         output = module.eval()(*inputs.values())
-        count = torch.tensor(float(size)) if spec.count is None else spec.count(output, *targets.values())
+        count = _count(spec, output, targets, size)
         expected = {"loss": spec.loss(output, *targets.values()) * count, "examples": count}
         expected |= {name: metric(output, *targets.values()) for name, metric in spec.metrics.items()}
     found = runtime.evaluate(bundle, bundle.weights())(to_numpy(inputs), to_numpy(targets))
@@ -102,22 +115,28 @@ def _evaluate(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runti
     )
 
 
+def _count(spec: ModelSpec, output: Any, targets: Mapping[str, Tensor], size: int) -> Tensor:
+    """What a batch counts for."""
+    return torch.tensor(float(size)) if spec.count is None else spec.count(output, *targets.values())
+
+
 def _train(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runtime, minimum: int) -> tuple[float, float]:
     chosen = {SEED: PARITY_SEED} if SEED in bundle.manifest.hyperparameters else {}
     session = runtime.train(bundle, bundle.weights(), chosen)
     module.train()
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(spec.trainable(name))
+        parameter.requires_grad_(spec.trains(name))
     optimizer = spec.optimizer.torch_optimizer([p for p in module.parameters() if p.requires_grad])
     short = long = 0.0
     for step in range(1, LONG + 1):
-        inputs, targets = spec.batch(max(minimum, TRAIN_SIZES[step % len(TRAIN_SIZES)]), start=7 * step)
+        size = max(minimum, TRAIN_SIZES[step % len(TRAIN_SIZES)])
+        inputs, targets = spec.batch(size, start=7 * step)
         optimizer.zero_grad()
         with drawing_in_torch(torch.tensor(PARITY_SEED), torch.tensor(step - 1.0)):
             output = module(*inputs.values())
         loss = spec.loss(output, *targets.values())
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        optimizer.step(float(_count(spec, output, targets, size)))
         found = np.array(session.step(to_numpy(inputs), to_numpy(targets)))
         _compare(f"train (step {step})", "loss", found, loss.detach().numpy(), ANSWER_TOLERANCE)
         difference = _compare_weights(module, session.weights(), step)

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from umbel.errors import OperatorNotSupported
 from umbel_models import recurrent
+from umbel_models.attention import attend
 
 
 class Rewrites(TorchFunctionMode):
@@ -78,6 +79,8 @@ def _attention(
     """F.scaled_dot_product_attention [..., T, E]; a row whose mask hides everything gives zeros, as in torch."""
     if enable_gqa:
         key, value = (_repeat_heads(part, query) for part in (key, value))
+    if not dropout_p and (attn_mask is None or not attn_mask.requires_grad):
+        return attend(query, key, value, attn_mask, is_causal, scale or 1.0 / math.sqrt(query.shape[-1]))
     scores = (query * (scale or 1.0 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
     if is_causal:
         seen = torch.ones([query.shape[-2], key.shape[-2]], dtype=torch.bool).tril()

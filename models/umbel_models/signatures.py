@@ -14,6 +14,7 @@ from torch.func import functional_call, grad_and_value
 from umbel.errors import CannotCompile
 from umbel.manifest import NEXT_PREFIX
 from umbel.randomness import SEED
+from umbel_models.accumulation import COUNT
 from umbel_models.dropout import DRAWS, drawing, drawing_in_torch
 from umbel_models.spec import ModelSpec, as_tuple
 
@@ -31,7 +32,7 @@ class Signature:
     batched: frozenset[str]
     """The inputs whose first dimension is the batch."""
     weights: frozenset[str]
-    """The inputs that become constants bound by the runtime (only in `infer`)."""
+    """The inputs that become constants bound by the runtime: all weights in `infer`, elsewhere the frozen ones."""
 
 
 class State:
@@ -39,8 +40,8 @@ class State:
 
     def __init__(self, spec: ModelSpec) -> None:
         parameters = {name: p.detach().clone() for name, p in spec.module.named_parameters()}
-        self.trainable = {f"p_{name}": p for name, p in parameters.items() if spec.trainable(name)}
-        self.frozen = {f"f_{name}": p for name, p in parameters.items() if not spec.trainable(name)}
+        self.trainable = {f"p_{name}": p for name, p in parameters.items() if spec.trains(name)}
+        self.frozen = {f"f_{name}": p for name, p in parameters.items() if not spec.trains(name)}
         buffers = {name: b.detach().clone() for name, b in spec.module.named_buffers()}
         moving, self.random = _first_pass(spec, buffers)
         self.buffers = {f"b_{name}": buffers[name] for name in moving}
@@ -98,10 +99,11 @@ def signatures(spec: ModelSpec, state: State, batch_size: int) -> tuple[Signatur
     if len(set(taken)) != len(taken):
         raise CannotCompile(f"{spec.name!r}: names of inputs, targets and hyper-parameters must differ: {taken}")
     moving = state.trainable | state.buffers | state.frozen | state.slots
+    still = frozenset(state.frozen)
     return (
         Signature("infer", _infer(spec, state), weights | inputs, frozenset(inputs), frozenset(weights)),
-        Signature("evaluate", _evaluate(spec, state), weights | inputs | targets, batched, frozenset()),
-        Signature("train", _train(spec, state), moving | inputs | targets | scalars, batched, frozenset()),
+        Signature("evaluate", _evaluate(spec, state), weights | inputs | targets, batched, still),
+        Signature("train", _train(spec, state), moving | inputs | targets | scalars, batched, still),
     )
 
 
@@ -110,6 +112,13 @@ def _forward(spec: ModelSpec, state: State, named: Named) -> tuple[Any, Named]:
     tensors = state.module_tensors(named)
     output = functional_call(spec.module, tensors, tuple(named[name] for name in spec.inputs))
     return output, tensors
+
+
+def _count(spec: ModelSpec, output: Any, named: Named) -> Tensor:
+    """What the batch counts for, a scalar."""
+    if spec.count is None:
+        return torch.ones(named[next(iter(spec.inputs))].shape[0]).sum()
+    return spec.count(output, *(named[name] for name in spec.targets))
 
 
 def _infer(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
@@ -126,10 +135,7 @@ def _evaluate(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
     def evaluate(named: Named) -> Named:
         output, _ = _forward(spec, state, named)
         targets = [named[name] for name in spec.targets]
-        if spec.count is None:
-            examples = torch.ones(named[next(iter(spec.inputs))].shape[0]).sum()
-        else:
-            examples = spec.count(output, *targets)
+        examples = _count(spec, output, named)
         sums = {name: metric(output, *targets) for name, metric in spec.metrics.items()}
         return {"loss": spec.loss(output, *targets) * examples, **sums, "examples": examples}
 
@@ -140,20 +146,23 @@ def _train(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
     optimizer = spec.optimizer
 
     def train(named: Named) -> Named:
-        def loss_of(trainable: Named) -> tuple[Tensor, Named]:
+        def loss_of(trainable: Named) -> tuple[Tensor, tuple[Named, Tensor]]:
             with drawing(named[SEED], named[f"s_{DRAWS}"]) if state.random else nullcontext():
                 output, tensors = _forward(spec, state, named | trainable)
-            return spec.loss(output, *(named[name] for name in spec.targets)), tensors
+            loss = spec.loss(output, *(named[name] for name in spec.targets))
+            return loss, (tensors, _count(spec, output, named))
 
-        gradients, (loss, tensors) = grad_and_value(loss_of, has_aux=True)({n: named[n] for n in state.trainable})
-        scalars = optimizer.advance({name: named[f"s_{name}"] for name in optimizer.scalars})
+        weights = {name: named[name] for name in state.trainable}
+        gradients, (loss, (tensors, count)) = grad_and_value(loss_of, has_aux=True)(weights)
+        hyper = named | {COUNT: count}
+        scalars = optimizer.advance({name: named[f"s_{name}"] for name in optimizer.scalars}, hyper)
         new: Named = {}
         for name in state.trainable:
             slots = {slot: named[f"s_{slot}_{name[2:]}"] for slot in optimizer.slots}
-            weight, changed = optimizer.update(named[name], gradients[name], slots, scalars, named)
+            weight, changed = optimizer.update(named[name], gradients[name], slots, scalars, hyper)
             new |= {name: weight} | {f"s_{slot}_{name[2:]}": value for slot, value in changed.items()}
         new |= {name: tensors[name[2:]] for name in state.buffers}
-        new |= {f"s_{name}": value for name, value in scalars.items()}
+        new |= {f"s_{name}": scalars[name] for name in optimizer.scalars}
         new |= {f"s_{DRAWS}": named[f"s_{DRAWS}"] + 1.0} if state.random else {}
         return {NEXT_PREFIX + name: value for name, value in new.items()} | {"loss": loss}
 

@@ -12,17 +12,12 @@ from torch import Tensor, nn
 from umbel.errors import CannotCompile
 from umbel_models.losses import correct
 from umbel_models.optimizers import SGD, Optimizer
+from umbel_models.trainable import Head, LoRA, Trainable, every_weight
 
 Loss = Callable[..., Tensor]
 """(what the module returned, *targets) -> the mean loss over the examples of the batch, a scalar."""
 MetricSum = Callable[..., Tensor]
 """(what the module returned, *targets) -> a sum over the examples of the batch, a scalar."""
-
-
-def every_weight(name: str) -> bool:
-    """Train all weights."""
-    del name
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +40,10 @@ class ModelSpec:
     """What a batch counts for, as `examples`: over how much the loss is a mean (`token_count` for sequences).
 
     None counts each example as one."""
-    trainable: Callable[[str], bool] = every_weight
-    """Says of a parameter's name in the module whether it is trained; others are frozen and never travel back."""
+    trainable: Trainable = every_weight
+    """Which weights are trained: a function of a parameter's name, `Head()`, `Named(...)` or `LoRA(...)`.
+
+    Others are frozen and never travel back."""
     optimizer: Optimizer = field(default_factory=SGD)
     labels: tuple[str, ...] = ()
     golden_tolerance: float = 1e-4
@@ -58,6 +55,16 @@ class ModelSpec:
             raise CannotCompile(f"{self.name!r}: inputs and targets must share one batch dimension, found {sizes}")
         if self.example_count < 2:
             raise CannotCompile(f"{self.name!r}: the example batch needs two examples or more")
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter of the module is trained, by its name.
+
+        Raises:
+            CannotCompile: `umbel_models.adapters.resolved` has yet to work out what was chosen.
+        """
+        if isinstance(self.trainable, (Head, LoRA)):
+            raise CannotCompile(f"{self.name!r}: {self.trainable} has to be worked out first, by adapters.resolved")
+        return self.trainable(name)
 
     @property
     def example_count(self) -> int:

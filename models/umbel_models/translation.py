@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,3 +23,35 @@ def attribute_of(graph: fx.GraphModule, path: str) -> np.ndarray[Any, Any]:
     for part in path.split("."):
         value = getattr(value, part)
     return np.asarray(value.detach().numpy())
+
+
+_VIEWS: Final = (
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.squeeze.dim,
+    torch.ops.aten.squeeze.dims,
+    torch.ops.aten.alias.default,
+)
+"""Operators that only say the shape anew."""
+
+
+def unviewed(node: fx.Node) -> tuple[fx.Node, bool]:
+    """What a view is a view of, through all others, and whether that has the view's own shape."""
+    shape, found = _sizes(node), _source(node)
+    while _sizes(found) != shape:
+        if found.target not in _VIEWS:
+            return found, False
+        found = _source(found)
+    return found, True
+
+
+def _source(node: fx.Node) -> fx.Node:
+    source: Any = node.args[0]
+    found: fx.Node = source
+    return found
+
+
+def _sizes(node: fx.Node) -> list[str]:
+    return [str(size) for size in node.meta["val"].shape]

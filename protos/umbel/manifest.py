@@ -33,6 +33,8 @@ WEIGHTS_FILE: Final = "weights.safetensors"
 GOLDEN_FILE: Final = "golden.safetensors"
 ANCHOR_PREFIX: Final = "s_anchor_"
 NEXT_PREFIX: Final = "next_"
+ACCUMULATE: Final = "accumulate"
+"""The scalar input of `train`, where a model has it, that says how many batches make one step of the optimiser."""
 SIGNATURES: Final = ("infer", "evaluate", "train")
 MAX_MANIFEST_BYTES: Final = 4 << 20
 DTYPES: Final = ("float32", "float16", "int32", "int64", "uint8", "bool")

@@ -345,9 +345,10 @@ def update_from_bytes(data: bytes, shapes: Shapes, max_weight: float) -> Update:
         OutOfBounds: a weight outside 0 < weight <= max_weight, or negative counts.
     """
     body = parse(pb.UpdateBody, data)
-    if len(body.delta) % 4:
-        raise WeightsMismatch(f"a delta of {len(body.delta)} bytes isn't made of float32 numbers")
-    delta = Weights.from_vector(np.frombuffer(body.delta, "<f4"), shapes)
+    data = body.delta  # protobuf copies it each time that it is asked for
+    if len(data) % 4:
+        raise WeightsMismatch(f"a delta of {len(data)} bytes isn't made of float32 numbers")
+    delta = Weights.from_vector(np.frombuffer(data, "<f4"), shapes)
     require_finite(delta)
     return Update(delta, _weight(body.weight, max_weight), _metrics(dict(sorted(body.metrics.items()))))
 

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final, Protocol, cast
 
+from umbel.errors import NotFound
 from umbel_simulations.outcome import Outcome
 from umbel_simulations.scenario import EngineName, Scenario
 
@@ -55,5 +56,13 @@ ENGINES: Final[dict[EngineName, str]] = {
 
 
 def engine(name: EngineName) -> Engine:
-    """The engine of this name."""
-    return cast(Engine, import_module(ENGINES[name]).run)
+    """The engine of this name.
+
+    Raises:
+        NotFound: a package that it needs isn't installed.
+    """
+    try:
+        return cast(Engine, import_module(ENGINES[name]).run)
+    except ModuleNotFoundError as missing:
+        extra = "simulate-ray" if name == "ray" else "simulate"
+        raise NotFound(f"the engine {name!r} needs {missing.name}: pip install 'umbel[{extra}]'") from missing

@@ -54,7 +54,9 @@ class PlanPart:
     """What a device runs for a round."""
 
     epochs: AtLeastOne = 1
+    """How often each example is seen."""
     batch_size: AtLeastOne = 16
+    """Examples in a step."""
     lr: NotNegative = 0.0
     """Learning rate; 0: the one that the bundle names."""
     mu: NotNegative = 0.0
@@ -75,6 +77,7 @@ class StrategyPart:
     """How a cohort's updates become a step: one of Flower's strategies."""
 
     name: str = "FedAvg"
+    """One of Flower's names."""
     arguments: dict[str, float | int] = field(default_factory=dict)
     """By name; see docs/reference/strategies.md."""
 
@@ -85,6 +88,7 @@ class PrivacyPart:
     """Private rounds: coordinator and helper learn the sum of a cohort and nothing else."""
 
     on: bool = False
+    """Whether rounds are private."""
     ring_bits: Literal[0, 16, 32] = 0
     """Width of the numbers that are summed; 0: by the model's size."""
     noise_multiplier: NotNegative = 0.0
@@ -92,6 +96,7 @@ class PrivacyPart:
     epsilon: NotNegative = 0.0
     """Budget of the whole task; 0: none."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    """The delta that epsilon goes with."""
     rounds_per_device: Count = 0
     """In how many rounds one device may be; 0: in all."""
     metric_bound: NotNegative = 0.0
@@ -104,6 +109,7 @@ class TaskPart:
     """What the population is asked to do."""
 
     rounds: AtLeastOne = 10
+    """How many get as far as a verdict."""
     goal: AtLeastOne = 10
     """Reports wished for in a round."""
     minimum: AtLeastOne = 1
@@ -115,8 +121,11 @@ class TaskPart:
     evaluate_candidates: bool = False
     """Whether a cohort measures each candidate before it becomes a version."""
     plan: PlanPart = field(default_factory=PlanPart)
+    """What each device runs."""
     strategy: StrategyPart = field(default_factory=StrategyPart)
+    """How updates become a step."""
     privacy: PrivacyPart = field(default_factory=PrivacyPart)
+    """Whether and how sums are secret."""
     validation: dict[str, float | int] = field(default_factory=dict)
     """Bounds of the validation policy that differ from its defaults, by name; see docs/reference/umbel-cli.md."""
 
@@ -137,8 +146,9 @@ class Algorithm:
     personalisation: Literal["none", "fine-tune", "head", "interpolate"] = "none"
     """What each user makes of the last version for itself."""
     personal_epochs: AtLeastOne = 3
+    """Epochs of personalisation."""
     personal_lr: NotNegative = 0.0
-    """0: the plan's."""
+    """Learning rate of personalisation; 0: the plan's."""
 
 
 @with_config(STRICT)
@@ -172,32 +182,47 @@ class Scenario:
     """All that a simulation is told."""
 
     name: Name
+    """What it is called; lower-case letters, digits, dots, dashes and underscores."""
     model: str
     """A bundle: a name of the zoo, or a folder, from the scenario's own."""
     data: Data
+    """Whose data the devices learn from."""
     description: str = ""
+    """What it shows, for people."""
     engine: EngineName = "fleet"
     """The whole product on virtual time, only the training, or only the training on Ray."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Where all chance comes from."""
     hours: Positive = 24.0
     """Most virtual time that passes; a fleet stops earlier when its task and its rollouts are done."""
     start_hour: Annotated[float, Field(ge=0, lt=24)] = 20.0
     """Hour of the day (UTC) at which it begins."""
     task: TaskPart = field(default_factory=TaskPart)
+    """What the devices are asked to do."""
     population: Population = field(default_factory=Population)
+    """Who the devices are."""
     server: Switches = field(default_factory=Switches)
+    """What the server may do to waste less."""
     faults: Faults = field(default_factory=Faults)
+    """What goes wrong."""
     adversaries: tuple[Adversary, ...] = ()
+    """Who lies."""
     rollouts: tuple[RolloutPlan, ...] = ()
+    """Which releases move through the population."""
     algorithm: Algorithm = field(default_factory=Algorithm)
+    """What the cohort engine does beyond a strategy."""
     thresholds: Thresholds = field(default_factory=Thresholds)
+    """What must hold before a launch."""
 
     def __post_init__(self) -> None:
         if sum(adversary.share for adversary in self.adversaries) > 1:
             raise OutOfBounds("adversaries: their shares together are more than the whole population")
         if self.engine == "fleet" and self.algorithm != Algorithm():
             raise BadInput('algorithm: only engine = "cohort" has algorithms of its own; the fleet runs the product')
-        self.server_task()
+        try:
+            self.server_task()
+        except BadInput as error:
+            raise type(error)(f"task: {error}") from error
 
     def server_task(self, *, population: str = "simulated", model: str = "simulated") -> Task:
         """The task as the product runs it, updates in the open unless `task.privacy.on`.

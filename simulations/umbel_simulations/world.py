@@ -68,7 +68,6 @@ class Population:
 
 
 Process = Literal["device", "leader", "helper", "coordinator"]
-"""`leader` is the coordinator while it combines a sum, `coordinator` at any moment."""
 
 
 @with_config(STRICT)
@@ -77,9 +76,11 @@ class Crash:
     """A process that is killed and started again from what it has on disk."""
 
     process: Process
+    """What is killed; the leader is the coordinator while it combines a sum."""
     times: AtLeastOne = 1
     """How often; for devices: over the whole population."""
     from_hour: NotNegative = 0.0
+    """When the first may come."""
     until_hour: NotNegative = 0.0
     """Crashes are spread by chance over this time; 0: until the end."""
     down_seconds: NotNegative = 5.0
@@ -92,8 +93,11 @@ class Outage:
     """A time in which something can't be reached."""
 
     process: Literal["helper", "coordinator"]
+    """What can't be reached."""
     from_hour: NotNegative
+    """When it begins."""
     until_hour: NotNegative
+    """When it is back."""
 
     def __post_init__(self) -> None:
         if self.until_hour <= self.from_hour:
@@ -106,7 +110,9 @@ class Faults:
     """What goes wrong. Rates are per message between a device and the server."""
 
     loss: Share = 0.0
+    """Share of the messages that are lost."""
     duplicate: Share = 0.0
+    """Share that comes twice."""
     reorder: Share = 0.0
     """Share that is overtaken by later ones."""
     delay: Share = 0.0
@@ -114,7 +120,9 @@ class Faults:
     delay_seconds: NotNegative = 30.0
     """How late, on the average (exponential)."""
     crashes: tuple[Crash, ...] = ()
+    """Processes that are killed."""
     outages: tuple[Outage, ...] = ()
+    """Times in which something is away."""
 
 
 @with_config(STRICT)
@@ -123,6 +131,7 @@ class Adversary:
     """Devices that don't do as they should."""
 
     kind: Literal["sign-flip", "scaling", "label-flip", "lazy", "nan", "replay"]
+    """What they do."""
     share: Share
     """Share of the population."""
     factor: Positive = 10.0
@@ -135,8 +144,11 @@ class WaveStep:
     """One step of a rollout."""
 
     percent: Positive
+    """Share of the population, with the waves before it."""
     soak_hours: NotNegative = 1.0
+    """Time that must pass before the gate may pass."""
     deadline_hours: Positive = 48.0
+    """Time after which a gate that can't tell pauses the rollout."""
 
 
 @with_config(STRICT)
@@ -151,9 +163,11 @@ class RolloutPlan:
     noise: Positive = 1.0
     """For "noisy": standard deviation of what is added to each weight, as a multiple of the weights' own."""
     waves: tuple[WaveStep, ...] = (WaveStep(1.0), WaveStep(5.0), WaveStep(25.0), WaveStep(100.0))
+    """Its steps."""
     gate: dict[str, float | int] | None = None
     """Settings of the gate that differ from its defaults, by name; see docs/reference/rollouts.md."""
     on_failure: Literal["roll-back", "pause"] = "roll-back"
+    """What a failed gate does."""
 
     def __post_init__(self) -> None:
         shares = [wave.percent for wave in self.waves]

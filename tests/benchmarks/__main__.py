@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.benchmarks.harness import Table, seconds
 
-NAMES = ("aggregation", "private", "predictor", "device", "coordinator", "learning", "releases")
+NAMES = ("aggregation", "private", "predictor", "device", "coordinator", "learning", "private_learning", "releases")
 
 
 def main() -> int:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from umbel_models.accumulation import Accumulated
+from umbel_models.choices import parse_optimizer, parse_trainable
 from umbel_models.cli import app
+from umbel_models.optimizers import SGD, Adam, Proximal
+from umbel_models.trainable import Head, LoRA, Named, every_weight
 from umbel_models.zoo import bundle_path
 
 runner = CliRunner()
@@ -29,6 +35,55 @@ def test_build_then_inspect_then_check(tmp_path: Path) -> None:
     assert set(result["parity"]["litert"]) == {"infer", "evaluate", "train_short", "train_long"}
 
 
+def test_what_is_trained_and_how_may_be_chosen_on_the_command_line(tmp_path: Path) -> None:
+    chosen = ["--trainable", "lora:2:hidden:4", "--optimizer", "adamw:lr=0.002,mu=0.1,accumulate=3"]
+    built = runner.invoke(app, ["build", MLP, "-o", str(tmp_path), *chosen, "--json"])
+    assert built.exit_code == 0, built.output
+    told = json.loads(built.stdout)
+    assert told["weights"] == {"trainable": 2 * (64 + 32), "buffers": 0, "frozen": 2410}
+    assert told["hyperparameters"] == {"lr": 0.002, "mu": 0.1, "accumulate": 3.0}
+    checked = runner.invoke(app, ["check", str(tmp_path), "--against", MLP, *chosen])
+    assert checked.exit_code == 0, checked.output
+    other = runner.invoke(app, ["check", str(tmp_path), "--against", MLP])
+    assert other.exit_code == 2
+    assert "other weights" in other.stderr
+
+
+def test_choices_are_read_as_the_python_api_writes_them() -> None:
+    assert parse_trainable("all") is every_weight
+    assert parse_trainable("head") == Head()
+    assert parse_trainable("lora:8:q,v") == LoRA(8, ("q", "v"))
+    assert parse_trainable("lora:8:layers.*.q:16") == LoRA(8, ("layers.*.q",), 16.0)
+    assert parse_trainable("head.*, norm") == Named(("head.*", "norm"))
+    assert parse_optimizer("sgd") == SGD()
+    assert parse_optimizer("sgd:lr=0.1,momentum=0.9") == SGD(0.1, 0.9)
+    assert parse_optimizer("adam:beta1=0.8") == Adam(beta1=0.8)
+    assert parse_optimizer("adamw:lr=1e-4") == Adam(1e-4, weight_decay=0.01)
+    assert parse_optimizer("sgd:mu=0.1,accumulate=2") == Accumulated(Proximal(SGD(), 0.1), 2)
+
+
+AWAY = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+from umbel_models.spec import ModelSpec
+
+net = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(18, 2))
+spec = ModelSpec("away", net, F.cross_entropy, {"x": torch.randn(4, 2, 8)}, {"y": torch.arange(4) % 2})
+"""
+
+
+def test_a_module_outside_of_this_repository_becomes_a_bundle_that_checks(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import torch; torch.set_num_threads(1); torch.manual_seed(0)\n" + AWAY)
+    command = [sys.executable, "-c", "from umbel_models.cli import main; main()"]
+    built = [*command, "build", "mine:spec", "-o", "bundle", "--runtime", "onnx,litert", "--json"]
+    told = json.loads(subprocess.run(built, cwd=tmp_path, check=True, capture_output=True, text=True).stdout)
+    assert told["model"] == "away"
+    assert told["runtimes"] == ["litert", "onnx"]
+    checked = [*command, "check", "bundle", "--against", "mine:spec"]
+    assert subprocess.run(checked, cwd=tmp_path, capture_output=True, text=True, check=False).returncode == 0
+
+
 def test_tables_show_shapes_with_their_brackets() -> None:
     result = runner.invoke(app, ["inspect", str(bundle_path("smartwatch"))])
     assert result.exit_code == 0
@@ -44,6 +99,13 @@ def test_tables_show_shapes_with_their_brackets() -> None:
         (["build", "umbel_models.zoo.digits:nothing", "-o", "unused"], "can't load"),
         (["build", "umbel_models.zoo.digits:LABELS", "-o", "unused"], "must be a ModelSpec"),
         (["build", MLP, "-o", "unused", "--runtime", "abacus"], "no runtime goes by 'abacus'"),
+        (["build", MLP, "-o", "unused", "--trainable", "lora:hidden"], "isn't lora:RANK:LAYERS"),
+        (["build", MLP, "-o", "unused", "--trainable", "lora:4:tail"], "dense layers are hidden, head"),
+        (["build", MLP, "-o", "unused", "--trainable", "tail"], "no weight goes by 'tail'"),
+        (["build", MLP, "-o", "unused", "--optimizer", "rmsprop"], "choose sgd, adam, adamw"),
+        (["build", MLP, "-o", "unused", "--optimizer", "adam:momentum=0.9"], "adam takes lr, beta1"),
+        (["build", MLP, "-o", "unused", "--optimizer", "sgd:lr=fast"], "'fast' in 'sgd:lr=fast' is no number"),
+        (["build", MLP, "-o", "unused", "--optimizer", "sgd:accumulate=2.5"], "whole number of batches"),
         (["inspect", "no-such-folder"], "no bundle"),
         (["check", "no-such-folder"], "no bundle"),
     ],

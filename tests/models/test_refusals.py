@@ -99,7 +99,7 @@ def test_a_wrong_optimizer_is_caught_by_the_gate(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(
         optimizers.SGD,
         "torch_optimizer",
-        lambda self, weights: torch.optim.SGD(weights, 1.5 * self.lr),
+        lambda self, weights: optimizers.TorchOptimizer(torch.optim.SGD(weights, 1.5 * self.lr)),
     )
     refuse(replace(digits.mlp(), optimizer=optimizers.SGD(0.05)), ParityFailed, r"train \(step 1\): 'p_", tmp_path)
 

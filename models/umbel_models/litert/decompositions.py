@@ -213,4 +213,4 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
 
 def litert_table() -> dict[Any, Callable[..., Any]]:
     """The shared decompositions, and LiteRT's own over them."""
-    return decomposition_table() | _OWN
+    return {**decomposition_table(), **_OWN}

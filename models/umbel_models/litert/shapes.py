@@ -14,6 +14,7 @@ from umbel.errors import OperatorNotSupported
 from umbel_models.litert.graph import Writer, dtype_of, shape_of, size_of, translates
 from umbel_models.litert.pointwise import pointwise
 from umbel_models.onnx.graph import is_open
+from umbel_models.translation import unviewed
 
 aten = torch.ops.aten
 _FAR: Final = 2**31 - 1
@@ -80,18 +81,13 @@ def _item(w: Writer, n: fx.Node, x: fx.Node, index: int) -> Any:
 
 @translates(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 def _view(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any]) -> Any:
-    if _one_dimension(shape_of(x), shape_of(n)):
-        return w.number(x)
-    return w.reshape(x, shape_of(n))
-
-
-def _one_dimension(before: Sequence[Any], after: Sequence[Any]) -> bool:
-    return len(before) == len(after) and all(str(x) == str(y) for x, y in zip(before, after, strict=True))
+    return _respell(w, n, x, sizes)
 
 
 @translates(aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims)
 def _respell(w: Writer, n: fx.Node, x: fx.Node, dims: Any) -> Any:
-    return w.number(x) if len(shape_of(x)) == len(shape_of(n)) else w.reshape(x, shape_of(n))
+    source, same = unviewed(n)
+    return w.number(source) if same else w.reshape(source, shape_of(n))
 
 
 @translates(aten.permute.default)
@@ -115,6 +111,8 @@ def _transpose(w: Writer, n: fx.Node, x: fx.Node, first: int, second: int) -> An
 @translates(aten.expand.default)
 def _expand(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any], implicit: bool = False) -> Any:
     number, shape, before = w.number(x), shape_of(n), shape_of(x)
+    if [str(size) for size in before] == [str(size) for size in shape]:
+        return number
     if _stretched_anyway(n):
         # Its users stretch it; only the number of dimensions must be right.
         missing = len(shape) - len(before)

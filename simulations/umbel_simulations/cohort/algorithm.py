@@ -1,0 +1,93 @@
+"""What every algorithm has in common: what it is given, and what one step of it gives back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from umbel.plan import Kind, Plan
+from umbel.randomness import generator
+from umbel.runtime.signature import resolve_hyperparameters
+from umbel.weights import Weights
+from umbel_server.task import Task
+from umbel_simulations.cohort.clients import Backend
+from umbel_simulations.cohort.pool import Pool
+from umbel_simulations.cohort.rounds import Call
+from umbel_simulations.data import ClientData
+from umbel_simulations.scenario import Scenario
+from umbel_simulations.setting import Setting
+
+_TAIL: Final = 1.96
+"""Standard deviations between the median and the slowest 2.5 per cent."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """All that an algorithm is given: who trains what, by which means."""
+
+    scenario: Scenario
+    setting: Setting
+    task: Task
+    plan: Plan
+    clients: tuple[ClientData, ...]
+    """Those with as many examples as the plan asks for."""
+    backend: Backend
+    pool: Pool
+
+    @classmethod
+    def of(cls, scenario: Scenario, setting: Setting, backend: Backend, pool: Pool) -> Stage:
+        """The stage of a scenario; raises `BadInput` for a strategy or a setting that the product refuses."""
+        task = scenario.server_task()
+        plan = task.plan_for(Kind.TRAIN)
+        least = max(1, plan.min_examples)
+        clients = tuple(client for client in setting.federation.clients if client.training.count >= least)
+        return cls(scenario, setting, task, plan, clients, backend, pool)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the clients; raises `OutOfBounds` for hyper-parameters that the model doesn't have."""
+        return resolve_hyperparameters(self.setting.bundle.manifest, self.plan.hyperparameters)["lr"]
+
+    def call(self, number: int) -> Call:
+        """What clients are asked in one round."""
+        return Call(self.plan, self.task.name, number)
+
+    def seconds(self, client: ClientData) -> float:
+        """How long a client trains for a round, in virtual seconds: speeds are log-normal, as in a fleet."""
+        population = self.scenario.population
+        decades = population.speed_decades / (2 * _TAIL) * generator(self.task.seed, "speed", client.name).normal()
+        count = self.call(0).examples(client).count
+        steps = math.ceil(count / self.plan.batch_size) * self.plan.epochs
+        seen = min(steps, self.plan.max_steps or steps) / max(1, steps) * count * self.plan.epochs
+        return seen / (population.examples_per_second * float(10.0**decades))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One step of an algorithm."""
+
+    weights: Weights
+    """The new model, or the old one if nothing came of it."""
+    invited: int
+    reported: int
+    silent: int = 0
+    """Clients whose training went to NaN or infinity."""
+    train_loss: float | None = None
+    seconds: float = 0.0
+    """Virtual seconds that it took."""
+    verdict: str = "accepted"
+    reason: str = ""
+
+
+class Algorithm(Protocol):
+    """What a server does with what its clients report."""
+
+    def step(self, number: int, weights: Weights) -> Step:
+        """Take one step from `weights`; `number` counts from 1."""
+
+    def memory(self) -> bytes:
+        """What it remembers from step to step."""
+
+    def restore(self, memory: bytes) -> None:
+        """Go on from what `memory` gave; raises `MalformedMessage` for anything else."""

@@ -1,0 +1,201 @@
+"""The cohort engine: a scenario's training without its protocol, as fast as this machine can.
+
+    prepare -> [draw a cohort -> train it side by side -> step -> judge now and then] x rounds -> judge each user
+
+The same plan, training graph and strategy as a fleet; no devices that sleep, no messages, no faults: virtual time is
+only how long clients train.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from umbel.bundle import Bundle
+from umbel.clock import Clock, SystemClock
+from umbel.digests import Digest, digest_of
+from umbel.errors import BadInput
+from umbel.update import Metrics
+from umbel.weights import Weights
+from umbel_server.json_text import to_text
+from umbel_simulations.cohort import checkpoint
+from umbel_simulations.cohort.algorithm import Algorithm, Stage, Step
+from umbel_simulations.cohort.checkpoint import Checkpoint
+from umbel_simulations.cohort.clients import Backend
+from umbel_simulations.cohort.fedbuff import FedBuff
+from umbel_simulations.cohort.personal import personalise
+from umbel_simulations.cohort.pool import Pool
+from umbel_simulations.cohort.resident import OnnxBackend
+from umbel_simulations.cohort.rounds import evaluate, evaluate_each
+from umbel_simulations.cohort.scaffold import Scaffold
+from umbel_simulations.cohort.strategies import StrategyRounds
+from umbel_simulations.engines import Progress
+from umbel_simulations.outcome import Outcome, RoundOutcome, Spread
+from umbel_simulations.scenario import Scenario, to_tree
+from umbel_simulations.setting import Setting, prepare
+
+_LOOKS: Final = 50
+"""How often, at most, the global model is judged on the way."""
+_CHECKPOINT_SECONDS: Final = 5.0
+"""How much real time a kill costs, at most, beside the step that was under way."""
+_ALGORITHMS: Final[Mapping[str, type[StrategyRounds] | type[Scaffold] | type[FedBuff]]] = {
+    "strategy": StrategyRounds,
+    "scaffold": Scaffold,
+    "fedbuff": FedBuff,
+}
+
+
+def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, folder: Path) -> Outcome:
+    """Play a scenario; see `umbel_simulations.engines.Engine`.
+
+    Raises:
+        BadInput: the scenario asks for something that only a fleet has, or `folder` is of another run.
+        UmbelError: the bundle or the data are refused; see `prepare`.
+    """
+    scenario = replace(scenario, seed=seed)
+    require_cohort(scenario)
+    return play(scenario, prepare(scenario, seed), workers=workers, progress=progress, folder=folder)
+
+
+def require_cohort(scenario: Scenario) -> None:
+    """Refuse what would change the outcome and isn't played here; faults and rollouts are simply not part of it.
+
+    Raises:
+        BadInput: naming what to do instead.
+    """
+    if scenario.adversaries:
+        raise BadInput('adversaries: only the fleet has them; choose engine = "fleet"')
+    if scenario.task.privacy.noise_multiplier:
+        raise BadInput('task.privacy.noise_multiplier: only a fleet has a helper that adds noise; engine = "fleet"')
+
+
+def play(
+    scenario: Scenario,
+    setting: Setting,
+    *,
+    workers: int,
+    progress: Progress,
+    folder: Path,
+    clock: Clock | None = None,
+) -> Outcome:
+    """Play a scenario with a bundle and a federation at hand; `clock` only says when to write a checkpoint."""
+    backend = onnx_backend(setting.bundle, with_drift=scenario.algorithm.kind == "scaffold")
+    with Pool(backend, workers) as pool:
+        stage = Stage.of(scenario, setting, backend, pool)
+        algorithm = _ALGORITHMS[scenario.algorithm.kind](stage)
+        weights, rounds = _Run(stage, algorithm, progress, folder, clock or SystemClock()).to_its_end()
+        personal = None
+        if scenario.algorithm.personalisation != "none":
+            personal = personalise(stage, weights, onnx_backend, workers)
+        return _outcome(stage, weights, rounds, personal)
+
+
+def onnx_backend(bundle: Bundle, *, moving: Collection[str] | None = None, with_drift: bool = False) -> Backend:
+    """The back end that bundles are trained with."""
+    return OnnxBackend(bundle, moving=moving, with_drift=with_drift)
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """The rounds of one run, from where it stands."""
+
+    stage: Stage
+    algorithm: Algorithm
+    progress: Progress
+    folder: Path
+    clock: Clock
+
+    def to_its_end(self) -> tuple[Weights, tuple[RoundOutcome, ...]]:
+        """Take all steps that are left; the last weights, and what each round was."""
+        name = _name_of(self.stage.scenario)
+        weights, rounds = self.stage.setting.bundle.shared_weights(), list[RoundOutcome]()
+        kept = checkpoint.read(self.folder, name, weights.shapes)
+        if kept is not None:
+            weights, rounds = kept.weights, list(kept.rounds)
+            self.algorithm.restore(kept.memory)
+        written, total = self.clock.now(), self.stage.task.rounds
+        while len(rounds) < total:
+            step = self.algorithm.step(len(rounds) + 1, weights)
+            weights = step.weights
+            rounds.append(self._told(step, rounds))
+            if self.clock.now() - written >= _CHECKPOINT_SECONDS or len(rounds) == total:
+                Checkpoint(name, weights, self.algorithm.memory(), tuple(rounds)).write(self.folder)
+                written = self.clock.now()
+        return weights, tuple(rounds)
+
+    def _told(self, step: Step, before: list[RoundOutcome]) -> RoundOutcome:
+        number, total = len(before) + 1, self.stage.task.rounds
+        opened = before[-1].closed_hour if before else 0.0
+        accuracy = loss = None
+        if number == total or number % math.ceil(total / _LOOKS) == 0:
+            central = self.stage.setting.federation.central
+            metrics = evaluate(self.stage.pool, self.stage.backend, step.weights, central)
+            accuracy, loss = accuracy_of(metrics), _mean_loss(metrics)
+        told = RoundOutcome(
+            number=number,
+            verdict=step.verdict,
+            opened_hour=opened,
+            closed_hour=opened + step.seconds / 3600,
+            invited=step.invited,
+            reported=step.reported,
+            accuracy=accuracy,
+            loss=loss,
+            train_loss=step.train_loss,
+            reason=step.reason,
+        )
+        score = "" if accuracy is None else f", accuracy {accuracy:.3f}"
+        self.progress.step(number, total, told.closed_hour, f"round {number} {told.verdict}{score}")
+        return told
+
+
+def _name_of(scenario: Scenario) -> Digest:
+    return digest_of(to_text(to_tree(scenario)).encode())
+
+
+def _outcome(
+    stage: Stage, weights: Weights, rounds: tuple[RoundOutcome, ...], personal: dict[str, Metrics] | None
+) -> Outcome:
+    pool, backend, federation = stage.pool, stage.backend, stage.setting.federation
+    last = evaluate(pool, backend, weights, federation.central)
+    first = evaluate(pool, backend, stage.setting.bundle.shared_weights(), federation.central)
+    spreads = {
+        "accuracy": _spread(evaluate_each(pool, backend, weights, federation.clients)),
+        "personal_accuracy": _spread(personal or {}),
+        "seconds": Spread.of(map(stage.seconds, stage.clients)),
+    }
+    return Outcome(
+        scenario=to_tree(stage.scenario),
+        engine=stage.scenario.engine,
+        seed=stage.scenario.seed,
+        hours=rounds[-1].closed_hour if rounds else 0.0,
+        rounds=rounds,
+        weights=str(digest_of(weights.to_bytes())),
+        accuracy=accuracy_of(last),
+        loss=_mean_loss(last),
+        first_accuracy=accuracy_of(first),
+        per_device={name: spread for name, spread in spreads.items() if spread is not None},
+        devices=len(federation.clients),
+        sessions=sum(one.invited for one in rounds),
+        trained=sum(one.invited for one in rounds),
+        wasted=sum(one.invited - one.reported for one in rounds),
+    )
+
+
+def accuracy_of(metrics: Metrics) -> float | None:
+    """The share of right answers, if the model counts them."""
+    if "correct" not in metrics or not metrics.get("examples"):
+        return None
+    return metrics["correct"] / metrics["examples"]
+
+
+def _mean_loss(metrics: Metrics) -> float | None:
+    found = metrics["loss"] / metrics["examples"] if metrics.get("examples") else math.nan
+    return found if math.isfinite(found) else None
+
+
+def _spread(metrics: Mapping[str, Metrics]) -> Spread | None:
+    shares = [accuracy_of(one) for one in metrics.values()]
+    return Spread.of(share for share in shares if share is not None)

@@ -1,0 +1,115 @@
+"""A cohort trained by a pool of workers, and summed up in its own order.
+
+Floating-point addition isn't associative, so the order of a sum is part of its result. Whichever worker is ready
+first, updates are added in the order of the cohort; the same sum comes out of any number of workers, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Condition
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from umbel.errors import OutOfBounds
+from umbel_simulations.cohort.clients import Backend, Worker
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_AHEAD = 4
+"""How many results for each worker may wait for an earlier one."""
+
+
+class Pool:
+    """Workers in threads, kept for a whole simulation.
+
+    Args:
+        backend: makes the workers.
+        workers: how many; at least 1.
+    """
+
+    def __init__(self, backend: Backend, workers: int) -> None:
+        if workers < 1:
+            raise OutOfBounds(f"workers is {workers}; it must be at least 1")
+        self._workers = [backend.worker() for _ in range(workers)]
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="umbel-cohort")
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._threads.shutdown()
+
+    def each(self, items: Sequence[T], work: Callable[[Worker, T], R], take: Callable[[T, R], None]) -> None:
+        """Do `work` on each item, side by side, and `take` the results one by one, in the order of the items.
+
+        What `work` or `take` raises stops the rest, and is raised here.
+        """
+        line = _Line(items, take, _AHEAD * len(self._workers))
+        if len(self._workers) == 1 or len(items) == 1:
+            line.serve(self._workers[0], work)
+            return
+        serving = [self._threads.submit(line.serve, worker, work) for worker in self._workers]
+        for one in serving:
+            one.result()
+
+
+class _Line(Generic[T, R]):
+    """The items of one `each`, the results that wait for an earlier one, and whose turn it is."""
+
+    def __init__(self, items: Sequence[T], take: Callable[[T, R], None], ahead: int) -> None:
+        self._items = items
+        self._take = take
+        self._ahead = ahead
+        self._changed = Condition()
+        self._begun = 0
+        self._taken = 0
+        self._waiting: dict[int, R] = {}
+        self._is_taking = False
+        self._is_stopped = False
+
+    def serve(self, worker: Worker, work: Callable[[Worker, T], R]) -> None:
+        """Take items as long as there are any."""
+        try:
+            for index in self._turns():
+                result = work(worker, self._items[index])
+                with self._changed:
+                    self._waiting[index] = result
+                self._take_ready()
+        except BaseException:
+            with self._changed:
+                self._is_stopped = True
+                self._changed.notify_all()
+            raise
+
+    def _turns(self) -> Iterator[int]:
+        while True:
+            with self._changed:
+                # The earliest item that isn't taken yet is always in somebody's hands, so this ends.
+                while not self._is_stopped and self._begun - self._taken >= self._ahead:
+                    self._changed.wait()
+                if self._is_stopped or self._begun == len(self._items):
+                    return
+                index = self._begun
+                self._begun += 1
+            yield index
+
+    def _take_ready(self) -> None:
+        """Take all results whose turn it is; one thread at a time, while others go on working."""
+        with self._changed:
+            if self._is_taking:
+                return
+            self._is_taking = True
+        while True:
+            with self._changed:
+                index = self._taken
+                if index not in self._waiting or self._is_stopped:
+                    self._is_taking = False
+                    return
+                result = self._waiting.pop(index)
+            self._take(self._items[index], result)
+            with self._changed:
+                self._taken += 1
+                self._changed.notify_all()

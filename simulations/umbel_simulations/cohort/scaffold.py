@@ -1,0 +1,91 @@
+"""SCAFFOLD: control variates against the drift of clients with unlike data (Karimireddy et al., arXiv:1910.06378).
+
+Server and clients each remember a direction, c and c_i. A client corrects every gradient by c - c_i; with plain
+gradient descent that is a fixed drift of lr * (c - c_i) after each step, which the rewritten training graph takes off.
+After K steps from w to w_i (option II of the paper):
+
+    c_i' = c_i - c + (w - w_i) / (K lr)        w' = w + server_lr * mean(w_i - w)        c' = c + sum(c_i' - c_i) / N
+
+Clients remember from round to round, which devices that come once don't: a method for silos and for comparison.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from umbel.errors import MalformedMessage
+from umbel.weights import Weights
+from umbel_simulations.cohort.algorithm import Stage, Step
+from umbel_simulations.cohort.clients import Start, Worker
+from umbel_simulations.cohort.rounds import Report, chosen, report_of
+from umbel_simulations.data import ClientData
+
+Vector = NDArray[np.float32]
+
+_SERVER: Final = "server"
+_CLIENT: Final = "client/"
+
+
+class Scaffold:
+    """See the module."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        shapes = stage.setting.bundle.manifest.shared_shapes
+        self._server: Vector = Weights.zeros(shapes).to_vector()
+        self._clients: dict[str, Vector] = {}
+
+    def step(self, number: int, weights: Weights) -> Step:
+        """One round; see `Algorithm`."""
+        stage, task = self._stage, self._stage.task
+        cohort = chosen(stage.clients, task.goal, task.seed, task.name, number)
+        call, start, lr = stage.call(number), weights.to_vector(), stage.lr
+        moved, turned = np.zeros_like(start), np.zeros_like(start)
+        found: list[Report] = []
+
+        def work(worker: Worker, client: ClientData) -> Report | None:
+            drift = Weights.from_vector(np.float32(lr) * (self._server - self._direction(client)), weights.shapes)
+            return report_of(worker, client, call, Start(weights, drift.arrays))
+
+        def take(client: ClientData, report: Report | None) -> None:
+            if report is None or not report.trained.steps:
+                return
+            change = report.delta / np.float32(-report.trained.steps * lr) - self._server
+            self._clients[client.name] = self._direction(client) + change
+            np.add(moved, report.delta, out=moved)
+            np.add(turned, change, out=turned)
+            found.append(report)
+
+        stage.pool.each(cohort, work, take)
+        seconds = max(map(stage.seconds, cohort), default=0.0)
+        if len(found) < task.minimum:
+            reason = f"{len(found)} reports, the task asks for {task.minimum}"
+            return Step(weights, len(cohort), len(found), len(cohort) - len(found), None, seconds, "abandoned", reason)
+        rate = np.float32(self._stage.scenario.algorithm.server_lr / len(found))
+        new = Weights.from_vector(start + rate * moved, weights.shapes)
+        self._server = self._server + turned / np.float32(len(stage.clients))
+        losses = sum(report.trained.loss for report in found) / sum(report.trained.examples for report in found)
+        return Step(new, len(cohort), len(found), len(cohort) - len(found), losses, seconds)
+
+    def memory(self) -> bytes:
+        """All directions."""
+        kept = {_CLIENT + name: direction for name, direction in self._clients.items()}
+        return safetensors.numpy.save({_SERVER: self._server, **kept})
+
+    def restore(self, memory: bytes) -> None:
+        """Go on with these directions."""
+        try:
+            kept = safetensors.numpy.load(memory)
+            self._server = kept.pop(_SERVER)
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise MalformedMessage(f"not what SCAFFOLD remembers: {error}") from error
+        self._clients = {name.removeprefix(_CLIENT): direction for name, direction in kept.items()}
+
+    def _direction(self, client: ClientData) -> Vector:
+        found = self._clients.get(client.name)
+        return np.zeros_like(self._server) if found is None else found

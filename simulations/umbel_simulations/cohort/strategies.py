@@ -1,0 +1,47 @@
+"""Rounds under any of Flower's strategies: FedAvg, FedProx, FedAdam, FedYogi, the robust ones."""
+
+from __future__ import annotations
+
+from umbel.errors import UmbelError
+from umbel.weights import Weights
+from umbel_server import flower
+from umbel_server.flower.spec import needs_singles
+from umbel_simulations.cohort.algorithm import Stage, Step
+from umbel_simulations.cohort.clients import Start
+from umbel_simulations.cohort.rounds import chosen, train
+
+
+class StrategyRounds:
+    """Draw a cohort, train it, hand its sum (or its single updates) to the strategy."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._state = b""
+
+    def step(self, number: int, weights: Weights) -> Step:
+        """One round; see `Algorithm`."""
+        stage, task = self._stage, self._stage.task
+        cohort = chosen(stage.clients, task.goal, task.seed, task.name, number)
+        wants_singles = needs_singles(task.strategy)
+        found = train(stage.pool, cohort, stage.call(number), Start(weights), wants_singles=wants_singles)
+        # A round lasts as long as its slowest client.
+        seconds = max(map(stage.seconds, cohort), default=0.0)
+        verdict, reason = "accepted", ""
+        if found.count < task.minimum or not found.weight > 0:
+            verdict, reason = "abandoned", f"{found.count} reports, the task asks for {task.minimum}"
+        else:
+            try:
+                weights, self._state = flower.apply(task.strategy, self._state, weights, found.collected(), number)
+            except UmbelError as error:
+                verdict, reason = "refused", f"{error.code}: {error}"
+        return Step(
+            weights, len(cohort), found.count, found.silent, found.train_loss, seconds, verdict=verdict, reason=reason
+        )
+
+    def memory(self) -> bytes:
+        """The strategy's state."""
+        return self._state
+
+    def restore(self, memory: bytes) -> None:
+        """Go on with a strategy's state."""
+        self._state = memory

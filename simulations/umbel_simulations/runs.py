@@ -1,0 +1,125 @@
+"""A run and its folder: what was played, what an interrupted run needs to go on, and the report at the end.
+
+<folder>/scenario.json   what is played here: another scenario is refused
+<folder>/state/          the engine's own; deleted when the run is over
+<folder>/report.json     the outcome and what it cost; a finished run isn't played again
+<folder>/report.html     the same for people
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from umbel.errors import AlreadyExists, NotFound
+from umbel_server.json_text import to_text
+from umbel_simulations.engines import Progress, engine
+from umbel_simulations.outcome import Cost, Outcome, from_json, to_json
+from umbel_simulations.report import page
+from umbel_simulations.scenario import Scenario, to_tree
+
+REPORT: Final = "report.json"
+PAGE: Final = "report.html"
+_SCENARIO: Final = "scenario.json"
+_STATE: Final = "state"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that is over."""
+
+    outcome: Outcome
+    cost: Cost | None
+    folder: Path
+
+
+def play(scenario: Scenario, folder: Path, *, workers: int, progress: Progress, fresh: bool = False) -> Run:
+    """Play a scenario to its end and write its report; a run that was cut off goes on, a finished one is only read.
+
+    Args:
+        scenario: with the seed and the engine to use.
+        folder: the run's own; made if it isn't there.
+        workers: threads.
+        progress: is told.
+        fresh: forget what is in the folder.
+
+    Raises:
+        AlreadyExists: the folder holds a run of something else.
+        UmbelError: the engine's reasons.
+    """
+    _claim(folder, to_text(to_tree(scenario)), fresh)
+    if (folder / REPORT).is_file():
+        return read(folder)
+    state = folder / _STATE
+    state.mkdir(exist_ok=True)
+    watch = _Watch(progress)
+    outcome = engine(scenario.engine)(scenario, seed=scenario.seed, workers=workers, progress=watch, folder=state)
+    cost = watch.cost(workers)
+    # The page first: whoever sees the report finds both.
+    (folder / PAGE).write_text(page.render(outcome, cost), encoding="utf-8")
+    _write(folder / REPORT, to_json(outcome, cost))
+    shutil.rmtree(state)
+    return Run(outcome, cost, folder)
+
+
+def read(path: Path) -> Run:
+    """A finished run, by its folder or its report.
+
+    Raises:
+        NotFound: there is no report.
+        MalformedMessage: it isn't one.
+    """
+    report = path / REPORT if path.is_dir() else path
+    if not report.is_file():
+        raise NotFound(f"there is no finished run at {path}; play one: umbel-simulate run SCENARIO -o {path}")
+    outcome, cost = from_json(report.read_bytes())
+    return Run(outcome, cost, report.parent)
+
+
+def _claim(folder: Path, scenario: str, fresh: bool) -> None:
+    """Make the folder this scenario's own."""
+    told = folder / _SCENARIO
+    if fresh:
+        for old in (told, folder / REPORT, folder / PAGE):
+            old.unlink(missing_ok=True)
+        shutil.rmtree(folder / _STATE, ignore_errors=True)
+    if told.is_file():
+        if told.read_text(encoding="utf-8") != scenario:
+            raise AlreadyExists(f"{folder} holds another run; choose another folder by -o, or begin anew by --fresh")
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise AlreadyExists(f"{folder} isn't empty and isn't a run's; choose another folder by -o")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(told, scenario)
+
+
+def _write(path: Path, text: str) -> None:
+    """All or nothing: a kill leaves no half of a file."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Progress on its way to people, and what the run takes."""
+
+    inner: Progress
+    began: float = field(default_factory=time.perf_counter)
+    first: float | None = None
+
+    def step(self, done: float, total: float, hours: float, message: str) -> None:
+        if self.first is None:
+            self.first = time.perf_counter()
+        self.inner.step(done, total, hours, message)
+
+    def cost(self, workers: int) -> Cost:
+        now = time.perf_counter()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        start = (self.first or now) - self.began
+        return Cost(round(now - self.began, 3), round(start, 3), workers, round(peak / 1e6, 1))

@@ -1,0 +1,115 @@
+"""A grid of runs: every combination of some values, side by side in processes of their own."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from umbel.digests import digest_of
+from umbel.errors import MalformedMessage, OutOfBounds, UmbelError
+from umbel_server.json_text import to_text
+from umbel_simulations.engines import Silent
+from umbel_simulations.runs import Run, play
+from umbel_simulations.scenario import Scenario
+from umbel_simulations.scenario_file import changed
+
+Grid = Mapping[str, Sequence[Any]]
+"""The values to try, by dotted key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One run of a grid."""
+
+    values: Mapping[str, Any]
+    scenario: Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a point."""
+
+    point: Point
+    run: Run | None
+    error: str = ""
+    """Why there is no run."""
+
+
+def values_of(text: str) -> list[Any]:
+    """The values of "0.1,0.2" or "iid,natural": TOML values, or plain words, with commas between."""
+    try:
+        return list(tomllib.loads(f"values = [{text}]")["values"])
+    except tomllib.TOMLDecodeError:
+        return [value_of(word) for word in text.split(",")]
+
+
+def value_of(text: str) -> Any:
+    """One value: as TOML has it, or a plain word."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def pair_of(text: str) -> tuple[str, str]:
+    """The key and the value of "task.plan.lr=0.1".
+
+    Raises:
+        MalformedMessage: there is no "=" or no key.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip() or not value.strip():
+        raise MalformedMessage(f"{text!r} doesn't say which key gets which value; write it as task.plan.lr=0.1")
+    return key.strip(), value.strip()
+
+
+def points(scenario: Scenario, grid: Grid) -> list[Point]:
+    """All combinations, in the order of the grid; each is checked before any is run.
+
+    Raises:
+        BadInput: a key or a value that a scenario can't have.
+        OutOfBounds: nothing to vary.
+    """
+    if not grid or any(not values for values in grid.values()):
+        raise OutOfBounds("a sweep needs at least one key with values, such as --over task.plan.lr=0.05,0.1")
+    combinations = (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+    return [Point(values, changed(scenario, values)) for values in combinations]
+
+
+def sweep(found: Sequence[Point], folder: Path, *, parallel: int, workers: int) -> Iterator[Result]:
+    """Run all points, and give each result as it comes; what is finished in the folder isn't run again.
+
+    Args:
+        found: what to run.
+        folder: gets a folder for each run, named by its values.
+        parallel: how many processes.
+        workers: threads in each.
+    """
+    # Fresh processes: threads and sessions of this one can't be taken along by a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(parallel, mp_context=context) as pool:
+        tasks: dict[Future[Run], Point] = {
+            pool.submit(_play, point.scenario, folder / name_of(point), workers): point for point in found
+        }
+        for task in as_completed(tasks):
+            try:
+                yield Result(tasks[task], task.result())
+            except UmbelError as error:
+                yield Result(tasks[task], None, str(error))
+
+
+def name_of(point: Point) -> str:
+    """The folder of a point: a name that tells its values, and a digest in case it can't tell them all."""
+    words = "-".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point.values.items())
+    plain = "".join(letter if letter.isalnum() or letter in "=.-_" else "_" for letter in words)[:80]
+    return f"{plain}-{digest_of(to_text(dict(point.values)).encode())[:8]}"
+
+
+def _play(scenario: Scenario, folder: Path, workers: int) -> Run:
+    return play(scenario, folder, workers=workers, progress=Silent())

@@ -1,0 +1,140 @@
+"""What is trained is what was chosen: the head, names, or low-rank adapters that alone travel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from umbel.bundle import successor
+from umbel.errors import CannotCompile
+from umbel.runtime.named import runtime_named
+from umbel_models.adapters import resolved
+from umbel_models.compile import compile_model
+from umbel_models.optimizers import SGD, Adam
+from umbel_models.spec import ModelSpec
+from umbel_models.trainable import Head, LoRA, Named
+from umbel_models.zoo import digits, shakespeare, smartwatch
+
+RUNTIMES = ("onnx", "litert")
+
+
+class Net(nn.Module):
+    """Layers under names that attention uses, over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.v = nn.Linear(6, 5, bias=False), nn.Linear(6, 5)
+        self.head = nn.Linear(5, 3)
+        # Registered last, run first.
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        logits: Tensor = self.head(torch.tanh(self.q(x)) * self.v(x)).mean(1)
+        return logits
+
+
+def spec_of(trainable: Any) -> ModelSpec:
+    torch.manual_seed(0)
+    x, y = {"x": torch.randn(12, 4, 6)}, {"y": torch.arange(12) % 3}
+    return ModelSpec("net", Net(), F.cross_entropy, x, y, trainable=trainable, optimizer=Adam(0.01))
+
+
+def test_only_adapters_travel_and_they_train_as_in_torch(tmp_path: Path) -> None:
+    spec = spec_of(LoRA(2, ("q", "v"), alpha=4.0))
+    compiled = compile_model(spec, tmp_path, RUNTIMES)
+    assert compiled.bundle.manifest.shared_shapes == {
+        "p_q.lora_a": (2, 6),
+        "p_q.lora_b": (5, 2),
+        "p_v.lora_a": (2, 6),
+        "p_v.lora_b": (5, 2),
+    }
+    assert {"f_q.weight", "f_v.weight", "f_v.bias", "f_head.weight"} <= set(compiled.bundle.manifest.weight_shapes)
+    assert all(found.train_short < 2e-5 for found in compiled.parity.values())
+    # The author's module has not been touched, and the model begins as it was.
+    assert set(dict(spec.module.named_parameters())) == set(dict(Net().named_parameters()))
+    with torch.no_grad():
+        expected = spec.module.eval()(spec.inputs["x"][:8]).numpy()
+    np.testing.assert_allclose(compiled.bundle.golden().outputs["logits"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_trained_adapters_answer_alike_merged_and_beside(runtime: str, tmp_path: Path) -> None:
+    bundle = compile_model(spec_of(LoRA(2, ("q", "v"), also=("head",))), tmp_path, RUNTIMES).bundle
+    inputs, targets = ({n: t.numpy() for n, t in part.items()} for part in spec_of(None).batch(12))
+    session = runtime_named(runtime).train(bundle, bundle.weights(), {"lr": 0.05})
+    losses = [session.step(inputs, targets) for _ in range(30)]
+    assert losses[-1] < 0.8 * losses[0]
+    # Judging takes the two small matrices; answering on ONNX Runtime takes their product with the frozen one.
+    logits = torch.from_numpy(runtime_named(runtime).infer(bundle, session.weights())(inputs)["logits"])
+    judged = runtime_named(runtime).evaluate(bundle, session.weights())(inputs, targets)
+    assert judged["loss"] == pytest.approx(
+        F.cross_entropy(logits, torch.from_numpy(targets["y"])).item() * 12, rel=1e-4
+    )
+    _, files = successor(bundle, session.weights(), runtime_named(runtime))
+    assert len(files["weights.safetensors"]) == bundle.manifest.files["weights.safetensors"].size
+
+
+def test_onnx_runtime_answers_with_one_matrix_and_litert_with_two_small_ones(tmp_path: Path) -> None:
+    bundle = compile_model(spec_of(LoRA(2, ("q",))), tmp_path).bundle
+    graph = onnx.load(str(bundle.graph_path("onnx", "infer")), load_external_data=False).graph
+    made_of_weights = {tensor.name for tensor in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "MatMul" and set(node.input) <= made_of_weights]
+    assert len(products) == 1
+
+
+def test_the_head_is_what_runs_last(tmp_path: Path) -> None:
+    bundle = compile_model(spec_of(Head()), tmp_path).bundle
+    assert set(bundle.manifest.shared_shapes) == {"p_head.weight", "p_head.bias"}
+    for spec, head in ((digits.cnn(), "head"), (smartwatch.spec(), "head"), (shakespeare.spec(), "head")):
+        assert resolved(replace(spec, trainable=Head())).trainable == Named((head,))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "trained"),
+    [
+        (("v",), {"v.weight", "v.bias"}),
+        (("*.bias", "q.weight"), {"v.bias", "head.bias", "norm.bias", "q.weight"}),
+    ],
+)
+def test_names_choose_weights_and_whole_modules(chosen: tuple[str, ...], trained: set[str]) -> None:
+    spec = resolved(spec_of(Named(chosen)))
+    assert {name for name, _ in spec.module.named_parameters() if spec.trains(name)} == trained
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.attention(x, x, x)[0].mean(1)
+        return mixed
+
+
+@pytest.mark.parametrize(
+    ("trainable", "match"),
+    [
+        (LoRA(2, ("nowhere",)), "no layer goes by.*q, v, head"),
+        (LoRA(2, ("norm",)), "'norm' is a LayerNorm, and LoRA goes into nn.Linear"),
+        (Named(("headd",)), "no weight goes by 'headd'"),
+    ],
+)
+def test_a_choice_that_fits_nothing_is_refused(trainable: Any, match: str, tmp_path: Path) -> None:
+    with pytest.raises(CannotCompile, match=match):
+        compile_model(spec_of(trainable), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_lora_in_a_layer_that_would_never_be_called_is_refused() -> None:
+    spec = replace(spec_of(LoRA(2, ("out_proj",))), module=Attending(), optimizer=SGD())
+    with pytest.raises(CannotCompile, match=r"out_proj.*NonDynamicallyQuantizableLinear"):
+        resolved(spec)

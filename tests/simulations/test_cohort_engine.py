@@ -1,0 +1,171 @@
+"""The cohort engine plays whole scenarios: the same for any number of workers, and whether it was killed or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.simulations import tiny
+from umbel.bundle import Bundle
+from umbel.errors import BadInput, MalformedMessage
+from umbel.runtime.onnx import OnnxRuntime
+from umbel_simulations.cohort import checkpoint
+from umbel_simulations.cohort.algorithm import Stage
+from umbel_simulations.cohort.engine import onnx_backend, play, run
+from umbel_simulations.cohort.fedbuff import FedBuff
+from umbel_simulations.cohort.pool import Pool
+from umbel_simulations.cohort.scaffold import Scaffold
+from umbel_simulations.engines import Silent
+from umbel_simulations.outcome import Outcome
+from umbel_simulations.scenario import Algorithm, Data, PlanPart, Scenario, StrategyPart, TaskPart
+from umbel_simulations.world import Adversary
+
+ALGORITHMS = {
+    "FedAvg": (Algorithm(), StrategyPart()),
+    "FedAdam": (Algorithm(), StrategyPart("FedAdam", {"eta": 0.05})),
+    "FedYogi": (Algorithm(), StrategyPart("FedYogi", {"eta": 0.05})),
+    "Krum": (Algorithm(), StrategyPart("Krum", {"num_malicious_nodes": 1})),
+    "SCAFFOLD": (Algorithm("scaffold"), StrategyPart()),
+    "FedBuff": (Algorithm("fedbuff", buffer=3), StrategyPart()),
+}
+
+
+class Killed(BaseException):
+    """As if the process were killed."""
+
+
+class KillAfter(Silent):
+    def __init__(self, rounds: int) -> None:
+        self._left = rounds
+
+    def step(self, done: float, total: float, hours: float, message: str) -> None:
+        self._left -= 1
+        if not self._left:
+            raise Killed
+
+
+class Hurried:
+    """A clock by which every round takes an hour, so that each is followed by a checkpoint."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def now(self) -> float:
+        self._now += 3600
+        return self._now
+
+
+def scenario(algorithm: Algorithm | None = None, strategy: StrategyPart | None = None, rounds: int = 6) -> Scenario:
+    plan = PlanPart(epochs=1, batch_size=4, lr=0.2)
+    task = TaskPart(rounds=rounds, goal=6, minimum=5, plan=plan, strategy=strategy or StrategyPart())
+    return Scenario("tiny", "tiny", Data("smartwatch"), engine="cohort", task=task, algorithm=algorithm or Algorithm())
+
+
+def played(told: Scenario, bundle: Bundle, folder: Path, workers: int = 2, progress: Silent | None = None) -> Outcome:
+    folder.mkdir(exist_ok=True)
+    return play(
+        told, tiny.setting(bundle), workers=workers, progress=progress or Silent(), folder=folder, clock=Hurried()
+    )
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_workers_and_kills_leave_no_trace_in_the_outcome(tiny_bundle: Bundle, tmp_path: Path, name: str) -> None:
+    told = scenario(*ALGORITHMS[name])
+    unbroken = played(told, tiny_bundle, tmp_path / "one", workers=1)
+    for rounds in (2, 3):
+        with pytest.raises(Killed):
+            played(told, tiny_bundle, tmp_path / "killed", progress=KillAfter(rounds))
+    resumed = played(told, tiny_bundle, tmp_path / "killed", workers=3)
+    assert resumed.digest() == unbroken.digest()
+    assert [one.number for one in unbroken.rounds] == [1, 2, 3, 4, 5, 6]
+    assert all(one.verdict == "accepted" for one in unbroken.rounds)
+
+
+@pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedYogi", "SCAFFOLD", "FedBuff"])
+def test_every_algorithm_learns(tiny_bundle: Bundle, tmp_path: Path, name: str) -> None:
+    outcome = played(scenario(*ALGORITHMS[name], rounds=25), tiny_bundle, tmp_path)
+    assert outcome.accuracy is not None
+    assert outcome.first_accuracy is not None
+    assert outcome.accuracy > max(0.75, outcome.first_accuracy + 0.2)
+
+
+@pytest.mark.parametrize("way", ["fine-tune", "head", "interpolate"])
+def test_personal_models_are_judged_on_each_users_own_examples(tiny_bundle: Bundle, tmp_path: Path, way: str) -> None:
+    algorithm = Algorithm(personalisation=way, personal_epochs=2)  # type: ignore[arg-type]
+    outcome = played(scenario(algorithm), tiny_bundle, tmp_path)
+    plain = played(scenario(), tiny_bundle, tmp_path / "plain")
+    assert outcome.weights == plain.weights
+    assert outcome.per_device["personal_accuracy"].count == 12
+    assert outcome.per_device["personal_accuracy"] != outcome.per_device["accuracy"]
+
+
+def test_too_few_reports_make_no_version(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    plan = PlanPart(batch_size=4, lr=1e30)
+    task = TaskPart(rounds=2, goal=6, minimum=5, plan=plan)
+    told = Scenario("tiny", "tiny", Data("smartwatch"), engine="cohort", task=task)
+    outcome = played(told, tiny_bundle, tmp_path)
+    assert [one.verdict for one in outcome.rounds] == ["abandoned", "abandoned"]
+    assert outcome.accuracy == outcome.first_accuracy
+
+
+def test_a_checkpoint_of_another_run_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    played(scenario(rounds=1), tiny_bundle, tmp_path)
+    with pytest.raises(BadInput, match="another scenario or seed"):
+        played(scenario(rounds=2), tiny_bundle, tmp_path)
+    (tmp_path / checkpoint.FILE).write_bytes(b"not one")
+    with pytest.raises(MalformedMessage, match="delete it"):
+        played(scenario(rounds=2), tiny_bundle, tmp_path)
+
+
+def test_what_only_a_fleet_has_is_refused(tmp_path: Path) -> None:
+    told = Scenario("liars", "smartwatch", Data("smartwatch"), adversaries=(Adversary("sign-flip", 0.1),))
+    with pytest.raises(BadInput, match='engine = "fleet"'):
+        run(told, seed=1, workers=1, progress=Silent(), folder=tmp_path)
+
+
+def stage_of(bundle: Bundle, told: Scenario, *, with_drift: bool = False) -> Stage:
+    backend = onnx_backend(bundle, with_drift=with_drift)
+    return Stage.of(told, tiny.setting(bundle), backend, Pool(backend, 1))
+
+
+def test_scaffolds_directions_add_up(tiny_bundle: Bundle) -> None:
+    """The server's direction is the mean of the clients', as all begin at zero."""
+    stage = stage_of(tiny_bundle, scenario(Algorithm("scaffold")), with_drift=True)
+    scaffold, weights = Scaffold(stage), tiny_bundle.shared_weights()
+    for number in range(1, 5):
+        weights = scaffold.step(number, weights).weights
+    mean = sum(scaffold._clients.values()) / np.float32(len(stage.clients))
+    np.testing.assert_allclose(scaffold._server, mean, atol=1e-5)
+
+
+def test_stale_updates_count_less(tiny_bundle: Bundle) -> None:
+    """With a staleness exponent so large that a stale update counts nothing, fresh ones alone move the model."""
+    told = scenario(Algorithm("fedbuff", buffer=2, staleness=200.0))
+    buffered, weights = FedBuff(stage_of(tiny_bundle, told)), tiny_bundle.shared_weights()
+    first = buffered.step(1, weights)
+    assert first.weights != weights
+    assert first.reported == 2
+    stale = [running.version for running in buffered._running]
+    assert stale.count(0) == 6, "those that started before the step, and those that replaced the two arrivals"
+
+
+def test_a_memory_that_isnt_the_algorithms_is_refused(tiny_bundle: Bundle) -> None:
+    stage = stage_of(tiny_bundle, scenario())
+    for algorithm in (Scaffold(stage), FedBuff(stage)):
+        with pytest.raises(MalformedMessage):
+            algorithm.restore(b"something else")
+
+
+def test_the_evaluation_in_pieces_is_that_of_the_whole(tiny_bundle: Bundle) -> None:
+    from umbel_client.trainer import evaluate
+    from umbel_simulations.cohort import rounds
+
+    many, weights = tiny.examples(700, 1), tiny_bundle.shared_weights()
+    backend = onnx_backend(tiny_bundle)
+    with Pool(backend, 2) as pool:
+        found = rounds.evaluate(pool, backend, weights, many)
+    wanted = evaluate(tiny_bundle, weights, many, OnnxRuntime())
+    assert found["correct"] == wanted["correct"]
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)

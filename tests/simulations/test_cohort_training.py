@@ -1,0 +1,206 @@
+"""What the cohort engine trains is what devices train: the same plan, the same graph, the same sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.simulations import tiny
+from umbel.bundle import Bundle
+from umbel.clock import SystemClock
+from umbel.errors import BadInput, InputMismatch, NotFinite, OutOfBounds
+from umbel.plan import Plan
+from umbel.runtime.onnx import OnnxRuntime
+from umbel.update import Aggregate, Update
+from umbel.weights import Weights
+from umbel_client import trainer
+from umbel_client.examples import Examples, Split
+from umbel_client.trainer import Job
+from umbel_models.optimizers import SGD, Adam, Proximal
+from umbel_models.zoo import bundle_path
+from umbel_server import flower
+from umbel_server.aggregation import Presummed
+from umbel_simulations.cohort import rounds
+from umbel_simulations.cohort.clients import Start, runs
+from umbel_simulations.cohort.pool import Pool
+from umbel_simulations.cohort.resident import OnnxBackend
+from umbel_simulations.data import ClientData
+from umbel_simulations.smartwatch import load_wearers
+
+RUNTIME = OnnxRuntime()
+PLANS = {
+    "whole batches": Plan(batch_size=5),
+    "a smaller last batch": Plan(batch_size=4, epochs=3),
+    "one batch larger than all": Plan(batch_size=64, epochs=2),
+    "stopped by steps": Plan(batch_size=3, epochs=4, max_steps=7),
+    "newest examples only, clipped": Plan(batch_size=3, max_examples=7, clip_norm=0.01, max_weight=4.0),
+}
+
+
+def device_update(bundle: Bundle, job: Job, client: ClientData) -> Update:
+    return trainer.run(job, bundle, Split(client.training, client.held_back), RUNTIME, SystemClock())
+
+
+def assert_near(found: Weights, wanted: Weights, within: float = 1e-6) -> None:
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=within, err_msg=name)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_client_reports_what_a_device_reports(tiny_bundle: Bundle, plan: Plan) -> None:
+    client = tiny.setting(tiny_bundle).federation.clients[10]
+    call, base = rounds.Call(plan, "task", 3), tiny_bundle.shared_weights()
+    wanted = device_update(tiny_bundle, call.job(client), client)
+    report = rounds.report_of(OnnxBackend(tiny_bundle).worker(), client, call, Start(base))
+    assert report is not None
+    assert_near(Weights.from_vector(report.delta, base.shapes), wanted.delta)
+    assert report.weight == wanted.weight
+    assert report.trained.examples == wanted.metrics[trainer.TRAIN_EXAMPLES]
+    assert report.trained.loss == pytest.approx(wanted.metrics[trainer.TRAIN_LOSS], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SGD(momentum=0.9), Adam(), Proximal(SGD(), mu=0.5)], ids=lambda one: str(one)[:4]
+)
+def test_optimisers_with_a_memory_start_it_afresh_for_each_client(tmp_path: Path, optimizer: SGD) -> None:
+    bundle = tiny.compiled(tmp_path, optimizer)
+    clients = tiny.setting(bundle).federation.clients
+    call, base = rounds.Call(Plan(batch_size=4, epochs=2), "task", 1), bundle.shared_weights()
+    worker, start = OnnxBackend(bundle).worker(), Start(base)
+    for client in clients[:3]:
+        report = rounds.report_of(worker, client, call, start)
+        assert report is not None
+        wanted = device_update(bundle, call.job(client), client)
+        assert_near(Weights.from_vector(report.delta, base.shapes), wanted.delta)
+
+
+def test_dropout_draws_for_each_client_what_its_device_would_draw(tmp_path: Path) -> None:
+    bundle = tiny.compiled(tmp_path, dropout=0.5)
+    clients = tiny.setting(bundle).federation.clients
+    call, base = rounds.Call(Plan(batch_size=4, epochs=2), "task", 1), bundle.shared_weights()
+    worker, start = OnnxBackend(bundle, with_drift=True).worker(), Start(base, Weights.zeros(base.shapes).arrays)
+    for client in clients[:3]:
+        report = rounds.report_of(worker, client, call, start)
+        assert report is not None
+        wanted = device_update(bundle, call.job(client), client)
+        assert_near(Weights.from_vector(report.delta, base.shapes), wanted.delta)
+
+
+def test_a_round_of_real_people_ends_at_the_weights_of_a_round_of_devices() -> None:
+    bundle = Bundle.open(bundle_path("smartwatch"))
+    base = bundle.shared_weights()
+    clients = [
+        ClientData(one.name, Examples({"x": one.training.x[:50]}, {"y": one.training.y[:50]}, 50), Examples({}, {}, 0))
+        for one in load_wearers()[:3]
+    ]
+    call = rounds.Call(Plan(hyperparameters={"lr": 0.1, "mu": 0.1}), "watch", 1)
+    total = Aggregate.zero(base.shapes)
+    for client in clients:
+        total.accumulate(device_update(bundle, call.job(client), client))
+    wanted, _ = flower.apply(flower.StrategySpec(), b"", base, Presummed(total), 1)
+    backend = OnnxBackend(bundle)
+    with Pool(backend, 2) as pool:
+        found = rounds.train(pool, clients, call, Start(base)).collected()
+    weights, _ = flower.apply(flower.StrategySpec(), b"", base, found, 1)
+    assert_near(weights, wanted, within=1e-5)
+    assert (found.count, found.weight) == (total.count, total.weight)
+
+
+def test_any_number_of_workers_gives_the_same_bits(tiny_bundle: Bundle) -> None:
+    setting, backend = tiny.setting(tiny_bundle), OnnxBackend(tiny_bundle)
+    call, start = rounds.Call(Plan(batch_size=4), "task", 1), Start(tiny_bundle.shared_weights())
+    totals = []
+    for workers in (1, 2, 5):
+        with Pool(backend, workers) as pool:
+            cohort = rounds.train(pool, setting.federation.clients, call, start)
+            totals.append((cohort.total.tobytes(), cohort.loss, cohort.weight))
+    assert totals[0] == totals[1] == totals[2]
+
+
+def test_robust_strategies_get_every_update(tiny_bundle: Bundle) -> None:
+    setting, backend = tiny.setting(tiny_bundle), OnnxBackend(tiny_bundle)
+    call, start = rounds.Call(Plan(batch_size=4), "task", 1), Start(tiny_bundle.shared_weights())
+    with Pool(backend, 2) as pool:
+        found = rounds.train(pool, setting.federation.clients, call, start, wants_singles=True).collected()
+    assert [update.weight for update in found] == [client.training.count for client in setting.federation.clients]  # type: ignore[union-attr]
+
+
+def test_only_what_may_move_moves(tiny_bundle: Bundle) -> None:
+    client, base = tiny.setting(tiny_bundle).federation.clients[5], tiny_bundle.shared_weights()
+    head = ["p_head.bias", "p_head.weight"]
+    worker = OnnxBackend(tiny_bundle, moving=head).worker()
+    report = rounds.report_of(worker, client, rounds.Call(Plan(batch_size=4), "task", 1), Start(base))
+    assert report is not None
+    delta = Weights.from_vector(report.delta, base.shapes)
+    assert {name for name in delta if delta[name].any()} == set(head)
+
+
+def test_a_drift_is_a_correction_of_each_gradient(tiny_bundle: Bundle) -> None:
+    client, base = tiny.setting(tiny_bundle).federation.clients[5], tiny_bundle.shared_weights()
+    job = rounds.Call(Plan(batch_size=64), "task", 1).job(client)
+    drift = base.scaled(0.1)
+    plain = OnnxBackend(tiny_bundle).worker().train(job, Start(base), client.training).vector
+    moved = OnnxBackend(tiny_bundle, with_drift=True).worker().train(job, Start(base, drift.arrays), client.training)
+    np.testing.assert_allclose(moved.vector, plain - drift.to_vector(), atol=1e-6)
+
+
+def test_a_correction_past_an_optimisers_memory_is_refused(tmp_path: Path) -> None:
+    bundle = tiny.compiled(tmp_path, SGD(momentum=0.9))
+    with pytest.raises(BadInput, match="plain SGD"):
+        OnnxBackend(bundle, with_drift=True)
+
+
+def test_an_unknown_weight_to_move_is_refused_with_the_known_ones(tiny_bundle: Bundle) -> None:
+    with pytest.raises(BadInput, match=r"p_tail.*p_head\.weight"):
+        OnnxBackend(tiny_bundle, moving=["p_tail"])
+
+
+def test_a_client_that_goes_to_nan_reports_nothing_and_harms_nobody(tiny_bundle: Bundle) -> None:
+    clients = list(tiny.setting(tiny_bundle).federation.clients)
+    call, start, backend = rounds.Call(Plan(), "task", 1), Start(tiny_bundle.shared_weights()), OnnxBackend(tiny_bundle)
+    bad = replace(clients[1], training=tiny.examples(6, 1))
+    bad.training.inputs["x"][0] = np.nan
+    with Pool(backend, 1) as pool:
+        with_bad = rounds.train(pool, [clients[0], bad, clients[2]], call, start)
+        without = rounds.train(pool, [clients[0], clients[2]], call, start)
+    assert with_bad.silent == 1
+    assert np.array_equal(with_bad.total, without.total)
+
+
+def test_a_delta_that_overflowed_is_no_report() -> None:
+    from umbel_simulations.cohort.clients import Trained
+
+    start = Start(Weights({"p_a": np.zeros(3, np.float32)}))
+    with pytest.raises(NotFinite):
+        Trained(np.array([1, np.inf, 0], np.float32), 1, 0.0, 1).delta(start, Plan())
+
+
+def test_examples_of_another_model_are_refused(tiny_bundle: Bundle) -> None:
+    strange = ClientData(
+        "one", Examples({"x": np.zeros((4, 9), np.float32)}, {"y": np.zeros(4, np.int64)}, 4), tiny.examples(1, 1)
+    )
+    call, start = rounds.Call(Plan(), "task", 1), Start(tiny_bundle.shared_weights())
+    with pytest.raises(InputMismatch), Pool(OnnxBackend(tiny_bundle), 2) as pool:
+        rounds.train(pool, [strange], call, start)
+
+
+def test_hyperparameters_that_the_model_lacks_are_refused(tiny_bundle: Bundle) -> None:
+    clients = tiny.setting(tiny_bundle).federation.clients
+    call = rounds.Call(Plan(hyperparameters={"mu": 1.0}), "task", 1)
+    with pytest.raises(OutOfBounds, match="mu"), Pool(OnnxBackend(tiny_bundle), 1) as pool:
+        rounds.train(pool, clients, call, Start(tiny_bundle.shared_weights()))
+
+
+def test_batches_of_one_size_are_taken_together_up_to_a_bound() -> None:
+    def batches(*sizes: int) -> Iterator[np.ndarray[tuple[int], np.dtype[np.intp]]]:
+        at = 0
+        for size in sizes:
+            yield np.arange(at, at + size)
+            at += size
+
+    found = [(len(rows), size) for rows, size in runs(batches(4, 4, 4, 2, 4, 9), most=8)]
+    assert found == [(8, 4), (4, 4), (2, 2), (4, 4), (9, 9)]

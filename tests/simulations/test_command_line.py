@@ -1,0 +1,150 @@
+"""`umbel-simulate`: real runs of the cohort engine, small; what goes wrong is told with an exit code of its own."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from umbel.errors import AlreadyExists, BadInput, MalformedMessage, NotFound
+from umbel_simulations import cli, runs
+from umbel_simulations.engines import Silent
+from umbel_simulations.scenario import Scenario
+from umbel_simulations.scenario_file import changed, find
+from umbel_simulations.sweep import name_of, pair_of, points, value_of, values_of
+
+Told = Callable[..., tuple[int, str, str]]
+SMALL = ("--set", "task.rounds=4", "--set", "data.users=10", "--set", "thresholds.accepted_rounds=4")
+
+
+@pytest.fixture
+def simulate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Told:
+    """Run the program in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def told(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["umbel-simulate", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return told
+
+
+def small(**values: object) -> Scenario:
+    scenario = find("digits-dirichlet")
+    return changed(scenario, {"task.rounds": 6, "data.users": 10, "task.goal": 10, **values})
+
+
+def test_run_writes_a_page_that_needs_nothing_else_and_its_json(simulate: Told, tmp_path: Path) -> None:
+    code, out, _ = simulate("run", "digits-dirichlet", *SMALL, "--json", "-o", "mine")
+    assert code == 0
+    assert json.loads(out)["accepted rounds"] == "4 of 4"
+    page = (tmp_path / "mine/report.html").read_text()
+    assert "<svg" in page and "Accuracy over rounds" in page
+    assert not any(word in page for word in ("http://", "https://", "src=", "<script", "@import", "url("))
+    assert runs.read(tmp_path / "mine").outcome.digest() == json.loads(out)["digest"]
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
+        "report.html",
+        "report.json",
+        "scenario.json",
+    ]
+
+
+def test_go_is_0_and_no_go_is_1(simulate: Told) -> None:
+    code, out, _ = simulate("go-no-go", "digits-dirichlet", *SMALL, "--set", "thresholds.accuracy=0.1", "-o", "run")
+    assert (code, out.splitlines()[0].strip()) == (1, "no-go"), "four rounds can't reach the fairness floor"
+    assert "fairness floor" in out and "fails" in out
+    easy = ("--set", "thresholds.accuracy=0.1", "--set", "thresholds.fairness_floor=0.0", "--fresh")
+    assert simulate("go-no-go", "digits-dirichlet", *SMALL, *easy, "-o", "run")[0] == 0
+    code, out, _ = simulate("go-no-go", "run", "--json")
+    assert (code, json.loads(out)["go"]) == (0, True)
+    assert simulate("go-no-go", "run", "--seed", "3")[0] == 2
+
+
+def test_what_makes_no_sense_is_2(simulate: Told) -> None:
+    for arguments, told in (
+        (("run", "smartwacht"), "did you mean 'smartwatch'"),
+        (("run", "smartwatch", "--set", "task.gaol=3"), "did you mean 'goal'"),
+        (("run", "smartwatch", "--set", "task.goal"), "write it as"),
+        (("run", "smartwatch", "--engine", "flete"), "engine is 'flete'"),
+        (("compare", "nowhere"), "no finished run"),
+        (("sweep", "smartwatch", "--over", "task.goal=0,1"), "task.goal is 0"),
+        (("run", "smartwatch", "--seed", "-1"), "Invalid value"),
+    ):
+        code, _, err = simulate(*arguments)
+        assert (code, told in err) == (2, True), err
+
+
+def test_sweep_plays_a_grid_and_compare_puts_its_runs_side_by_side(simulate: Told, tmp_path: Path) -> None:
+    grid = ("--over", "data.alpha=0.1,10", "--over", "data.partition=dirichlet", "-o", "grid", "--parallel", "1")
+    code, out, err = simulate("sweep", "digits-dirichlet", *SMALL, *grid, "--json")
+    assert (code, [row["data.alpha"] for row in json.loads(out)]) == (0, [0.1, 10]), err
+    folders = sorted(str(path) for path in (tmp_path / "grid").iterdir())
+    code, out, _ = simulate("compare", *folders, "-o", "both.html")
+    assert code == 0 and "accepted rounds" in out
+    assert (tmp_path / "both.html").read_text().count("<polyline") == 10
+    code, out, _ = simulate("sweep", "digits-dirichlet", *SMALL, *grid)
+    assert code == 0 and "data.alpha" in out
+
+
+def test_list_shows_the_library(simulate: Told) -> None:
+    code, out, _ = simulate("list", "--json")
+    assert (code, {"smartwatch", "night-100k"} <= {one["name"] for one in json.loads(out)}) == (0, True)
+    assert "smartwatch" in simulate("list")[1]
+
+
+class Killed(Exception):
+    """Somebody pulled the plug."""
+
+
+class PullsThePlug:
+    def __init__(self, at: float) -> None:
+        self._at = at
+
+    def step(self, done: float, total: float, hours: float, message: str) -> None:
+        if done >= self._at:
+            raise Killed
+
+
+def test_a_run_that_was_cut_off_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    whole = runs.play(small(), tmp_path / "whole", workers=1, progress=Silent())
+    for at in (2, 5):
+        with pytest.raises(Killed):
+            runs.play(small(), tmp_path / "broken", workers=1, progress=PullsThePlug(at))
+        assert (tmp_path / "broken/state").is_dir() and not (tmp_path / "broken/report.json").exists()
+    resumed = runs.play(small(), tmp_path / "broken", workers=2, progress=Silent())
+    assert resumed.outcome.canonical() == whole.outcome.canonical()
+    assert runs.play(small(), tmp_path / "broken", workers=1, progress=PullsThePlug(0)).outcome == whole.outcome
+
+
+def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
+    runs.play(small(), tmp_path / "run", workers=1, progress=Silent())
+    with pytest.raises(AlreadyExists, match="--fresh"):
+        runs.play(small(seed=2), tmp_path / "run", workers=1, progress=Silent())
+    other = runs.play(small(seed=2), tmp_path / "run", workers=1, progress=Silent(), fresh=True)
+    assert other.outcome.seed == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("dear")
+    with pytest.raises(AlreadyExists, match="isn't a run's"):
+        runs.play(small(), tmp_path / "mine", workers=1, progress=Silent())
+    with pytest.raises(NotFound):
+        runs.read(tmp_path / "mine")
+
+
+def test_values_are_toml_or_plain_words() -> None:
+    assert values_of("0.1,2") == [0.1, 2]
+    assert values_of('[1, 2], "a"') == [[1, 2], "a"]
+    assert values_of("iid,dirichlet") == ["iid", "dirichlet"]
+    assert (value_of("true"), value_of("FedAdam")) == (True, "FedAdam")
+    with pytest.raises(MalformedMessage):
+        pair_of("=3")
+
+
+def test_each_point_of_a_grid_has_a_folder_of_its_own() -> None:
+    found = points(small(), {"task.plan.lr": [0.1, 0.01], "seed": [1, 2, 3]})
+    assert len({name_of(point) for point in found}) == len(found) == 6
+    with pytest.raises(BadInput):
+        points(small(), {})

@@ -1,0 +1,107 @@
+"""Go or no-go: every threshold is held against what was measured, and what wasn't measured doesn't pass."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from umbel_simulations.judgement import is_go, judge
+from umbel_simulations.outcome import Outcome, RolloutEvent, RolloutOutcome, RoundOutcome, Spread
+from umbel_simulations.report import page
+from umbel_simulations.scenario import Data, Scenario, Thresholds, to_tree
+
+
+def spread(*values: float) -> Spread:
+    return Spread.of(values) or pytest.fail()
+
+
+BROKEN = RolloutOutcome(
+    3, "noisy", "rolled-back", 5.0, 8.0, 4, 0, cleared_hour=9.5, events=(RolloutEvent(8.0, "<bad>"),)
+)
+MEASURED = Outcome(
+    scenario=to_tree(Scenario("all", "digits", Data("smartwatch"), thresholds=Thresholds(accuracy=0.8))),
+    engine="fleet",
+    seed=0,
+    hours=10.0,
+    rounds=(
+        RoundOutcome(1, "accepted", 0.0, 1.0, 13, 10, 0.8, epsilon=1.0),
+        RoundOutcome(2, "refused", 1.0, 2.0, 9, 8),
+    ),
+    weights="ab",
+    accuracy=0.85,
+    per_device={
+        "accuracy": spread(0.5, 0.9),
+        "bytes_up": spread(1e6),
+        "bytes_down": spread(2e6),
+        "seconds": spread(10.0, 20.0),
+    },
+    devices=40,
+    sessions=100,
+    trained=50,
+    wasted=5,
+    rollouts=(replace(BROKEN, content="trained", cleared_hour=None), BROKEN),
+    epsilon=2.0,
+    shapes={"-v[<script>": 1},
+    invariants=("books balance",),
+)
+FOUND = {
+    "accuracy": 0.85,
+    "fairness_floor": 0.52,
+    "wasted_sessions": 0.1,
+    "megabytes_per_device": 3.0,
+    "seconds_per_device": 19.5,
+    "epsilon": 2.0,
+    "roll_back_hours": 4.5,
+    "exposed_devices": 0.1,
+    "accepted_rounds": 1.0,
+}
+AT_LEAST = {"accuracy", "fairness_floor", "accepted_rounds"}
+
+
+def test_there_is_a_case_for_each_threshold() -> None:
+    assert set(FOUND) == {field.name for field in fields(Thresholds)}
+
+
+@pytest.mark.parametrize("name", sorted(FOUND))
+def test_a_threshold_passes_up_to_its_limit_and_not_beyond(name: str) -> None:
+    found = FOUND[name]
+    beyond = found * (1.01 if name in AT_LEAST else 0.99)
+    (at,) = judge(MEASURED, Thresholds(**{name: found}))
+    assert at.found == pytest.approx(found)
+    assert replace(at, wanted=float(at.found or 0)).passes
+    (past,) = judge(MEASURED, Thresholds(**{name: beyond}))
+    assert not past.passes
+
+
+@pytest.mark.parametrize("name", sorted(set(FOUND) - {"accepted_rounds"}))
+def test_what_was_not_measured_is_no_go(name: str) -> None:
+    empty = Outcome(to_tree(Scenario("none", "digits", Data("smartwatch"))), "fleet", 0, 1.0, (), "", None)
+    generous = Thresholds(**{name: 0.01 if name in AT_LEAST else 0.99})
+    (check,) = judge(empty, generous)
+    assert check.found is None and not check.passes
+
+
+def test_a_broken_release_that_somebody_still_has_is_no_go() -> None:
+    stuck = replace(MEASURED, rollouts=(replace(BROKEN, cleared_hour=None, devices_left=1),))
+    (check,) = judge(stuck, Thresholds(roll_back_hours=1000))
+    assert not check.passes
+
+
+def test_no_thresholds_are_no_go() -> None:
+    assert judge(MEASURED, Thresholds()) == () and not is_go(())
+    assert is_go(judge(MEASURED))
+
+
+def test_a_page_shows_all_that_a_run_was_and_nothing_of_it_is_taken_for_html() -> None:
+    text = page.render(MEASURED)
+    for told in (
+        "Go</h2>",
+        "Rollouts",
+        "&lt;bad&gt;",
+        "&lt;script&gt;",
+        "books balance",
+        "Privacy spent",
+        MEASURED.digest(),
+    ):
+        assert told in text
+    assert "<script" not in text and "<bad>" not in text
+    assert "No-go" in page.render(replace(MEASURED, accuracy=0.1))

@@ -1,0 +1,141 @@
+"""Scenarios are read strictly: each mistake is named with its file, line and key, and the nearest right one."""
+
+from pathlib import Path
+
+import pytest
+
+from umbel.errors import BadInput, MalformedMessage, NotFound, OutOfBounds
+from umbel_simulations.scenario import Data, PlanPart, Scenario, to_tree
+from umbel_simulations.scenario_file import changed, find, library, load
+from umbel_simulations.toml_lines import lines_of
+
+GOOD = """\
+name = "mine"
+model = "digits"
+
+[data]
+federation = "digits"
+partition = "iid"
+
+[task]
+goal = 10
+rounds = 3
+
+[task.plan]
+lr = 0.1
+
+[[adversaries]]
+kind = "lazy"
+share = 0.1
+
+[[adversaries]]
+kind = "nan"
+share = 0.2
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
+    scenario = load(written(tmp_path, GOOD))
+    assert scenario.data == Data("digits", partition="iid")
+    assert (scenario.task.goal, scenario.task.minimum, scenario.task.plan) == (10, 1, PlanPart(lr=0.1))
+    assert [adversary.kind for adversary in scenario.adversaries] == ["lazy", "nan"]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        ("goal = 10", "gaol = 10", r"mine\.toml, line 9, task\.gaol: .* did you mean 'goal'\?"),
+        ("goal = 10", 'goal = "ten"', r"line 9, task\.goal is 'ten': it should be a valid integer"),
+        ("goal = 10", "goal = 0", r"line 9, task\.goal is 0: it should be greater than or equal to 1"),
+        ("rounds = 3", "minimum = 11", r"line 10: task: minimum 11 and goal 10"),
+        ("lr = 0.1", "lr = -1.0", r"line 13, task\.plan\.lr is -1\.0"),
+        ("lr = 0.1", "lr = true", r"line 13, task\.plan\.lr is True"),
+        ("lr = 0.1", "lr = 0.1\nvalidation = [\n  1,\n]\nepochs = 0", r"line 17, task\.plan\.epochs is 0"),
+        ("share = 0.2", "share = 2", r"line 21, adversaries\.1\.share is 2"),
+        ("share = 0.2", "share = 0.95", r"line 15: adversaries: their shares together"),
+        ('kind = "nan"', 'kind = "nam"', r"line 20, adversaries\.1\.kind is 'nam': it should be 'sign-flip'"),
+        ('federation = "digits"\n', "", r"line 4, data\.federation: it is missing"),
+        ('"iid"', '"natural"', r"line 6: data: the digits have no natural users; choose partition"),
+        ("[task.plan]", "[task.plam]", r"line 12, task\.plam: .* did you mean 'plan'\?"),
+        ('name = "mine"', 'name = "my own"', r"line 1, name is 'my own'"),
+        ('name = "mine"', "name = 2025-01-01", "write dates and times as numbers"),
+        ("goal = 10", "goal = ", r"mine\.toml isn't TOML: .*line 9"),
+        (
+            "[[adversaries]]",
+            '[task.strategy]\nname = "FedAvgg"\n[[adversaries]]',
+            r"task: no strategy is called 'FedAvgg'",
+        ),
+        ("[[adversaries]]", "[[rollouts]]\nat_hour = 1\ngate = { alpa = 1 }\n[[adversaries]]", r"no setting 'alpa'"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line_and_key(tmp_path: Path, right: str, wrong: str, told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        load(written(tmp_path, GOOD.replace(right, wrong, 1)))
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("goal = 10", "gaol = 10").replace("lr = 0.1", "lrr = 0.1")
+    with pytest.raises(MalformedMessage) as refused:
+        load(written(tmp_path, text))
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def test_lines_are_right_after_values_over_several_lines() -> None:
+    text = 'a = """\n[not.a.table]\n"""\nb = [\n 1, # x = 1\n]\n\n["q.r"]\nc.d = 1\ne = { f = [{ g = 1 }] }\n'
+    lines = lines_of(text)
+    assert lines[("b",)] == 4
+    assert lines[("q.r",)] == 8
+    assert lines[("q.r", "c", "d")] == 9
+    assert lines[("q.r", "e", "f", 0, "g")] == 10
+    assert lines_of("[[a]]\n[[a.b]]\nc = 1\n[[a]]\n[a.d]\ne = 1") == {
+        ("a", 0): 1,
+        ("a", 0, "b", 0): 2,
+        ("a", 0, "b", 0, "c"): 3,
+        ("a", 1): 4,
+        ("a", 1, "d"): 5,
+        ("a", 1, "d", "e"): 6,
+    }
+
+
+def test_files_are_named_from_the_scenarios_own_folder(tmp_path: Path) -> None:
+    text = GOOD.replace('model = "digits"', 'model = "./bundles/mine"')
+    assert load(written(tmp_path, text)).model == str((tmp_path / "bundles/mine").resolve())
+
+
+def test_values_can_be_changed_by_key() -> None:
+    scenario = find("poisoned-fleet")
+    other = changed(scenario, {"task.plan.lr": 0.5, "adversaries.1.share": 0.2, "seed": 9})
+    assert (other.task.plan.lr, other.adversaries[1].share, other.seed) == (0.5, 0.2, 9)
+    for key, value in (("task.plan.lrr", 1), ("tusk.goal", 1), ("adversaries.7.share", 0.1), ("task.goal", "x")):
+        with pytest.raises(BadInput, match=key.rsplit(".", 1)[0].split(".")[0]):
+            changed(scenario, {key: value})
+    with pytest.raises(OutOfBounds):
+        changed(scenario, {"adversaries.0.share": 0.99})
+
+
+def test_a_name_that_is_nearly_right_is_told() -> None:
+    with pytest.raises(NotFound, match="did you mean 'smartwatch'"):
+        find("smartwacht")
+    with pytest.raises(NotFound, match="can't read"):
+        find("nowhere.toml")
+
+
+@pytest.mark.parametrize("name", library())
+def test_each_scenario_of_the_library_reads_says_what_it_shows_and_what_must_hold(name: str) -> None:
+    scenario = find(name)
+    assert scenario.name == name and scenario.description
+    assert scenario.thresholds.accepted_rounds
+    assert isinstance(scenario, Scenario) and to_tree(scenario)["task"]["goal"] >= scenario.task.minimum
+
+
+def test_the_library_has_what_its_page_promises() -> None:
+    assert {
+        "smartwatch", "shakespeare", "digits-dirichlet", "night-100k", "poisoned-fleet", "broken-release",
+        "helper-outage", "coordinator-crashes", "calibration",
+    } <= set(library())  # fmt: skip
