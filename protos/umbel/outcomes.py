@@ -51,8 +51,10 @@ def outcome_from_message(message: pb.ReleaseOutcome) -> ReleaseOutcome:
     )
 
 
-def health_to_message(health: Health) -> pb.Health:
-    """Encode what a device measures in use."""
+def health_to_message(health: Health) -> pb.Health | None:
+    """Encode what a device measures in use; None if it is nothing."""
+    if health == Health():
+        return None
     return pb.Health(accuracy=health.accuracy, latency_seconds=health.latency_seconds, memory_mb=health.memory_mb)
 
 
