@@ -39,6 +39,8 @@ class Lowered:
     graph: fx.GraphModule
     outputs: tuple[str, ...]
     sizes: ShapeEnv
+    each: Lowered | None = None
+    """What is done before for each example; see `Signature.each`."""
 
     def require_open_batch(self, stage: str) -> None:
         """Raise `CannotCompile` if the batch size became a number."""
@@ -138,7 +140,8 @@ def lower(signature: Signature, module: nn.Module, table: Decompositions, kept: 
         raise
     except Exception as error:  # torch raises anything at all from inside a user's module
         raise CannotCompile(f"{signature.name!r}: tracing failed with {type(error).__name__}: {error}") from error
-    lowered = Lowered(signature, graph, tuple(outputs), sizes)
+    each = None if signature.each is None else lower(signature.each, module, table, kept)
+    lowered = Lowered(signature, graph, tuple(outputs), sizes, each)
     lowered.require_open_batch("tracing")
     _require_forward_style(lowered, kept)
     graph.graph.eliminate_dead_code()

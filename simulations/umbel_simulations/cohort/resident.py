@@ -32,7 +32,7 @@ from umbel.runtime.signature import (
 from umbel.update import Metrics
 from umbel.weights import Shapes, Weights
 from umbel_client.examples import Examples
-from umbel_client.trainer import Job, batches, evaluate
+from umbel_client.trainer import Job, evaluate
 from umbel_simulations.cohort.clients import Start, Trained, runs
 from umbel_simulations.cohort.graphs import DRIFT_PREFIX, LAST_PREFIX, LOSSES, StepsGraph, over_steps
 
@@ -92,6 +92,7 @@ class OnnxWorker:
         self._backend = backend
         self._graph: StepsGraph = backend.graph
         self._batched = _Batched(manifest.inputs), _Batched(manifest.targets)
+        self._most = MOST_BYTES // max(1, sum(batched.bytes_each for batched in self._batched))
         self._checks = BatchCheck("input", manifest.inputs), BatchCheck("target", manifest.targets)
         shapes = manifest.shared_shapes | {spec.name: spec.fixed_shape for spec in manifest.slots}
         slots = [name for name in self._graph.state if name.startswith("s_")]
@@ -110,12 +111,11 @@ class OnnxWorker:
         check_batch(*self._checks, examples.inputs, examples.targets)
         if self._begun is None or self._begun[0] is not start or self._begun[1] is not job.plan:
             self._begin(start, job.plan)
-        most = MOST_BYTES // max(1, sum(batched.bytes_each for batched in self._batched))
         if SEED in self._graph.constants:
             # Bound once; each client draws its own dropout.
             self._seed[()] = job.hyperparameters(self._backend.bundle.manifest)[SEED]
         steps, seen, loss, end = 0, 0, 0.0, 0
-        for rows, size in runs(batches(job, examples.count), most):
+        for rows, size in runs(job, examples.count, self._most):
             binding = self._bindings[end]
             count = len(rows) // size
             losses = binding.losses(count)
