@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -123,7 +123,8 @@ def lower(signature: Signature, module: nn.Module, table: Decompositions, kept: 
     lowered = trace(signature, module, table)
     _require_forward_style(lowered, kept)
     lowered.graph.graph.eliminate_dead_code()
-    return lowered
+    each = None if signature.each is None else lower(signature.each, module, table, kept)
+    return replace(lowered, each=each)
 
 
 def trace(signature: Signature, module: nn.Module, table: Decompositions) -> Lowered:
@@ -148,8 +149,7 @@ def trace(signature: Signature, module: nn.Module, table: Decompositions) -> Low
         raise
     except Exception as error:  # torch raises anything at all from inside a user's module
         raise CannotCompile(f"{signature.name!r}: tracing failed with {type(error).__name__}: {error}") from error
-    each = None if signature.each is None else lower(signature.each, module, table, kept)
-    lowered = Lowered(signature, graph, tuple(outputs), sizes, each)
+    lowered = Lowered(signature, graph, tuple(outputs), sizes)
     lowered.require_open_batch("tracing")
     return lowered
 
