@@ -15,6 +15,7 @@ import math
 from typing import Final
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from umbel.errors import NotFinite, OutOfBounds
@@ -28,6 +29,8 @@ NOISE_TAIL: Final = 8
 
 _BLOCK: Final = 1 << 13
 """Numbers worked on at a time: the scratch stays in the processor's cache, and BLAS doesn't wake its threads."""
+
+_ZEROS: Final = memoryview(bytes(4 * _BLOCK))
 
 RingVector = NDArray[np.uint16] | NDArray[np.uint32] | NDArray[np.uint64]
 """Numbers modulo 2^k."""
@@ -100,20 +103,44 @@ def quantise(
         raise OutOfBounds(f"{vector.size} numbers don't go into {out.size}")
     # Up to 2^15 float32 counts exactly; above, its rounding would step over the limit.
     work = np.float32 if out.dtype.itemsize == 2 else np.float64
+    dice = _Dice(chance, min(_BLOCK, vector.size), out.dtype, work)
     scratch: NDArray[np.floating] = np.empty(min(_BLOCK, vector.size), work)
-    dice = np.empty(scratch.size, np.float32)
     signed = out.view(np.dtype(f"<i{out.dtype.itemsize}"))
     for start in range(0, vector.size, _BLOCK):
         stop = min(start + _BLOCK, vector.size)
-        block, roll = scratch[: stop - start], dice[: stop - start]
+        block = scratch[: stop - start]
         np.multiply(vector[start:stop], work(factor), out=block)
-        chance.random(out=roll, dtype=np.float32)
-        np.add(block, roll, out=block)
+        np.add(block, dice.roll(block.size), out=block)
         np.floor(block, out=block)
-        if not np.isfinite(block).all():
+        least, most = float(block.min()), float(block.max())
+        if not (math.isfinite(least) and math.isfinite(most)):
             raise NotFinite("the delta holds NaN or infinity, or overflows when scaled; it isn't sent")
-        np.clip(block, -limit, limit, out=block)
+        if least < -limit or most > limit:
+            np.clip(block, -limit, limit, out=block)
         signed[start:stop] = block
+
+
+class _Dice:
+    """Uniform numbers from 0 to 1, as many bits fine as the ring has: AES in counter mode under a key from `chance`.
+
+    Several times faster than numpy's generators; a mean is off by 2^-17 of a ring's unit at most, as float32 is anyway.
+    """
+
+    def __init__(
+        self, chance: np.random.Generator, size: int, fine: np.dtype[np.unsignedinteger], work: type[np.floating]
+    ) -> None:
+        self._stream = Cipher(algorithms.AES(chance.bytes(32)), modes.CTR(bytes(16))).encryptor()
+        self._words = np.empty(size, fine)
+        self._uniform: NDArray[np.floating] = np.empty(size, work)
+        self._unit = work(2.0 ** (-8 * fine.itemsize))
+
+    def roll(self, count: int) -> NDArray[np.floating]:
+        """So many, at most `size`; overwritten by the next roll."""
+        words, uniform = self._words[:count], self._uniform[:count]
+        self._stream.update_into(_ZEROS[: words.nbytes], words.data.cast("B"))
+        np.copyto(uniform, words)
+        uniform *= self._unit
+        return uniform
 
 
 def to_signed(vector: RingVector) -> NDArray[np.signedinteger]:

@@ -134,7 +134,7 @@ def encode_update(
     layout = layout_of(descriptor)
     cleartext = Cleartext(layout, np.empty(layout.size, np.uint8)) if into is None else into
     factor = clip * descriptor.scale * weight
-    _round(descriptor, descriptor.transform.forward(delta), factor, weight, chance, cleartext)
+    _round(descriptor, delta, factor, weight, chance, cleartext)
     cleartext.lanes[0] = weight
     for index, lane in enumerate(descriptor.lanes, start=1):
         # The norm before clipping: afterwards all are short enough.
@@ -146,21 +146,20 @@ def encode_update(
 
 def _round(
     descriptor: RoundDescriptor,
-    numbers: NDArray[np.float32],
+    delta: NDArray[np.float32],
     factor: float,
     weight: int,
     chance: np.random.Generator,
     out: Cleartext,
 ) -> None:
-    limit = descriptor.level * weight
-    if not descriptor.noise_variance:
-        quantise(numbers, factor, limit, chance, out.numbers)
-        return
     # Noise is measured against this bound, so it must hold, not just be likely: round again until it does.
-    bound = rounded_norm_bound(descriptor.clip_norm * weight, descriptor.scale, numbers.size)
+    bound = rounded_norm_bound(descriptor.clip_norm * weight, descriptor.scale, out.numbers.size)
     for _ in range(_ROUNDING_TRIES):
-        quantise(numbers, factor, limit, chance, out.numbers)
-        if signed_norm(out.numbers) <= bound:
+        start = 0
+        for piece in descriptor.transform.pieces(delta):
+            quantise(piece, factor, descriptor.level * weight, chance, out.numbers[start : start + piece.size])
+            start += piece.size
+        if not descriptor.noise_variance or signed_norm(out.numbers) <= bound:
             return
     out.numbers[:] = 0  # a delta that won't fit its bound counts as none: 2^-46 for honest rounding
 

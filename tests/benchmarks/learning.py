@@ -61,7 +61,7 @@ def run() -> Table:
     rows: list[tuple[str | float, ...]] = []
 
     def row(title: str, models: dict[str, Weights] | Weights, spent: float) -> float:
-        found = _accuracies(models)
+        found = accuracies(models)
         rows.append((title, found.overall, found.mean, found.worst, spent))
         return found.overall
 
@@ -129,7 +129,7 @@ class Accuracies:
     worst: float
 
 
-def _accuracies(models: dict[str, Weights] | Weights) -> Accuracies:
+def accuracies(models: dict[str, Weights] | Weights) -> Accuracies:
     found = {}
     for name, split in wearers().items():
         weights = models if isinstance(models, Weights) else models[name]
