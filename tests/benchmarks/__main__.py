@@ -11,7 +11,17 @@ from pathlib import Path
 
 from tests.benchmarks.harness import Table, seconds
 
-NAMES = ("aggregation", "private", "predictor", "device", "coordinator", "learning", "private_learning", "releases")
+NAMES = (
+    "aggregation",
+    "private",
+    "predictor",
+    "device",
+    "coordinator",
+    "learning",
+    "private_learning",
+    "releases",
+    "deltas",
+)
 BY_NAME_ONLY = ("simulation",)
 """These take many minutes, or install other frameworks into environments of their own."""
 

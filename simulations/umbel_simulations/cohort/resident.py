@@ -46,7 +46,7 @@ class OnnxBackend:
     """Trains on ONNX Runtime; one of these serves a whole simulation.
 
     Args:
-        bundle: where the graphs and the frozen weights come from.
+        bundle: where graphs and frozen weights come from.
         moving: the trainable weights that move; all of them unless given.
         with_drift: whether each `Start` has a drift.
 
@@ -59,9 +59,6 @@ class OnnxBackend:
         self.bundle = bundle
         self.graph = over_steps(bundle, moving=moving, with_drift=with_drift)
         self.what = f"the training graph of {bundle.manifest.model!r}"
-        self.frozen: dict[str, Array] = {}
-        if bundle.manifest.frozen:
-            self.frozen = dict(bundle.weights().subset([spec.name for spec in bundle.manifest.frozen]).arrays)
         with failures_of(self.what):
             self.session = ort.InferenceSession(self.graph.model, _options(), providers=["CPUExecutionProvider"])
         self._judge = OnnxRuntime()
@@ -135,7 +132,7 @@ class OnnxWorker:
         """Bind what stays the same for all clients that start here: no copy, as nobody writes into it."""
         manifest = self._backend.bundle.manifest
         given: dict[str, Array] = {**start.weights.arrays, **starting_slots(manifest, start.weights, None)}
-        constants: dict[str, Array] = {**given, **self._backend.frozen}
+        constants: dict[str, Array] = dict(given)
         hyperparameters = resolve_hyperparameters(manifest, plan.hyperparameters)
         constants |= {name: np.array(value, np.float32) for name, value in hyperparameters.items()}
         constants |= {SEED: self._seed}
