@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ class Lowered:
     graph: fx.GraphModule
     outputs: tuple[str, ...]
     sizes: ShapeEnv
+    each: Lowered | None = None
+    """What is done before for each example; see `Signature.each`."""
 
     def require_open_batch(self, stage: str) -> None:
         """Raise `CannotCompile` if the batch size became a number."""
@@ -106,7 +108,7 @@ def module_of(node: fx.Node) -> str:
 
 
 def lower(signature: Signature, module: nn.Module, table: Decompositions, kept: Collection[Any] = ()) -> Lowered:
-    """Trace a signature of this module.
+    """Trace a signature of this module down to operators that a translator knows.
 
     Args:
         signature: what to trace.
@@ -118,6 +120,15 @@ def lower(signature: Signature, module: nn.Module, table: Decompositions, kept: 
         OperatorNotSupported: an operator of the module, or its gradient, has no decomposition here.
         CannotCompile: the module can't be traced, or its batch size got pinned.
     """
+    lowered = trace(signature, module, table)
+    _require_forward_style(lowered, kept)
+    lowered.graph.graph.eliminate_dead_code()
+    each = None if signature.each is None else lower(signature.each, module, table, kept)
+    return replace(lowered, each=each)
+
+
+def trace(signature: Signature, module: nn.Module, table: Decompositions) -> Lowered:
+    """Trace a signature with these decompositions, whatever operators are left; otherwise as `lower`."""
     sizes = ShapeEnv()
     fake = FakeTensorMode(shape_env=sizes, allow_non_fake_inputs=True)
     names = list(signature.inputs)
@@ -140,8 +151,6 @@ def lower(signature: Signature, module: nn.Module, table: Decompositions, kept: 
         raise CannotCompile(f"{signature.name!r}: tracing failed with {type(error).__name__}: {error}") from error
     lowered = Lowered(signature, graph, tuple(outputs), sizes)
     lowered.require_open_batch("tracing")
-    _require_forward_style(lowered, kept)
-    graph.graph.eliminate_dead_code()
     return lowered
 
 

@@ -135,7 +135,10 @@ def _train(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runtime,
         with drawing_in_torch(torch.tensor(PARITY_SEED), torch.tensor(step - 1.0)):
             output = module(*inputs.values())
         loss = spec.loss(output, *targets.values())
-        loss.backward()  # type: ignore[no-untyped-call]
+        if spec.clip_examples is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            loss = _clipped_backward(spec, module, inputs, targets)
         optimizer.step(float(_count(spec, output, targets, size)))
         found = np.array(session.step(to_numpy(inputs), to_numpy(targets)))
         _compare(f"train (step {step})", "loss", found, loss.detach().numpy(), ANSWER_TOLERANCE)
@@ -146,6 +149,26 @@ def _train(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runtime,
             long = max(long, difference)
             _take_over(module, session.weights())
     return short, long
+
+
+def _clipped_backward(
+    spec: ModelSpec, module: nn.Module, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+) -> Tensor:
+    """Example by example, as DP-SGD is told: the mean of clipped gradients into the weights, and of losses."""
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    sums = [torch.zeros_like(weight) for weight in weights]
+    losses = []
+    for row in range(len(next(iter(inputs.values())))):
+        one, wanted = ({name: t[row : row + 1] for name, t in part.items()} for part in (inputs, targets))
+        loss = spec.loss(module(*one.values()), *wanted.values())
+        gradients = torch.autograd.grad(loss, weights)
+        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+        for total, gradient in zip(sums, gradients, strict=True):
+            total += gradient * min(1.0, (spec.clip_examples or 0.0) / max(norm, 1e-12))
+        losses.append(loss.detach())
+    for weight, total in zip(weights, sums, strict=True):
+        weight.grad = total / len(losses)
+    return torch.stack(losses).mean()
 
 
 def _named_tensors(module: nn.Module) -> dict[str, Tensor]:

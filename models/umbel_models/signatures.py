@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from umbel_models.spec import ModelSpec, as_tuple
 
 Named = dict[str, Tensor]
 
+EXAMPLE_CLIP: Final = "example_clip"
+"""The scalar input of a training graph that clips the gradient of each example: its largest norm."""
+SUM_PREFIX: Final = "sum_"
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:
@@ -33,6 +37,8 @@ class Signature:
     """The inputs whose first dimension is the batch."""
     weights: frozenset[str]
     """The inputs that become constants bound by the runtime: all weights in `infer`, elsewhere the frozen ones."""
+    each: Signature | None = None
+    """What is done before for each example by itself, a batch of one; the sums of its outputs, `sum_…`, are inputs."""
 
 
 class State:
@@ -48,6 +54,7 @@ class State:
         self.constants = {name: b for name, b in buffers.items() if name not in moving}
         self.slots = _slots(spec, self.trainable) | ({f"s_{DRAWS}": torch.zeros(())} if self.random else {})
         self.hyperparameters = dict(spec.optimizer.hyperparameters) | ({SEED: 0.0} if self.random else {})
+        self.hyperparameters |= {} if spec.clip_examples is None else {EXAMPLE_CLIP: spec.clip_examples}
         if not self.trainable:
             raise CannotCompile(f"{spec.name!r}: no weight is trainable; look at ModelSpec.trainable")
         for name, tensor in (self.trainable | self.frozen).items():
@@ -100,10 +107,14 @@ def signatures(spec: ModelSpec, state: State, batch_size: int) -> tuple[Signatur
         raise CannotCompile(f"{spec.name!r}: names of inputs, targets and hyper-parameters must differ: {taken}")
     moving = state.trainable | state.buffers | state.frozen | state.slots
     still = frozenset(state.frozen)
+    if spec.clip_examples is None:
+        train = Signature("train", _train(spec, state), moving | inputs | targets | scalars, batched, still)
+    else:
+        train = _train_clipped(spec, state, moving, inputs | targets, scalars)
     return (
         Signature("infer", _infer(spec, state), weights | inputs, frozenset(inputs), frozenset(weights)),
         Signature("evaluate", _evaluate(spec, state), weights | inputs | targets, batched, still),
-        Signature("train", _train(spec, state), moving | inputs | targets | scalars, batched, still),
+        train,
     )
 
 
@@ -142,28 +153,85 @@ def _evaluate(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
     return evaluate
 
 
+def training_pass(spec: ModelSpec, state: State, batch_size: int) -> Signature:
+    """The forward pass of a training step alone: loss, count and moved buffers, with what dropout draws."""
+    inputs, targets = spec.batch(batch_size)
+    seeds = {SEED: torch.zeros(()), f"s_{DRAWS}": torch.zeros(())}
+    given = state.trainable | state.buffers | state.frozen | inputs | targets | (seeds if state.random else {})
+
+    def forward(named: Named) -> Named:
+        loss, (tensors, count) = _loss(spec, state, named)
+        return {"loss": loss, "count": count} | {name: tensors[name[2:]] for name in state.buffers}
+
+    return Signature("forward", forward, given, frozenset((*inputs, *targets)), frozenset())
+
+
+def _loss(spec: ModelSpec, state: State, named: Named) -> tuple[Tensor, tuple[Named, Tensor]]:
+    """The loss of a batch; the module's tensors after the call, and what the batch counts for."""
+    with drawing(named[SEED], named[f"s_{DRAWS}"]) if state.random else nullcontext():
+        output, tensors = _forward(spec, state, named)
+    loss = spec.loss(output, *(named[name] for name in spec.targets))
+    return loss, (tensors, _count(spec, output, named))
+
+
 def _train(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
-    optimizer = spec.optimizer
-
     def train(named: Named) -> Named:
-        def loss_of(trainable: Named) -> tuple[Tensor, tuple[Named, Tensor]]:
-            with drawing(named[SEED], named[f"s_{DRAWS}"]) if state.random else nullcontext():
-                output, tensors = _forward(spec, state, named | trainable)
-            loss = spec.loss(output, *(named[name] for name in spec.targets))
-            return loss, (tensors, _count(spec, output, named))
-
-        weights = {name: named[name] for name in state.trainable}
-        gradients, (loss, (tensors, count)) = grad_and_value(loss_of, has_aux=True)(weights)
-        hyper = named | {COUNT: count}
-        scalars = optimizer.advance({name: named[f"s_{name}"] for name in optimizer.scalars}, hyper)
-        new: Named = {}
-        for name in state.trainable:
-            slots = {slot: named[f"s_{slot}_{name[2:]}"] for slot in optimizer.slots}
-            weight, changed = optimizer.update(named[name], gradients[name], slots, scalars, hyper)
-            new |= {name: weight} | {f"s_{slot}_{name[2:]}": value for slot, value in changed.items()}
-        new |= {name: tensors[name[2:]] for name in state.buffers}
-        new |= {f"s_{name}": scalars[name] for name in optimizer.scalars}
-        new |= {f"s_{DRAWS}": named[f"s_{DRAWS}"] + 1.0} if state.random else {}
-        return {NEXT_PREFIX + name: value for name, value in new.items()} | {"loss": loss}
+        gradients, loss, count, tensors = _gradients(spec, state, named)
+        moved = _moved(spec, state, named | {COUNT: count}, gradients)
+        moved |= {name: tensors[name[2:]] for name in state.buffers}
+        return {NEXT_PREFIX + name: value for name, value in moved.items()} | {"loss": loss}
 
     return train
+
+
+def _gradients(spec: ModelSpec, state: State, named: Named) -> tuple[Named, Tensor, Tensor, Named]:
+    """Of a batch: the gradients, the mean loss, what it counts for, and the module's tensors after the call."""
+
+    def loss_of(trainable: Named) -> tuple[Tensor, tuple[Named, Tensor]]:
+        return _loss(spec, state, named | trainable)
+
+    weights = {name: named[name] for name in state.trainable}
+    gradients, (loss, (tensors, count)) = grad_and_value(loss_of, has_aux=True)(weights)
+    return gradients, loss, count, tensors
+
+
+def _moved(spec: ModelSpec, state: State, named: Named, gradients: Named) -> Named:
+    """Weights and slots after one step of the optimiser."""
+    optimizer = spec.optimizer
+    scalars = optimizer.advance({name: named[f"s_{name}"] for name in optimizer.scalars}, named)
+    new: Named = {}
+    for name in state.trainable:
+        slots = {slot: named[f"s_{slot}_{name[2:]}"] for slot in optimizer.slots}
+        weight, changed = optimizer.update(named[name], gradients[name], slots, scalars, named)
+        new |= {name: weight} | {f"s_{slot}_{name[2:]}": value for slot, value in changed.items()}
+    new |= {f"s_{name}": scalars[name] for name in optimizer.scalars}
+    return new | ({f"s_{DRAWS}": named[f"s_{DRAWS}"] + 1.0} if state.random else {})
+
+
+def _train_clipped(spec: ModelSpec, state: State, moving: Named, batch: Named, scalars: Named) -> Signature:
+    """A step on gradients that were clipped for each example by itself, as DP-SGD asks (Abadi et al., 2016)."""
+    if state.buffers or state.random:
+        what = "statistics of the batch" if state.buffers else "dropout, which would drop alike in all its examples"
+        raise CannotCompile(f"{spec.name!r}: gradients are clipped by example, and the module has {what}; leave it out")
+
+    def each(named: Named) -> Named:
+        gradients, loss, _, _ = _gradients(spec, state, named)
+        norm = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
+        limit = named[EXAMPLE_CLIP]
+        factor = limit / torch.maximum(norm, limit.clamp(min=1e-12))
+        summed = {name: gradient * factor for name, gradient in gradients.items()} | {"loss": loss, COUNT: loss * 0 + 1}
+        return {SUM_PREFIX + name: value for name, value in summed.items()}
+
+    def train(named: Named) -> Named:
+        count = named[SUM_PREFIX + COUNT]
+        gradients = {name: named[SUM_PREFIX + name] / count for name in state.trainable}
+        moved = _moved(spec, state, named | {COUNT: count}, gradients)
+        new = {NEXT_PREFIX + name: value for name, value in moved.items()}
+        return new | {"loss": named[SUM_PREFIX + "loss"] / count}
+
+    one = {name: tensor[:1] for name, tensor in batch.items()}
+    sums = {SUM_PREFIX + name: torch.zeros_like(p) for name, p in state.trainable.items()}
+    sums |= {SUM_PREFIX + name: torch.ones(()) for name in ("loss", COUNT)}
+    still = frozenset(state.frozen)
+    first = Signature("train", each, state.weights | one | scalars, frozenset(), still)
+    return Signature("train", train, moving | batch | scalars | sums, frozenset(batch), still, first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,10 @@ class ModelSpec:
 
     Others are frozen and never travel back."""
     optimizer: Optimizer = field(default_factory=SGD)
+    clip_examples: float | None = None
+    """The largest norm of one example's gradient, for DP-SGD; None leaves gradients as they are.
+
+    Costs a loop over the examples of a batch; ONNX Runtime alone."""
     labels: tuple[str, ...] = ()
     golden_tolerance: float = 1e-4
     description: str = ""
@@ -55,6 +60,8 @@ class ModelSpec:
             raise CannotCompile(f"{self.name!r}: inputs and targets must share one batch dimension, found {sizes}")
         if self.example_count < 2:
             raise CannotCompile(f"{self.name!r}: the example batch needs two examples or more")
+        if self.clip_examples is not None and not 0 < self.clip_examples < math.inf:
+            raise CannotCompile(f"{self.name!r}: clip_examples is {self.clip_examples}; it must be a number above zero")
 
     def trains(self, name: str) -> bool:
         """Whether a parameter of the module is trained, by its name.

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,19 +51,20 @@ class _Span:
     """Rows that have a scale each; 0 for what isn't float32, or too small to gain by int8."""
 
 
-def quantise(base: bytes, new: bytes) -> Quantised:
+def quantise(base: bytes, new: bytes, exact: Collection[str] = ()) -> Quantised:
     """The quantised neighbour of `new`.
 
     Args:
         base: a safetensors file of weights that devices have.
         new: another with the same arrays.
+        exact: names of arrays that come out as they are in `new`, whatever that costs.
 
     Raises:
         MalformedMessage: not safetensors files.
         WeightsMismatch: their arrays differ in name, shape, dtype or place.
         NotFinite: `new` minus `base` holds NaN or infinity.
     """
-    spans = _spans(base)
+    spans = _spans(base, exact)
     if _header(base) != _header(new) or len(base) != len(new):
         raise WeightsMismatch("the two weights files don't hold the same arrays; release these weights in full")
     weights = bytearray(base)
@@ -113,13 +114,16 @@ def _header(data: bytes) -> bytes:
     return data[: 8 + length]
 
 
-def _spans(data: bytes) -> list[_Span]:
+def _spans(data: bytes, exact: Collection[str]) -> list[_Span]:
     """The whole file as stretches, in order."""
     header = _header(data)
     try:
         tree = json.loads(header[8:])
-        arrays = sorted((entry["data_offsets"], entry["dtype"], entry["shape"]) for name, entry in tree.items()
-                        if name != "__metadata__")  # fmt: skip
+        arrays = sorted(
+            (entry["data_offsets"], "" if name in exact else entry["dtype"], entry["shape"])
+            for name, entry in tree.items()
+            if name != "__metadata__"
+        )
         spans, place = [_Span(0, len(header))], len(header)
         for (start, end), dtype, shape in arrays:
             start, end = start + len(header), end + len(header)

@@ -18,6 +18,7 @@ from umbel.fields import name, text
 from umbel.v1 import admin_pb2 as pb
 from umbel_server import admin_messages as codec
 from umbel_server.access import Access
+from umbel_server.admin_releases import release_details_to_message
 from umbel_server.admin_rollouts import RolloutGateway
 from umbel_server.coordinator import Coordinator
 from umbel_server.fleet import DeviceRecord
@@ -151,7 +152,8 @@ class AdminGateway:
 
     async def _list_releases(self, operator: Operator, message: pb.ListReleasesRequest) -> pb.ListReleasesResponse:
         found = self._operations.releases(text(message.model, "model"), codec.limit_from_message(message.limit))
-        return pb.ListReleasesResponse(releases=map(codec.release_to_message, found))
+        details = self._coordinator.releasing.details(found)
+        return pb.ListReleasesResponse(releases=map(release_details_to_message, details))
 
     # Tasks and rounds.
 

@@ -10,6 +10,7 @@ from umbel.fields import name, text
 from umbel.listing import ListedRelease
 from umbel.v1 import admin_pb2 as pb
 from umbel_server import admin_messages as codec
+from umbel_server.admin_releases import release_details_to_message
 from umbel_server.coordinator import Coordinator
 from umbel_server.json_text import from_text, to_text
 from umbel_server.operators import Operator
@@ -18,6 +19,7 @@ from umbel_server.rollout_records import RolloutRecord
 from umbel_server.rollout_spec import RolloutSpec, spec_from_tree, spec_to_tree
 from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.rpc import Stream, Unary
+from umbel_server.versions import FULL
 
 _RED: Final = (Stage.ROLLING_BACK, Stage.ROLLED_BACK, Stage.DENIED)
 _GREEN: Final = (Stage.SCHEDULED, Stage.RUNNING, Stage.SUCCEEDED)
@@ -32,6 +34,7 @@ class RolloutGateway:
     def methods(self) -> dict[str, Unary[Operator] | Stream[Operator]]:
         """By name, for the service."""
         return {
+            "GetRelease": self._get_release,
             "PrepareRelease": self._prepare,
             "HoldReleases": self._hold,
             "LiftHold": self._lift,
@@ -57,10 +60,20 @@ class RolloutGateway:
 
     # Releases.
 
+    async def _get_release(self, operator: Operator, message: pb.GetReleaseRequest) -> pb.GetReleaseResponse:
+        found = self._coordinator.releasing.one(name(message.model, "model"), codec.number(message.number, "release"))
+        return pb.GetReleaseResponse(release=release_details_to_message(found))
+
     async def _prepare(self, operator: Operator, message: pb.PrepareReleaseRequest) -> pb.PrepareReleaseResponse:
         model, version = name(message.model, "model"), codec.number(message.version, "version")
-        found = self._verbs.prepare(model, version, message.channel, operator.actor, codec.call_from_message(message))
-        return pb.PrepareReleaseResponse(model=model, number=found.number, revert=found.revert, head=found.head)
+        releasing, encoding = self._coordinator.releasing, message.encoding or FULL
+        call = codec.call_from_message(message)
+        made = await releasing.prepare(model, version, message.channel, encoding, operator.actor, call)
+        found = made.prepared
+        details = release_details_to_message(releasing.one(model, found.number))
+        return pb.PrepareReleaseResponse(
+            model=model, number=found.number, revert=found.revert, head=found.head, release=details
+        )
 
     async def _hold(self, operator: Operator, message: pb.HoldReleasesRequest) -> pb.HoldReleasesResponse:
         self._verbs.hold(

@@ -43,8 +43,10 @@ from umbel_server.keyring import Keyring
 from umbel_server.offers import Offers
 from umbel_server.operations import Operations
 from umbel_server.private_rounds import PrivateRounds
+from umbel_server.quantising import Quantising
 from umbel_server.registry import Registry
 from umbel_server.releases import ReleaseDesk
+from umbel_server.releasing import Releasing
 from umbel_server.repository import Repository
 from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.round import SessionState
@@ -116,11 +118,14 @@ class Coordinator:
         self._witnessed_at = 0.0
         self.rollouts: Steering | None = None
         self.verbs: RolloutVerbs | None = None
+        quantising = None
         if listing is not None:
             desk = ReleaseDesk(store, self.registry, *listing, clock)
             offers = Offers(store, desk, signer, chance)
             self.rollouts = Steering(store, desk, offers, self.fleet, clock, chance, self._watchers.tell)
             self.verbs = RolloutVerbs(store, self.rollouts, desk, self.fleet, clock, chance)
+            quantising = Quantising(store, self.registry, blobs, desk, self._tools.runtime, clock, offload)
+        self.releasing = Releasing(store, self.registry, self.deltas, self.verbs, quantising)
         self.operations = Operations(
             store, blobs, self.registry, self.fleet, clock, self.take_up, self.private, self.verbs, witness
         )

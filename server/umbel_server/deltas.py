@@ -18,7 +18,7 @@ from typing import IO, Final
 
 from umbel.delta import Ends, is_worth_it, write_lossless
 from umbel.digests import Digest
-from umbel.errors import MalformedMessage, NotFound, UmbelError
+from umbel.errors import MalformedMessage, UmbelError
 from umbel.file_delta import FileDelta
 from umbel.manifest import FileRef, Manifest
 from umbel.messages import release_from_bytes
@@ -135,8 +135,9 @@ class Deltas:
             while len(self._manifests) >= _REMEMBERED:
                 self._manifests.pop(next(iter(self._manifests)))
             try:
-                self._manifests[bundle] = Manifest.from_bytes(self._registry.fetchable(bundle).read_bytes())
-            except (NotFound, UmbelError):
+                self._registry.fetchable(bundle)
+                self._manifests[bundle] = self._registry.manifest(bundle)
+            except UmbelError:
                 self._manifests[bundle] = None
         return self._manifests[bundle]
 

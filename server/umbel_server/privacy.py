@@ -169,8 +169,12 @@ def signal_to_noise(descriptor: RoundDescriptor, reports: int) -> float:
 
 
 def validity_of(held: Round) -> tuple[float, float]:
-    """From a round's opening to when its shares are deleted, helper or no helper."""
-    return held.opened_at, min(held.deadline + HELPER_SECONDS, held.opened_at + LONGEST_SECONDS)
+    """From a round's opening to when its shares are deleted, helper or no helper.
+
+    A descriptor counts milliseconds: the opening is rounded down, so that the round is valid when it opens.
+    """
+    opened = math.floor(held.opened_at * 1000) / 1000
+    return opened, min(held.deadline + HELPER_SECONDS, held.opened_at + LONGEST_SECONDS)
 
 
 def lanes_of(manifest: Manifest, kind: Kind) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ Blobs come first and rows after: a crash in between leaves files that nothing na
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from umbel_server.versions import (
     VersionState,
     delta_of,
     release_from_row,
+    require_releasable,
     version_from_row,
     version_to_row,
 )
@@ -75,9 +76,13 @@ class Registry:
             self._blobs.put_bundle_file(data)
         self._blobs.put_bundle_file(manifest.to_bytes())
 
+    def manifest(self, digest: Digest) -> Manifest:
+        """The manifest of this digest; raises `NotFound`."""
+        return Manifest.from_bytes(self._blobs.bundle_path(digest).read_bytes())
+
     def bundle(self, digest: Digest) -> Bundle:
         """The bundle whose manifest has this digest; raises `NotFound`."""
-        manifest = Manifest.from_bytes(self._blobs.bundle_path(digest).read_bytes())
+        manifest = self.manifest(digest)
         return Bundle(manifest, {name: self._blobs.bundle_path(ref.digest) for name, ref in manifest.files.items()})
 
     def defined_by(self, bundle: Digest) -> FileDelta | None:
@@ -153,13 +158,14 @@ class Registry:
         lineage: Lineage,
         now: float,
         state: VersionState,
+        also: Iterable[Digest] = (),
     ) -> Version:
-        """Write the next version of a model, whose files are in the blobs."""
+        """Write the next version of a model, whose files are in the blobs; devices may fetch those, and `also`."""
         last = connection.scalar(sa.select(sa.func.max(VERSIONS.c.number)).where(VERSIONS.c.model == model))
         size = len(manifest.to_bytes())
         version = Version(model, (last or 0) + 1, parent, state, manifest.digest, size, now, lineage)
         connection.execute(VERSIONS.insert().values(version_to_row(version)))
-        digests = {manifest.digest, *(ref.digest for ref in manifest.files.values())}
+        digests = {manifest.digest, *(ref.digest for ref in manifest.files.values()), *also}
         rows = [{"model": model, "version": version.number, "digest": digest} for digest in sorted(digests)]
         connection.execute(VERSION_FILES.insert(), rows)
         return version
@@ -213,8 +219,7 @@ class Registry:
             if answered is not None:
                 return self.published(connection, model, int(answered))
             version = self.version(connection, model, number)
-            if version.state is not VersionState.ACCEPTED:
-                raise WrongState(f"version {number} of {model!r} is {version.state.value}; only accepted ones go out")
+            require_releasable(version)
             published = self.release(connection, version, channel, now)
             body = {"version": number, "channel": channel, "number": published.number}
             audit.append(connection, now, actor, "release.publish", model, body, call.request_id)
@@ -251,6 +256,14 @@ class Registry:
         if model:
             query = query.where(RELEASES.c.model == model)
         return [release_from_row(row) for row in connection.execute(query)]
+
+    def earlier(self, connection: sa.Connection, release: PublishedRelease, limit: int) -> list[tuple[int, Digest]]:
+        """(number, bundle) of the releases of a channel before one, newest first."""
+        this = (RELEASES.c.model == release.model) & (RELEASES.c.channel == release.channel)
+        same = (VERSIONS.c.model == RELEASES.c.model) & (VERSIONS.c.number == RELEASES.c.version)
+        query = sa.select(RELEASES.c.number, VERSIONS.c.bundle).join(VERSIONS, same).where(this)
+        query = query.where(RELEASES.c.number < release.number).order_by(RELEASES.c.number.desc()).limit(limit)
+        return [(row.number, Digest(row.bundle)) for row in connection.execute(query)]
 
     def models(self, connection: sa.Connection) -> list[Model]:
         """All models, by name."""

@@ -21,7 +21,7 @@ from umbel_server.repository import Repository, role_of
 from umbel_server.requests import ANY, Call, answered, enter, require_revision
 from umbel_server.store import Store
 from umbel_server.tables import HEADS, LISTED, RELEASES, VERSIONS
-from umbel_server.versions import CANDIDATE, TRAINING, Version, VersionState
+from umbel_server.versions import CANDIDATE, TRAINING, Version, require_releasable
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,13 @@ class ReleaseDesk:
         """The release that everybody on a channel gets whom no rollout takes; 0 for none."""
         this = (HEADS.c.model == model) & (HEADS.c.channel == channel)
         return connection.scalar(sa.select(HEADS.c.number).where(this)) or 0
+
+    def head_version(self, connection: sa.Connection, model: str, channel: str) -> Version:
+        """The version that everybody on a channel has; raises `NotFound` where nothing was released there yet."""
+        head = self.head(connection, model, channel)
+        if not head:
+            raise NotFound(f"nobody has a release of {model!r} on channel {channel!r} yet")
+        return self._registry.version(connection, model, self._version_of(connection, model, head))
 
     def waiting(self, connection: sa.Connection, model: str = "") -> list[ListedRelease]:
         """Releases that nobody has signed yet, lowest number first."""
@@ -97,8 +104,7 @@ class ReleaseDesk:
         if channel in (TRAINING, CANDIDATE):
             raise NotAllowed(f"channel {channel!r} belongs to the rounds; choose another, such as 'stable'")
         version = self._registry.version(connection, model, number)
-        if version.state is not VersionState.ACCEPTED:
-            raise WrongState(f"version {number} of {model!r} is {version.state.value}; only accepted ones go out")
+        require_releasable(version)
         head = self.head(connection, model, channel)
         forward = self._add(connection, version, channel, now, content_of=0, from_number=0)
         revert = 0

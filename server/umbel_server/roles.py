@@ -29,7 +29,7 @@ _TABLE = (
     (
         _EVERYBODY,
         "ListModels ListTasks GetTask GetTaskPrivacy ListRounds GetRound Watch ListVersions GetVersion GetLineage "
-        "ListReleases ListDevices GetDevice GetStatus GetListing GetRollout ListRollouts PreviewRollout",
+        "ListReleases GetRelease ListDevices GetDevice GetStatus GetListing GetRollout ListRollouts PreviewRollout",
     ),
     (
         _OPERATOR,

@@ -189,6 +189,12 @@ class RolloutVerbs:
             tuple(repository.freshness()), tuple(repository.key_status()), tuple(waiting), tuple(listed), held
         )
 
+    def standing(self, connection: sa.Connection, model: str, number: int) -> str:
+        """Whether a release is "listed", is "waiting" for signatures, or neither."""
+        if number in self._desk.listed(model):
+            return "listed"
+        return "waiting" if any(it.number == number for it in self._desk.waiting(connection, model)) else ""
+
     def draft(self, model: str) -> bytes:
         """What waits for the signatures of a model's signers; raises `NotFound`."""
         return self._desk.draft(model, self._clock.now())

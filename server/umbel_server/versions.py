@@ -10,6 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from umbel.digests import Digest
+from umbel.errors import WrongState
 from umbel.file_delta import FileDelta
 from umbel.release import SignedRelease
 from umbel.update import Metrics
@@ -83,6 +84,24 @@ class PublishedRelease:
     channel: str
     issued_at: float
     signed: SignedRelease
+
+
+FULL: Final = "full"
+INT8_DELTA: Final = "int8-delta"
+"""How a release's weights are defined: as they are, or as what devices have plus an int8 delta."""
+RELEASABLE: Final = (VersionState.ACCEPTED, VersionState.QUANTISED)
+
+
+def require_releasable(version: Version) -> None:
+    """Raise `WrongState` for a candidate, or a refused version."""
+    if version.state not in RELEASABLE:
+        told = f"version {version.number} of {version.model!r} is {version.state.value}"
+        raise WrongState(f"{told}; only accepted ones go out")
+
+
+def encoding_of(version: Version) -> str:
+    """How the weights of a version are defined."""
+    return str(version.lineage.definition.get("encoding", FULL))
 
 
 def delta_of(lineage: Lineage) -> FileDelta | None:

@@ -18,7 +18,7 @@ from umbel.golden import verify_golden
 from umbel.runtime.onnx import OnnxRuntime
 from umbel_models.compile import compile_model
 from umbel_models.spec import ModelSpec
-from umbel_models.zoo import bundle_path, digits, features, flights, residual, shakespeare, shakespeare_lstm, smartwatch
+from umbel_models.zoo import bundle_path, digits, features, flights, smartwatch
 
 RUNTIMES = ("onnx", "litert")
 PACKAGED: dict[str, Callable[[], ModelSpec]] = {
@@ -39,15 +39,6 @@ def passes_the_gate(spec: ModelSpec, folder: Path) -> Bundle:
 
 def test_a_zoo_model_passes_the_gate_far_within_its_tolerances(tmp_path: Path) -> None:
     passes_the_gate(digits.cnn(), tmp_path)
-
-
-LARGER = [residual.spec, residual.batch_normed, shakespeare.spec, shakespeare_lstm.spec]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("build", LARGER, ids=lambda build: build().name)
-def test_a_larger_zoo_model_passes_the_gate_as_well(build: Callable[[], ModelSpec], tmp_path: Path) -> None:
-    passes_the_gate(build(), tmp_path)
 
 
 @pytest.mark.parametrize("name", PACKAGED)

@@ -90,9 +90,11 @@ class DirectChannel:
     lies: dict[str, bytes] = field(default_factory=dict)
     """Listing files that a hostile way hands out instead."""
     replay: pb.CheckInResponse | None = None
+    say: Callable[[CheckIn], CheckIn] = lambda check_in: check_in
+    """What the device tells instead."""
 
     async def check_in(self, check_in: CheckIn) -> CheckInReply:
-        sent = check_in_to_message(check_in).SerializeToString()
+        sent = check_in_to_message(self.say(check_in)).SerializeToString()
         answer = await self.fleet.coordinator.check_in(
             self.device, check_in_from_message(pb.CheckInRequest.FromString(sent))
         )

@@ -24,6 +24,11 @@ def export(lowered: Lowered) -> bytes:
         OperatorNotSupported: an operator has no translation.
         CannotCompile: the translation pinned the batch size.
     """
+    if lowered.each is not None:
+        raise OperatorNotSupported(
+            f"{lowered.signature.name!r}: clipping by example needs a loop, which is there for ONNX Runtime alone; "
+            "leave clip_examples out, or compile for onnx"
+        )
     writer = Writer()
     inputs: dict[str, int] = {}
     placeholders = [node for node in lowered.graph.graph.nodes if node.op == "placeholder"]

@@ -16,6 +16,7 @@ from umbel.weights import Weights
 from umbel_models.lowering import Lowered, module_of
 from umbel_models.onnx import indexing, linear, pointwise, reductions, shapes
 from umbel_models.onnx.graph import HANDLERS, Writer, onnx_dtype
+from umbel_models.onnx.loop import add_loop
 from umbel_models.translation import attribute_of, not_in_place
 
 OPSET: Final = 20
@@ -49,6 +50,10 @@ def export(lowered: Lowered, weights: External) -> bytes:
     """
     writer = Writer()
     inputs = _declare_inputs(lowered, writer)
+    if lowered.each is not None:
+        batch = [name for name in lowered.signature.inputs if name in lowered.signature.batched]
+        sums = add_loop(writer, lowered.each, batch, _translate)
+        writer.values |= {node: sums[value] for node, value in writer.values.items() if value in sums}
     for node in lowered.graph.graph.nodes:
         _translate(lowered, writer, node)
     outputs = _declare_outputs(lowered, writer)
@@ -70,7 +75,8 @@ def _declare_inputs(lowered: Lowered, writer: Writer) -> list[ValueInfoProto]:
     declared = []
     for node, name in zip(placeholders, lowered.signature.inputs, strict=True):
         writer.values[node] = name
-        if name not in lowered.signature.weights:
+        summed = lowered.each is not None and name in lowered.each.outputs
+        if name not in lowered.signature.weights and not summed:
             declared.append(_value_info(name, node.meta["val"]))
     return declared
 

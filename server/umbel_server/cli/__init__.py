@@ -34,14 +34,14 @@ Exit codes: 0 done, 1 refused (the message says why), 2 the command line doesn't
 
 def build() -> typer.Typer:
     """The whole command line."""
-    from umbel_server.cli import fleet, listing, models, people, rollouts, rounds, serving, status
+    from umbel_server.cli import fleet, listing, models, people, releases, rollouts, rounds, serving, status
     from umbel_server.cli import helper as helper_verbs
 
     program = typer.Typer(
         name="umbel", help=_ABOUT, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
     )
     serving.add_to(program)
-    for group in (models.MODELS, models.VERSIONS, models.RELEASES, rounds.TASKS, rounds.ROUNDS):
+    for group in (models.MODELS, models.VERSIONS, releases.RELEASES, rounds.TASKS, rounds.ROUNDS):
         program.add_typer(group)
     for group in (rollouts.ROLLOUTS, rollouts.APPROVALS, listing.KEYS):
         program.add_typer(group)

@@ -1,4 +1,4 @@
-"""`umbel releases prepare|hold|lift|listing|draft|sign|submit` and `umbel keys`."""
+"""`umbel releases listing|draft|submit` and `umbel keys`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from umbel.errors import NotFound
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.connection import state_folder
-from umbel_server.cli.models import RELEASES, Model, Number
-from umbel_server.cli.rollouts import Reason
+from umbel_server.cli.models import Model
+from umbel_server.cli.releases import RELEASES
 from umbel_server.cli.verbs import Json, Session, State, group, verb
 from umbel_server.identity import read_file
 
 KEYS: Final = group("keys", "The keys that sign what devices trust.")
-Channel = Annotated[str, typer.Option("--channel", help="Devices of this channel.")]
 
 _ROLES: Final[list[output.Column]] = [
     ("role", lambda role: role.role),
@@ -34,32 +33,6 @@ _RELEASES: Final[list[output.Column]] = [
     ("takes back", lambda release: output.number(release.from_number)),
     ("signed", lambda release: "yes" if release.signed else "waits"),
 ]
-
-
-@verb(RELEASES, "prepare", "umbel releases prepare smartwatch 3", changes=True)
-def prepare(session: Session, model: Model, number: Number, channel: Channel = "stable") -> None:
-    """Make a version a release that a rollout can move to, with the release to go back with. Nobody gets it yet."""
-    request = pb.PrepareReleaseRequest(model=model, version=number, channel=channel, **session.call)
-    answer = session.stub.PrepareRelease(request)
-    facts = [("release", str(answer.number)), ("to go back with", str(answer.revert or "–"))]
-    session.facts(answer, [*facts, ("devices have now", str(answer.head or "–"))])
-
-
-@verb(RELEASES, "hold", "umbel releases hold smartwatch --reason 'bad labels'", changes=True)
-def hold(session: Session, model: Model, reason: Reason = "") -> None:
-    """Emergency: offer nothing of a model to anybody, until the hold is lifted."""
-    session.show(
-        session.stub.HoldReleases(pb.HoldReleasesRequest(model=model, reason=reason, **session.call)),
-        lambda: f"{model} is held",
-    )
-
-
-@verb(RELEASES, "lift", "umbel releases lift smartwatch", changes=True)
-def lift(session: Session, model: Model) -> None:
-    """End a hold."""
-    session.show(
-        session.stub.LiftHold(pb.LiftHoldRequest(model=model, **session.call)), lambda: f"{model} is offered again"
-    )
 
 
 @verb(RELEASES, "listing", "umbel releases listing")

@@ -1,4 +1,4 @@
-"""`umbel models`, `umbel versions`, `umbel releases`."""
+"""`umbel models` and `umbel versions`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from umbel_server.transfer import CHUNK_BYTES, BundleReceiver, FileStart, Step, 
 
 MODELS: Final = group("models", "Models: lines of versions under one name.")
 VERSIONS: Final = group("versions", "Versions: immutable, each with where it came from.")
-RELEASES: Final = group("releases", "Releases: signed publications of versions, by channel.")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
 Number = Annotated[int, typer.Argument(metavar="VERSION", help="The version's number.", min=1)]
@@ -166,17 +165,6 @@ def export(
 
 def _step(answer: pb.ExportVersionResponse) -> Step:
     return FileStart(answer.file.name, answer.file.size) if answer.HasField("file") else answer.chunk
-
-
-@verb(RELEASES, "list", "umbel releases list smartwatch")
-def list_releases(
-    session: Session,
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Only this model's.", show_default=False)] = "",
-    limit: Limit = 100,
-) -> None:
-    """List releases, newest first."""
-    answer = session.stub.ListReleases(pb.ListReleasesRequest(model=model, limit=limit))
-    session.rows("", answer, answer.releases, _RELEASE_COLUMNS)
 
 
 def _show_version(session: Session, version: pb.Version) -> None:

@@ -1,0 +1,52 @@
+"""What all devices of a run share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from umbel.runtime import Runtime
+from umbel_client import Identity
+from umbel_simulations.data import Federation
+from umbel_simulations.fleet.books import Books
+from umbel_simulations.fleet.faults import Weather
+from umbel_simulations.fleet.homes import Homes
+from umbel_simulations.fleet.house import House
+from umbel_simulations.fleet.population import People
+from umbel_simulations.fleet.virtual_time import Ahead, VirtualClock
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Crew:
+    """Shared by reference: a device costs none of it."""
+
+    house: House
+    homes: Homes
+    people: People
+    federation: Federation
+    labels: int
+    """Classes of the targets."""
+    runtime: Runtime
+    ahead: Ahead
+    clock: VirtualClock
+    weather: Weather
+    books: Books
+    chance: np.random.Generator
+    identity: Callable[[bytes], Identity]
+    """Private key -> who that is."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of the model's shared weights."""
+    release_key: bytes
+    smallest_cohort: int
+    asks_first: bool
+    drop_out: float
+    away_seconds: float
+    """How long a device that was taken away stays so, on the average."""
+    down_seconds: float
+    """How long a device whose process died needs to start again."""
+
+    def now(self) -> float:
+        """Virtual seconds since the run began."""
+        return self.clock.now() - self.clock.epoch

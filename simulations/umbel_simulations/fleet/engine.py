@@ -1,0 +1,336 @@
+"""The fleet engine: a scenario from its first virtual second to its outcome.
+
+    house      a real coordinator (and helper), built from a folder
+    members    real devices; asleep they are the bytes of their homes
+    run        wakes each device when it is due and free, plays faults and rollouts, until all is done
+    audit      compares the product's books with what happened; only then is there an outcome
+
+The order of events is that of virtual time alone, so a run can be told again, bit for bit, with any number of workers.
+A run that was killed is told again from its beginning: nothing of it needs to be kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import traceback
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from umbel.bundle import Bundle
+from umbel.errors import InvariantBroken
+from umbel.identity import DeviceId, id_of_key
+from umbel.randomness import generator
+from umbel.release import STABLE
+from umbel.runtime.onnx import OnnxRuntime
+from umbel_client import Identity
+from umbel_client.files import Disk
+from umbel_client.private import save_pinned
+from umbel_models.zoo import bundle_path
+from umbel_server.task import TaskState
+from umbel_simulations.data import Federation, load
+from umbel_simulations.engines import Progress
+from umbel_simulations.fleet.adversaries import who_lies
+from umbel_simulations.fleet.availability import NEVER
+from umbel_simulations.fleet.books import Books
+from umbel_simulations.fleet.crew import Crew
+from umbel_simulations.fleet.entropy import device_key
+from umbel_simulations.fleet.faults import Weather, crash_times
+from umbel_simulations.fleet.helper_house import smallest_cohort
+from umbel_simulations.fleet.homes import EMPTY, Homes
+from umbel_simulations.fleet.house import MODEL, OPERATOR, POPULATION, House, listening
+from umbel_simulations.fleet.invariants import Audit
+from umbel_simulations.fleet.member import Awake, Member
+from umbel_simulations.fleet.population import People
+from umbel_simulations.fleet.results import outcome_of
+from umbel_simulations.fleet.rollouts import Play
+from umbel_simulations.fleet.virtual_time import Ahead, VirtualClock, VirtualLoop
+from umbel_simulations.fleet.virtual_time import run as run_loop
+from umbel_simulations.outcome import Outcome
+from umbel_simulations.scenario import Scenario
+from umbel_simulations.world import Crash, Outage
+
+MIDNIGHT: Final = 1_789_948_800.0
+"""POSIX seconds of the day on which every simulation begins; a Monday."""
+_AWAY_SECONDS: Final = 1800.0
+_LOOK_SECONDS: Final = 60.0
+_TELL_SECONDS: Final = 900.0
+_IN_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only ever for a folder of our own
+
+
+def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, folder: Path) -> Outcome:
+    """Play a scenario; see `umbel_simulations.engines.Engine`.
+
+    Raises:
+        InvariantBroken: the product's books don't fit what happened: a bug, found.
+        SimulationStuck: everybody waits for something that nobody will do.
+        BadInput: a scenario that the product refuses.
+    """
+    with scratch(folder) as place, listening() as failures:
+        return run_loop(lambda loop: Run(loop, scenario, seed, workers, progress, place, folder, failures).play())
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A folder for the run's own files: in memory where the machine has such a place."""
+    fits = _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > 1 << 30
+    with tempfile.TemporaryDirectory(prefix="umbel-fleet-", dir=_IN_MEMORY if fits else folder) as place:
+        yield Path(place)
+
+
+class Run:
+    """One run of one scenario."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        scenario: Scenario,
+        seed: int,
+        workers: int,
+        progress: Progress,
+        place: Path,
+        folder: Path,
+        failures: list[str],
+    ) -> None:
+        self._loop, self._scenario, self._seed, self._progress = loop, scenario, seed, progress
+        self._place, self._failures = place, failures
+        self._clock = VirtualClock(loop, MIDNIGHT + scenario.start_hour * 3600.0)
+        self._books = Books(loop.time)
+        self._people = People(scenario, seed, folder)
+        self._federation = load(scenario.data, seed)
+        self._ahead = Ahead(workers)
+        self._first = Bundle.open(model_path(scenario.model))
+        self._plays = [Play(self._house_of, plan, place, seed) for place, plan in enumerate(scenario.rollouts)]
+        self._visits: set[asyncio.Task[None]] = set()
+        self._device_crashes = 0
+        self._broken: BaseException | None = None
+        self._available: list[int] = []
+        self._end = asyncio.Event()
+
+    def _house_of(self) -> House:
+        return self._house
+
+    async def play(self) -> Outcome:
+        """From the first second to the outcome."""
+        self._build()
+        try:
+            jobs = [asyncio.ensure_future(job) for job in self._jobs()]
+            self._house.start()
+            self._wake_everybody()
+            try:
+                async with asyncio.timeout(self._scenario.hours * 3600.0):
+                    await self._end.wait()
+            except TimeoutError:
+                pass
+            for task in (*jobs, *self._visits):
+                task.cancel()
+            results = await asyncio.gather(*jobs, *self._visits, return_exceptions=True)
+            await self._house.stop()
+            self._raise(results)
+            return self._outcome()
+        finally:
+            self._ahead.close()
+            self._house.close()
+
+    # Beginning.
+
+    def _build(self) -> None:
+        scenario, seed = self._scenario, self._seed
+        self._house = House(self._place / "server", scenario, seed, self._clock, self._books.faults, self._failures)
+        operations = self._house.parts.coordinator.operations
+        operations.add_model(MODEL, model_path(scenario.model), OPERATOR)
+        self._homes = Homes(self._place / "homes")
+        self._crew = self._make_crew()
+        self._members = self._enrol()
+        if scenario.rollouts:
+            operations.publish(MODEL, 1, STABLE, OPERATOR)
+        operations.create_task(self._house.task(), OPERATOR)
+
+    def _make_crew(self) -> Crew:
+        scenario, parts = self._scenario, self._house.parts
+        # Metadata of releases are read only where there are any.
+        root = parts.release_root if scenario.rollouts else b""
+
+        def identity(key: bytes) -> Identity:
+            return Identity(key, b"", b"", parts.release_key, POPULATION, "", release_root=root)
+
+        return Crew(
+            house=self._house,
+            homes=self._homes,
+            people=self._people,
+            federation=self._federation,
+            labels=labels_of(self._federation),
+            runtime=OnnxRuntime(),
+            ahead=self._ahead,
+            clock=self._clock,
+            weather=Weather(scenario.faults, self._seed, self._books.faults),
+            books=self._books,
+            chance=generator(self._seed, "crew"),
+            identity=identity,
+            shapes=self._first.manifest.shared_shapes,
+            release_key=parts.release_key,
+            smallest_cohort=smallest_cohort(scenario),
+            asks_first=scenario.server.abort_before_upload,
+            drop_out=scenario.population.drop_out,
+            away_seconds=_AWAY_SECONDS,
+            down_seconds=max((crash.down_seconds for crash in scenario.faults.crashes), default=5.0),
+        )
+
+    def _enrol(self) -> dict[DeviceId, Member]:
+        liars = who_lies(self._scenario.adversaries, self._people.count, self._seed)
+        members = {}
+        for index in range(self._people.count):
+            key, pem = device_key(self._seed, index)
+            device = id_of_key(key.public_key())
+            members[device] = Member(index, device, pem, liars.get(index))
+        self._house.parts.access.admit(OPERATOR, POPULATION, list(members))
+        if self._house.helper is not None:
+            for member in members.values():
+                pinned = self._house.helper.enrol(POPULATION, member.index)
+                with self._homes.awake(EMPTY) as (home, packed):
+                    save_pinned(home, pinned, Disk())
+                member.home = packed[0]
+        return members
+
+    # Waking.
+
+    def _wake_everybody(self) -> None:
+        # Nobody starts at the same moment, as if the fleet had been there before.
+        spread = self._scenario.population.check_in_hours * 3600.0
+        first = generator(self._seed, "first wake").random(self._people.count) * spread
+        for member in self._members.values():
+            self._wake_at(member, self._people.availability.next_free(member.index, float(first[member.index])))
+
+    def _wake_at(self, member: Member, due: float) -> None:
+        if due < min(NEVER, self._scenario.hours * 3600.0):
+            self._loop.call_at(due, self._begin_visit, member)
+
+    def _begin_visit(self, member: Member) -> None:
+        if self._end.is_set():
+            return
+        task = self._loop.create_task(self._visit(member))
+        self._visits.add(task)
+        task.add_done_callback(self._visits.discard)
+
+    async def _visit(self, member: Member) -> None:
+        dies = self._device_crashes > 0
+        self._device_crashes -= dies
+        awake = Awake(self._crew, member, dies=dies)
+        try:
+            visit = await awake.visit()
+        except Exception as error:  # noqa: BLE001 - a device may refuse anything, but never fail inside
+            self._broken = self._broken or error
+            self._end.set()
+            return
+        if visit is not None and visit.error is not None:
+            self._books.refusals[visit.error.code] += 1
+        self._wake_at(member, awake.next_due(visit))
+
+    # Meanwhile.
+
+    def _jobs(self) -> Iterator[Coroutine[Any, Any, None]]:
+        seconds = self._scenario.hours * 3600.0
+        yield self._watch()
+        yield self._count_the_free()
+        for place, crash in enumerate(self._scenario.faults.crashes):
+            yield self._crash(crash, crash_times(crash, place, seconds, self._seed))
+        for outage in self._scenario.faults.outages:
+            yield self._cut_off(outage)
+        for play in self._plays:
+            yield play.run(self._loop)
+
+    async def _watch(self) -> None:
+        """Tell how far it is, and end the run when nothing more will come."""
+        scenario = self._scenario
+        told = -_TELL_SECONDS
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if not self._house.is_up:
+                continue
+            record = self._house.parts.coordinator.operations.task(scenario.name)
+            hours = self._loop.time() / 3600.0
+            if self._loop.time() - told >= _TELL_SECONDS:
+                told = self._loop.time()
+                reports = sum(self._books.reports.values())
+                words = f"{record.judged_rounds} of {scenario.task.rounds} rounds, {reports} reports"
+                self._progress.step(hours, scenario.hours, hours, words)
+            done = record.task.state is TaskState.DONE
+            if done and all(play.played.is_over for play in self._plays):
+                self._end.set()
+
+    async def _count_the_free(self) -> None:
+        while True:
+            self._available.append(self._people.availability.count(self._loop.time()))
+            await asyncio.sleep(3600.0)
+
+    async def _crash(self, crash: Crash, times: list[float]) -> None:
+        for at in times:
+            await asyncio.sleep(max(0.0, at - self._loop.time()))
+            match crash.process:
+                case "device":
+                    self._device_crashes += 1
+                case "helper" if self._house.helper is not None:
+                    self._house.helper.kill()
+                    self._books.faults["helper killed"] += 1
+                case "leader":
+                    self._house.kill_combining(crash.down_seconds)
+                case "coordinator":
+                    self._house.kill(int(self._crew.chance.integers(0, 6)), crash.down_seconds)
+                case _:
+                    pass
+
+    async def _cut_off(self, outage: Outage) -> None:
+        cut = self._house if outage.process == "coordinator" else self._house.helper
+        if cut is None:
+            return
+        await asyncio.sleep(outage.from_hour * 3600.0)
+        cut.reachable = False
+        self._books.faults[f"{outage.process} cut off"] += 1
+        await asyncio.sleep((outage.until_hour - outage.from_hour) * 3600.0)
+        cut.reachable = True
+
+    # The end.
+
+    def _raise(self, results: list[BaseException | None]) -> None:
+        """Whatever failed inside comes out: a device, a job of the engine's own."""
+        ends = (asyncio.CancelledError,)
+        failures = [one for one in (self._broken, *results) if isinstance(one, BaseException)]
+        for failure in failures:
+            if not isinstance(failure, ends):
+                words = "".join(traceback.format_exception(failure)).strip()
+                raise InvariantBroken(f"something failed inside a device or the engine:\n{words}") from failure
+
+    def _outcome(self) -> Outcome:
+        for play in self._plays:
+            play.count()
+        played = [play.played for play in self._plays]
+        audit = Audit(self._house, self._members, self._books, self._federation.clients, played)
+        held = audit.require()
+        return outcome_of(
+            self._scenario,
+            self._seed,
+            self._crew,
+            self._members,
+            audit,
+            self._available,
+            played,
+            self._first,
+            held,
+        )
+
+
+def model_path(model: str) -> Path:
+    """Where a scenario's model lies: a folder, or a bundle of the zoo; raises `NotFound`."""
+    folder = Path(model)
+    return folder if (folder / "manifest.json").is_file() else bundle_path(model)
+
+
+def labels_of(federation: Federation) -> int:
+    """How many classes the targets have; 0 where they aren't classes."""
+    targets = [array for array in federation.central.targets.values() if array.dtype.kind in "iu"]
+    return 1 + max((int(np.max(array)) for array in targets if array.size), default=-1)
