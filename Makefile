@@ -22,7 +22,7 @@ TREES := protos models client server simulations tests .ci hatch_build.py
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: help demo dev test test-all lint fix protos docs bench bench-private mutants show-secrecy pins clean
+.PHONY: help demo dev test test-all lint fix protos docs bench bench-private bench-deltas bench-simulation mutants show-secrecy pins clean
 
 help: ## List these words.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
@@ -64,6 +64,12 @@ bench: $(VENV)/.dev-installed ## Measure speed, memory and learning, side by sid
 
 bench-private: $(VENV)/.dev-installed ## Measure private rounds: device, leader and helper, bytes, against SecAgg+.
 	@"$(BIN)/python" -m tests.benchmarks private $(BENCH_ARGS)
+
+bench-deltas: $(VENV)/.dev-installed ## Measure deltas between versions: sizes, accuracy of int8, time and memory to rebuild.
+	@"$(BIN)/python" -m tests.benchmarks deltas $(BENCH_ARGS)
+
+bench-simulation: $(VENV)/.dev-installed ## Measure simulations against FedJAX, pfl-research, Flower on Ray and bare loops.
+	@"$(BIN)/python" -m tests.benchmarks simulation $(BENCH_ARGS)
 
 mutants: $(VENV)/.dev-installed ## Take each guard of private rounds out and see a test fail (a quarter of an hour).
 	@"$(BIN)/python" -m tests.mutation

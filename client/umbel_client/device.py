@@ -40,6 +40,7 @@ from umbel_client.channel import Channel
 from umbel_client.enrolment import Identity, IdentityKeeper, load_identity
 from umbel_client.examples import INPUT, TARGET, Arrays, ExampleStore, as_arrays
 from umbel_client.files import Disk
+from umbel_client.health import AnswerTimes, health_of
 from umbel_client.idle import Eligible, IdlePolicy, Verdict, Waiting
 from umbel_client.kit import Kit, Memory, Offload, only_visitor
 from umbel_client.personal import PersonalSettings
@@ -61,6 +62,7 @@ class Device:
         self._sessions = SessionFolder(kit.home / "session", kit.disk)
         self._adoption = Adoption(kit, self._answering.follow)
         self._assignments = Assignments(kit, self._sessions)
+        self._times = AnswerTimes()
 
     @classmethod
     def open(
@@ -158,7 +160,9 @@ class Device:
 
     def predict(self, x: Arrays | NDArray[Any]) -> Outputs:
         """The model's outputs by name, for a batch; see `Predictor`. No network."""
-        answer = self.predictor(x)
+        predictor, began = self.predictor, self._kit.clock.now()
+        answer = predictor(x)
+        self._times.took(predictor, self._kit.clock.now() - began)
         self._answering.healthy()
         return answer
 
@@ -325,6 +329,7 @@ class Device:
                 channel=kit.identity.channel,
                 sdk=f"umbel-python/{VERSION}",
                 release=active.number if (active := kit.shelf.slots.active) else 0,
+                health=health_of(kit, self._answering.current, self._times),
             )
         )
         kit.memory.put(state.told(len(state.sessions), len(state.outcomes)))

@@ -143,7 +143,7 @@ def train(
         spent = now.seconds + clock.now() - began
         return Progress(steps, session.weights(), session.slots(), loss, seen, spent)
 
-    for rows in batches(job, examples.count, skip=steps):
+    for rows in _batches(job, examples.count, skip=steps):
         over = job.plan.max_seconds and now.seconds + clock.now() - began >= job.plan.max_seconds
         if over and steps and gathering.is_between_steps(steps):
             break
@@ -205,14 +205,8 @@ def newest(examples: Examples, most: int) -> Examples:
     return examples.take(slice(examples.count - most, None))
 
 
-def batches(job: Job, count: int, skip: int = 0) -> Iterator[NDArray[np.intp]]:
-    """The rows of each batch, epoch after epoch; the last batch of an epoch may be smaller.
-
-    Args:
-        job: what to do.
-        count: how many examples there are.
-        skip: how many batches to leave out, because an earlier try has done them.
-    """
+def _batches(job: Job, count: int, skip: int) -> Iterator[NDArray[np.intp]]:
+    """The rows of each batch, epoch after epoch; the last batch of an epoch may be smaller."""
     step = 0
     for epoch in range(job.plan.epochs):
         order = job.order(epoch, count)

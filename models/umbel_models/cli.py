@@ -1,4 +1,4 @@
-"""`umbel-compile`: build a bundle from a torch model, look into one, check one on this machine.
+"""`umbel-compile`: build a bundle from a torch model, look into one, check and measure one on this machine.
 
 Results go to standard output (tables, or JSON with `--json`), messages to standard error. Exit code 0 means it is
 done and all agrees, 2 that Umbel refused and said why.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -20,15 +20,16 @@ try:
     import typer
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 except ModuleNotFoundError as missing:
     raise SystemExit(f"umbel-compile needs {missing.name}: pip install 'umbel[compile]'") from missing
 
 from umbel.bundle import Bundle
 from umbel.errors import CannotCompile, UmbelError
-from umbel.golden import verify_golden
-from umbel.manifest import TensorSpec
 from umbel.runtime.named import runtime_named
+from umbel_models.checking import check_bundle
+from umbel_models.describing import describe
+from umbel_models.measure import measure, tell_speeds
+from umbel_models.printing import show, stages
 
 if TYPE_CHECKING:
     from umbel_models.spec import ModelSpec
@@ -83,6 +84,7 @@ def build(
     ] = "onnx",
     trainable: TrainableChoice = None,
     optimizer: OptimizerChoice = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Make graphs anew, and keep none.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compile a torch model into a bundle; nothing is written unless it does what torch does.
@@ -93,18 +95,18 @@ def build(
     """
     with _refusals():
         model = load_spec(spec, trainable, optimizer)
-        from umbel_models.compile import compile_model  # torch takes a second to import; `inspect` needs none
+        from umbel_models.cache import GraphCache  # torch takes a second to import; `inspect` needs none
+        from umbel_models.compile import compile_model
 
-        compiled = compile_model(model, output, _names(runtime))
-        report = {"bundle": str(output), "digest": compiled.bundle.manifest.digest}
-        _show(
-            {
-                **report,
-                **describe(compiled.bundle),
-                "parity": {name: asdict(found) for name, found in compiled.parity.items()},
-            },
-            as_json,
-        )
+        runtimes, began = _names(runtime), time.perf_counter()
+        with stages(1 + 4 * len(runtimes)) as progress:
+            kept = None if no_cache else GraphCache.default()
+            compiled = compile_model(model, output, runtimes, kept, progress)
+        result = {"bundle": str(output), "digest": compiled.bundle.manifest.digest, **describe(compiled.bundle)}
+        result["parity"] = {name: asdict(found) for name, found in compiled.parity.items()}
+        result["seconds"] = round(time.perf_counter() - began, 2)
+        result["graphs_from_cache"] = list(compiled.from_cache)
+        show(result, as_json)
 
 
 @app.command()
@@ -115,7 +117,7 @@ def inspect(bundle: BundleFolder, as_json: AsJson = False) -> None:
     """
     with _refusals():
         opened = Bundle.open(bundle)
-        _show({"bundle": str(bundle), "digest": opened.manifest.digest, **describe(opened)}, as_json)
+        show({"bundle": str(bundle), "digest": opened.manifest.digest, **describe(opened)}, as_json)
 
 
 @app.command()
@@ -138,20 +140,55 @@ def check(
     """
     with _refusals():
         opened = Bundle.open(bundle)
-        runtimes = {name: runtime_named(name) for name in sorted(opened.manifest.graphs)}
+        model = None if against is None else load_spec(against, trainable, optimizer)
+        with stages(len(opened.manifest.graphs) * (1 if model is None else 2)) as progress:
+            checked = check_bundle(opened, model, progress)
         result: dict[str, Any] = {
             "bundle": str(bundle),
-            "golden_difference": {name: verify_golden(runtime, opened) for name, runtime in runtimes.items()},
+            "golden_difference": dict(checked.golden),
             "golden_tolerance": opened.manifest.golden_tolerance,
         }
-        if against is not None:
-            model = load_spec(against, trainable, optimizer)
-            from umbel_models.parity import check_parity
+        if model is not None:
+            result["parity"] = {name: asdict(found) for name, found in checked.parity.items()}
+        show(result, as_json)
 
-            result["parity"] = {
-                name: asdict(check_parity(model, opened, runtime)) for name, runtime in runtimes.items()
-            }
-        _show(result, as_json)
+
+@app.command()
+def bench(
+    bundle: BundleFolder,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Also measure this torch ModelSpec, and tell how it compares.")
+    ] = None,
+    batches: Annotated[
+        str, typer.Option("--batches", help="Numbers of examples in a call, with commas between.")
+    ] = "1,16,32",
+    turns: Annotated[int, typer.Option("--turns", help="How often each way is measured.", min=1)] = 9,
+    trainable: TrainableChoice = None,
+    optimizer: OptimizerChoice = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure training steps and answers of a bundle on one thread of this machine, by runtime and batch.
+
+    Microseconds of the processor for one call, the median of turns; with `--against` also how many times as fast as
+    torch eager that is.
+
+    Example: `umbel-compile bench build/digits --against umbel_models.zoo.digits:mlp`
+    """
+    with _refusals():
+        opened = Bundle.open(bundle)
+        model = None if against is None else load_spec(against, trainable, optimizer)
+        sizes = _sizes(batches)
+        runtimes = [runtime_named(name) for name in sorted(opened.manifest.graphs)]
+        with stages(len(sizes) * turns) as progress:
+            speeds = measure(opened, runtimes, model, sizes, turns, lambda done, of: progress(f"turn {done} of {of}"))
+        show({"bundle": str(bundle), **tell_speeds(speeds)}, as_json)
+
+
+def _sizes(batches: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in batches.split(","))
+    except ValueError:
+        raise CannotCompile(f"{batches!r} are no batches; write numbers with commas between, such as 1,16,32") from None
 
 
 def _names(runtimes: str) -> tuple[str, ...]:
@@ -191,59 +228,3 @@ def load_spec(name: str, trainable: str | None = None, optimizer: str | None = N
 
     made = made if trainable is None else replace(made, trainable=parse_trainable(trainable))
     return made if optimizer is None else replace(made, optimizer=parse_optimizer(optimizer))
-
-
-def describe(bundle: Bundle) -> dict[str, Any]:
-    """What a bundle takes, gives and is made of, as plain data."""
-    manifest = bundle.manifest
-    return {
-        "model": manifest.model,
-        "description": manifest.description,
-        "inputs": [_tensor(spec) for spec in manifest.inputs],
-        "targets": [_tensor(spec) for spec in manifest.targets],
-        "outputs": [_tensor(spec) for spec in manifest.outputs],
-        "labels": list(manifest.labels),
-        "weights": {role: _size(getattr(manifest, role)) for role in ("trainable", "buffers", "frozen")},
-        "hyperparameters": dict(manifest.hyperparameters),
-        "metrics": list(manifest.metrics),
-        "runtimes": sorted(manifest.graphs),
-        "files": {name: ref.size for name, ref in sorted(manifest.files.items())},
-        "graph_bytes": {
-            name: sum(manifest.files[file].size for file in files.values()) for name, files in manifest.graphs.items()
-        },
-    }
-
-
-def _tensor(spec: TensorSpec) -> str:
-    sizes = ", ".join("batch" if size is None else str(size) for size in spec.shape)
-    return f"{spec.name}: {spec.dtype} [{sizes}]"
-
-
-def _size(specs: tuple[TensorSpec, ...]) -> int:
-    total = 0
-    for spec in specs:
-        count = 1
-        for size in spec.fixed_shape:
-            count *= size
-        total += count
-    return total
-
-
-def _show(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        return
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in result.items():
-        table.add_row(f"[bold]{name.replace('_', ' ')}[/]", escape(_plain(value)))
-    Console().print(table, highlight=False)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items()) or "none"
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

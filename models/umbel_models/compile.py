@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +19,12 @@ from umbel.runtime import onnx
 from umbel.weights import Weights
 from umbel_models.adapters import resolved
 from umbel_models.backends import Backend, backend
+from umbel_models.cache import GraphCache, fingerprint
 from umbel_models.onnx.graph import numpy_dtype
 from umbel_models.parity import ParityReport, check_parity, to_numpy
-from umbel_models.signatures import State, signatures
+from umbel_models.signatures import Signature, State, signatures
 from umbel_models.spec import ModelSpec, as_tuple
+from umbel_models.threads import one_torch_thread
 
 GOLDEN_COUNT: Final = 8
 
@@ -33,15 +36,25 @@ class Compiled:
     bundle: Bundle
     parity: Mapping[str, ParityReport]
     """By the name of the runtime."""
+    from_cache: tuple[str, ...] = ()
+    """The runtimes whose graphs were in the cache."""
 
 
-def compile_model(spec: ModelSpec, directory: Path, runtimes: Sequence[str] = (onnx.NAME,)) -> Compiled:
+def compile_model(
+    spec: ModelSpec,
+    directory: Path,
+    runtimes: Sequence[str] = (onnx.NAME,),
+    cache: GraphCache | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Compiled:
     """Compile a model into a folder. Equal specs give equal graphs, byte for byte.
 
     Args:
         spec: what the model is.
         directory: where the bundle goes.
         runtimes: which runtimes it is for, by name; each passes the gate by itself.
+        cache: where graphs are looked for, and kept; None makes them anew.
+        progress: told what is done next, once, and at most four times for each runtime.
 
     Raises:
         OperatorNotSupported: the module uses an operator that can't be lowered.
@@ -51,25 +64,62 @@ def compile_model(spec: ModelSpec, directory: Path, runtimes: Sequence[str] = (o
     spec = resolved(spec)
     modes = {module: module.training for module in spec.module.modules()}
     try:
-        state = State(spec)
-        weights = Weights({name: tensor.numpy() for name, tensor in state.weights.items()})
-        traced = signatures(spec, state, _tracing_size(spec, state))
-        backends = [backend(name) for name in runtimes]
-        files = {
-            f"{signature.name}.{target.suffix}": target.graph(spec, signature, weights)
-            for target in backends
-            for signature in traced
-        }
-        golden = _golden(spec)
-        files |= {WEIGHTS_FILE: weights.to_bytes(), GOLDEN_FILE: golden.to_bytes()}
-        manifest = _manifest(spec, state, golden, file_refs(files), backends)
-        with tempfile.TemporaryDirectory(prefix="umbel-compile-") as scratch:
-            draft = write_bundle(Path(scratch), manifest, files)
-            parity = {target.name: check_parity(spec, draft, target.runtime()) for target in backends}
+        with one_torch_thread():
+            return _compile(spec, directory, [backend(name) for name in runtimes], cache, progress)
     finally:
         for module, training in modes.items():
             module.training = training
-    return Compiled(write_bundle(directory, manifest, files), parity)
+
+
+def _compile(
+    spec: ModelSpec,
+    directory: Path,
+    backends: Sequence[Backend],
+    cache: GraphCache | None,
+    progress: Callable[[str], None],
+) -> Compiled:
+    state = State(spec)
+    weights = Weights({name: tensor.numpy() for name, tensor in state.weights.items()})
+    traced = signatures(spec, state, _tracing_size(spec, state))
+    files: dict[str, bytes] = {}
+    found = []
+    if cache is not None:
+        progress("fingerprint")
+        key = fingerprint(spec, state, traced)
+    for target in backends:
+        make = partial(_graphs, target, spec, traced, weights, progress)
+        if cache is None:
+            graphs, known = make(), False
+        else:
+            graphs, known = cache.graphs(f"{target.name}-{key}", make)
+        files |= graphs
+        found += [target.name] if known else []
+    golden = _golden(spec)
+    files |= {WEIGHTS_FILE: weights.to_bytes(), GOLDEN_FILE: golden.to_bytes()}
+    manifest = _manifest(spec, state, golden, file_refs(files), backends)
+    with tempfile.TemporaryDirectory(prefix="umbel-compile-") as scratch:
+        draft = write_bundle(Path(scratch), manifest, files)
+        parity = {target.name: _gate(target, spec, draft, progress) for target in backends}
+    return Compiled(write_bundle(directory, manifest, files), parity, tuple(found))
+
+
+def _graphs(
+    target: Backend,
+    spec: ModelSpec,
+    traced: Sequence[Signature],
+    weights: Weights,
+    progress: Callable[[str], None],
+) -> dict[str, bytes]:
+    graphs = {}
+    for signature in traced:
+        progress(f"{signature.name} for {target.name}")
+        graphs[f"{signature.name}.{target.suffix}"] = target.graph(spec, signature, weights)
+    return graphs
+
+
+def _gate(target: Backend, spec: ModelSpec, draft: Bundle, progress: Callable[[str], None]) -> ParityReport:
+    progress(f"parity on {target.name}")
+    return check_parity(spec, draft, target.runtime())
 
 
 def _tracing_size(spec: ModelSpec, state: State) -> int:

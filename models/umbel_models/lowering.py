@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -160,7 +160,7 @@ def _is_view(node: fx.Node) -> bool:
 
 
 def lower(signature: Signature, module: nn.Module, table: Decompositions, kept: Collection[Any] = ()) -> Lowered:
-    """Trace a signature of this module.
+    """Trace a signature of this module down to operators that a translator knows.
 
     Args:
         signature: what to trace.
@@ -172,6 +172,15 @@ def lower(signature: Signature, module: nn.Module, table: Decompositions, kept: 
         OperatorNotSupported: an operator of the module, or its gradient, has no decomposition here.
         CannotCompile: the module can't be traced, or its batch size got pinned.
     """
+    lowered = trace(signature, module, table)
+    _require_forward_style(lowered, kept)
+    lowered.graph.graph.eliminate_dead_code()
+    each = None if signature.each is None else lower(signature.each, module, table, kept)
+    return replace(lowered, each=each)
+
+
+def trace(signature: Signature, module: nn.Module, table: Decompositions) -> Lowered:
+    """Trace a signature with these decompositions, whatever operators are left; otherwise as `lower`."""
     sizes = ShapeEnv()
     fake = FakeTensorMode(shape_env=sizes, allow_non_fake_inputs=True)
     names = list(signature.inputs)
@@ -196,11 +205,8 @@ def lower(signature: Signature, module: nn.Module, table: Decompositions, kept: 
     except Exception as error:  # torch raises anything at all from inside a user's module
         what = _READS_VALUES if isinstance(error, GuardOnDataDependentSymNode) else f"{type(error).__name__}: {error}"
         raise CannotCompile(f"{signature.name!r}: tracing failed: {what}{_where(failed)}") from error
-    each = None if signature.each is None else lower(signature.each, module, table, kept)
-    lowered = Lowered(signature, graph, tuple(outputs), sizes, each)
+    lowered = Lowered(signature, graph, tuple(outputs), sizes)
     lowered.require_open_batch("tracing")
-    _require_forward_style(lowered, kept)
-    graph.graph.eliminate_dead_code()
     return lowered
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from umbel.bundle import Bundle
 from umbel.errors import OutOfBounds
 from umbel.runtime import Runtime
+from umbel_models.threads import one_torch_thread
 
 if TYPE_CHECKING:
     from umbel_models.spec import ModelSpec
@@ -73,6 +74,10 @@ def measure(
     if not batches or min(batches) < 1 or turns < 1:
         raise OutOfBounds(f"batches are {list(batches)} and turns {turns}; give at least one of each")
     ways = len(runtimes) + (spec is not None)
+    if spec is not None:
+        from umbel_models.adapters import resolved
+
+        spec = resolved(spec)
     found: list[Speed] = []
     for batch in batches:
         works: dict[tuple[str, str], Work] = {}
@@ -82,7 +87,7 @@ def measure(
         if spec is not None:
             works |= _torch_works(spec, batch)
         done = len(found) // ways * turns
-        with _one_torch_thread(spec is not None):
+        with one_torch_thread() if spec is not None else nullcontext():
             times = _in_turns(works, turns, partial(_tell, progress, done, turns * len(batches)))
         names = dict.fromkeys(way for way, _ in works)
         found += [Speed(way, batch, times[way, "train"], times[way, "infer"]) for way in names]
@@ -101,6 +106,19 @@ def ratios(speeds: Sequence[Speed]) -> dict[tuple[str, int], tuple[float, float]
         for speed in speeds
         if speed.way != TORCH and speed.batch in torch
     }
+
+
+def tell_speeds(speeds: Sequence[Speed]) -> dict[str, Any]:
+    """Measured speeds as plain data, by way and batch."""
+    faster = ratios(speeds)
+    told: dict[str, Any] = {}
+    for speed in speeds:
+        entry = {"train_us": round(speed.train, 1), "infer_us": round(speed.infer, 1)}
+        if (speed.way, speed.batch) in faster:
+            train, infer = faster[speed.way, speed.batch]
+            entry |= {"train_times_torch": round(train, 2), "infer_times_torch": round(infer, 2)}
+        told[f"{speed.way} batch {speed.batch}"] = entry
+    return told
 
 
 def _examples(bundle: Bundle, spec: ModelSpec | None, batch: int) -> tuple[Arrays, Arrays]:
@@ -152,21 +170,6 @@ def _torch_works(spec: ModelSpec, batch: int) -> Mapping[tuple[str, str], Work]:
             return answering(*inputs.values())
 
     return {(TORCH, "train"): step, (TORCH, "infer"): infer}
-
-
-@contextmanager
-def _one_torch_thread(wanted: bool) -> Iterator[None]:
-    if not wanted:
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _in_turns(

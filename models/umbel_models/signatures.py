@@ -153,6 +153,27 @@ def _evaluate(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
     return evaluate
 
 
+def training_pass(spec: ModelSpec, state: State, batch_size: int) -> Signature:
+    """The forward pass of a training step alone: loss, count and moved buffers, with what dropout draws."""
+    inputs, targets = spec.batch(batch_size)
+    seeds = {SEED: torch.zeros(()), f"s_{DRAWS}": torch.zeros(())}
+    given = state.trainable | state.buffers | state.frozen | inputs | targets | (seeds if state.random else {})
+
+    def forward(named: Named) -> Named:
+        loss, (tensors, count) = _loss(spec, state, named)
+        return {"loss": loss, "count": count} | {name: tensors[name[2:]] for name in state.buffers}
+
+    return Signature("forward", forward, given, frozenset((*inputs, *targets)), frozenset())
+
+
+def _loss(spec: ModelSpec, state: State, named: Named) -> tuple[Tensor, tuple[Named, Tensor]]:
+    """The loss of a batch; the module's tensors after the call, and what the batch counts for."""
+    with drawing(named[SEED], named[f"s_{DRAWS}"]) if state.random else nullcontext():
+        output, tensors = _forward(spec, state, named)
+    loss = spec.loss(output, *(named[name] for name in spec.targets))
+    return loss, (tensors, _count(spec, output, named))
+
+
 def _train(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
     def train(named: Named) -> Named:
         gradients, loss, count, tensors = _gradients(spec, state, named)
@@ -167,10 +188,7 @@ def _gradients(spec: ModelSpec, state: State, named: Named) -> tuple[Named, Tens
     """Of a batch: the gradients, the mean loss, what it counts for, and the module's tensors after the call."""
 
     def loss_of(trainable: Named) -> tuple[Tensor, tuple[Named, Tensor]]:
-        with drawing(named[SEED], named[f"s_{DRAWS}"]) if state.random else nullcontext():
-            output, tensors = _forward(spec, state, named | trainable)
-        loss = spec.loss(output, *(named[name] for name in spec.targets))
-        return loss, (tensors, _count(spec, output, named))
+        return _loss(spec, state, named | trainable)
 
     weights = {name: named[name] for name in state.trainable}
     gradients, (loss, (tensors, count)) = grad_and_value(loss_of, has_aux=True)(weights)

@@ -19,7 +19,7 @@ from umbel.errors import MalformedMessage, OutOfBounds, WeightsMismatch
 from umbel.fields import name
 from umbel.file_delta import file_delta_from_message, file_delta_to_message
 from umbel.offer import offer_from_message, offer_to_message
-from umbel.outcomes import outcome_from_message, outcome_to_message
+from umbel.outcomes import health_from_message, health_to_message, outcome_from_message, outcome_to_message
 from umbel.plan import Kind, Plan
 from umbel.release import Release, SignedRelease, require_plausible
 from umbel.sealing import Sealing, descriptor_from_message, descriptor_to_message
@@ -169,6 +169,7 @@ def check_in_to_message(check_in: CheckIn) -> pb.CheckInRequest:
         outcomes=[outcome_to_message(outcome) for outcome in check_in.outcomes],
         channel=check_in.channel,
         release=check_in.release,
+        health=health_to_message(check_in.health),
     )
 
 
@@ -193,6 +194,7 @@ def check_in_from_message(message: pb.CheckInRequest) -> CheckIn:
         sdk=fields.text(message.sdk, "sdk"),
         protocol=message.protocol,
         release=fields.count(message.release, "release number"),
+        health=health_from_message(message.health),
     )
 
 

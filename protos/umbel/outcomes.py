@@ -1,4 +1,4 @@
-"""What became of a release on a device: value <-> v1 message."""
+"""What became of a release on a device, and how it does in use: values <-> v1 messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 from umbel import fields
 from umbel.errors import MalformedMessage, OutOfBounds
 from umbel.v1 import device_pb2 as pb
-from umbel.visit import Outcome, ReleaseOutcome
+from umbel.visit import Health, Outcome, ReleaseOutcome
 
 _TO_WIRE: Final = {
     Outcome.ADOPTED: pb.ReleaseOutcome.OUTCOME_ADOPTED,
@@ -49,3 +49,22 @@ def outcome_from_message(message: pb.ReleaseOutcome) -> ReleaseOutcome:
         accuracy_change=change,
         latency_ratio=ratio,
     )
+
+
+def health_to_message(health: Health) -> pb.Health | None:
+    """Encode what a device measures in use; None if it is nothing."""
+    if health == Health():
+        return None
+    return pb.Health(accuracy=health.accuracy, latency_seconds=health.latency_seconds, memory_mb=health.memory_mb)
+
+
+def health_from_message(message: pb.Health) -> Health:
+    """Decode what a device measures in use: finite numbers, times and sizes above 0."""
+    found = {
+        field: fields.finite(getattr(message, field), field) if message.HasField(field) else None
+        for field in ("accuracy", "latency_seconds", "memory_mb")
+    }
+    for field in ("latency_seconds", "memory_mb"):
+        if (value := found[field]) is not None and value <= 0:
+            raise OutOfBounds(f"{field} is {value}; it must lie above 0")
+    return Health(**found)

@@ -75,6 +75,18 @@ class ReleaseOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Health:
+    """What a device measures of the release that answers, in use; None: not known."""
+
+    accuracy: float | None = None
+    """On its held-back examples (or minus the mean loss, where that is what it measures)."""
+    latency_seconds: float | None = None
+    """95th percentile of the time of an answer."""
+    memory_mb: float | None = None
+    """The most that its process has had, MB of 10^6 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckIn:
     """A device's offer to take part, or (without `offers_work`) its question for the newest release."""
 
@@ -92,6 +104,7 @@ class CheckIn:
     protocol: int = PROTOCOL
     release: int = 0
     """Number of the release that answers now; 0 for none."""
+    health: Health = Health()
 
 
 @dataclass(frozen=True, slots=True)

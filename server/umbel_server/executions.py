@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import sqlalchemy as sa
@@ -26,6 +26,9 @@ _ANSWERS_TO: Final[dict[str, tuple[Outcome, ...]]] = {
 """What may follow what; anything else is a repetition, or a device that tells stories, and changes nothing."""
 
 
+_NOTHING: Final = Exposure(Arm.CANARY)
+
+
 @dataclass(frozen=True, slots=True)
 class Execution:
     """A device's move."""
@@ -43,11 +46,10 @@ class Execution:
     latency_ratio: float | None = None
     answered_at: float | None = None
 
-    @property
-    def exposure(self) -> Exposure:
-        """What a gate sees of it."""
-        return Exposure(
-            Arm.CANARY,
+    def exposure(self, in_use: Exposure = _NOTHING) -> Exposure:
+        """What a gate sees of it, beside what is known of the release in use on the device."""
+        return replace(
+            in_use,
             answered=self.outcome not in (WAITING, WITHDRAWN),
             failed=self.outcome in FAILED,
             kept_own=self.outcome == Outcome.KEPT_OWN.value,

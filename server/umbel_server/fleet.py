@@ -15,6 +15,8 @@ import sqlalchemy as sa
 from umbel.errors import NotAllowed, NotFound
 from umbel.identity import DeviceId
 from umbel.visit import CheckIn, ReleaseOutcome
+from umbel_server import health
+from umbel_server.health import Told
 from umbel_server.store import Store
 from umbel_server.tables import DEVICES, MODELS, OUTCOMES, SHAPES, TASKS
 
@@ -54,6 +56,7 @@ class _News:
     devices: set[DeviceId] = field(default_factory=set)
     shapes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     outcomes: dict[tuple[str, int, DeviceId], tuple[ReleaseOutcome, float]] = field(default_factory=dict)
+    health: dict[str, Told] = field(default_factory=dict)
 
 
 class Fleet:
@@ -87,6 +90,7 @@ class Fleet:
         self._called(device, seen.population)
         for session in check_in.sessions:
             self._news.shapes[session.task, session.shape, session.error] += 1
+        self._news.health[device] = Told.of(check_in, now, self._news.health.get(device))
         for outcome in check_in.outcomes:
             self._news.outcomes[outcome.model, outcome.number, device] = (outcome, now)
 
@@ -115,6 +119,7 @@ class Fleet:
             self._write_devices(connection, news.devices)
             _write_shapes(connection, news.shapes)
             _write_outcomes(connection, news.outcomes)
+            health.write(connection, news.health)
 
     def _called(self, device: DeviceId, population: str) -> None:
         """Count a device among those that have called lately, in their order: no call looks at the whole fleet."""

@@ -12,17 +12,14 @@ al., "Rapid regression detection in software deployments through sequential test
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 from umbel.errors import OutOfBounds
+from umbel_server.evidence import above_evidence, below_evidence, mean_evidence, share_evidence
 
-_TIMES_WORSE: Final = (1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
-"""The alternatives that a test bets on, in equal parts: failures so many times more frequent than they should be."""
-_STAKES: Final = (0.05, 0.1, 0.2, 0.4, 0.7)
-"""Shares of the largest safe bet, for measured values; in equal parts."""
 TESTS: Final = 4
 """Failures, accuracy, latency and memory can each stop a rollout; together they may err as often as one."""
 RATIO_BOUNDS: Final = (-1.0, 3.0)
@@ -48,6 +45,17 @@ class Arm(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Drift:
+    """How a device in use differs from what it was when the rollout started, whichever release it has now."""
+
+    accuracy: float | None = None
+    """On its held-back examples, now minus then."""
+    latency_ratio: float | None = None
+    memory_ratio: float | None = None
+    """Now over then."""
+
+
+@dataclass(frozen=True, slots=True)
 class Exposure:
     """What one device has shown during a wave; a device appears once."""
 
@@ -58,11 +66,13 @@ class Exposure:
     kept_own: bool = False
     """Its own model serves it better: a rejection, which isn't a failure."""
     accuracy_change: float | None = None
-    """Share of right answers on its own held-back examples, new minus old: -1 to 1."""
+    """Share of right answers on its own held-back examples, new minus old, as tested in turns: -1 to 1."""
     latency_ratio: float | None = None
-    """95th percentile of the time of an answer, new over old."""
-    memory_ratio: float | None = None
-    """Peak memory, new over old."""
+    """95th percentile of the time of an answer, new over old, as tested in turns."""
+    troubled: bool = False
+    """A session of its failed since the rollout started, by what the model or the device does."""
+    drift: Drift | None = None
+    """In use; counts beside control devices over the same time only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +167,15 @@ def judge(exposures: Sequence[Exposure], policy: GatePolicy, look: Look) -> Judg
         policy: what has to be shown.
         look: whether the soak time is over, and whether the gate's deadline has come.
     """
-    canaries = [exposure for exposure in exposures if exposure.arm is Arm.CANARY]
+    canaries = _canaries(exposures)
     alpha = policy.alpha / TESTS
     findings = (
         _ceiling(canaries, policy),
         _rejections(canaries, policy, look),
         _failures(exposures, policy, alpha),
-        _accuracy(canaries, policy, alpha),
-        _ratio("latency", [e.latency_ratio for e in canaries], policy.most_latency_ratio, alpha),
-        _ratio("memory", [e.memory_ratio for e in canaries], policy.most_memory_ratio, alpha),
+        _accuracy(exposures, policy, alpha, look),
+        _latency(exposures, policy, alpha, look),
+        _memory(exposures, policy, alpha, look),
         _enough(canaries, policy, look),
         _no_worse(exposures, policy, look),
     )
@@ -198,33 +208,100 @@ def _rejections(canaries: Sequence[Exposure], policy: GatePolicy, look: Look) ->
 
 
 def _failures(exposures: Sequence[Exposure], policy: GatePolicy, alpha: float) -> Finding:
-    failed = sum(exposure.failed for exposure in exposures if exposure.arm is Arm.CANARY)
+    control = _control(exposures)
+    failed = sum(e.failed or (e.troubled and bool(control)) for e in _canaries(exposures))
     wealth = failure_evidence(exposures, policy.expected_failure_share)
-    words = f"evidence that it fails more often than the control {wealth:.3g} (stops at {1 / alpha:.4g})"
+    against = f"{len(control)} control devices" if control else f"{policy.expected_failure_share:.1%} of devices"
+    words = f"evidence that it fails more often than {against} {wealth:.3g} (stops at {1 / alpha:.4g})"
     return Finding("failures", _stop(wealth, alpha, failed >= min(policy.ceiling_devices, 2)), words)
 
 
-def _accuracy(canaries: Sequence[Exposure], policy: GatePolicy, alpha: float) -> Finding:
-    changes = [e.accuracy_change for e in canaries if e.accuracy_change is not None]
-    wealth = mean_evidence([-change for change in changes], policy.most_accuracy_drop, *_DROP_BOUNDS)
+def _accuracy(exposures: Sequence[Exposure], policy: GatePolicy, alpha: float, look: Look) -> Finding:
+    changes = [e.accuracy_change for e in _canaries(exposures) if e.accuracy_change is not None]
+    tested = mean_evidence([-change for change in changes], policy.most_accuracy_drop, *_DROP_BOUNDS)
+    pairs = _pairs(exposures, lambda drift: None if drift.accuracy is None else -drift.accuracy, look)
+    wealth = _both(tested, pairs, policy.most_accuracy_drop, _DROP_BOUNDS)
     mean = math.fsum(changes) / len(changes) if changes else 0.0
     words = (
-        f"accuracy changed by {mean:+.1%} on average over {len(changes)} devices, "
+        f"accuracy changed by {mean:+.1%} on average over {len(changes)} devices{_in_words(pairs)}, "
         f"evidence of a drop beyond {policy.most_accuracy_drop:.1%} is {wealth:.3g} (stops at {1 / alpha:.4g})"
     )
-    return Finding("accuracy", _stop(wealth, alpha, len(changes) >= policy.ceiling_devices), words)
+    return Finding("accuracy", _stop(wealth, alpha, len(changes) + len(pairs) >= policy.ceiling_devices), words)
 
 
-def _ratio(guard: str, ratios: Sequence[float | None], most: float, alpha: float) -> Finding:
-    found = [ratio for ratio in ratios if ratio is not None and ratio > 0]
-    logs = [max(RATIO_BOUNDS[0], min(RATIO_BOUNDS[1], math.log2(ratio))) for ratio in found]
-    wealth = mean_evidence(logs, math.log2(most), *RATIO_BOUNDS)
+def _latency(exposures: Sequence[Exposure], policy: GatePolicy, alpha: float, look: Look) -> Finding:
+    logs = [log for e in _canaries(exposures) if (log := _log(e.latency_ratio)) is not None]
+    limit = math.log2(policy.most_latency_ratio)
+    pairs = _pairs(exposures, lambda drift: _log(drift.latency_ratio), look)
+    wealth = _both(mean_evidence(logs, limit, *RATIO_BOUNDS), pairs, limit, RATIO_BOUNDS)
+    return _ratio("latency", logs, pairs, policy.most_latency_ratio, wealth, alpha)
+
+
+def _memory(exposures: Sequence[Exposure], policy: GatePolicy, alpha: float, look: Look) -> Finding:
+    """Only known in use: beside control devices where there are enough, else beside the same devices before."""
+    drifts = [e.drift for e in _canaries(exposures) if e.drift is not None and look.soaked]
+    logs = [log for drift in drifts if (log := _log(drift.memory_ratio)) is not None]
+    limit = math.log2(policy.most_memory_ratio)
+    pairs = _pairs(exposures, lambda drift: _log(drift.memory_ratio), look)
+    wealth = mean_evidence(logs, limit, *RATIO_BOUNDS)
+    if pairs:
+        wealth = mean_evidence([ours - theirs for ours, theirs in pairs], limit, *RATIO_BOUNDS)
+    return _ratio("memory", logs, pairs, policy.most_memory_ratio, wealth, alpha)
+
+
+def _ratio(guard: str, logs: Sequence[float], pairs: _Pairs, most: float, wealth: float, alpha: float) -> Finding:
     mean = 2 ** (math.fsum(logs) / len(logs)) if logs else 1.0
     words = (
-        f"{mean:.2f} times the old one over {len(found)} devices, at most {most:g} times; evidence {wealth:.3g} "
-        f"(stops at {1 / alpha:.4g})"
+        f"{mean:.2f} times the old one over {len(logs)} devices{_in_words(pairs)}, at most {most:g} times; "
+        f"evidence {wealth:.3g} (stops at {1 / alpha:.4g})"
     )
-    return Finding(guard, _stop(wealth, alpha, len(found) >= 2), words)
+    return Finding(guard, _stop(wealth, alpha, max(len(logs), len(pairs)) >= 2), words)
+
+
+def _log(ratio: float | None) -> float | None:
+    """A ratio as a power of two, cut to `RATIO_BOUNDS`; None for one that isn't known, or can't be."""
+    return None if ratio is None or ratio <= 0 else max(RATIO_BOUNDS[0], min(RATIO_BOUNDS[1], math.log2(ratio)))
+
+
+def _in_words(pairs: _Pairs) -> str:
+    return f" (and in use, beside {len(pairs)} control devices)" if pairs else ""
+
+
+def _both(tested: float, pairs: _Pairs, limit: float, bounds: tuple[float, float]) -> float:
+    """What the devices' own tests say, and what use says beside the control: half of the stake on each."""
+    if not pairs:
+        return tested
+    return (tested + mean_evidence([ours - theirs for ours, theirs in pairs], limit, *bounds)) / 2
+
+
+# The control: devices of the same population and time that haven't been offered the release.
+
+_Pairs = Sequence[tuple[float, float]]
+LEAST_CONTROL: Final = 1 / 3
+"""Of the canaries: with fewer control devices than this share there is nothing to compare with."""
+
+
+def _canaries(exposures: Sequence[Exposure]) -> list[Exposure]:
+    return [exposure for exposure in exposures if exposure.arm is Arm.CANARY]
+
+
+def _control(exposures: Sequence[Exposure]) -> list[Exposure]:
+    """The control devices, if there are enough."""
+    control = [exposure for exposure in exposures if exposure.arm is Arm.CONTROL]
+    return control if len(control) >= LEAST_CONTROL * (len(exposures) - len(control)) else []
+
+
+def _pairs(exposures: Sequence[Exposure], pick: Callable[[Drift], float | None], look: Look) -> _Pairs:
+    """A canary and a control device each, by what they show in use; none before the soak time is over.
+
+    A device's drift goes on changing, so unlike answers it can't be looked at as often as one likes.
+    """
+    ours, theirs = (
+        [value for e in side if e.drift is not None and (value := pick(e.drift)) is not None]
+        for side in (_canaries(exposures), _control(exposures))
+    )
+    enough = look.soaked and len(theirs) >= LEAST_CONTROL * len(ours)
+    return list(zip(ours, theirs, strict=False)) if enough else []
 
 
 def _stop(wealth: float, alpha: float, several: bool) -> Decision:
@@ -244,17 +321,16 @@ def _enough(canaries: Sequence[Exposure], policy: GatePolicy, look: Look) -> Fin
 def _no_worse(exposures: Sequence[Exposure], policy: GatePolicy, look: Look) -> Finding:
     if policy.margin == 0 or look.members == 0:
         return Finding("margin", Decision.PASS, "no evidence against a margin is asked for")
-    control = [exposure for exposure in exposures if exposure.arm is Arm.CONTROL and exposure.answered]
-    usual = max(policy.expected_failure_share, _share_failed(control))
+    usual = max(policy.expected_failure_share, _share_failed(_control(exposures)))
     answers = [e.failed for e in exposures if e.arm is Arm.CANARY and e.answered]
     limit = min(0.95, usual + policy.margin)
-    wealth = _below_evidence(sum(answers), len(answers), limit)
+    wealth = below_evidence(sum(answers), len(answers), limit)
     words = f"evidence that failures stay below {limit:.1%} is {wealth:.3g} (passes at 20)"
     return Finding("margin", Decision.PASS if wealth >= 20 else Decision.CONTINUE, words)
 
 
 def _share_failed(exposures: Sequence[Exposure]) -> float:
-    return sum(exposure.failed for exposure in exposures) / len(exposures) if exposures else 0.0
+    return sum(e.failed or e.troubled for e in exposures) / len(exposures) if exposures else 0.0
 
 
 # Evidence. Each of these is a mean of wealths, and so a wealth.
@@ -265,68 +341,15 @@ def failure_evidence(exposures: Sequence[Exposure], expected: float) -> float:
 
     Given that a device failed, it is a canary with chance c / (c + t) if both fail alike, and with r c / (r c + t) if
     canaries fail r times as often. All offers count as exposed from the start, since failures are told sooner than
-    successes. Without control devices failures are compared with the share `expected`.
+    successes. Trouble in use counts on both sides. Canaries also fail by taking the release over, which control devices
+    don't do at all: so failures must be more frequent than the control's *and* than the share `expected` (the smaller
+    of two e-values is one for "no more than the larger of both"). Without enough control devices `expected` stands
+    alone.
     """
-    canaries = sum(exposure.arm is Arm.CANARY for exposure in exposures)
-    controls = len(exposures) - canaries
-    canary_failures = sum(e.failed for e in exposures if e.arm is Arm.CANARY)
-    if not controls:
-        return _above_evidence(canary_failures, canaries, expected)
-    return share_evidence(canary_failures, sum(e.failed for e in exposures) - canary_failures, canaries / controls)
-
-
-def share_evidence(canary_failures: int, control_failures: int, odds: float) -> float:
-    """The e-value of `failure_evidence` by counts; `odds` is exposed canaries over exposed controls."""
-    fair = odds / (1 + odds)
-    wealth = 0.0
-    for times in _TIMES_WORSE:
-        biased = times * odds / (1 + times * odds)
-        wealth += _likelihood_ratio(canary_failures, control_failures, biased, fair)
-    return wealth / len(_TIMES_WORSE)
-
-
-def mean_evidence(values: Sequence[float], limit: float, low: float, high: float) -> float:
-    """How strongly values, cut to [low, high], speak for a mean above `limit` (an e-value by betting).
-
-    Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", 2024: each value x multiplies
-    the wealth by 1 + stake (x - limit), which is never negative and doesn't grow on average unless the mean is above.
-    """
-    largest = 1 / (limit - low)
-    wealth = 0.0
-    for share in _STAKES:
-        stake = share * largest
-        wealth += _exp(math.fsum(math.log1p(stake * (min(high, max(low, x)) - limit)) for x in values))
-    return wealth / len(_STAKES)
-
-
-def _above_evidence(failures: int, count: int, expected: float) -> float:
-    worse = [min(times * expected, (1 + expected) / 2) for times in _TIMES_WORSE]
-    return sum(_likelihood_ratio(failures, count - failures, share, expected) for share in worse) / len(worse)
-
-
-def _below_evidence(failures: int, count: int, limit: float) -> float:
-    better = [limit / times for times in _TIMES_WORSE]
-    return sum(_likelihood_ratio(failures, count - failures, share, limit) for share in better) / len(better)
-
-
-def _likelihood_ratio(hits: int, misses: int, share: float, null: float) -> float:
-    return _exp(hits * math.log(share / null) + misses * math.log((1 - share) / (1 - null)))
-
-
-def _exp(logarithm: float) -> float:
-    return math.exp(min(logarithm, 700.0))
-
-
-def arms_match(counts: Sequence[int], weights: Sequence[float]) -> bool:
-    """Whether an experiment's arms got devices as they should (sample-ratio check).
-
-    A chi-square statistic beyond what one split in a thousand shows means that something other than chance chose, and
-    that nothing should be concluded from the experiment. The limit is Wilson and Hilferty's approximation (1931).
-    """
-    total, freedom = sum(counts), len(counts) - 1
-    if total == 0 or freedom < 1:
-        return True
-    expected = [total * weight / sum(weights) for weight in weights]
-    statistic = sum((count - mean) ** 2 / mean for count, mean in zip(counts, expected, strict=True))
-    spread = 2 / (9 * freedom)
-    return statistic <= freedom * (1 - spread + 3.0902 * math.sqrt(spread)) ** 3
+    canaries, control = _canaries(exposures), _control(exposures)
+    if not control:
+        return above_evidence(sum(e.failed for e in canaries), len(canaries), expected)
+    ours = sum(e.failed or e.troubled for e in canaries)
+    theirs = sum(e.failed or e.troubled for e in control)
+    beside = share_evidence(ours, theirs, len(canaries) / len(control))
+    return min(beside, above_evidence(ours, len(canaries), expected))

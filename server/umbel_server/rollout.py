@@ -79,6 +79,8 @@ class Rollout:
     stage: Stage = Stage.DRAFT
     wave: int = -1
     wave_opened_at: float = 0.0
+    started_at: float = 0.0
+    """When the first wave opened: devices with the release and without it are compared from then on."""
     revision: int = 0
     """Rises with every change; a caller names the one that it has seen."""
     last_editor: str = ""
@@ -163,7 +165,7 @@ def start(rollout: Rollout, now: float) -> Rollout:
         raise WrongState(f"rollout {rollout.id} isn't approved as it stands; submit it again")
     if now < rollout.spec.start_at:
         raise WrongState(f"rollout {rollout.id} is scheduled to start later")
-    return _next(rollout, Stage.RUNNING, wave=0, wave_opened_at=now)
+    return _next(rollout, Stage.RUNNING, wave=0, wave_opened_at=now, started_at=now)
 
 
 def promote(rollout: Rollout, actor: str, now: float) -> Rollout:

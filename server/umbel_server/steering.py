@@ -7,7 +7,7 @@ second one harmless. Each step is one transaction together with its audit row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,11 +16,13 @@ import structlog
 
 from umbel.clock import Clock
 from umbel.errors import WrongState
-from umbel_server import audit, executions, rollout, rollout_records
+from umbel_server import audit, executions, health, rollout, rollout_records
 from umbel_server.events import ServerEvent
+from umbel_server.evidence import arms_match
 from umbel_server.executions import HOLDS_IT, Execution
 from umbel_server.fleet import Fleet
-from umbel_server.gates import Decision, Judgement, Look, arms_match, judge
+from umbel_server.gates import Arm, Decision, Exposure, Judgement, Look, judge
+from umbel_server.health import Seen
 from umbel_server.offers import Offers, Standing
 from umbel_server.releases import ReleaseDesk
 from umbel_server.requests import Call, enter
@@ -28,7 +30,7 @@ from umbel_server.rollout import Rollout, Stage
 from umbel_server.rollout_records import RolloutRecord
 from umbel_server.store import Store
 from umbel_server.tables import HEADS
-from umbel_server.waves import takes
+from umbel_server.waves import is_control, takes
 
 LEASE_SECONDS: Final = 15.0
 _log = structlog.get_logger(__name__)
@@ -162,10 +164,11 @@ class Steering:
             raise WrongState(f"no wave of rollout {found.id} has been opened yet")
         with self._store.reading() as connection:
             moves = executions.of_rollout(connection, found.id, found.releases)
+            seen = health.seen_since(connection, found.spec.population, found.started_at)
         age = now - found.wave_opened_at
         members = self._members(found, now)
         look = Look(age >= wave.soak_seconds, age >= wave.deadline_seconds, len(members))
-        judged = judge([move.exposure for move in moves if move.wave <= found.wave], found.spec.gate, look)
+        judged = judge(exposures(found, moves, seen), found.spec.gate, look)
         if found.spec.arms and judged.decision is Decision.PASS:
             sizes = [sum(move.number == arm.release for move in moves) for arm in found.spec.arms]
             if not arms_match(sizes, [arm.weight for arm in found.spec.arms]):
@@ -198,6 +201,8 @@ class Steering:
                 rollout.require_revision(before, revision)
             after = step(before, now)
             rollout_records.update(connection, before, after)
+            if after.started_at != before.started_at:
+                health.begin_window(connection, after.spec.population)
             if after.stage is Stage.ROLLING_BACK:
                 self._begin_going_back(connection, after)
             if after.stage is Stage.SUCCEEDED:
@@ -249,3 +254,26 @@ class Steering:
         self.look()
         detail = {"stage": after.stage.value, "wave": after.wave, "reason": after.reason}
         self._tell(ServerEvent(now, f"rollout.{after.stage.value}", after.id, detail))
+
+
+def exposures(found: Rollout, moves: Sequence[Execution], seen: Mapping[str, Seen]) -> list[Exposure]:
+    """What a gate compares: the devices that were offered the release, and those of the same time that weren't."""
+    canaries = []
+    for move in moves:
+        if move.wave > found.wave:
+            continue
+        told = seen.get(move.device)
+        holds_it = told is not None and told.release == move.number
+        in_use = Exposure(
+            Arm.CANARY,
+            troubled=bool(told and holds_it and told.troubles),
+            drift=told.drift if told and holds_it else None,
+        )
+        canaries.append(move.exposure(in_use))
+    offered = {move.device for move in moves}
+    control = [
+        Exposure(Arm.CONTROL, answered=True, troubled=told.troubles > 0, drift=told.drift)
+        for device, told in seen.items()
+        if device not in offered and told.release not in found.releases and is_control(found, device)
+    ]
+    return canaries + control

@@ -295,6 +295,25 @@ EXECUTIONS: Final = Table(
     Index("ix_executions_rollout", "rollout", "number"),
 )
 
+HEALTH: Final = Table(
+    "device_health",
+    METADATA,
+    # What each device told last of the release that answers, and what it had told when the window began in which
+    # rollouts compare devices; NULL for what it never told.
+    Column("device", String(32), primary_key=True),
+    Column("population", String(100), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("release", Integer, nullable=False),
+    Column("troubles", Integer, nullable=False),
+    Column("accuracy", Double, nullable=True),
+    Column("latency_seconds", Double, nullable=True),
+    Column("memory_mb", Double, nullable=True),
+    Column("before_accuracy", Double, nullable=True),
+    Column("before_latency_seconds", Double, nullable=True),
+    Column("before_memory_mb", Double, nullable=True),
+    Index("ix_device_health_population", "population", "at"),
+)
+
 REQUESTS: Final = Table(
     "requests",
     METADATA,

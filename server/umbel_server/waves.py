@@ -35,6 +35,12 @@ def takes(rollout: Rollout, device: str) -> bool:
     return wave is not None and wave <= rollout.wave
 
 
+def is_control(rollout: Rollout, device: str) -> bool:
+    """Whether this device could have been taken, and wasn't: it is held back, or its wave isn't open yet."""
+    of_group = not rollout.spec.only or device in rollout.spec.only
+    return of_group and not takes(rollout, device)
+
+
 def release_for(rollout: Rollout, device: str) -> int:
     """Which release this device is to get: the rollout's, or in an experiment that of its arm."""
     arms = rollout.spec.arms

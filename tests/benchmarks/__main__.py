@@ -11,12 +11,25 @@ from pathlib import Path
 
 from tests.benchmarks.harness import Table, seconds
 
-NAMES = ("aggregation", "private", "predictor", "device", "coordinator", "learning", "private_learning", "releases")
+NAMES = (
+    "aggregation",
+    "private",
+    "predictor",
+    "device",
+    "coordinator",
+    "learning",
+    "private_learning",
+    "releases",
+    "deltas",
+)
+BY_NAME_ONLY = ("simulation",)
+"""These take many minutes, or install other frameworks into environments of their own."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], help=f"which ones; all of them: {', '.join(NAMES)}")
+    known = f"which ones; all of them: {', '.join(NAMES)}; only by name: {', '.join(BY_NAME_ONLY)}"
+    parser.add_argument("names", nargs="*", choices=[*NAMES, *BY_NAME_ONLY, []], help=known)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     chosen = parser.parse_args()
     print(f"{os.cpu_count()} cores\n", flush=True)

@@ -12,7 +12,8 @@ from tests.benchmarks.harness import Table, seconds
 from umbel.digests import digest_of
 from umbel.listing import ListedRelease
 from umbel_client.listing import Listing
-from umbel_server.gates import TESTS, share_evidence
+from umbel_server.evidence import above_evidence, share_evidence
+from umbel_server.gates import TESTS, GatePolicy
 from umbel_server.keyring import Keyring
 from umbel_server.repository import Repository, role_of
 
@@ -52,13 +53,19 @@ def _simulate(usual: float, canary: float) -> dict[str, tuple[float, str | float
     for _ in range(RUNS):
         failed = np.cumsum(chance.random(DEVICES) < canary)[looks - 1]
         control = np.cumsum(chance.random(DEVICES) < usual)[looks - 1]
-        wealth = np.array([share_evidence(int(a), int(b), 1.0) for a, b in zip(failed, control, strict=True)])
+        counts = list(zip(map(int, failed), map(int, control), map(int, looks), strict=True))
+        wealth = np.array([_failure_evidence(a, b, n) for a, b, n in counts])
         pooled = (failed + control) / (2 * looks)
         spread = np.sqrt(np.maximum(pooled * (1 - pooled) * 2 / looks, 1e-12))
         _note(stops["e-process"], looks, wealth >= TESTS / ALPHA)
         _note(stops["z-test at each look"], looks, (failed - control) / looks / spread > 2.3263)
         _note(stops["above 5 %, 50 devices or more"], looks, (failed / looks > 0.05) & (looks >= 50))
     return {rule: (len(at) / RUNS, float(np.median(at)) if at else "never") for rule, at in stops.items()}
+
+
+def _failure_evidence(ours: int, theirs: int, devices: int) -> float:
+    """As `umbel_server.gates.failure_evidence` has it, by counts."""
+    return min(share_evidence(ours, theirs, 1.0), above_evidence(ours, devices, GatePolicy().expected_failure_share))
 
 
 def _note(stops: list[int], looks: np.ndarray, fires: np.ndarray) -> None:

@@ -91,9 +91,40 @@ def test_tables_show_shapes_with_their_brackets() -> None:
     assert "pendulum" in result.stdout
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def test_bench_compares_with_torch_where_it_is_given_and_measures_alone_where_not(tmp_path: Path) -> None:
+    folder = str(bundle_path("digits"))
+    against = runner.invoke(app, ["bench", folder, "--against", MLP, "--batches", "1,3", "--turns", "1", "--json"])
+    assert against.exit_code == 0, against.output
+    told = json.loads(against.stdout)
+    assert set(told) == {"bundle", *(f"{way} batch {size}" for way in ("onnx", "litert", "torch") for size in (1, 3))}
+    assert told["onnx batch 3"]["train_times_torch"] > 0
+    alone = runner.invoke(app, ["bench", folder, "--batches", "2", "--turns", "1"])
+    assert alone.exit_code == 0, alone.output
+    assert "torch" not in alone.stdout
+    assert "litert batch 2" in alone.stdout
+
+
+def test_a_second_build_takes_its_graphs_from_the_cache_unless_told_not_to(tmp_path: Path) -> None:
+    def build(*more: str) -> list[str]:
+        result = runner.invoke(app, ["build", MLP, "-o", str(tmp_path), "--json", *more])
+        assert result.exit_code == 0, result.output
+        found: list[str] = json.loads(result.stdout)["graphs_from_cache"]
+        return found
+
+    assert [build(), build(), build("--no-cache")] == [[], ["onnx"], []]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["bench", str(bundle_path("digits")), "--batches", "many"], "are no batches"),
+        (["bench", str(bundle_path("digits")), "--batches", "0"], "at least one"),
+        (["bench", "no-such-folder"], "no bundle"),
         (["build", "no-colon", "-o", "unused"], "package.module:spec"),
         (["build", "no.such.module:spec", "-o", "unused"], "can't load"),
         (["build", "umbel_models.zoo.digits:nothing", "-o", "unused"], "can't load"),

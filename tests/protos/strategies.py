@@ -19,6 +19,7 @@ from umbel.visit import (
     CheckIn,
     CheckInReply,
     Event,
+    Health,
     Outcome,
     ReleaseOutcome,
     ReportBegin,
@@ -99,6 +100,12 @@ check_ins = st.builds(
     sdk=texts,
     protocol=st.integers(1, 2**32 - 1),
     release=counts,
+    health=st.builds(
+        Health,
+        accuracy=st.none() | st.floats(-10, 1),
+        latency_seconds=st.none() | st.floats(1e-6, 1e6),
+        memory_mb=st.none() | st.floats(1e-3, 1e6),
+    ),
 )
 windows = st.tuples(amounts, amounts).map(lambda pair: RetryWindow(min(pair), max(pair)))
 assignments = st.builds(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tests.client.recordings import recordings
-from umbel.bundle import Bundle, successor
+from umbel.bundle import Bundle
 from umbel.digests import Digest
 from umbel.identity import DeviceId
 from umbel.messages import (
@@ -24,6 +24,7 @@ from umbel.messages import (
 from umbel.plan import Plan
 from umbel.randomness import generator
 from umbel.runtime.onnx import OnnxRuntime
+from umbel.successor import successor
 from umbel.v1 import device_pb2 as pb
 from umbel.visit import CheckIn, CheckInReply, ReportBegin, RetryWindow
 from umbel.weights import Weights
@@ -90,9 +91,11 @@ class DirectChannel:
     lies: dict[str, bytes] = field(default_factory=dict)
     """Listing files that a hostile way hands out instead."""
     replay: pb.CheckInResponse | None = None
+    say: Callable[[CheckIn], CheckIn] = lambda check_in: check_in
+    """What the device tells instead."""
 
     async def check_in(self, check_in: CheckIn) -> CheckInReply:
-        sent = check_in_to_message(check_in).SerializeToString()
+        sent = check_in_to_message(self.say(check_in)).SerializeToString()
         answer = await self.fleet.coordinator.check_in(
             self.device, check_in_from_message(pb.CheckInRequest.FromString(sent))
         )

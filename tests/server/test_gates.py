@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import OutOfBounds
+from umbel_server.evidence import arms_match, mean_evidence
 from umbel_server.gates import (
     Arm,
     Decision,
+    Drift,
     Exposure,
     GatePolicy,
     Judgement,
     Look,
-    arms_match,
     failure_evidence,
     judge,
-    mean_evidence,
 )
 
 SMALL = GatePolicy(least_answers=5, margin=0)
@@ -109,8 +109,66 @@ def test_a_fall_in_accuracy_fails_and_noise_does_not() -> None:
 
 def test_slow_answers_and_large_memory_fail() -> None:
     assert _of(_judge(_canaries(20, latency_ratio=5.0)), "latency") is Decision.FAIL
-    assert _of(_judge(_canaries(20, memory_ratio=7.0)), "memory") is Decision.FAIL
-    assert _judge(_canaries(20, latency_ratio=1.1, memory_ratio=1.0)).decision is Decision.PASS
+    assert _of(_judge(_in_use(20, Drift(memory_ratio=7.0))), "memory") is Decision.FAIL
+    assert _judge(_in_use(20, Drift(memory_ratio=1.0))).decision is Decision.PASS
+    assert _judge(_canaries(20, latency_ratio=1.1)).decision is Decision.PASS
+
+
+def _in_use(count: int, drift: Drift, arm: Arm = Arm.CANARY, **seen: bool) -> list[Exposure]:
+    return [Exposure(arm, answered=True, drift=drift, **seen) for _ in range(count)]
+
+
+BOUNDS = [
+    ("accuracy", Drift(accuracy=-0.3)),
+    ("latency", Drift(latency_ratio=4.0)),
+    ("memory", Drift(memory_ratio=6.0)),
+]
+
+
+@pytest.mark.parametrize("guard,drift", BOUNDS, ids=[guard for guard, _ in BOUNDS])
+def test_what_gets_worse_in_use_on_canaries_alone_fails(guard: str, drift: Drift) -> None:
+    steady = Drift(0.0, 1.0, 1.0)
+    judgement = _judge(_in_use(60, drift) + _in_use(60, steady, Arm.CONTROL))
+    assert _of(judgement, guard) is Decision.FAIL
+    assert "beside 60 control devices" in judgement.explain()
+
+
+@pytest.mark.parametrize("guard,drift", BOUNDS, ids=[guard for guard, _ in BOUNDS])
+def test_what_gets_worse_everywhere_at_the_same_time_is_not_the_releases_fault(guard: str, drift: Drift) -> None:
+    """A heat wave, an update of the app, a holiday: control devices see it too."""
+    assert _judge(_in_use(60, drift) + _in_use(60, drift, Arm.CONTROL)).decision is Decision.PASS
+
+
+def test_drift_in_use_says_nothing_before_the_soak_time_is_over_or_beside_too_few() -> None:
+    worse, steady = Drift(accuracy=-0.5), Drift(accuracy=0.0)
+    wave = _in_use(60, worse) + _in_use(60, steady, Arm.CONTROL)
+    assert _judge(wave, soaked=False).decision is Decision.CONTINUE
+    assert _judge(_in_use(60, worse) + _in_use(19, steady, Arm.CONTROL)).decision is Decision.PASS
+    assert _judge(_in_use(60, worse) + _in_use(20, steady, Arm.CONTROL)).decision is Decision.FAIL
+
+
+def test_trouble_on_canaries_alone_fails_and_trouble_everywhere_does_not() -> None:
+    quiet = _control(100)
+    troubled = _in_use(20, Drift(), troubled=True)
+    assert _of(_judge(troubled + _canaries(20) + quiet), "failures") is Decision.FAIL
+    everywhere = _in_use(50, Drift(), Arm.CONTROL, troubled=True)
+    assert _of(_judge(troubled + _canaries(20) + everywhere + _control(50)), "failures") is Decision.PASS
+
+
+def test_trouble_without_a_control_says_nothing() -> None:
+    assert _judge(_in_use(20, Drift(), troubled=True)).decision is Decision.PASS
+
+
+def test_canaries_may_fail_at_taking_a_release_over_as_often_as_is_expected_whatever_the_control_does() -> None:
+    """Control devices take nothing over, so they can't fail at it: that alone is no evidence."""
+    assert _judge(_canaries(990, failed=10) + _control(10_000)).decision is Decision.PASS
+    assert _of(_judge(_canaries(900, failed=100) + _control(10_000)), "failures") is Decision.FAIL
+
+
+def test_a_control_that_fails_as_often_clears_a_release() -> None:
+    wave = _canaries(190, failed=10)
+    assert _of(_judge(wave + _control(10)), "failures") is Decision.FAIL, "too few to compare with"
+    assert _of(_judge(wave + _control(190, failed=10)), "failures") is Decision.PASS
 
 
 def test_one_absurd_measurement_speaks_for_one_device_only() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,12 +194,11 @@ def test_hyperparameters_that_the_model_lacks_are_refused(tiny_bundle: Bundle) -
         rounds.train(pool, clients, call, Start(tiny_bundle.shared_weights()))
 
 
-def test_batches_of_one_size_are_taken_together_up_to_a_bound() -> None:
-    def batches(*sizes: int) -> Iterator[np.ndarray[tuple[int], np.dtype[np.intp]]]:
-        at = 0
-        for size in sizes:
-            yield np.arange(at, at + size)
-            at += size
-
-    found = [(len(rows), size) for rows, size in runs(batches(4, 4, 4, 2, 4, 9), most=8)]
-    assert found == [(8, 4), (4, 4), (2, 2), (4, 4), (9, 9)]
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("most", [1, 7, 1000])
+def test_batches_taken_together_are_those_that_a_device_takes(plan: Plan, most: int) -> None:
+    job = Job(plan, "task", 1, "device")
+    wanted = [list(rows) for rows in trainer._batches(job, 14, skip=0)]
+    together = list(runs(job, 14, most))
+    assert [list(rows[at : at + size]) for rows, size in together for at in range(0, len(rows), size)] == wanted
+    assert all(len(rows) <= max(most, size) and len(rows) % size == 0 for rows, size in together)

@@ -28,6 +28,7 @@ from umbel.release import sign_statement
 from umbel.sealing import SEALED, Sealing
 from umbel.update import Update
 from umbel.v1 import device_pb2 as pb
+from umbel.visit import Health
 from umbel.weights import Weights
 
 M = TypeVar("M", bound=Message)
@@ -69,6 +70,12 @@ def check_ins() -> Vectors:
     record = pb.SessionRecord(task="exercises", round=1, shape="-")
     yield "full", encoded(good)
     yield "least", encoded(least)
+    yield (
+        "with health",
+        encoded(messages.check_in_to_message(replace(examples.CHECK_IN, health=Health(0.9, 0.02, 81.5)))),
+    )
+    yield "no time at all for an answer", spoilt(least, lambda m: setattr(m.health, "latency_seconds", 0.0))
+    yield "endless memory", spoilt(least, lambda m: setattr(m.health, "memory_mb", math.inf))
     yield "empty", b""
     yield "truncated", encoded(good)[:-5]
     yield "not a message", bytes.fromhex("ffffffffffffffffffff")

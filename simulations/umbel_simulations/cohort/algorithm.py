@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from umbel.plan import Kind, Plan
@@ -34,6 +34,8 @@ class Stage:
     """Those with as many examples as the plan asks for."""
     backend: Backend
     pool: Pool
+    durations: dict[str, float] = field(default_factory=dict)
+    """Virtual seconds of training by client, as far as they were asked for."""
 
     @classmethod
     def of(cls, scenario: Scenario, setting: Setting, backend: Backend, pool: Pool) -> Stage:
@@ -55,6 +57,12 @@ class Stage:
 
     def seconds(self, client: ClientData) -> float:
         """How long a client trains for a round, in virtual seconds: speeds are log-normal, as in a fleet."""
+        found = self.durations.get(client.name)
+        if found is None:
+            found = self.durations[client.name] = self._seconds(client)
+        return found
+
+    def _seconds(self, client: ClientData) -> float:
         population = self.scenario.population
         decades = population.speed_decades / (2 * _TAIL) * generator(self.task.seed, "speed", client.name).normal()
         count = self.call(0).examples(client).count

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -51,18 +52,21 @@ class Trained:
         """With how much weight a client with `count` examples counts, as a device reckons it."""
         return min(float(min(self.steps * plan.batch_size, count)), plan.max_weight)
 
-    def delta(self, start: Start, plan: Plan) -> NDArray[np.float32]:
-        """New minus old, clipped as the plan says, in an array of its own.
+    def delta(self, start: Start, plan: Plan, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """New minus old, clipped as the plan says, in an array of its own: `out`, if it is given.
 
         Raises:
             NotFinite: it holds NaN or infinity; the client reports nothing.
         """
-        delta = self.vector - start.vector
-        if not np.isfinite(delta).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            delta = np.subtract(self.vector, start.vector, out=out)
+            # A sum is finite only if all its parts are; if it isn't, it may have overflowed, and a closer look tells.
+            is_finite = math.isfinite(float(delta.sum())) or bool(np.isfinite(delta).all())
+        if not is_finite:
             raise NotFinite("training ended at weights that are NaN or infinite; lower the learning rate")
-        if not plan.clip_norm:
-            return delta
-        return Weights({"delta": delta}).clipped(plan.clip_norm)["delta"].copy()
+        if plan.clip_norm:
+            delta[:] = Weights({"delta": delta}).clipped(plan.clip_norm)["delta"]
+        return delta
 
 
 class Worker(Protocol):
@@ -88,22 +92,26 @@ class Backend(Protocol):
         """Metric sums over examples; nothing over none. May be called from any thread."""
 
 
-def runs(batches: Iterator[NDArray[np.intp]], most: int) -> Iterator[tuple[NDArray[np.intp], int]]:
-    """Neighbouring batches of one size together: their rows in one array, and the size of a batch.
+def runs(job: Job, count: int, most: int) -> Iterator[tuple[NDArray[np.intp], int]]:
+    """The rows of a job's batches, as a device takes them, neighbours of one size together; and the size of a batch.
 
     Args:
-        batches: the rows of each batch, as `umbel_client.trainer.batches` yields them.
+        job: what to do.
+        count: how many examples there are.
         most: how many rows may be taken together, if more than one batch.
     """
-    held: list[NDArray[np.intp]] = []
-    for batch in batches:
-        if held and (len(batch) != len(held[0]) or (len(held) + 1) * len(batch) > most):
-            yield _joined(held)
-            held = []
-        held.append(batch)
-    if held:
-        yield _joined(held)
-
-
-def _joined(batches: Sequence[NDArray[np.intp]]) -> tuple[NDArray[np.intp], int]:
-    return (np.concatenate(batches) if len(batches) > 1 else batches[0]), len(batches[0])
+    size = job.plan.batch_size
+    together = max(1, most // size) * size
+    left = job.plan.max_steps * size or math.inf
+    for epoch in range(job.plan.epochs):
+        order = job.order(epoch, count)
+        if count > left:
+            order = order[: int(left)]
+        whole = len(order) - len(order) % size
+        for at in range(0, whole, together):
+            yield order[at : min(at + together, whole)], size
+        if whole < len(order):
+            yield order[whole:], len(order) - whole
+        left -= math.ceil(len(order) / size) * size
+        if left <= 0:
+            return

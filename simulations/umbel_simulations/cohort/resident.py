@@ -32,7 +32,7 @@ from umbel.runtime.signature import (
 from umbel.update import Metrics
 from umbel.weights import Shapes, Weights
 from umbel_client.examples import Examples
-from umbel_client.trainer import Job, batches, evaluate
+from umbel_client.trainer import Job, evaluate
 from umbel_simulations.cohort.clients import Start, Trained, runs
 from umbel_simulations.cohort.graphs import DRIFT_PREFIX, LAST_PREFIX, LOSSES, StepsGraph, over_steps
 
@@ -46,7 +46,7 @@ class OnnxBackend:
     """Trains on ONNX Runtime; one of these serves a whole simulation.
 
     Args:
-        bundle: where the graphs and the frozen weights come from.
+        bundle: where graphs and frozen weights come from.
         moving: the trainable weights that move; all of them unless given.
         with_drift: whether each `Start` has a drift.
 
@@ -59,9 +59,6 @@ class OnnxBackend:
         self.bundle = bundle
         self.graph = over_steps(bundle, moving=moving, with_drift=with_drift)
         self.what = f"the training graph of {bundle.manifest.model!r}"
-        self.frozen: dict[str, Array] = {}
-        if bundle.manifest.frozen:
-            self.frozen = dict(bundle.weights().subset([spec.name for spec in bundle.manifest.frozen]).arrays)
         with failures_of(self.what):
             self.session = ort.InferenceSession(self.graph.model, _options(), providers=["CPUExecutionProvider"])
         self._judge = OnnxRuntime()
@@ -92,6 +89,7 @@ class OnnxWorker:
         self._backend = backend
         self._graph: StepsGraph = backend.graph
         self._batched = _Batched(manifest.inputs), _Batched(manifest.targets)
+        self._most = MOST_BYTES // max(1, sum(batched.bytes_each for batched in self._batched))
         self._checks = BatchCheck("input", manifest.inputs), BatchCheck("target", manifest.targets)
         shapes = manifest.shared_shapes | {spec.name: spec.fixed_shape for spec in manifest.slots}
         slots = [name for name in self._graph.state if name.startswith("s_")]
@@ -110,12 +108,11 @@ class OnnxWorker:
         check_batch(*self._checks, examples.inputs, examples.targets)
         if self._begun is None or self._begun[0] is not start or self._begun[1] is not job.plan:
             self._begin(start, job.plan)
-        most = MOST_BYTES // max(1, sum(batched.bytes_each for batched in self._batched))
         if SEED in self._graph.constants:
             # Bound once; each client draws its own dropout.
             self._seed[()] = job.hyperparameters(self._backend.bundle.manifest)[SEED]
         steps, seen, loss, end = 0, 0, 0.0, 0
-        for rows, size in runs(batches(job, examples.count), most):
+        for rows, size in runs(job, examples.count, self._most):
             binding = self._bindings[end]
             count = len(rows) // size
             losses = binding.losses(count)
@@ -135,7 +132,7 @@ class OnnxWorker:
         """Bind what stays the same for all clients that start here: no copy, as nobody writes into it."""
         manifest = self._backend.bundle.manifest
         given: dict[str, Array] = {**start.weights.arrays, **starting_slots(manifest, start.weights, None)}
-        constants: dict[str, Array] = {**given, **self._backend.frozen}
+        constants: dict[str, Array] = dict(given)
         hyperparameters = resolve_hyperparameters(manifest, plan.hyperparameters)
         constants |= {name: np.array(value, np.float32) for name, value in hyperparameters.items()}
         constants |= {SEED: self._seed}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,22 +67,32 @@ class Cohort:
     examples: int = 0
     silent: int = 0
     """Clients whose training went to NaN or infinity, and who therefore report nothing."""
+    spare: deque[NDArray[np.float32]] = field(default_factory=deque)
+    """Arrays whose reports are summed up already: fresh ones would cost more in page faults than in arithmetic."""
 
     def __post_init__(self) -> None:
         self.total = np.zeros_like(self.start.vector)
 
+    def weighed(self, report: Report | None) -> Report | None:
+        """A report that is ready to be taken: times its weight, if all that is wanted is a sum."""
+        if report is not None and not self.wants_singles:
+            # The product here and the sum later: the same two roundings as in `Aggregate.accumulate`.
+            with np.errstate(over="ignore"):
+                np.multiply(report.delta, np.float32(report.weight), out=report.delta)
+        return report
+
     def take(self, _client: ClientData, report: Report | None) -> None:
-        """Add a report, the next in the cohort's order."""
+        """Add a weighed report, the next in the cohort's order."""
         if report is None:
             self.silent += 1
             return
         if self.wants_singles:
             self.singles.append(report)
         else:
-            # The same two roundings as in `Aggregate.accumulate`. What overflows is refused with the candidate.
+            # What overflows is refused with the candidate.
             with np.errstate(over="ignore", invalid="ignore"):
-                np.multiply(report.delta, np.float32(report.weight), out=report.delta)
                 np.add(self.total, report.delta, out=self.total)
+            self.spare.append(report.delta)
         self.weight += report.weight
         self.count += 1
         self.loss += report.trained.loss
@@ -122,19 +133,30 @@ def train(pool: Pool, cohort: Sequence[ClientData], call: Call, start: Start, *,
         RuntimeFailure: the runtime gave up.
     """
     collected = Cohort(start, wants_singles)
-    pool.each(cohort, lambda worker, client: report_of(worker, client, call, start), collected.take)
+
+    def work(worker: Worker, client: ClientData) -> Report | None:
+        return collected.weighed(report_of(worker, client, call, start, collected.spare))
+
+    pool.each(cohort, work, collected.take)
     return collected
 
 
-def report_of(worker: Worker, client: ClientData, call: Call, start: Start) -> Report | None:
-    """What one client reports; None if its training went to NaN or infinity."""
+def report_of(
+    worker: Worker, client: ClientData, call: Call, start: Start, spare: deque[NDArray[np.float32]] | None = None
+) -> Report | None:
+    """What one client reports; None if its training went to NaN or infinity. Takes its array from `spare`, if any."""
     examples = call.examples(client)
     try:
+        out = spare.pop() if spare else None
+    except IndexError:
+        # Another worker was quicker.
+        out = None
+    try:
         trained = worker.train(call.job(client), start, examples)
-        delta = trained.delta(start, call.plan)
+        delta = trained.delta(start, call.plan, out)
     except NotFinite:
         return None
-    return Report(delta, trained.weight(call.plan, examples.count), replace(trained, vector=delta))
+    return Report(delta, trained.weight(call.plan, examples.count), trained)
 
 
 def evaluate(pool: Pool, backend: Backend, weights: Weights, examples: Examples) -> Metrics:

@@ -1,0 +1,44 @@
+"""What a bundle takes, gives and is made of, as plain data; needs no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from umbel.bundle import Bundle
+from umbel.manifest import TensorSpec
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """What a bundle takes, gives and is made of, as plain data."""
+    manifest = bundle.manifest
+    return {
+        "model": manifest.model,
+        "description": manifest.description,
+        "inputs": [_tensor(spec) for spec in manifest.inputs],
+        "targets": [_tensor(spec) for spec in manifest.targets],
+        "outputs": [_tensor(spec) for spec in manifest.outputs],
+        "labels": list(manifest.labels),
+        "weights": {role: _size(getattr(manifest, role)) for role in ("trainable", "buffers", "frozen")},
+        "hyperparameters": dict(manifest.hyperparameters),
+        "metrics": list(manifest.metrics),
+        "runtimes": sorted(manifest.graphs),
+        "files": {name: ref.size for name, ref in sorted(manifest.files.items())},
+        "graph_bytes": {
+            name: sum(manifest.files[file].size for file in files.values()) for name, files in manifest.graphs.items()
+        },
+    }
+
+
+def _tensor(spec: TensorSpec) -> str:
+    sizes = ", ".join("batch" if size is None else str(size) for size in spec.shape)
+    return f"{spec.name}: {spec.dtype} [{sizes}]"
+
+
+def _size(specs: tuple[TensorSpec, ...]) -> int:
+    total = 0
+    for spec in specs:
+        count = 1
+        for size in spec.fixed_shape:
+            count *= size
+        total += count
+    return total

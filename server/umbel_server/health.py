@@ -1,0 +1,110 @@
+"""What devices tell of the release that answers, in use: to compare those that have a new one with those that don't.
+
+A window begins when a rollout of the population starts: what each device had told last is then kept beside what it
+tells from now on, and its troubles are counted anew. (A second rollout of the same population begins it anew for both.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from umbel.errors import BY_CODE, BadInput, ModelUnusable
+from umbel.visit import CheckIn, Event, Health, SessionRecord
+from umbel_server.gates import Drift
+from umbel_server.tables import HEALTH
+
+MEASURED: Final = ("accuracy", "latency_seconds", "memory_mb")
+_AT_ONCE: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one device has told since the last time that it was written down."""
+
+    population: str
+    at: float
+    release: int
+    health: Health
+    troubles: int = 0
+
+    @classmethod
+    def of(cls, check_in: CheckIn, now: float, before: Told | None) -> Told:
+        """After another check-in; what it doesn't tell stays as it was."""
+        old = before.health if before and before.release == check_in.release else Health()
+        merged: dict[str, Any] = {name: _first(getattr(check_in.health, name), getattr(old, name)) for name in MEASURED}
+        troubles = sum(map(is_trouble, check_in.sessions)) + (before.troubles if before else 0)
+        return cls(check_in.population, now, check_in.release, Health(**merged), troubles)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One device during a window."""
+
+    release: int
+    """That answers now."""
+    troubles: int
+    drift: Drift
+
+
+def is_trouble(session: SessionRecord) -> bool:
+    """Whether a session failed by what the model or the device does, rather than by the network, a round or rights."""
+    if not session.shape.endswith(Event.FAILED.value):
+        return False
+    kind = BY_CODE.get(session.error.partition(":")[0])
+    return kind is None or kind.code == "internal" or issubclass(kind, ModelUnusable | BadInput)
+
+
+def write(connection: sa.Connection, told: Mapping[str, Told]) -> None:
+    """Write what devices told, beside what they had told when the window began."""
+    devices = sorted(told)
+    for start in range(0, len(devices), _AT_ONCE):
+        batch = devices[start : start + _AT_ONCE]
+        query = sa.select(HEALTH).where(HEALTH.c.device.in_(batch))
+        known = {row["device"]: dict(row) for row in connection.execute(query).mappings()}
+        rows = [_merged(device, told[device], known.get(device)) for device in batch]
+        connection.execute(HEALTH.delete().where(HEALTH.c.device.in_(batch)))
+        connection.execute(HEALTH.insert(), rows)
+
+
+def _merged(device: str, told: Told, known: Mapping[str, object] | None) -> dict[str, object]:
+    row: dict[str, object] = {"device": device, "population": told.population, "at": told.at, "release": told.release}
+    before = known or {}
+    same = before.get("release") == told.release
+    for name in MEASURED:
+        row[name] = _first(getattr(told.health, name), before.get(name) if same else None)
+        row[f"before_{name}"] = before.get(f"before_{name}")
+    return row | {"troubles": told.troubles + int(str(before.get("troubles", 0)))}
+
+
+def begin_window(connection: sa.Connection, population: str) -> None:
+    """From now on devices are compared with what they told last."""
+    kept = {f"before_{name}": HEALTH.c[name] for name in MEASURED}
+    connection.execute(HEALTH.update().where(HEALTH.c.population == population).values(troubles=0, **kept))
+
+
+def seen_since(connection: sa.Connection, population: str, since: float) -> dict[str, Seen]:
+    """Device -> what it has told since an instant; in the order of their ids."""
+    this = (HEALTH.c.population == population) & (HEALTH.c.at >= since)
+    rows = connection.execute(sa.select(HEALTH).where(this).order_by(HEALTH.c.device)).mappings()
+    return {row["device"]: Seen(row["release"], row["troubles"], _drift(row)) for row in rows}
+
+
+def _drift(row: sa.RowMapping) -> Drift:
+    accuracy, before = row["accuracy"], row["before_accuracy"]
+    return Drift(
+        None if accuracy is None or before is None else accuracy - before,
+        _ratio(row["latency_seconds"], row["before_latency_seconds"]),
+        _ratio(row["memory_mb"], row["before_memory_mb"]),
+    )
+
+
+def _ratio(now: float | None, before: float | None) -> float | None:
+    return now / before if now and before else None
+
+
+def _first(*values: object) -> object:
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,106 @@
+"""The cache of graphs: what hasn't changed isn't translated again, and what has never comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from umbel.errors import ParityFailed
+from umbel_models.cache import KEEP, GraphCache
+from umbel_models.compile import compile_model
+from umbel_models.optimizers import SGD
+from umbel_models.spec import ModelSpec
+
+
+class Small(nn.Module):
+    def __init__(self, slope: float = 1.0) -> None:
+        super().__init__()
+        self.layer, self.slope = nn.Linear(3, 2), slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x) * self.slope
+        return torch.tanh(y) if self.training else y
+
+
+def cross(output: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(output, target)
+
+
+def spec(slope: float = 1.0) -> ModelSpec:
+    return ModelSpec("small", Small(slope), cross, {"x": torch.randn(4, 3)}, {"y": torch.arange(4) % 2})
+
+
+def test_new_weights_of_the_same_model_find_its_graphs(tmp_path: Path) -> None:
+    cache = GraphCache(tmp_path / "cache")
+    first = compile_model(spec(), tmp_path / "a", cache=cache)
+    again = compile_model(spec(), tmp_path / "b", cache=cache)
+    assert (first.from_cache, again.from_cache) == ((), ("onnx",))
+    assert first.bundle.weights() != again.bundle.weights()
+    for name in ("infer", "evaluate", "train"):
+        assert first.bundle.graph_path("onnx", name).read_bytes() == again.bundle.graph_path("onnx", name).read_bytes()
+
+
+CHANGES: dict[str, Callable[[ModelSpec], ModelSpec]] = {
+    "a number inside the module": lambda model: replace(model, module=Small(2.0)),
+    "the loss": lambda model: replace(model, loss=lambda output, y: 2 * cross(output, y)),
+    "a metric": lambda model: replace(model, metrics={}),
+    "the optimiser": lambda model: replace(model, optimizer=SGD(momentum=0.9)),
+    "what is trained": lambda model: replace(model, trainable=lambda name: "bias" in name),
+    "the name of an input": lambda model: replace(model, inputs={"z": model.inputs["x"]}),
+    "the name of an output": lambda model: replace(model, outputs=("scores",)),
+}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> GraphCache:
+    folder = tmp_path_factory.mktemp("filled")
+    compile_model(spec(), folder / "bundle", cache=GraphCache(folder / "cache"))
+    return GraphCache(folder / "cache")
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_model_that_changed_in_anything_gets_graphs_of_its_own(
+    change: Callable[[ModelSpec], ModelSpec], filled: GraphCache, tmp_path: Path
+) -> None:
+    assert compile_model(change(spec()), tmp_path, cache=filled).from_cache == ()
+
+
+def test_a_torn_entry_is_made_again(tmp_path: Path) -> None:
+    cache = GraphCache(tmp_path)
+    cache.graphs("key", lambda: {"a": b"12345"})
+    (entry,) = tmp_path.iterdir()
+    entry.write_bytes(entry.read_bytes()[:-2])
+    assert cache.graphs("key", lambda: {"a": b"67890"}) == ({"a": b"67890"}, False)
+    assert cache.graphs("key", dict) == ({"a": b"67890"}, True)
+
+
+def test_graphs_that_answer_otherwise_do_not_pass_the_gate_out_of_the_cache_either(tmp_path: Path) -> None:
+    cache = GraphCache(tmp_path / "cache")
+    compile_model(spec(), tmp_path / "a", cache=cache)
+    other = compile_model(spec(2.0), tmp_path / "b").bundle
+    (entry,) = (tmp_path / "cache").iterdir()
+    names = {f"{name}.onnx": other.graph_path("onnx", name).read_bytes() for name in ("infer", "evaluate", "train")}
+    GraphCache(tmp_path / "forged").graphs(entry.stem, lambda: names)
+    with pytest.raises(ParityFailed):
+        compile_model(spec(), tmp_path / "c", cache=GraphCache(tmp_path / "forged"))
+    assert not (tmp_path / "c").exists()
+
+
+def test_many_may_write_at_once_and_the_oldest_make_room(tmp_path: Path) -> None:
+    cache = GraphCache(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: cache.graphs(f"key{number % 300}", lambda: {"a": b"same"}), range(600)))
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert len(kept) <= KEEP
+    assert all(name.endswith(".safetensors") for name in kept)
+
+
+def test_a_cache_that_cannot_be_written_is_as_good_as_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert GraphCache(tmp_path / "file").graphs("key", lambda: {"a": b"1"}) == ({"a": b"1"}, False)
