@@ -40,7 +40,7 @@ def run() -> Table:
             )
         grown = max(many[one] - few[one] for one in ("adding", "closing", "helper"))
         ratios[f"reports by which memory grew from {COHORTS[0]} to {COHORTS[1]}, {name}"] = grown / few["report"]
-    aims = {name: ("<=", 0.5) for name in ratios}
+    aims = dict.fromkeys(ratios, ("<=", 0.5))
     columns = ("ring, cohort", "a report, MB", "leader adding, MB", "leader at the end, MB", "helper, MB")
     return Table(f"Private rounds: memory for {SIZE / 1e6:.0f}M weights", columns, rows, ratios, aims)
 
