@@ -21,8 +21,9 @@ from umbel.shares import Cleartext, LeaderTotal
 from umbel.transform import Transform
 from umbel_server.aggregation import LeaderKey, SealedReport
 from umbel_server.helper.core import Helper, HelperPolicy
+from umbel_server.helper.local import LocalHelper
 from umbel_server.helper.people import DAY, People
-from umbel_server.helper.port import LeaderSigner, LocalHelper
+from umbel_server.helper.port import LeaderSigner
 from umbel_server.helper.records import Records
 from umbel_server.secure_aggregation import PrivateRound, SecureSum
 

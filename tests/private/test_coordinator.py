@@ -24,8 +24,9 @@ from umbel_server.blobs import Blobs
 from umbel_server.coordinator import Coordinator
 from umbel_server.flower.spec import StrategySpec
 from umbel_server.helper.core import Helper, HelperPolicy
+from umbel_server.helper.local import LocalHelper
 from umbel_server.helper.people import People
-from umbel_server.helper.port import HelperPort, LocalHelper
+from umbel_server.helper.port import HelperPort
 from umbel_server.helper.records import Records
 from umbel_server.privacy_settings import PrivacySettings
 from umbel_server.round import RoundKey, RoundState
