@@ -122,7 +122,8 @@ def _release(connection: sa.Connection, release: PublishedRelease, content_of: i
 
 def _made(connection: sa.Connection, release: PublishedRelease) -> list[AuditRow]:
     """How a release came to be listed: who prepared or published it, and the first signature that covers it."""
-    this = (AUDIT.c.object == release.model) & AUDIT.c.action.in_(("release.prepare", "release.publish", "release.sign"))
+    made = ("release.prepare", "release.publish", "release.sign")
+    this = (AUDIT.c.object == release.model) & AUDIT.c.action.in_(made)
     found = []
     for row in connection.execute(sa.select(AUDIT).where(this).order_by(AUDIT.c.sequence)).mappings():
         body = json.loads(row["body_json"])
