@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from umbel.errors import NotFound
 from umbel.manifest import Manifest, TensorSpec
-from umbel_server import audit, executions, rollout_records, task_records, views
+from umbel_server import executions, rollout_records, task_records, views
 from umbel_server.audit import AuditRow
 from umbel_server.registry import Registry
 from umbel_server.rollout_records import RolloutRecord
@@ -124,12 +124,12 @@ def _made(connection: sa.Connection, release: PublishedRelease) -> list[AuditRow
     """How a release came to be listed: who prepared or published it, and the first signature that covers it."""
     made = ("release.prepare", "release.publish", "release.sign")
     this = (AUDIT.c.object == release.model) & AUDIT.c.action.in_(made)
-    found = []
+    found: list[AuditRow] = []
     for row in connection.execute(sa.select(AUDIT).where(this).order_by(AUDIT.c.sequence)).mappings():
         body = json.loads(row["body_json"])
         signs = bool(found) and row["action"] == "release.sign" and int(body["listed"]) >= release.number
         if release.number in (body.get("number"), body.get("revert")) or signs:
-            found.append(audit.AuditRow(**row))
+            found.append(AuditRow(**row))
         if signs:
             break
     return found
@@ -139,4 +139,4 @@ def _rolled_out(connection: sa.Connection, record: RolloutRecord, number: int) -
     found = record.rollout
     this = (AUDIT.c.object == found.id) & AUDIT.c.action.startswith("rollout.")
     rows = connection.execute(sa.select(AUDIT).where(this).order_by(AUDIT.c.sequence)).mappings()
-    return RolledOut(record, executions.counts(connection, found.id, [number]), [audit.AuditRow(**row) for row in rows])
+    return RolledOut(record, executions.counts(connection, found.id, [number]), [AuditRow(**row) for row in rows])
