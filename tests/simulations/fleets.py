@@ -51,12 +51,12 @@ def everything(folder: Path) -> Scenario:
     told = scenario(folder)
     return replace(
         told,
-        hours=2.0,
+        hours=1.2,
         task=replace(told.task, privacy=PrivacyPart(on=True)),
         population=population(wrong_clocks=0.2, drop_out=0.1, availability="diurnal", mean_availability=0.6),
         faults=STORM,
         adversaries=(Adversary("scaling", 0.1), Adversary("replay", 0.1)),
-        rollouts=(RolloutPlan(0.8, waves=WAVES, gate=GATE),),
+        rollouts=(RolloutPlan(0.6, waves=WAVES, gate=GATE),),
     )
 
 
