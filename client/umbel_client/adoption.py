@@ -19,9 +19,9 @@ from umbel.errors import (
 )
 from umbel.fields import as_text
 from umbel.file_delta import FileDelta
-from umbel.golden import verify_golden
 from umbel.offer import SignedOffer
 from umbel.release import Release, SignedRelease
+from umbel.self_check import verify_golden
 from umbel.visit import Outcome, ReleaseOutcome
 from umbel.weights import Weights
 from umbel_client.fetching import fetch_bundle

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from umbel.bundle import Bundle
 from umbel.errors import BundleInvalid, InputMismatch, UmbelError
-from umbel.golden import verify_golden
 from umbel.runtime import Runtime
 from umbel.runtime.signature import BatchCheck
+from umbel.self_check import verify_golden
 from umbel.weights import Weights
 from umbel_client.examples import Arrays
 from umbel_client.shelf import Shelf

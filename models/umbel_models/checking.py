@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from umbel.bundle import Bundle
-from umbel.golden import verify_golden
 from umbel.runtime.named import runtime_named
+from umbel.self_check import verify_golden
 
 if TYPE_CHECKING:
     from umbel_models.parity import ParityReport

@@ -8,18 +8,15 @@ only. See `docs/reference/bundle.md` for the format.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from umbel.digests import digest_of, digest_of_file
 from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage
-from umbel.golden import GoldenExamples, answer
+from umbel.golden import GoldenExamples
 from umbel.manifest import GOLDEN_FILE, MAX_MANIFEST_BYTES, WEIGHTS_FILE, FileRef, Manifest
-from umbel.weights import Weights, require_finite, require_shapes
-
-if TYPE_CHECKING:
-    from umbel.runtime import Runtime
+from umbel.weights import Weights, require_shapes
 
 MANIFEST_FILE: Final = "manifest.json"
 
@@ -149,29 +146,3 @@ def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, bytes]
         (directory / name).write_bytes(data)
     (directory / MANIFEST_FILE).write_bytes(manifest.to_bytes())
     return Bundle.open(directory)
-
-
-def successor(parent: Bundle, weights: Weights, runtime: Runtime) -> tuple[Manifest, dict[str, bytes]]:
-    """The bundle of a new version of the same architecture, as its manifest and the files that are new.
-
-    Args:
-        parent: where graphs, frozen weights and golden inputs come from.
-        weights: the new shared weights (trainable and buffers).
-        runtime: answers the golden examples of the new version.
-
-    Raises:
-        WeightsMismatch: `weights` are not of this architecture.
-        NotFinite: `weights` hold NaN or infinity.
-        GoldenMismatch: an answer to a golden example isn't finite.
-        RuntimeFailure: the runtime can't run these weights.
-    """
-    require_shapes(weights.shapes, parent.manifest.shared_shapes)
-    require_finite(weights)
-    frozen = [spec.name for spec in parent.manifest.frozen]
-    full = weights
-    if frozen:
-        full = Weights({**weights.arrays, **parent.weights().subset(frozen).arrays})
-    golden = answer(runtime.infer(parent, full), parent.golden().inputs)
-    files = {WEIGHTS_FILE: full.to_bytes(), GOLDEN_FILE: golden.to_bytes()}
-    manifest = replace(parent.manifest, files={**parent.manifest.files, **file_refs(files)})
-    return manifest, files

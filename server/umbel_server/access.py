@@ -76,13 +76,20 @@ class Access:
     """Devices' rights to call."""
 
     def __init__(
-        self, store: Store, authorities: Authorities, attestation: Attestation, clock: Clock, certificate_seconds: float
+        self,
+        store: Store,
+        authorities: Authorities,
+        attestation: Attestation,
+        clock: Clock,
+        certificate_seconds: float,
+        look_seconds: float = LOOK_SECONDS,
     ) -> None:
         self._store = store
         self._authorities = authorities
         self._attestation = attestation
         self._clock = clock
         self._certificate_seconds = certificate_seconds
+        self._look_seconds = look_seconds
         self._revoked: set[str] = set()
         self._newest = self._looked_at = float("-inf")
         self._look()
@@ -217,8 +224,8 @@ class Access:
         self._revoked.add(device)
 
     def _is_revoked(self, device: str) -> bool:
-        """Asked at each call; what another process has revoked is known here within `LOOK_SECONDS`."""
-        if not 0 <= self._clock.now() - self._looked_at < LOOK_SECONDS:
+        """Asked at each call; what another process has revoked is known here within `look_seconds`."""
+        if not 0 <= self._clock.now() - self._looked_at < self._look_seconds:
             self._look()
         return device in self._revoked
 

@@ -97,7 +97,8 @@ def build(settings: Settings, clock: Clock, around: Surroundings | None = None) 
     listing = folder.repository()
     store = Store.open(settings.effective_database_url, around.on_step, durable=settings.durable)
     attestation = AcceptAll() if settings.accepts_unattested else RefuseAll()
-    access = Access(store, authorities, attestation, clock, settings.device_certificate_days * DAY)
+    life = settings.device_certificate_days * DAY
+    access = Access(store, authorities, attestation, clock, life, around.beat.look)
     operators = Operators(store, authorities.operator, clock, settings.operator_certificate_days * DAY)
     operators.bootstrap(read_file(folder.first_admin / "certificate.pem"))
     card = settings.helper_card

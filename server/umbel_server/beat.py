@@ -15,5 +15,7 @@ class Beat:
     """Statistics into the store."""
     steer: float = 1.0
     """Gates and waves of rollouts."""
+    look: float = 1.0
+    """What other processes have revoked."""
     witness: float = 300.0
     """Checkpoints of the audit log."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from umbel.bundle import Bundle, successor
+from umbel.bundle import Bundle
 from umbel.errors import UmbelError
 from umbel.manifest import Manifest
 from umbel.runtime import Runtime
+from umbel.successor import successor
 from umbel_server import flower
 from umbel_server.aggregation import Collected
 from umbel_server.examination import HeldOut, examine

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 import structlog
 
-from umbel.bundle import successor
 from umbel.errors import BadInput, OutOfBounds, UmbelError, WrongState
 from umbel.identity import DeviceId
 from umbel.manifest import Manifest
 from umbel.plan import Kind, Plan
+from umbel.successor import successor
 from umbel.update import Update
 from umbel.weights import Weights
 from umbel_server import round_records

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from umbel.bundle import Bundle
 from umbel.errors import MalformedMessage, ModelUnusable
-from umbel.golden import answer
 from umbel.manifest import Manifest
 from umbel.runtime import Runtime
+from umbel.self_check import answer
 from umbel.update import Metrics, add_metrics
 from umbel.weights import Weights
 from umbel_server.validation import CandidateFacts, Comparison

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from umbel.bundle import Bundle, file_refs, successor
+from umbel.bundle import Bundle, file_refs
 from umbel.clock import Clock
 from umbel.delta import is_worth_it
 from umbel.digests import Digest, digest_of
@@ -21,6 +21,7 @@ from umbel.errors import WrongState
 from umbel.manifest import WEIGHTS_FILE, Manifest
 from umbel.quantised import quantise
 from umbel.runtime import Runtime
+from umbel.successor import successor
 from umbel.weights import Weights
 from umbel_server import audit, task_records
 from umbel_server.blobs import Blobs

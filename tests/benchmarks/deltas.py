@@ -22,13 +22,14 @@ import numpy as np
 
 from tests.benchmarks import learning
 from tests.benchmarks.harness import Table, child, peak_mb
-from umbel.bundle import Bundle, successor
+from umbel.bundle import Bundle
 from umbel.delta import Ends, is_worth_it, rebuild, write_lossless
 from umbel.digests import Digest, digest_of, digest_of_file
 from umbel.manifest import GOLDEN_FILE, WEIGHTS_FILE, FileRef
 from umbel.plan import Plan
 from umbel.quantised import quantise
 from umbel.randomness import generator
+from umbel.successor import successor
 from umbel.update import Aggregate, Update
 from umbel.weights import Weights
 from umbel_client.examples import Examples, Split

@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from umbel.bundle import Bundle, successor
+from umbel.bundle import Bundle
 from umbel.digests import Digest, digest_of, verify_digest
 from umbel.errors import NotFound, RoundClosed, UmbelError, Unreachable
 from umbel.messages import (
@@ -28,6 +28,7 @@ from umbel.plan import Plan
 from umbel.release import STABLE, Release, SignedRelease, sign_statement
 from umbel.runtime.onnx import OnnxRuntime
 from umbel.sealing import SEALED, Binding, Sealing, open_sealed
+from umbel.successor import successor
 from umbel.update import Update
 from umbel.v1 import device_pb2 as pb
 from umbel.visit import Assignment, CheckIn, CheckInReply, ReportBegin, Retry, RetryWindow

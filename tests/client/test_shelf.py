@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.client.conftest import RUNTIME
-from umbel.bundle import Bundle, file_refs, successor
+from umbel.bundle import Bundle, file_refs
 from umbel.digests import Digest, digest_of
 from umbel.errors import BundleInvalid, DigestMismatch, OutOfBounds
+from umbel.successor import successor
 from umbel_client.files import Disk
 from umbel_client.predictor import Answering
 from umbel_client.shelf import Personal, Shelf, Slot, Slots

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from umbel.bundle import successor
 from umbel.errors import CannotCompile
 from umbel.runtime.named import runtime_named
+from umbel.successor import successor
 from umbel_models.adapters import resolved
 from umbel_models.compile import compile_model
 from umbel_models.optimizers import SGD, Adam

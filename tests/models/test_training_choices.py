@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from umbel.bundle import Bundle, successor
+from umbel.bundle import Bundle
 from umbel.runtime.onnx import OnnxRuntime
+from umbel.successor import successor
 from umbel.weights import Weights
 from umbel_models.compile import compile_model
 from umbel_models.optimizers import SGD, Adam, Optimizer, Proximal

@@ -32,7 +32,7 @@ sys.meta_path.insert(0, Absent())
 import numpy as np
 from umbel.bundle import Bundle
 from umbel.clock import SystemClock
-from umbel.golden import verify_golden
+from umbel.self_check import verify_golden
 from umbel.plan import Plan
 from umbel.runtime.named import runtime_named
 from umbel_client.examples import Examples, Split

@@ -14,8 +14,8 @@ import pytest
 
 from umbel.bundle import Bundle
 from umbel.errors import NotFound
-from umbel.golden import verify_golden
 from umbel.runtime.onnx import OnnxRuntime
+from umbel.self_check import verify_golden
 from umbel_models.compile import compile_model
 from umbel_models.spec import ModelSpec
 from umbel_models.zoo import bundle_path, digits, features, flights, smartwatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from umbel.shares import Cleartext, LeaderTotal
 from umbel.transform import Transform
 from umbel_server.aggregation import LeaderKey, SealedReport
 from umbel_server.helper.core import Helper, HelperPolicy
+from umbel_server.helper.local import LocalHelper
 from umbel_server.helper.people import DAY, People
-from umbel_server.helper.port import LeaderSigner, LocalHelper
+from umbel_server.helper.port import LeaderSigner
 from umbel_server.helper.records import Records
 from umbel_server.secure_aggregation import PrivateRound, SecureSum
 
@@ -190,6 +192,21 @@ class Cohort:
 
     def items(self) -> list[Any]:
         return list(self.sum._items.values())
+
+
+class Spool(dict[bytes, bytes]):
+    """A spool on the disk: reports by their ids, read each time."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def write(self, shares: SealedShares) -> None:
+        """A report has come."""
+        (self._folder / shares.report_id.hex()).write_bytes(shares.to_bytes())
+
+    def __missing__(self, report_id: bytes) -> bytes:
+        return (self._folder / report_id.hex()).read_bytes()
 
 
 def changed(shares: SealedShares, **parts: bytes) -> SealedShares:

@@ -36,7 +36,8 @@ from umbel.plan import Kind
 from umbel.secure_sum import open_as_helper, open_as_leader
 from umbel.shares import LeaderShare
 from umbel.v1 import secure_sum_pb2 as pb
-from umbel_server.helper.port import LeaderSigner, LocalHelper
+from umbel_server.helper.local import LocalHelper
+from umbel_server.helper.port import LeaderSigner
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from tests.private.parties import Cohort, Party
 from umbel.cohort_sum import HelperAnswer
 from umbel.errors import SetRefused, Unreachable, WrongState
 from umbel.secure_sum import HelperItem
-from umbel_server.helper.port import LocalHelper, Prepared
+from umbel_server.helper.local import LocalHelper
+from umbel_server.helper.port import Prepared
 from umbel_server.helper.records import Records
 
 

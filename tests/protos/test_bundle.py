@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.protos.watch import FILES, WATCH, copy_to
-from umbel.bundle import MANIFEST_FILE, Bundle, file_refs, successor, write_bundle
+from umbel.bundle import MANIFEST_FILE, Bundle, file_refs, write_bundle
 from umbel.errors import (
     BundleInvalid,
     DigestMismatch,
@@ -19,9 +19,11 @@ from umbel.errors import (
     RuntimeFailure,
     WeightsMismatch,
 )
-from umbel.golden import GoldenExamples, verify_golden
+from umbel.golden import GoldenExamples
 from umbel.manifest import GOLDEN_FILE, MAX_MANIFEST_BYTES, WEIGHTS_FILE
 from umbel.runtime.onnx import OnnxRuntime
+from umbel.self_check import verify_golden
+from umbel.successor import successor
 from umbel.weights import Weights
 
 

@@ -12,10 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.protos.watch import WATCH, batch
 from umbel.errors import InputMismatch, NotFinite, OutOfBounds, RuntimeFailure, WeightsMismatch
-from umbel.golden import verify_golden
 from umbel.runtime import Runtime
 from umbel.runtime.litert import LiteRTRuntime
 from umbel.runtime.onnx import OnnxRuntime
+from umbel.self_check import verify_golden
 from umbel.weights import Weights
 
 START = WATCH.shared_weights()

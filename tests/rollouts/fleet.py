@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.client.recordings import recordings
-from umbel.bundle import Bundle, successor
+from umbel.bundle import Bundle
 from umbel.digests import Digest
 from umbel.identity import DeviceId
 from umbel.messages import (
@@ -26,6 +26,7 @@ from umbel.messages import (
 from umbel.plan import Plan
 from umbel.randomness import generator
 from umbel.runtime.onnx import OnnxRuntime
+from umbel.successor import successor
 from umbel.v1 import device_pb2 as pb
 from umbel.visit import CheckIn, CheckInReply, ReportBegin, RetryWindow
 from umbel.weights import Weights

@@ -16,8 +16,8 @@ from tests.rollouts.fleet import AUTHOR, MODEL, RUNTIME, Fleet
 from umbel.bundle import Bundle
 from umbel.delta import rebuild
 from umbel.errors import MalformedMessage, NotFound, WrongState
-from umbel.golden import verify_golden
 from umbel.manifest import WEIGHTS_FILE
+from umbel.self_check import verify_golden
 from umbel_server import task_records
 from umbel_server.releasing import Made
 from umbel_server.requests import ANY, Call, revisions

@@ -9,9 +9,10 @@ from tests.server.test_cli import BUNDLE, Umbel, done
 from tests.server.test_cli import live as live
 from tests.server.test_cli import run as run
 from tests.server.test_cli import umbel as umbel
-from umbel.bundle import Bundle, successor, write_bundle
+from umbel.bundle import Bundle, write_bundle
 from umbel.randomness import generator
 from umbel.runtime.onnx import OnnxRuntime
+from umbel.successor import successor
 from umbel.weights import Weights
 from umbel_models.zoo import bundle_path
 

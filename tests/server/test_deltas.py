@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from tests.server.driving import MODEL, OPERATOR, RUNTIME, SimulatedDevice, World, inline, task
-from umbel.bundle import successor
 from umbel.delta import is_worth_it, rebuild
 from umbel.digests import Digest, digest_of
 from umbel.errors import NotFound
 from umbel.file_delta import FileDelta
 from umbel.manifest import WEIGHTS_FILE, FileRef
 from umbel.randomness import generator
+from umbel.successor import successor
 from umbel.weights import Weights
 from umbel_server import deltas
 from umbel_server.blobs import Blobs

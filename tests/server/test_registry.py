@@ -8,10 +8,10 @@ from tests.server.driving import BUNDLE, MODEL, OPERATOR, POPULATION, World, tas
 from umbel.bundle import Bundle
 from umbel.digests import digest_of
 from umbel.errors import AlreadyExists, MalformedMessage, NotAllowed, NotFound, SignatureInvalid, WrongState
-from umbel.golden import verify_golden
 from umbel.messages import release_from_bytes
 from umbel.release import STABLE, verify_statement
 from umbel.runtime.onnx import OnnxRuntime
+from umbel.self_check import verify_golden
 from umbel_models.zoo import bundle_path
 from umbel_server.signing import ReleaseSigner
 from umbel_server.versions import CANDIDATE, TRAINING, VersionState

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -16,9 +16,6 @@ from umbel.cohort_sum import HelperAnswer, set_digest
 from umbel.descriptor import LABEL
 from umbel.plan import Kind
 from umbel.secure_sum import HelperItem
-
-if TYPE_CHECKING:
-    from umbel_server.helper.core import Helper
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,35 +73,6 @@ def prepare_statement(rd: bytes, items: Iterable[HelperItem]) -> bytes:
 def commit_statement(rd: bytes, ids: Sequence[bytes]) -> bytes:
     """What is signed to have a round summed."""
     return LABEL + b"/commit\0" + rd + set_digest(rd, ids)
-
-
-class LocalHelper:
-    """A helper in this very process: for tests and simulations, where one program plays all parties."""
-
-    def __init__(self, helper: Helper, sign: LeaderSigner) -> None:
-        self._helper = helper
-        self._sign = sign
-
-    @property
-    def identity(self) -> bytes:
-        """See `HelperPort`."""
-        return self._helper.identity
-
-    def offer_key(self, task: str, number: int, kind: Kind) -> bytes:
-        """See `HelperPort`."""
-        return self._helper.offer_key(task, number, kind, self._sign(offer_statement(task, number, kind)))
-
-    def countersign(self, statement: bytes, leader_signature: bytes) -> bytes:
-        """See `HelperPort`."""
-        return self._helper.countersign(statement, leader_signature)
-
-    def prepare(self, rd: bytes, items: Sequence[HelperItem]) -> Prepared:
-        """See `HelperPort`."""
-        return self._helper.prepare(rd, items, self._sign(prepare_statement(rd, items)))
-
-    def commit(self, rd: bytes, ids: Sequence[bytes]) -> HelperAnswer:
-        """See `HelperPort`."""
-        return self._helper.commit(rd, ids, self._sign(commit_statement(rd, ids)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from umbel_simulations.cohort.pool import Pool
 from umbel_simulations.cohort.resident import OnnxBackend
 from umbel_simulations.cohort.rounds import evaluate, evaluate_each
 from umbel_simulations.cohort.scaffold import Scaffold
-from umbel_simulations.cohort.strategies import StrategyRounds
+from umbel_simulations.cohort.strategies import StrategyRounds, Trains
 from umbel_simulations.engines import Progress
 from umbel_simulations.outcome import Outcome, RoundOutcome, Spread
 from umbel_simulations.scenario import Scenario, to_tree
@@ -41,11 +41,7 @@ _LOOKS: Final = 50
 """How often, at most, the global model is judged on the way."""
 _CHECKPOINT_SECONDS: Final = 5.0
 """How much real time a kill costs, at most, beside the step that was under way."""
-_ALGORITHMS: Final[Mapping[str, type[StrategyRounds] | type[Scaffold] | type[FedBuff]]] = {
-    "strategy": StrategyRounds,
-    "scaffold": Scaffold,
-    "fedbuff": FedBuff,
-}
+_ALGORITHMS: Final[Mapping[str, type[Scaffold] | type[FedBuff]]] = {"scaffold": Scaffold, "fedbuff": FedBuff}
 
 
 def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, folder: Path) -> Outcome:
@@ -80,12 +76,27 @@ def play(
     progress: Progress,
     folder: Path,
     clock: Clock | None = None,
+    trains: Trains | None = None,
 ) -> Outcome:
-    """Play a scenario with a bundle and a federation at hand; `clock` only says when to write a checkpoint."""
+    """Play a scenario with a bundle and a federation at hand.
+
+    Args:
+        scenario: what to play.
+        setting: its bundle and its users.
+        workers: threads; the outcome is the same for any number.
+        progress: is told.
+        folder: for the checkpoint.
+        clock: only says when to write a checkpoint.
+        trains: how a strategy's cohorts get trained; by a pool of threads unless given.
+
+    Raises:
+        BadInput: `folder` is of another run; or the scenario asks for what its model doesn't have.
+    """
     backend = onnx_backend(setting.bundle, with_drift=scenario.algorithm.kind == "scaffold")
     with Pool(backend, workers) as pool:
         stage = Stage.of(scenario, setting, backend, pool)
-        algorithm = _ALGORITHMS[scenario.algorithm.kind](stage)
+        kind = scenario.algorithm.kind
+        algorithm = StrategyRounds(stage, trains) if kind == "strategy" else _ALGORITHMS[kind](stage)
         weights, rounds = _Run(stage, algorithm, progress, folder, clock or SystemClock()).to_its_end()
         personal = None
         if scenario.algorithm.personalisation != "none":

@@ -73,15 +73,23 @@ class Cohort:
     def __post_init__(self) -> None:
         self.total = np.zeros_like(self.start.vector)
 
+    def weighed(self, report: Report | None) -> Report | None:
+        """A report that is ready to be taken: times its weight, if all that is wanted is a sum."""
+        if report is not None and not self.wants_singles:
+            # The product here and the sum later: the same two roundings as in `Aggregate.accumulate`.
+            with np.errstate(over="ignore"):
+                np.multiply(report.delta, np.float32(report.weight), out=report.delta)
+        return report
+
     def take(self, _client: ClientData, report: Report | None) -> None:
-        """Add a report, the next in the cohort's order."""
+        """Add a weighed report, the next in the cohort's order."""
         if report is None:
             self.silent += 1
             return
         if self.wants_singles:
             self.singles.append(report)
         else:
-            # Weighed already. What overflows is refused with the candidate.
+            # What overflows is refused with the candidate.
             with np.errstate(over="ignore", invalid="ignore"):
                 np.add(self.total, report.delta, out=self.total)
             self.spare.append(report.delta)
@@ -127,12 +135,7 @@ def train(pool: Pool, cohort: Sequence[ClientData], call: Call, start: Start, *,
     collected = Cohort(start, wants_singles)
 
     def work(worker: Worker, client: ClientData) -> Report | None:
-        report = report_of(worker, client, call, start, collected.spare)
-        if report is not None and not wants_singles:
-            with np.errstate(over="ignore"):
-                # The product and, later, the sum: the same two roundings as in `Aggregate.accumulate`.
-                np.multiply(report.delta, np.float32(report.weight), out=report.delta)
-        return report
+        return collected.weighed(report_of(worker, client, call, start, collected.spare))
 
     pool.each(cohort, work, collected.take)
     return collected

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
+
 from umbel.errors import UmbelError
 from umbel.weights import Weights
 from umbel_server import flower
 from umbel_server.flower.spec import needs_singles
 from umbel_simulations.cohort.algorithm import Stage, Step
 from umbel_simulations.cohort.clients import Start
-from umbel_simulations.cohort.rounds import chosen, train
+from umbel_simulations.cohort.rounds import Call, Cohort, chosen, train
+from umbel_simulations.data import ClientData
+
+
+class Trains(Protocol):
+    """How a cohort gets trained: here, by a pool of threads, or elsewhere."""
+
+    def __call__(self, cohort: Sequence[ClientData], call: Call, start: Start, *, wants_singles: bool) -> Cohort:
+        """Train a cohort; the same sum whoever does it."""
 
 
 class StrategyRounds:
-    """Draw a cohort, train it, hand its sum (or its single updates) to the strategy."""
+    """Draw a cohort, train it, hand its sum (or its single updates) to the strategy.
 
-    def __init__(self, stage: Stage) -> None:
+    Args:
+        stage: who there is.
+        trains: how cohorts get trained; by the stage's pool unless given.
+    """
+
+    def __init__(self, stage: Stage, trains: Trains | None = None) -> None:
         self._stage = stage
         self._state = b""
+        self._trains = trains or partial(train, stage.pool)
 
     def step(self, number: int, weights: Weights) -> Step:
         """One round; see `Algorithm`."""
         stage, task = self._stage, self._stage.task
         cohort = chosen(stage.clients, task.goal, task.seed, task.name, number)
         wants_singles = needs_singles(task.strategy)
-        found = train(stage.pool, cohort, stage.call(number), Start(weights), wants_singles=wants_singles)
+        found = self._trains(cohort, stage.call(number), Start(weights), wants_singles=wants_singles)
         # A round lasts as long as its slowest client.
         seconds = max(map(stage.seconds, cohort), default=0.0)
         verdict, reason = "accepted", ""

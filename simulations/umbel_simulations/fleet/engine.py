@@ -86,6 +86,9 @@ def scratch(folder: Path) -> Iterator[Path]:
 class Run:
     """One run of one scenario."""
 
+    stops_when_done = True
+    """False: it goes on until its hours are over, though nothing more will come of it."""
+
     def __init__(
         self,
         loop: VirtualLoop,
@@ -260,7 +263,7 @@ class Run:
                 words = f"{record.judged_rounds} of {scenario.task.rounds} rounds, {reports} reports"
                 self._progress.step(hours, scenario.hours, hours, words)
             done = record.task.state is TaskState.DONE
-            if done and all(play.played.is_over for play in self._plays):
+            if self.stops_when_done and done and all(play.played.is_over for play in self._plays):
                 self._end.set()
 
     async def _count_the_free(self) -> None:

@@ -15,8 +15,9 @@ from umbel.plan import Kind
 from umbel.secure_sum import HelperItem
 from umbel_client.private import Pinned, pin
 from umbel_server.helper.core import Helper, HelperPolicy
+from umbel_server.helper.local import LocalHelper
 from umbel_server.helper.people import People
-from umbel_server.helper.port import LocalHelper, Prepared
+from umbel_server.helper.port import Prepared
 from umbel_server.helper.records import Records
 from umbel_server.signing import ReleaseSigner
 from umbel_simulations.fleet.entropy import Told, signing_key

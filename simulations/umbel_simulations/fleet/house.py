@@ -43,7 +43,7 @@ MODEL: Final = "simulated"
 POPULATION: Final = "simulated"
 OPERATOR: Final = "operator:simulation"
 SECOND: Final = "operator:second"
-BEAT: Final = Beat(tick=5.0, flush=30.0, steer=60.0, witness=6 * 3600.0)
+BEAT: Final = Beat(tick=5.0, flush=30.0, steer=60.0, look=6 * 3600.0, witness=6 * 3600.0)
 """Slower than in production, where it costs nothing to look twice a second."""
 _SHORTEST_SECONDS: Final = 30.0
 

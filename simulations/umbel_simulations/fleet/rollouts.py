@@ -9,11 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from umbel.bundle import file_refs, successor
+from umbel.bundle import file_refs
 from umbel.randomness import generator
 from umbel.release import STABLE
 from umbel.runtime import Runtime
 from umbel.runtime.onnx import OnnxRuntime
+from umbel.successor import successor
 from umbel.weights import Weights
 from umbel_server.executions import HOLDS_IT, of_numbers
 from umbel_server.gates import GatePolicy

@@ -1,0 +1,120 @@
+"""The fleet engine: a day of 10,000 devices, what a check-in costs in fleets of any size, and a sleeping device.
+
+Processor time, since everything runs on one thread. Each fleet has a process of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.harness import Table, child, peak_mb
+from umbel_simulations.engines import Silent
+from umbel_simulations.fleet.engine import Run, scratch
+from umbel_simulations.fleet.house import listening
+from umbel_simulations.fleet.virtual_time import run as run_loop
+from umbel_simulations.outcome import Outcome
+from umbel_simulations.scenario import Data, Scenario, TaskPart
+from umbel_simulations.world import Population
+
+FLEETS = (1_000, 10_000, 100_000)
+CHECK_INS = 4_000
+DAY, FLAT, ASLEEP = (
+    "real seconds of a day, 10,000 devices, 50 rounds",
+    "cost of a check-in, 100,000 devices over 1,000",
+    "bytes of memory per device, 100,000 devices",
+)
+COLUMNS = ("fleet", "devices", "check-ins", "sessions", "ms/check-in", "s in all", "peak MB")
+
+
+def run() -> Table:
+    rows: list[tuple[str | float, ...]] = []
+    cost: dict[int, float] = {}
+    asleep = 0.0
+    for devices in FLEETS:
+        found = child("tests.benchmarks.fleet", "check-ins", str(devices))
+        cost[devices], asleep = found["ms"], found["bytes"]
+        rows.append(("only looking in", devices, found["check_ins"], 0, cost[devices], found["all"], found["peak"]))
+    day = child("tests.benchmarks.fleet", "day", "10000")
+    rows.append(("a day", 10_000, day["check_ins"], day["sessions"], day["ms"], day["all"], day["peak"]))
+    ratios = {DAY: day["all"], FLAT: cost[FLEETS[-1]] / cost[FLEETS[0]], ASLEEP: asleep}
+    aims = {DAY: ("<=", 60.0), FLAT: ("<=", 1.5), ASLEEP: ("<=", 20_000.0)}
+    return Table("The fleet engine: real devices and a real coordinator on virtual time", COLUMNS, rows, ratios, aims)
+
+
+class Timed(Run):
+    """Tells what its parts cost."""
+
+    stops_when_done = False
+    began = before = 0.0
+
+    def _enrol(self) -> Any:
+        gc.collect()
+        self.before = resident()
+        return super()._enrol()
+
+    def _wake_everybody(self) -> None:
+        super()._wake_everybody()
+        self.began = time.process_time()
+
+    def _outcome(self) -> Outcome:
+        self.spent = time.process_time() - self.began
+        gc.collect()
+        self.per_device = (resident() - self.before) / self._scenario.population.devices
+        return super()._outcome()
+
+
+def resident() -> float:
+    """Bytes that this process has resident now."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024.0
+    raise RuntimeError("/proc/self/status tells no VmRSS")
+
+
+def looking_in(devices: int) -> Scenario:
+    """Devices that only ask and are told to come back: as many times, in the same time, in fleets of any size."""
+    hours = 2.0
+    population = Population(devices=devices, availability="always", check_in_hours=hours * devices / CHECK_INS)
+    task = TaskPart(rounds=1, goal=1, over_selection=1.0)
+    return Scenario("looking-in", "smartwatch", Data("smartwatch"), hours=hours, task=task, population=population)
+
+
+def day(devices: int) -> Scenario:
+    """A day and a night: 50 rounds, then devices look in until it is over."""
+    population = Population(devices=devices, check_in_hours=2.0)
+    task = TaskPart(rounds=50, goal=40, minimum=30, over_selection=1.1, deadline_seconds=1800.0)
+    return Scenario("day", "smartwatch", Data("smartwatch", most_examples=16), task=task, population=population)
+
+
+def measure(scenario: Scenario) -> dict[str, float]:
+    """Play it, and tell what it cost."""
+    runs: list[Timed] = []
+
+    def timed(loop: Any) -> Any:
+        runs.append(Timed(loop, scenario, 1, 1, Silent(), place, Path(folder), failures))
+        return runs[0].play()
+
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, scratch(Path(folder)) as place, listening() as failures:
+        outcome = run_loop(timed)
+    check_ins = sum(hour.check_ins for hour in outcome.hourly)
+    return {
+        "check_ins": check_ins,
+        "sessions": outcome.sessions,
+        "rounds": sum(one.verdict == "accepted" for one in outcome.rounds),
+        "ms": 1e3 * runs[0].spent / max(check_ins, 1),
+        "bytes": runs[0].per_device,
+        "all": time.perf_counter() - began,
+        "peak": peak_mb(),
+    }
+
+
+if __name__ == "__main__":
+    scenario = (looking_in if sys.argv[1] == "check-ins" else day)(int(sys.argv[2]))
+    print(json.dumps(measure(scenario)))

@@ -1,0 +1,46 @@
+"""What is published of scenarios is what the code takes: the schema, the table of keys, the table of the library."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from umbel_simulations.scenario import to_tree
+from umbel_simulations.scenario_file import find, library
+from umbel_simulations.schema import keys_at, reference, schema, schema_text
+
+DOCS = Path(__file__).parents[2] / "docs" / "reference"
+PAGE = (DOCS / "scenarios.md").read_text("utf-8")
+
+
+def test_the_published_schema_is_the_codes() -> None:
+    published = (DOCS / "scenario-schema.json").read_text("utf-8")
+    assert published == schema_text(), "write it anew: umbel-simulate schema > docs/reference/scenario-schema.json"
+
+
+def test_the_page_has_every_key_as_the_code_has_it() -> None:
+    assert reference().strip() in PAGE, "put the output of `umbel-simulate schema --keys` under 'Every key'"
+
+
+def test_the_page_lists_the_library() -> None:
+    for name in library():
+        scenario = find(name)
+        assert f"| `{name}` | {scenario.engine} | {scenario.description} |" in PAGE
+
+
+def test_every_key_has_a_meaning() -> None:
+    parts = [schema(), *schema()["$defs"].values()]
+    silent = [key for part in parts for key, entry in part["properties"].items() if not entry.get("description")]
+    assert not silent
+
+
+def test_keys_of_a_place_are_known() -> None:
+    assert keys_at(("faults", "outages", 0)) == ["process", "from_hour", "until_hour"]
+    assert keys_at(("no", "such", "place")) == []
+
+
+@pytest.mark.parametrize("name", library())
+def test_a_scenario_written_out_reads_as_itself(name: str) -> None:
+    from umbel_simulations.scenario import SCENARIOS
+
+    assert SCENARIOS.validate_json(json.dumps(to_tree(find(name)))) == find(name)

@@ -1,0 +1,85 @@
+"""The ray engine comes to the cohort engine's weights, through Flower's simulation runtime."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.simulations import tiny
+from umbel.bundle import Bundle
+from umbel.errors import BadInput
+from umbel.plan import Plan
+from umbel.update import Update
+from umbel.weights import Weights
+from umbel_server.flower.simulation import Request
+from umbel_simulations.cohort import rounds
+from umbel_simulations.cohort.clients import Start
+from umbel_simulations.cohort.pool import Pool
+from umbel_simulations.cohort.ray_engine import run, trained_by
+from umbel_simulations.cohort.resident import OnnxBackend
+from umbel_simulations.engines import Silent
+from umbel_simulations.scenario import Algorithm, Data, Scenario
+
+# A process of its own: Ray warns, and leaves threads behind.
+PLAY = """
+import json, sys, tempfile
+from pathlib import Path
+from umbel_simulations.engines import Silent, engine
+from umbel_simulations.scenario import Data, PlanPart, Scenario, TaskPart
+
+if __name__ == "__main__":
+    task = TaskPart(rounds=2, goal=3, plan=PlanPart(lr=0.1, max_examples=32))
+    found = {}
+    for name in ("cohort", "ray"):
+        told = Scenario("watch", "smartwatch", Data("smartwatch", users=4), engine=name, task=task)
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = engine(name)(told, seed=5, workers=2, progress=Silent(), folder=Path(folder))
+        found[name] = [outcome.weights, outcome.accuracy, [one.train_loss for one in outcome.rounds]]
+    print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_rays_actors_come_to_the_same_weights_as_threads(tmp_path: Path) -> None:
+    program = tmp_path / "play.py"
+    program.write_text(PLAY)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["ray"] == found["cohort"]
+
+
+@pytest.mark.parametrize("wants_singles", [False, True])
+def test_whoever_answers_the_sum_is_the_same(tiny_bundle: Bundle, wants_singles: bool) -> None:
+    clients = {client.name: client for client in tiny.setting(tiny_bundle).federation.clients}
+    backend = OnnxBackend(tiny_bundle)
+    call, start = rounds.Call(Plan(batch_size=4), "task", 1), Start(tiny_bundle.shared_weights())
+
+    def ask(requests: Sequence[Request]) -> list[Update | None]:
+        worker, found = backend.worker(), list[Update | None]()
+        for request in requests:
+            report = rounds.report_of(worker, clients[str(request.config["client"])], call, Start(request.weights))
+            assert report is not None
+            delta = Weights.from_vector(report.delta, request.weights.shapes)
+            found.append(Update(delta, report.weight, report.trained.metrics()))
+        return found
+
+    cohort = list(clients.values())
+    there = trained_by(ask, "{}")(cohort, call, start, wants_singles=wants_singles).collected()
+    with Pool(backend, 2) as pool:
+        here = rounds.train(pool, cohort, call, start, wants_singles=wants_singles).collected()
+    assert (there.count, there.weight, there.metrics) == (here.count, here.weight, here.metrics)
+    if not wants_singles:
+        assert np.array_equal(there.aggregate.total, here.aggregate.total)  # type: ignore[union-attr]
+
+
+def test_an_algorithm_that_ray_doesnt_run_is_refused(tmp_path: Path) -> None:
+    told = Scenario("buffered", "smartwatch", Data("smartwatch"), engine="ray", algorithm=Algorithm("fedbuff"))
+    with pytest.raises(BadInput, match='engine = "cohort"'):
+        run(told, seed=1, workers=1, progress=Silent(), folder=tmp_path)
