@@ -1,4 +1,4 @@
-"""Whoever follows docs/how-to/compile-your-model.md compiles a module that Umbel has never seen, in their own folder."""
+"""Whoever follows docs/how-to/compile-your-model.md compiles a module that Umbel has never seen in their own folder."""
 
 from __future__ import annotations
 
