@@ -11,7 +11,7 @@ from umbel_models.litert import linear, pointwise, reductions, shapes
 from umbel_models.litert.flatbuffer import pack
 from umbel_models.litert.graph import HANDLERS, Writer, dtype_of, shape_of
 from umbel_models.lowering import Lowered, module_of, require_no_write_through
-from umbel_models.onnx import export as onnx_export
+from umbel_models.onnx.graph import HANDLERS as ONNX_HANDLERS
 from umbel_models.translation import attribute_of, instead_of, not_in_place, writes_in_place
 
 FAMILIES: Final = (linear, pointwise, reductions, shapes)
@@ -64,7 +64,7 @@ def _own_shape(writer: Writer, value: fx.Node) -> int:
 
 
 def _or_onnx(node: fx.Node) -> str:
-    translated = node.target in onnx_export.HANDLERS or not_in_place(node.target) in onnx_export.HANDLERS
+    translated = node.target in ONNX_HANDLERS or not_in_place(node.target) in ONNX_HANDLERS
     return ", or compile for ONNX Runtime alone" if translated else ""
 
 
