@@ -85,7 +85,7 @@ def measure(
         for runtime in runtimes:
             works |= _runtime_works(bundle, runtime, inputs, targets)
         if spec is not None:
-            works |= _torch_works(spec, batch)
+            works |= torch_works(spec, batch)
         done = len(found) // ways * turns
         with one_torch_thread() if spec is not None else nullcontext():
             times = _in_turns(works, turns, partial(_tell, progress, done, turns * len(batches)))
@@ -145,7 +145,8 @@ def _runtime_works(bundle: Bundle, runtime: Runtime, inputs: Arrays, targets: Ar
     }
 
 
-def _torch_works(spec: ModelSpec, batch: int) -> Mapping[tuple[str, str], Work]:
+def torch_works(spec: ModelSpec, batch: int) -> Mapping[tuple[str, str], Work]:
+    """A training step and an answer of the module itself, on a batch of its examples."""
     import torch
 
     from umbel_models.adapters import resolved
