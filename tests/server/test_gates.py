@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import OutOfBounds
-from umbel_server.evidence import arms_match, mean_evidence
+from umbel_server.evidence import mean_evidence, ratio_evidence
 from umbel_server.gates import (
     Arm,
     Decision,
@@ -217,9 +217,11 @@ def test_evidence_about_a_mean_does_not_depend_on_the_order(values: list[float],
 
 
 def test_an_experiment_whose_arms_got_the_wrong_shares_is_noticed() -> None:
-    assert arms_match([500, 520], [1, 1])
-    assert not arms_match([400, 620], [1, 1])
-    assert arms_match([0, 0], [1, 1])
+    assert ratio_evidence([0, 0], [1, 1]) == pytest.approx(1.0)
+    assert ratio_evidence([500, 520], [1, 1]) < 1
+    assert ratio_evidence([760, 240], [3, 1]) < 1
+    assert ratio_evidence([400, 620], [1, 1]) > 1_000
+    assert ratio_evidence([30, 0], [1, 1]) > 1_000
 
 
 def test_looking_after_every_answer_stops_a_faultless_release_less_often_than_alpha() -> None:
