@@ -1,7 +1,8 @@
 """`python -m tests.mutation`: for each guard, a copy of the code without it, and the private tests on that copy.
 
 A mutant is killed when a test fails on an assertion or on the wrong error; a mutant that can't even be imported proves
-nothing and counts as broken. Exits with 1 if any survives or is broken.
+nothing and counts as broken, and so does everything if the tests fail on the code as it is. Exits with 1 if any
+survives or is broken.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tests.mutation.guards import GUARDS, Mutant
 
 ROOT = Path(__file__).parents[2]
 TREES = ("protos", "models", "client", "server", "simulations", "tests", "pyproject.toml")
+UNCHANGED = Mutant("nothing taken out", "pyproject.toml", "[build-system]", "[build-system]")
 PROOF = "import umbel.cohort_sum, umbel_client.private, umbel_server.helper.service, umbel_server.secure_aggregation"
 
 
@@ -25,10 +27,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.add_argument("--only", default="", help="guards whose name contains this")
     wanted = [mutant for mutant in GUARDS if parser.parse_args().only in mutant.name]
-    outcomes = {mutant.name: outcome for mutant in wanted if (outcome := _judge(mutant)) != "killed"}
+    if (whole := _judge(UNCHANGED)) != "survived":
+        print(f"the tests fail on the code as it is ({whole}); nothing was shown")
+        return 1
+    outcomes = {}
+    for mutant in wanted:
+        if (outcome := _judge(mutant)) != "killed":
+            outcomes[mutant.name] = outcome
+            print(f"  {outcome}: {mutant.name}", flush=True)
     print(f"{len(wanted) - len(outcomes)} of {len(wanted)} guards are kept by a test")
-    for name, outcome in outcomes.items():
-        print(f"  {outcome}: {name}")
     return 1 if outcomes else 0
 
 
@@ -38,7 +45,7 @@ def _judge(mutant: Mutant) -> str:
         for tree in TREES:
             source = ROOT / tree
             if source.is_dir():
-                shutil.copytree(source, copy / tree, ignore=shutil.ignore_patterns("__pycache__", "*.onnx"))
+                shutil.copytree(source, copy / tree, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, copy / tree)
         target = copy / mutant.file
