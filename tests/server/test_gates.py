@@ -72,6 +72,12 @@ def test_a_wave_whose_devices_have_not_come_yet_does_not_pass() -> None:
     assert judge([], SMALL, Look(soaked=True, last=False, members=7)).decision is Decision.CONTINUE
 
 
+def test_a_control_that_is_there_before_any_canary_says_nothing() -> None:
+    control = _control(12, failed=2)
+    assert judge(control, SMALL, Look(soaked=True, last=False, members=7)).decision is Decision.CONTINUE
+    assert failure_evidence(control, 0.01) == 1.0
+
+
 def test_failures_exactly_at_the_ceiling_do_not_fire_and_one_more_does() -> None:
     policy = GatePolicy(least_answers=5, margin=0, ceiling_share=0.2, expected_failure_share=0.2)
     assert _of(_judge(_canaries(16, failed=4), policy), "ceiling") is Decision.PASS
