@@ -49,7 +49,7 @@ class ModelSpec:
     clip_examples: float | None = None
     """The largest norm of one example's gradient, for DP-SGD; None leaves gradients as they are.
 
-    Costs a loop over the examples of a batch; ONNX Runtime alone."""
+    Costs a loop over the examples of a batch."""
     labels: tuple[str, ...] = ()
     golden_tolerance: float = 1e-4
     description: str = ""
