@@ -201,6 +201,28 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "recurrent relu": ((4, 12), lambda: Recurrent(nn.RNN, nonlinearity="relu")),
     "recurrent cells": ((4, 12), Cells),
     "transformer encoder with dropout": ((4, 12), Encoder),
+    "enlarging": (
+        (4, 9, 9),
+        lambda: images(
+            nn.Conv2d(4, 2, 3), nn.Upsample(scale_factor=2), nn.AvgPool2d(3), nn.Upsample((7, 6), mode="bilinear")
+        ),
+    ),
+    "padding by what stands at the edges": (
+        (4, 9, 9),
+        lambda: images(
+            nn.ReflectionPad2d(1), nn.Conv2d(4, 2, 3, padding=1, padding_mode="circular"), nn.ReplicationPad2d(1)
+        ),
+    ),
+    "largest and smallest along a dimension": (
+        (6,),
+        lambda: dense(Apply(lambda x: torch.cat([x, x.max(1, keepdim=True)[0], x.min(1, keepdim=True)[0]], 1))),
+    ),
+    "deviation, similarity, roll": (
+        (6,),
+        lambda: dense(
+            Apply(lambda x: x.roll(1, 1) / (x.std(1, keepdim=True) + 1) + F.cosine_similarity(x, x * x)[:, None])
+        ),
+    ),
     "linear over positions": (
         (4, 12),
         lambda: nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)),
@@ -223,6 +245,8 @@ VARIANTS = {
     "max-pool 1d overlapping",
     "average-pool 1d overlapping",
     "instance norm with running statistics",
+    "deviation, similarity, roll",
+    "padding by what stands at the edges",
     "softsign, tanhshrink",
     "logsigmoid, relu6",
     "glu",
@@ -303,6 +327,12 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], Tensor]] = {
     "label smoothing": (lambda o, y: F.cross_entropy(o, y, label_smoothing=0.1), torch.arange(12) % 3),
     "class weights": (
         lambda o, y: F.cross_entropy(o, y, weight=torch.tensor([1.0, 2.0, 0.5]), reduction="sum") / 12,
+        torch.arange(12) % 3,
+    ),
+    "classes of many places": (
+        lambda o, y: F.cross_entropy(
+            o.reshape(-1, 3, 1).expand(-1, -1, 2), torch.stack([y, (y + 1) % 3], 1), ignore_index=2
+        ),
         torch.arange(12) % 3,
     ),
     "squares": (F.mse_loss, torch.linspace(-1, 1, 36).reshape(12, 3)),

@@ -10,8 +10,8 @@ from umbel.errors import CannotCompile, OperatorNotSupported
 from umbel_models.litert import linear, pointwise, reductions, shapes
 from umbel_models.litert.flatbuffer import pack
 from umbel_models.litert.graph import HANDLERS, Writer, dtype_of, shape_of
-from umbel_models.lowering import Lowered, module_of
-from umbel_models.translation import attribute_of, not_in_place
+from umbel_models.lowering import Lowered, module_of, require_no_write_through
+from umbel_models.translation import attribute_of, instead_of, not_in_place, writes_in_place
 
 FAMILIES: Final = (linear, pointwise, reductions, shapes)
 """Importing a family registers its operators."""
@@ -71,9 +71,11 @@ def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
     if handler is None:
         raise OperatorNotSupported(
             f"{lowered.signature.name!r}: no translation to LiteRT for {node.target} {module_of(node)}; "
-            "write that part with other operators, or compile for ONNX Runtime alone"
+            f"write that part with {instead_of(node)}, or compile for ONNX Runtime alone"
         )
     try:
+        if writes_in_place(node):
+            require_no_write_through(node)
         value: Any = handler(writer, node, *node.args, **node.kwargs)
     except (TypeError, OperatorNotSupported) as error:
         raise OperatorNotSupported(
@@ -81,7 +83,6 @@ def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
             f"LiteRT: {error}"
         ) from error
     writer.values[node] = value
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and schema.is_mutable:
+    if writes_in_place(node):
         # From here on the written tensor is the new one.
         writer.values[node.args[0]] = value  # type: ignore[index]
