@@ -19,6 +19,7 @@ from umbel.weights import Weights
 from umbel_client import trainer
 from umbel_client.examples import Examples, Split
 from umbel_client.trainer import Job
+from umbel_models.accumulation import Accumulated
 from umbel_models.optimizers import SGD, Adam, Proximal
 from umbel_models.zoo import bundle_path
 from umbel_server import flower
@@ -75,6 +76,19 @@ def test_optimisers_with_a_memory_start_it_afresh_for_each_client(tmp_path: Path
         assert report is not None
         wanted = device_update(bundle, call.job(client), client)
         assert_near(Weights.from_vector(report.delta, base.shapes), wanted.delta)
+
+
+@pytest.mark.parametrize("plan", [Plan(batch_size=2, epochs=2), Plan(batch_size=4, epochs=3, max_steps=7)], ids=str)
+def test_batches_that_are_left_over_make_a_smaller_step_as_on_a_device(tmp_path: Path, plan: Plan) -> None:
+    bundle = tiny.compiled(tmp_path, Accumulated(SGD(momentum=0.9), every=4))
+    call, base = rounds.Call(plan, "task", 1), bundle.shared_weights()
+    worker, start = OnnxBackend(bundle).worker(), Start(base)
+    for client in tiny.setting(bundle).federation.clients:
+        report = rounds.report_of(worker, client, call, start)
+        assert report is not None
+        assert_near(
+            Weights.from_vector(report.delta, base.shapes), device_update(bundle, call.job(client), client).delta
+        )
 
 
 def test_dropout_draws_for_each_client_what_its_device_would_draw(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ from umbel_simulations.setting import Setting, prepare
 
 _LOOKS: Final = 50
 """How often, at most, the global model is judged on the way."""
+_SAMPLE: Final = 2000
+"""On how many held-back examples, at most; the last model is judged on all."""
 _CHECKPOINT_SECONDS: Final = 5.0
 """How much real time a kill costs, at most, beside the step that was under way."""
 _ALGORITHMS: Final[Mapping[str, type[Scaffold] | type[FedBuff]]] = {"scaffold": Scaffold, "fedbuff": FedBuff}
@@ -121,7 +123,7 @@ class _Run:
 
     def to_its_end(self) -> tuple[Weights, tuple[RoundOutcome, ...]]:
         """Take all steps that are left; the last weights, and what each round was."""
-        name = _name_of(self.stage.scenario)
+        name = name_of(self.stage.scenario)
         weights, rounds = self.stage.setting.bundle.shared_weights(), list[RoundOutcome]()
         kept = checkpoint.read(self.folder, name, weights.shapes)
         if kept is not None:
@@ -143,6 +145,8 @@ class _Run:
         accuracy = loss = None
         if number == total or number % math.ceil(total / _LOOKS) == 0:
             central = self.stage.setting.federation.central
+            if number < total and central.count > _SAMPLE:
+                central = central.take(slice(None, None, math.ceil(central.count / _SAMPLE)))
             metrics = evaluate(self.stage.pool, self.stage.backend, step.weights, central)
             accuracy, loss = accuracy_of(metrics), _mean_loss(metrics)
         told = RoundOutcome(
@@ -162,7 +166,8 @@ class _Run:
         return told
 
 
-def _name_of(scenario: Scenario) -> Digest:
+def name_of(scenario: Scenario) -> Digest:
+    """What a checkpoint says that it is of: the scenario with its seed, every default written out."""
     return digest_of(to_text(to_tree(scenario)).encode())
 
 
