@@ -59,6 +59,8 @@ class PlanPart:
     """Examples in a step."""
     lr: NotNegative = 0.0
     """Learning rate; 0: the one that the bundle names."""
+    momentum: Share | None = None
+    """Momentum of the optimiser; left out: the one that the bundle names, if it has any."""
     mu: NotNegative = 0.0
     """Weight of FedProx's proximal term."""
     max_steps: Count = 0
@@ -253,6 +255,7 @@ class Scenario:
         """What each device runs."""
         part = self.task.plan
         rates = {name: value for name, value in (("lr", part.lr), ("mu", part.mu)) if value}
+        rates |= {} if part.momentum is None else {"momentum": part.momentum}
         return Plan(
             epochs=part.epochs,
             batch_size=part.batch_size,

@@ -11,6 +11,7 @@ from tests.simulations import tiny
 from umbel.bundle import Bundle
 from umbel.errors import BadInput, MalformedMessage
 from umbel.runtime.onnx import OnnxRuntime
+from umbel_models.optimizers import SGD
 from umbel_simulations.cohort import checkpoint
 from umbel_simulations.cohort.algorithm import Stage
 from umbel_simulations.cohort.engine import onnx_backend, play, run
@@ -20,6 +21,7 @@ from umbel_simulations.cohort.scaffold import Scaffold
 from umbel_simulations.engines import Silent
 from umbel_simulations.outcome import Outcome
 from umbel_simulations.scenario import Algorithm, Data, PlanPart, Scenario, StrategyPart, TaskPart
+from umbel_simulations.scenario_file import changed
 from umbel_simulations.world import Adversary
 
 ALGORITHMS = {
@@ -138,6 +140,19 @@ def test_scaffolds_directions_add_up(tiny_bundle: Bundle) -> None:
         weights = scaffold.step(number, weights).weights
     mean = sum(scaffold._clients.values()) / np.float32(len(stage.clients))
     np.testing.assert_allclose(scaffold._server, mean, atol=1e-5)
+
+
+def test_scaffold_needs_momentum_switched_off(tmp_path: Path) -> None:
+    """Then, and only then, an optimiser with a velocity is plain gradient descent."""
+    bundle, plain = tiny.compiled(tmp_path / "velocity", SGD(momentum=0.9)), tiny.compiled(tmp_path / "plain", SGD())
+    told = scenario(Algorithm("scaffold"))
+    with pytest.raises(BadInput, match=r"task\.plan\.momentum = 0"):
+        Scaffold(stage_of(bundle, told, with_drift=True))
+    still = changed(told, {"task.plan.momentum": 0.0})
+    weights = bundle.shared_weights()
+    found = Scaffold(stage_of(bundle, still, with_drift=True)).step(1, weights).weights
+    wanted = Scaffold(stage_of(plain, told, with_drift=True)).step(1, weights).weights
+    np.testing.assert_allclose(found.to_vector(), wanted.to_vector(), atol=1e-6)
 
 
 def test_stale_updates_count_less(tiny_bundle: Bundle) -> None:

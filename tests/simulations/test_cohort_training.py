@@ -162,7 +162,7 @@ def test_a_drift_is_a_correction_of_each_gradient(tiny_bundle: Bundle) -> None:
 
 
 def test_a_correction_past_an_optimisers_memory_is_refused(tmp_path: Path) -> None:
-    bundle = tiny.compiled(tmp_path, SGD(momentum=0.9))
+    bundle = tiny.compiled(tmp_path, Adam())
     with pytest.raises(BadInput, match="plain SGD"):
         OnnxBackend(bundle, with_drift=True)
 

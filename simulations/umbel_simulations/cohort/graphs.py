@@ -27,6 +27,7 @@ from umbel.runtime.signature import frozen_weights
 LAST_PREFIX: Final = "last_"
 LOSSES: Final = "losses"
 DRIFT_PREFIX: Final = "drift_"
+VELOCITY_PREFIX: Final = "s_velocity_"
 DRAWS: Final = "s_draws"
 """The slot in which a graph with dropout counts its steps."""
 _INSIDE: Final = "@step"
@@ -56,7 +57,8 @@ def over_steps(bundle: Bundle, *, moving: Collection[str] | None = None, with_dr
 
     Raises:
         BundleInvalid: the bundle has no such graph.
-        BadInput: `moving` names no weight of the model, or the optimiser has a memory that a drift would bypass.
+        BadInput: `moving` names no weight of the model, or the optimiser has a memory that a drift would bypass; a
+            velocity passes, as a plan may set momentum to 0.
     """
     manifest = bundle.manifest
     state = _state(manifest, moving)
@@ -96,7 +98,7 @@ def _state(manifest: Manifest, moving: Collection[str] | None) -> tuple[str, ...
 
 
 def _require_no_memory(manifest: Manifest) -> None:
-    known = (ANCHOR_PREFIX, DRAWS)
+    known = (ANCHOR_PREFIX, DRAWS, VELOCITY_PREFIX)
     memory = [spec.name for spec in manifest.slots if not spec.name.startswith(known)]
     if memory:
         raise BadInput(

@@ -33,7 +33,7 @@ from umbel.update import Metrics
 from umbel.weights import Shapes, Weights
 from umbel_client.examples import Examples
 from umbel_client.trainer import Gathering, Job, evaluate
-from umbel_simulations.cohort.clients import Start, Trained, runs
+from umbel_simulations.cohort.clients import Orders, Start, Trained, runs
 from umbel_simulations.cohort.graphs import DRIFT_PREFIX, LAST_PREFIX, LOSSES, StepsGraph, over_steps
 
 Array = NDArray[Any]
@@ -104,12 +104,12 @@ class OnnxWorker:
         self._begun: tuple[Start, Plan] | None = None
         self._bindings: list[_Binding] = []
 
-    def train(self, job: Job, start: Start, examples: Examples) -> Trained:
+    def train(self, job: Job, start: Start, examples: Examples, orders: Orders = ()) -> Trained:
         """Run a job's plan from `start`; see `Worker`."""
         check_batch(*self._checks, examples.inputs, examples.targets)
         if self._begun is None or self._begun[0] is not start or self._begun[1] is not job.plan:
             self._begin(start, job.plan)
-        taken, gathering = runs(job, examples.count, self._most), None
+        taken, gathering = runs(job, examples.count, self._most, orders), None
         if SEED in self._graph.constants:
             # Bound once; each client draws its own dropout.
             self._seed[()] = job.hyperparameters(self._backend.bundle.manifest)[SEED]
