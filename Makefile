@@ -62,8 +62,8 @@ docs: $(VENV)/.dev-installed ## Run every command that the README and the tutori
 bench: $(VENV)/.dev-installed ## Measure speed, memory and learning, side by side with other ways.
 	@"$(BIN)/python" -m tests.benchmarks $(BENCH_ARGS)
 
-bench-private: $(VENV)/.dev-installed ## Measure private rounds: device, leader and helper, bytes, against SecAgg+.
-	@"$(BIN)/python" -m tests.benchmarks private $(BENCH_ARGS)
+bench-private: $(VENV)/.dev-installed ## Measure private rounds: device, leader and helper, bytes, memory, against SecAgg+.
+	@"$(BIN)/python" -m tests.benchmarks private private_memory $(BENCH_ARGS)
 
 bench-deltas: $(VENV)/.dev-installed ## Measure deltas between versions: sizes, accuracy of int8, time and memory to rebuild.
 	@"$(BIN)/python" -m tests.benchmarks deltas $(BENCH_ARGS)

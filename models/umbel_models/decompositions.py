@@ -237,6 +237,20 @@ def _vector_norm(
     return (square.sum() if dims is None else square.sum(dims, keepdim)).sqrt()
 
 
+def _variance(
+    x: Tensor, dims: list[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> Tensor:
+    chosen = list(range(x.dim())) if dims is None else dims
+    centred = x - x.mean(chosen, keepdim=True)
+    seen = x.numel() if dims is None else math.prod(x.shape[dim] for dim in chosen)
+    return (centred * centred).sum(chosen, keepdim=keepdim) / (seen - (1 if correction is None else correction))
+
+
+def _min_along(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    largest, places = aten.max.dim(-x, dim, keepdim)
+    return -largest, places
+
+
 def _safe_softmax(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """A row that is masked everywhere gives zeros."""
     del dtype
@@ -258,6 +272,7 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.hardtanh_backward.default: _hardtanh_backward,
     aten.linalg_vector_norm.default: _vector_norm,
     aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
+    aten.min.dim: _min_along,
     aten.mish.default: _mish,
     aten.mish_backward.default: _mish_backward,
     aten.native_batch_norm.default: batch_norm,
@@ -270,6 +285,7 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.nll_loss_forward.default: _nll_loss_forward,
     aten.silu.default: _silu,
     aten.silu_backward.default: _silu_backward,
+    aten.var.correction: _variance,
     aten.threshold_backward.default: _threshold_backward,
 }
 

@@ -8,19 +8,25 @@ looked for afterwards.
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from umbel.errors import CannotCompile, OperatorNotSupported, UmbelError
@@ -72,8 +78,11 @@ def _fake_input(fake: FakeTensorMode, tensor: Tensor, batched: bool) -> Tensor:
 
 
 @contextmanager
-def _noting_modules(module: nn.Module) -> Iterator[None]:
-    """Let each node of the trace remember the path of the module whose forward made it."""
+def _noting_modules(module: nn.Module, failed: list[str]) -> Iterator[None]:
+    """Let each node of the trace remember the path of the module whose forward made it.
+
+    When a forward raises, `failed` gets the paths from the innermost module outwards.
+    """
     open_notes: list[AbstractContextManager[None]] = []
     handles = []
 
@@ -85,12 +94,17 @@ def _noting_modules(module: nn.Module) -> Iterator[None]:
 
         return hook
 
-    def leave(*_: Any) -> None:
-        open_notes.pop().__exit__(None, None, None)
+    def leave(path: str) -> Any:
+        def hook(*_: Any) -> None:
+            open_notes.pop().__exit__(None, None, None)
+            if sys.exc_info()[1] is not None:
+                failed.append(path)
+
+        return hook
 
     for path, child in module.named_modules():
         handles.append(child.register_forward_pre_hook(enter(path), prepend=True))
-        handles.append(child.register_forward_hook(leave, always_call=True))
+        handles.append(child.register_forward_hook(leave(path), always_call=True))
     try:
         with traceback.preserve_node_meta():
             yield
@@ -99,12 +113,50 @@ def _noting_modules(module: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
+_READS_VALUES: Final = (
+    "the module asks what number a tensor holds (an if on it, int(...), .item(), a selection by a mask); "
+    "use torch.where"
+)
+
+
+def _where(failed: list[str]) -> str:
+    """The innermost module that failed, for messages."""
+    return "" if not failed else f" (in module {failed[0]!r})" if failed[0] else " (in the module's own forward)"
+
+
+_FORWARD: Final = {"index_put": "index", "scatter": "max", "scatter_add": "gather"}
+"""Operators that are the gradients of others, where the name doesn't say so."""
+
+
 def module_of(node: fx.Node) -> str:
-    """Where in the module a node comes from, for messages."""
+    """Where in the module a node comes from, for messages; of a gradient, the modules that use what it is of."""
     path = node.meta.get("custom", {}).get("module")
-    if path is None:
+    if path is not None:
+        return f"(in module {path!r})" if path else "(in the module's own forward)"
+    name = _name_of(node).removesuffix("_backward").removeprefix("_unsafe_")
+    name = _FORWARD.get(name, name)
+    found = [n.meta["custom"]["module"] for n in node.graph.nodes if name in _name_of(n) and "custom" in n.meta]
+    if not found:
         return "(in the loss, a gradient or the optimiser)"
-    return f"(in module {path!r})" if path else "(in the module's own forward)"
+    return f"(the gradient of {name} in module {', '.join(map(repr, dict.fromkeys(found)))})"
+
+
+def _name_of(node: fx.Node) -> str:
+    return str(getattr(getattr(node.target, "overloadpacket", None), "__name__", ""))
+
+
+def require_no_write_through(node: fx.Node) -> None:
+    """Raise `OperatorNotSupported` for a write into a part of a tensor that is read again: no graph can say that."""
+    part: Any = node.args[0]
+    while isinstance(part, fx.Node) and _is_view(part):
+        part = part.args[0]
+        if any(node < user for user in part.users):
+            raise OperatorNotSupported("writing into a part of a tensor; join parts by torch.cat, or use torch.where")
+
+
+def _is_view(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
 
 
 def lower(signature: Signature, module: nn.Module, table: Decompositions, kept: Collection[Any] = ()) -> Lowered:
@@ -134,6 +186,7 @@ def trace(signature: Signature, module: nn.Module, table: Decompositions) -> Low
     names = list(signature.inputs)
     examples = [_fake_input(fake, t, name in signature.batched) for name, t in signature.inputs.items()]
     outputs: list[str] = []
+    failed: list[str] = []
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         with Rewrites():
@@ -143,22 +196,25 @@ def trace(signature: Signature, module: nn.Module, table: Decompositions) -> Low
 
     logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)
     try:
-        with _tracing(fake), _noting_modules(module):
+        with _tracing(fake), _noting_modules(module, failed):
             graph = make_fx(flat, decomposition_table=dict(table))(*examples)
-    except UmbelError:
-        raise
+    except UmbelError as error:
+        raise type(error)(f"{signature.name!r}: {error}{_where(failed)}") from error
+    except DataDependentOutputException as error:
+        raise CannotCompile(f"{signature.name!r}: {_READS_VALUES}{_where(failed)}") from error
     except Exception as error:  # torch raises anything at all from inside a user's module
-        raise CannotCompile(f"{signature.name!r}: tracing failed with {type(error).__name__}: {error}") from error
+        what = _READS_VALUES if isinstance(error, GuardOnDataDependentSymNode) else f"{type(error).__name__}: {error}"
+        raise CannotCompile(f"{signature.name!r}: tracing failed: {what}{_where(failed)}") from error
     lowered = Lowered(signature, graph, tuple(outputs), sizes)
     lowered.require_open_batch("tracing")
     return lowered
 
 
 def _require_forward_style(lowered: Lowered, kept: Collection[Any]) -> None:
-    targets = {node.target for node in lowered.graph.graph.nodes if node.op == "call_function"}
-    left = sorted(str(target) for target in targets - set(kept) if "backward" in str(target))
+    nodes = [node for node in lowered.graph.graph.nodes if node.op == "call_function"]
+    left = {str(n.target): module_of(n) for n in nodes if n.target not in kept and "backward" in str(n.target)}
     if left:
         raise OperatorNotSupported(
-            f"{lowered.signature.name!r}: no decomposition for {', '.join(left)}; replace the layer that needs it, "
-            "or freeze its inputs"
+            f"{lowered.signature.name!r}: no decomposition for {', '.join(map(' '.join, sorted(left.items())))}; "
+            "replace the layer that needs it, or freeze its inputs"
         )

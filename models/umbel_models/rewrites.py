@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from umbel.errors import OperatorNotSupported
-from umbel_models import recurrent
+from umbel_models import recurrent, resizing
 from umbel_models.attention import attend
 
 
@@ -151,6 +151,29 @@ def _adaptive_max_pool(pool: Callable[..., Tensor], x: Tensor, size: Any, return
     return pool(x, [old // new for old, new in zip(now, wanted, strict=True)])
 
 
+# Losses.
+
+
+def _cross_entropy(
+    scores: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Classes of many places [N, C, T, ...] as examples of their own."""
+    if scores.dim() > 2 and scores.dim() == target.dim() + 1:
+        if reduction == "none":
+            raise OperatorNotSupported("cross_entropy of each place; take the mean or the sum")
+        scores, target = scores.movedim(1, -1).reshape(-1, scores.shape[1]), target.reshape(-1)
+    return F.cross_entropy(
+        scores, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing=label_smoothing
+    )
+
+
 # What can't be told from a seed or done with an open batch, by the name that its author knows.
 
 
@@ -180,6 +203,11 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     torch.rnn_relu: partial(recurrent.rnn_relu, _dropout),
     torch.lstm_cell: recurrent.lstm_cell,
     torch.gru_cell: recurrent.gru_cell,
+    F.cross_entropy: _cross_entropy,
+    F.interpolate: resizing.interpolate,
+    F.pad: resizing.pad,
+    torch.roll: resizing.roll,
+    Tensor.roll: resizing.roll,
     F.feature_alpha_dropout: _refuse("feature_alpha_dropout; use dropout2d or alpha_dropout"),
     F.rrelu: _refuse("rrelu, which draws its slopes; use leaky_relu"),
     F.gumbel_softmax: _refuse("gumbel_softmax, which draws; use softmax"),

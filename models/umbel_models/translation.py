@@ -8,6 +8,32 @@ import numpy as np
 import torch
 from torch import fx
 
+INSTEAD: Final = {
+    "_fft_r2c": "a product with a fixed matrix",
+    "_trilinear": "an outer product and a Linear",
+    "atan": "another bounded function, such as tanh",
+    "avg_pool3d": "average pooling over two dimensions, then over the third",
+    "cosh": "exp",
+    "cumprod": "the exp of a cumsum of logarithms",
+    "im2col": "a convolution, or slices joined by torch.cat",
+    "index": "an embedding, or index_select along one dimension",
+    "index_put": "an embedding, or index_select along one dimension",
+    "max_pool3d_with_indices": "max-pooling over two dimensions, then over the third",
+    "prod": "the exp of a sum of logarithms",
+    "sinh": "exp",
+    "sort": "amax, or a sum weighted by a softmax",
+    "tan": "sin and cos",
+    "topk": "amax, or a sum weighted by a softmax",
+    "unfold": "a convolution, or slices joined by torch.cat",
+}
+"""Operator -> what does in its place."""
+
+
+def instead_of(node: fx.Node) -> str:
+    """What an author may use in place of an operator that has no translation."""
+    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+    return INSTEAD.get(name, "other operators")
+
 
 def not_in_place(target: Any) -> Any:
     """The pure form of an operator that writes into its first argument: `add_` becomes `add`."""
@@ -15,6 +41,12 @@ def not_in_place(target: Any) -> Any:
     if not name.endswith("_"):
         return None
     return getattr(getattr(torch.ops.aten, name[:-1], None), target._overloadname, None)
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether a node writes into its first argument."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
 
 
 def attribute_of(graph: fx.GraphModule, path: str) -> np.ndarray[Any, Any]:

@@ -23,6 +23,7 @@ from umbel_server.admin_rollouts import RolloutGateway
 from umbel_server.coordinator import Coordinator
 from umbel_server.fleet import DeviceRecord
 from umbel_server.json_text import to_text
+from umbel_server.lineage_messages import lineage_to_message
 from umbel_server.operators import Operator, Operators
 from umbel_server.requests import ANY
 from umbel_server.roles import parse_role
@@ -127,8 +128,10 @@ class AdminGateway:
         )
 
     async def _get_lineage(self, operator: Operator, message: pb.GetLineageRequest) -> pb.GetLineageResponse:
+        found = self._operations.trace(*codec.version_key(message))
         return pb.GetLineageResponse(
-            versions=map(codec.version_to_message, self._operations.lineage(*codec.version_key(message)))
+            versions=[codec.version_to_message(step.version) for step in found],
+            steps=map(lineage_to_message, found),
         )
 
     async def _publish(self, operator: Operator, message: pb.PublishRequest) -> pb.PublishResponse:

@@ -17,6 +17,7 @@ from umbel_server.adaptive_clip import first_clip
 from umbel_server.blobs import Blobs
 from umbel_server.checkpoints import Witness
 from umbel_server.fleet import DeviceRecord, Fleet
+from umbel_server.lineage import LineageStep, trace
 from umbel_server.privacy_ledger import PrivacyReport
 from umbel_server.private_rounds import PrivateRounds
 from umbel_server.registry import Model, Registry
@@ -94,6 +95,11 @@ class Operations:
         """A version, its parent, and so on back to the first; raises `NotFound`."""
         with self._store.reading() as connection:
             return self._registry.lineage(connection, model, number)
+
+    def trace(self, model: str, number: int) -> list[LineageStep]:
+        """The same, each version from its data contract to its rollouts; raises `NotFound`."""
+        with self._store.reading() as connection:
+            return trace(connection, self._registry, model, number)
 
     def bundle(self, model: str, number: int) -> Bundle:
         """A version's bundle, where its files lie; raises `NotFound`."""

@@ -111,9 +111,10 @@ class SecureSum:
             found = combine(
                 agreed.descriptor, agreed.rd, self._helper.identity, self._total, self.prepared.accepted, answer
             )
-            total = Aggregate(
-                dict(self._shapes), found.total, found.weight * self._weight_unit, found.count, found.metrics
-            )
+            # The ring counts weights in steps; from here on sum and weight are both in examples.
+            unit = self._weight_unit
+            deltas = np.multiply(found.total, np.float32(unit), out=found.total) if unit != 1.0 else found.total
+            total = Aggregate(dict(self._shapes), deltas, found.weight * unit, found.count, found.metrics)
             self._closed = Presummed(total, found.within_clip)
         return self._closed
 

@@ -14,6 +14,7 @@ from tests.benchmarks.harness import Table, seconds
 NAMES = (
     "aggregation",
     "private",
+    "private_memory",
     "predictor",
     "device",
     "coordinator",

@@ -85,6 +85,44 @@ def test_randomness_in_a_forward_is_refused(tmp_path: Path) -> None:
     refuse(spec_of(Fancy(lambda x: x + torch.randn_like(x))), CannotCompile, "randn|rand", tmp_path)
 
 
+def written_in_part(x: Tensor) -> Tensor:
+    x = x * 1
+    x[:, 0] = 2.0
+    return x
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "match"),
+    [
+        (lambda x: x.topk(3, 1)[0].repeat(1, 2), OperatorNotSupported, r"aten.topk.*module 'odd'.*amax"),
+        (lambda x: x[:, [0, 2, 1, 3, 4, 5]], OperatorNotSupported, r"the gradient of index in module 'odd'"),
+        (written_in_part, OperatorNotSupported, r"module 'odd'.*writing into a part.*torch.cat"),
+        (lambda x: x if x.sum() > 0 else -x, CannotCompile, r"what number a tensor holds.*torch.where.*module 'odd'"),
+        (lambda x: x * int(x.sum()), CannotCompile, r"what number a tensor holds.*torch.where.*module 'odd'"),
+        (lambda x: F.interpolate(x[:, None], 6, mode="area")[:, 0], OperatorNotSupported, r"'area'.*'nearest'.*'odd'"),
+    ],
+)
+def test_a_refusal_names_the_module_and_what_to_use_instead(
+    function: Callable[[Tensor], Tensor], error: type[CannotCompile], match: str, tmp_path: Path
+) -> None:
+    refuse(spec_of(Fancy(function)), error, match, tmp_path)
+
+
+def test_packed_sequences_are_refused(tmp_path: Path) -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(1, 3, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            lengths = torch.full([x.shape[0]], 6)
+            packed = nn.utils.rnn.pack_padded_sequence(x[:, :, None], lengths, batch_first=True)
+            last: Tensor = self.lstm(packed)[1][0][0]
+            return last
+
+    refuse(spec_of(Packed()), CannotCompile, "pack", tmp_path)
+
+
 def test_a_module_whose_trace_took_one_branch_fails_parity(tmp_path: Path) -> None:
     calls = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,21 @@ class Cohort:
 
     def items(self) -> list[Any]:
         return list(self.sum._items.values())
+
+
+class Spool(dict[bytes, bytes]):
+    """A spool on the disk: reports by their ids, read each time."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def write(self, shares: SealedShares) -> None:
+        """A report has come."""
+        (self._folder / shares.report_id.hex()).write_bytes(shares.to_bytes())
+
+    def __missing__(self, report_id: bytes) -> bytes:
+        return (self._folder / report_id.hex()).read_bytes()
 
 
 def changed(shares: SealedShares, **parts: bytes) -> SealedShares:

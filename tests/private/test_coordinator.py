@@ -20,6 +20,7 @@ from umbel.sealing import SEALED
 from umbel.update import Aggregate, Update
 from umbel.visit import Assignment, CheckInReply, ReportBegin, Retry
 from umbel_client.private import Pinned, PrivacyPolicy, pin, seal_privately, verify_round
+from umbel_server.aggregation import LeaderKey
 from umbel_server.blobs import Blobs
 from umbel_server.coordinator import Coordinator
 from umbel_server.flower.spec import StrategySpec
@@ -30,6 +31,7 @@ from umbel_server.helper.port import HelperPort
 from umbel_server.helper.records import Records
 from umbel_server.privacy_settings import PrivacySettings
 from umbel_server.round import RoundKey, RoundState
+from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
 
 PRIVATE: dict[str, Any] = {
@@ -57,11 +59,18 @@ class Away:
 class PrivateWorld(World):
     """A coordinator with a helper."""
 
-    def __init__(self, url: str, blobs: Path) -> None:
-        self.records = Records()
+    def __init__(
+        self,
+        url: str,
+        blobs: Path,
+        signer: ReleaseSigner | None = None,
+        leader: LeaderKey | None = None,
+        records: Records | None = None,
+    ) -> None:
+        self.records = records or Records()
         self.identity, self.authority = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
         self.helper: HelperPort | None = None
-        super().__init__(url, blobs)
+        super().__init__(url, blobs, signer, leader)
 
     def start(self) -> None:
         self.store = Store.open(self.url, self.plug)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.private.parties import Cohort, Party, delta
 from umbel.plan import Kind
 from umbel.shares import Cleartext
+from umbel_server.secure_aggregation import SecureSum
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,20 @@ def test_the_sum_is_the_sum(party: Party, changes: dict[str, int], tolerance: fl
     assert found.count == 6 and found.weight == 6 * weight
     assert found.metrics == {"loss": pytest.approx(15.0, abs=1e-3), "correct": 18.0}
     assert np.linalg.norm(found.total - expected) <= tolerance * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("unit", [1.0, 9.765625, 500.0])
+def test_the_mean_is_the_devices_own_whatever_a_step_of_weight_is_worth(party: Party, unit: float) -> None:
+    """A plan may allow more examples than the ring has steps: then a step is worth several, and so is its delta."""
+    cohort = party.open(number=fresh_number(party), max_weight=64)
+    expected = cohort.fill(party.devices(5), 3) / 15
+    shapes = {"w": (cohort.descriptor.size,)}
+    leader = SecureSum(cohort.agreed, party.leader, party.port, shapes, unit, cohort.spool.__getitem__)
+    for sequence, (name, data) in enumerate(cohort.spool.items()):
+        leader.accept(cohort.sealed(data, name, sequence))
+    found = leader.close().aggregate
+    assert found.weight == 15 * unit
+    np.testing.assert_allclose(found.mean().to_vector(), expected, atol=1e-3)
 
 
 def test_an_evaluation_sums_metrics_only(party: Party) -> None:

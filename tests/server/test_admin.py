@@ -378,8 +378,14 @@ def test_a_round_with_reports_is_told_in_numbers(fresh: Live) -> None:
     numbers = fresh.parts.coordinator.operations.bundle(MODEL, 1).manifest.shared_numbers
     assert found.bytes_per_weight == len(data) / numbers > 4
     assert (found.base_version, found.version, found.accuracy) == (1, 2, pytest.approx(0.8))
-    lineage = stub.GetLineage(pb.GetLineageRequest(model=MODEL, number=2)).versions
-    assert [(version.number, version.parent, version.cohort) for version in lineage] == [(2, 1, 1), (1, 0, 0)]
+    told = stub.GetLineage(pb.GetLineageRequest(model=MODEL, number=2))
+    assert [(version.number, version.parent, version.cohort) for version in told.versions] == [(2, 1, 1), (1, 0, 0)]
+    assert [(step.version, step.HasField("round")) for step in told.steps] == [(2, True), (1, False)]
+    assert (told.steps[0].round.reports, told.steps[0].round.metrics) == (1, found.metrics)
+    contract = json.loads(told.steps[0].data_contract)
+    assert (contract["population"], contract["updates_private"]) == (POPULATION, False)
+    assert contract["inputs"][0]["shape"][0] is None and len(contract["labels"]) == 7
+    assert "population" not in json.loads(told.steps[1].data_contract)
     status = stub.GetStatus(pb.GetStatusRequest()).status
     assert (status.devices, status.bytes_up) == (1, len(data))
     assert [(task.spec.name, task.steps) for task in status.tasks] == [(TASK, 1)]

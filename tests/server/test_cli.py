@@ -124,6 +124,9 @@ def test_the_way_from_a_bundle_to_a_published_version(umbel: Umbel, live: Live, 
     lineage = done(umbel("versions", "lineage", MODEL, "2", "--json")).json["versions"]
     assert [version["number"] for version in lineage] == [2, 1]
     done(umbel("versions", "publish", MODEL, "1", "--channel", "beta"))
+    tree = done(umbel("versions", "lineage", MODEL, "2")).out
+    assert "round    1 of 1 devices, base version 1, completed" in tree
+    assert "on beta" in tree
     releases = done(umbel("releases", "list", MODEL, "--json")).json["releases"]
     assert (releases[0]["version"], releases[0]["channel"]) == (1, "beta")
     exported = done(umbel("versions", "export", MODEL, "2", str(tmp_path / "out"), "--json")).json

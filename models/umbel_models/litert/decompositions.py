@@ -180,6 +180,36 @@ def _embedding_backward(
     return marked.t() @ gradient.reshape(-1, gradient.shape[-1])
 
 
+# Along one place of a dimension.
+
+
+def _marks(places: Tensor, dim: int, size: int) -> Tensor:
+    """Ones at the one place that is given along a dimension, zeros elsewhere."""
+    if places.shape[dim] != 1:
+        raise OperatorNotSupported("looking up several places along a dimension; use an embedding or index_select")
+    counts = [1] * places.dim()
+    counts[dim] = size
+    return (places == torch.arange(size, dtype=places.dtype).reshape(counts)).to(torch.float32)
+
+
+def _gather(x: Tensor, dim: int, places: Tensor, sparse_grad: bool = False) -> Tensor:
+    del sparse_grad
+    return (x * _marks(places, dim % x.dim(), int(x.shape[dim]))).sum([dim], keepdim=True)
+
+
+def _scatter_add(x: Tensor, dim: int, places: Tensor, source: Tensor) -> Tensor:
+    return x + source * _marks(places, dim % x.dim(), int(x.shape[dim]))
+
+
+def _scatter(x: Tensor, dim: int, places: Tensor, source: Tensor) -> Tensor:
+    marks = _marks(places, dim % x.dim(), int(x.shape[dim]))
+    return x * (1 - marks) + source * marks
+
+
+def _max_along(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    return x.amax([dim], keepdim=keepdim), x.argmax(dim, keepdim=keepdim)
+
+
 _ERF: Final = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
 
@@ -203,9 +233,13 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.elu.default: _elu,
     aten.embedding_dense_backward.default: _embedding_backward,
     aten.erf.default: _erf,
+    aten.gather.default: _gather,
+    aten.max.dim: _max_along,
     aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
     aten.nll_loss_backward.default: _nll_loss_backward,
     aten.nll_loss_forward.default: _nll_loss_forward,
+    aten.scatter.src: _scatter,
+    aten.scatter_add.default: _scatter_add,
     aten.select_backward.default: _select_backward,
     aten.slice_backward.default: _slice_backward,
 }

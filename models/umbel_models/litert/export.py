@@ -10,8 +10,9 @@ from umbel.errors import CannotCompile, OperatorNotSupported
 from umbel_models.litert import linear, pointwise, reductions, shapes
 from umbel_models.litert.flatbuffer import pack
 from umbel_models.litert.graph import HANDLERS, Writer, dtype_of, shape_of
-from umbel_models.lowering import Lowered, module_of
-from umbel_models.translation import attribute_of, not_in_place
+from umbel_models.lowering import Lowered, module_of, require_no_write_through
+from umbel_models.onnx.graph import HANDLERS as ONNX_HANDLERS
+from umbel_models.translation import attribute_of, instead_of, not_in_place, writes_in_place
 
 FAMILIES: Final = (linear, pointwise, reductions, shapes)
 """Importing a family registers its operators."""
@@ -62,6 +63,11 @@ def _own_shape(writer: Writer, value: fx.Node) -> int:
     return writer.ints(*(-1 if not isinstance(size, int) else size for size in shape_of(value)))
 
 
+def _or_onnx(node: fx.Node) -> str:
+    translated = node.target in ONNX_HANDLERS or not_in_place(node.target) in ONNX_HANDLERS
+    return ", or compile for ONNX Runtime alone" if translated else ""
+
+
 def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
     if node.op == "get_attr":
         writer.values[node] = writer.constant(attribute_of(lowered.graph, str(node.target)))
@@ -71,9 +77,11 @@ def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
     if handler is None:
         raise OperatorNotSupported(
             f"{lowered.signature.name!r}: no translation to LiteRT for {node.target} {module_of(node)}; "
-            "write that part with other operators, or compile for ONNX Runtime alone"
+            f"write that part with {instead_of(node)}{_or_onnx(node)}"
         )
     try:
+        if writes_in_place(node):
+            require_no_write_through(node)
         value: Any = handler(writer, node, *node.args, **node.kwargs)
     except (TypeError, OperatorNotSupported) as error:
         raise OperatorNotSupported(
@@ -81,7 +89,6 @@ def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
             f"LiteRT: {error}"
         ) from error
     writer.values[node] = value
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and schema.is_mutable:
+    if writes_in_place(node):
         # From here on the written tensor is the new one.
         writer.values[node.args[0]] = value  # type: ignore[index]

@@ -13,11 +13,11 @@ from torch import Tensor, fx
 from umbel.errors import CannotCompile, OperatorNotSupported
 from umbel.manifest import WEIGHTS_FILE
 from umbel.weights import Weights
-from umbel_models.lowering import Lowered, module_of
+from umbel_models.lowering import Lowered, module_of, require_no_write_through
 from umbel_models.onnx import indexing, linear, pointwise, reductions, shapes
 from umbel_models.onnx.graph import HANDLERS, Writer, onnx_dtype
 from umbel_models.onnx.loop import add_loop
-from umbel_models.translation import attribute_of, not_in_place
+from umbel_models.translation import attribute_of, instead_of, not_in_place, writes_in_place
 
 OPSET: Final = 20
 IR_VERSION: Final = 10
@@ -114,9 +114,11 @@ def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
     if handler is None:
         raise OperatorNotSupported(
             f"{lowered.signature.name!r}: no translation for {node.target} {module_of(node)}; "
-            "write that part with other operators"
+            f"write that part with {instead_of(node)}"
         )
     try:
+        if writes_in_place(node):
+            require_no_write_through(node)
         value = handler(writer, node, *node.args, **node.kwargs)
     except (TypeError, OperatorNotSupported) as error:
         raise OperatorNotSupported(
@@ -124,7 +126,6 @@ def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
             f"{error}"
         ) from error
     writer.values[node] = value
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and schema.is_mutable:
+    if writes_in_place(node):
         # From here on the written tensor is the new one.
         writer.values[node.args[0]] = value  # type: ignore[index]

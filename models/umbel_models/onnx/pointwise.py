@@ -48,6 +48,7 @@ for _kind, _packet in (
     ("Less", aten.lt),
     ("LessOrEqual", aten.le),
     ("Max", aten.maximum),
+    ("Max", aten.clamp_min),
     ("Min", aten.minimum),
 ):
     _register_binary(_kind, _packet)
@@ -62,9 +63,11 @@ def _register_unary(kind: str, packet: Any) -> None:
 
 for _kind, _packet in (
     ("Abs", aten.abs),
+    ("Atan", aten.atan),
     ("Ceil", aten.ceil),
     ("Cos", aten.cos),
     ("Erf", aten.erf),
+    ("Cosh", aten.cosh),
     ("Exp", aten.exp),
     ("Floor", aten.floor),
     ("HardSwish", aten.hardswish),
@@ -73,8 +76,10 @@ for _kind, _packet in (
     ("Reciprocal", aten.reciprocal),
     ("Relu", aten.relu),
     ("Sigmoid", aten.sigmoid),
+    ("Round", aten.round),
     ("Sign", aten.sign),
     ("Sin", aten.sin),
+    ("Sinh", aten.sinh),
     ("Sqrt", aten.sqrt),
     ("Tanh", aten.tanh),
 ):

@@ -12,6 +12,7 @@ from umbel.bundle import Bundle
 from umbel.errors import AlreadyExists
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
+from umbel_server.cli.lineage import lineage_tree
 from umbel_server.cli.verbs import Session, group, verb
 from umbel_server.identity import read_file
 from umbel_server.transfer import CHUNK_BYTES, BundleReceiver, FileStart, Step, send_bundle
@@ -117,9 +118,9 @@ def show_version(session: Session, model: Model, number: Number) -> None:
 
 @verb(VERSIONS, "lineage", "umbel versions lineage smartwatch 3")
 def show_lineage(session: Session, model: Model, number: Number) -> None:
-    """List a version, its parent, and so on back to the first."""
+    """Tell a version from end to end: data, round, releases, rollouts, approvals; then its parent, and so on."""
     answer = session.stub.GetLineage(pb.GetLineageRequest(model=model, number=number))
-    session.rows(f"Lineage of {model} {number}", answer, answer.versions, _VERSION_COLUMNS)
+    session.show(answer, lambda: lineage_tree(model, answer))
 
 
 @verb(VERSIONS, "publish", "umbel versions publish smartwatch 3 --channel stable", changes=True)

@@ -48,10 +48,12 @@ def _options() -> Options:
     parser.add_argument("--folder", type=Path, default=usual.folder, help="where all state and the report go")
     parser.add_argument("--rounds", type=int, default=usual.rounds, help="training rounds")
     parser.add_argument("--devices", type=int, default=usual.devices, help="device processes, 2 to 20")
+    public = "no helper: the coordinator reads each update (to compare; private rounds are the default)"
+    parser.add_argument("--public", action="store_true", help=public)
     chosen = parser.parse_args()
     if chosen.rounds < 2 or not 2 <= chosen.devices <= 20:
         parser.error("give 2 rounds or more, and 2 to 20 devices")
-    return Options(chosen.folder, chosen.rounds, chosen.devices)
+    return Options(chosen.folder, chosen.rounds, chosen.devices, private=not chosen.public)
 
 
 def _tell(console: Console, results: Results, folder: Path) -> None:

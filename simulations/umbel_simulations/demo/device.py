@@ -20,11 +20,9 @@ HELPER_TOKEN: Final = "helper-token"  # noqa: S105 - a file's name
 
 def live(home: Path) -> int:
     """Run a device in `home` until it is told to stop; returns the exit code of the first step that failed, or 0."""
+    helper = ["--helper", str(home / HELPER_CARD), "--helper-token", f"@{home / HELPER_TOKEN}"]
     steps = (
-        [
-            *("enrol", "--code", f"@{home / CODE}"),
-            *("--helper", str(home / HELPER_CARD), "--helper-token", f"@{home / HELPER_TOKEN}"),
-        ],
+        ["enrol", "--code", f"@{home / CODE}", *(helper if (home / HELPER_CARD).exists() else [])],
         ["examples", "import", str(home / RECORDINGS), "--subject", "wearer"],
         ["run", "--json"],
     )

@@ -68,7 +68,7 @@ class Member:
 
 
 def settle(
-    root: Path, wearers: Sequence[Wearer], codes: Sequence[str], card: Path, tokens: Sequence[str]
+    root: Path, wearers: Sequence[Wearer], codes: Sequence[str], card: Path | None, tokens: Sequence[str]
 ) -> list[Member]:
     """Give each wearer's device a folder with its settings, what it enrols with, and its own recordings.
 
@@ -76,17 +76,17 @@ def settle(
         root: where the folders go.
         wearers: whose devices.
         codes: the coordinator's enrolment codes, one each.
-        card: the helper's card, which every device pins.
-        tokens: the helper's tokens, one each.
+        card: the helper's card, which every device pins; None without a helper.
+        tokens: the helper's tokens, one each; none without a helper.
     """
     members = []
-    for place, (wearer, code, token) in enumerate(zip(wearers, codes, tokens, strict=True)):
+    for place, (wearer, code) in enumerate(zip(wearers, codes, strict=True)):
         home = root / wearer.name
         home.mkdir(parents=True)
-        for name, secret in ((device.CODE, code), (device.HELPER_TOKEN, token)):
-            (home / name).write_text(secret)
-            (home / name).chmod(0o600)
-        shutil.copyfile(card, home / device.HELPER_CARD)
+        _keep(home / device.CODE, code)
+        if card:
+            _keep(home / device.HELPER_TOKEN, tokens[place])
+            shutil.copyfile(card, home / device.HELPER_CARD)
         with (files(__package__) / SETTINGS).open("rb") as source, (home / SETTINGS).open("wb") as target:
             shutil.copyfileobj(source, target)
             if place % 4 == 3:
@@ -94,6 +94,11 @@ def settle(
         _hand_over(home / device.RECORDINGS, wearer)
         members.append(Member(wearer.name, home))
     return members
+
+
+def _keep(path: Path, secret: str) -> None:
+    path.write_text(secret)
+    path.chmod(0o600)
 
 
 def _hand_over(path: Path, wearer: Wearer) -> None:

@@ -62,6 +62,15 @@ class Programs:
                                 + self._last_words(name))  # fmt: skip
         return code == 0
 
+    def all_well(self) -> None:
+        """Make sure that no program has failed.
+
+        Raises:
+            ProgramFailed: one ended with another exit code than 0.
+        """
+        for name in self._running:
+            self.finished(name)
+
     def stop(self) -> None:
         """Ask every program to end, wait a while, and end those that don't."""
         alive = [process for process in self._running.values() if process.poll() is None]

@@ -47,6 +47,8 @@ class Options:
     folder: Path
     rounds: int = 20
     devices: int = 20
+    private: bool = True
+    """Whether a helper runs, and only sums are known."""
 
     @property
     def goal(self) -> int:
@@ -71,13 +73,16 @@ def run(options: Options, live: Live) -> Results:
     wearers = load_wearers()[: options.devices]
     board = Board(options.rounds, devices=len(wearers))
     live.update(board)
-    operator, helper = Operator(options.folder / "state"), HelperOperator(options.folder / "helper")
+    operator = Operator(options.folder / "state")
     operator.init()
-    helper.init(operator.release_key, options.minimum)
+    helper = HelperOperator(options.folder / "helper") if options.private else None
+    if helper:
+        helper.init(operator.release_key, options.minimum)
     with Programs(options.folder / "logs") as programs, _parties(operator, helper, programs, board) as look:
         board.doing = "handing out enrolment codes and the helper's tokens"
-        codes, tokens = _prepare(operator, options), helper.tokens(POPULATION, options.devices)
-        members = fleet.settle(options.folder / "devices", wearers, codes, helper.card, tokens)
+        codes = _prepare(operator, options)
+        tokens = helper.tokens(POPULATION, options.devices) if helper else []
+        members = fleet.settle(options.folder / "devices", wearers, codes, helper.card if helper else None, tokens)
         fleet.start(members, programs)
 
         board.doing = "training"
@@ -125,17 +130,18 @@ def _clear(folder: Path) -> None:
 
 @contextmanager
 def _parties(
-    operator: Operator, helper: HelperOperator, programs: Programs, board: Board
+    operator: Operator, helper: HelperOperator | None, programs: Programs, board: Board
 ) -> Iterator[Callable[[], None]]:
     """Start helper and coordinator; gives a function that looks at the latter and puts what it sees on the board."""
-    programs.start(HELPER, [*UMBEL, "helper", "run", "--state", str(helper.state)])
-    _until(helper.listens, lambda: programs.finished(HELPER), "the helper to listen")
+    if helper:
+        programs.start(HELPER, [*UMBEL, "helper", "run", "--state", str(helper.state)])
+        _until(helper.listens, lambda: programs.finished(HELPER), "the helper to listen")
     with (operator.state / "config.toml").open("a") as config:
         config.write(_PACE)
     ready = operator.state / "ready.json"
     ports = [f"--{port}-port=0" for port in ("device", "enrol", "admin")]
-    serve = ["serve", "--state", str(operator.state), "--helper", str(helper.card), "--ready-file", str(ready)]
-    programs.start(COORDINATOR, [*UMBEL, *serve, *ports])
+    serve = ["serve", "--state", str(operator.state), "--ready-file", str(ready)]
+    programs.start(COORDINATOR, [*UMBEL, *serve, *(["--helper", str(helper.card)] if helper else []), *ports])
     _until(ready.exists, lambda: programs.finished(COORDINATOR), "the coordinator to listen")
     quiet_grpc()
     with connect(operator.state, Caller(), "") as (stub, _):
@@ -146,7 +152,8 @@ def _prepare(operator: Operator, options: Options) -> list[str]:
     operator.call("models", "add", str(bundle_path(MODEL)), "--name", MODEL)
     with as_file(files(__package__) / "task.toml") as task:
         goal = ["--goal", str(options.goal), "--minimum", str(options.minimum)]
-        operator.call("tasks", "create", "--file", str(task), "--rounds", str(options.rounds), *goal)
+        how = "--private" if options.private else "--public"
+        operator.call("tasks", "create", "--file", str(task), "--rounds", str(options.rounds), how, *goal)
     count = str(options.devices)
     made = operator.call("devices", "tokens", "create", "--population", POPULATION, "--count", count, "--codes")
     codes: list[str] = made["codes"]
@@ -186,8 +193,7 @@ def _wait(
     def watch() -> None:
         look()
         board.devices_ready = sum(member.judged() > 0 for member in members)
-        for name in (COORDINATOR, HELPER, *(member.name for member in members)):
-            programs.finished(name)
+        programs.all_well()
 
     _until(done, watch, "the fleet")
 
