@@ -139,6 +139,8 @@ class Algorithm:
 
     kind: Literal["strategy", "scaffold", "fedbuff"] = "strategy"
     """Flower's strategy as the task names it; control variates (arXiv:1910.06378); a buffer (arXiv:2106.06639)."""
+    backend: Literal["onnx", "torch"] = "onnx"
+    """What trains: ONNX Runtime, or torch for a model that can't be lowered; `model` is "package.module:spec" then."""
     server_lr: Positive = 1.0
     """For "scaffold" and "fedbuff": scale of the server's step."""
     buffer: AtLeastOne = 10

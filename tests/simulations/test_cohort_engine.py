@@ -14,7 +14,7 @@ from umbel.runtime.onnx import OnnxRuntime
 from umbel_models.optimizers import SGD
 from umbel_simulations.cohort import checkpoint
 from umbel_simulations.cohort.algorithm import Stage
-from umbel_simulations.cohort.engine import onnx_backend, play, run
+from umbel_simulations.cohort.engine import backend_of, play, run
 from umbel_simulations.cohort.fedbuff import FedBuff
 from umbel_simulations.cohort.pool import Pool
 from umbel_simulations.cohort.scaffold import Scaffold
@@ -128,8 +128,9 @@ def test_what_only_a_fleet_has_is_refused(tmp_path: Path) -> None:
 
 
 def stage_of(bundle: Bundle, told: Scenario, *, with_drift: bool = False) -> Stage:
-    backend = onnx_backend(bundle, with_drift=with_drift)
-    return Stage.of(told, tiny.setting(bundle), backend, Pool(backend, 1))
+    setting = tiny.setting(bundle)
+    backend = backend_of(setting, with_drift=with_drift)
+    return Stage.of(told, setting, backend, Pool(backend, 1))
 
 
 def test_scaffolds_directions_add_up(tiny_bundle: Bundle) -> None:
@@ -178,7 +179,7 @@ def test_the_evaluation_in_pieces_is_that_of_the_whole(tiny_bundle: Bundle) -> N
     from umbel_simulations.cohort import rounds
 
     many, weights = tiny.examples(700, 1), tiny_bundle.shared_weights()
-    backend = onnx_backend(tiny_bundle)
+    backend = backend_of(tiny.setting(tiny_bundle))
     with Pool(backend, 2) as pool:
         found = rounds.evaluate(pool, backend, weights, many)
     wanted = evaluate(tiny_bundle, weights, many, OnnxRuntime())

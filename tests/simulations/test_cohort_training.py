@@ -20,6 +20,7 @@ from umbel_client import trainer
 from umbel_client.examples import Examples, Split
 from umbel_client.trainer import Job
 from umbel_models.accumulation import Accumulated
+from umbel_models.compile import compile_model
 from umbel_models.optimizers import SGD, Adam, Proximal
 from umbel_models.zoo import bundle_path
 from umbel_server import flower
@@ -84,6 +85,19 @@ def test_batches_that_are_left_over_make_a_smaller_step_as_on_a_device(tmp_path:
     call, base = rounds.Call(plan, "task", 1), bundle.shared_weights()
     worker, start = OnnxBackend(bundle).worker(), Start(base)
     for client in tiny.setting(bundle).federation.clients:
+        report = rounds.report_of(worker, client, call, start)
+        assert report is not None
+        assert_near(
+            Weights.from_vector(report.delta, base.shapes), device_update(bundle, call.job(client), client).delta
+        )
+
+
+def test_gradients_clipped_by_example_follow_the_weights_from_step_to_step(tmp_path: Path) -> None:
+    """The loop over examples stands inside the loop over steps, and must see its weights, not those at the start."""
+    bundle = compile_model(replace(tiny.spec(SGD(lr=0.1)), clip_examples=0.5), tmp_path).bundle
+    call, base = rounds.Call(Plan(batch_size=2), "task", 1), bundle.shared_weights()
+    worker, start = OnnxBackend(bundle).worker(), Start(base)
+    for client in tiny.setting(bundle).federation.clients[:3]:
         report = rounds.report_of(worker, client, call, start)
         assert report is not None
         assert_near(

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from umbel.bundle import Bundle
 from umbel.clock import Clock, SystemClock
 from umbel.digests import Digest, digest_of
 from umbel.errors import BadInput
@@ -94,7 +93,7 @@ def play(
     Raises:
         BadInput: `folder` is of another run; or the scenario asks for what its model doesn't have.
     """
-    backend = onnx_backend(setting.bundle, with_drift=scenario.algorithm.kind == "scaffold")
+    backend = backend_of(setting, with_drift=scenario.algorithm.kind == "scaffold")
     with Pool(backend, workers) as pool:
         stage = Stage.of(scenario, setting, backend, pool)
         kind = scenario.algorithm.kind
@@ -102,13 +101,17 @@ def play(
         weights, rounds = _Run(stage, algorithm, progress, folder, clock or SystemClock()).to_its_end()
         personal = None
         if scenario.algorithm.personalisation != "none":
-            personal = personalise(stage, weights, onnx_backend, workers)
+            personal = personalise(stage, weights, backend_of, workers)
         return _outcome(stage, weights, rounds, personal)
 
 
-def onnx_backend(bundle: Bundle, *, moving: Collection[str] | None = None, with_drift: bool = False) -> Backend:
-    """The back end that bundles are trained with."""
-    return OnnxBackend(bundle, moving=moving, with_drift=with_drift)
+def backend_of(setting: Setting, *, moving: Collection[str] | None = None, with_drift: bool = False) -> Backend:
+    """What a setting's model is trained with: ONNX Runtime, or torch where the setting has a spec instead of graphs."""
+    if setting.spec is None:
+        return OnnxBackend(setting.bundle, moving=moving, with_drift=with_drift)
+    from umbel_simulations.cohort.torch_backend import TorchBackend
+
+    return TorchBackend(setting.bundle, setting.spec, moving=moving, with_drift=with_drift)
 
 
 @dataclass(slots=True, eq=False)
