@@ -84,6 +84,13 @@ def build(
     ] = "onnx",
     trainable: TrainableChoice = None,
     optimizer: OptimizerChoice = None,
+    quantised: Annotated[
+        str | None,
+        typer.Option("--quantise", help="Also try to answer in fewer bits: int8, float16, with commas between."),
+    ] = None,
+    largest_drop: Annotated[
+        float, typer.Option("--largest-drop", help="How much accuracy fewer bits may cost on the spec's calibration.")
+    ] = 0.01,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Make graphs anew, and keep none.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -97,11 +104,13 @@ def build(
         model = load_spec(spec, trainable, optimizer)
         from umbel_models.cache import GraphCache  # torch takes a second to import; `inspect` needs none
         from umbel_models.compile import compile_model
+        from umbel_models.quantising import Quantise
 
+        wish = None if quantised is None else Quantise(_names(quantised), largest_drop)
         runtimes, began = _names(runtime), time.perf_counter()
-        with stages(1 + 4 * len(runtimes)) as progress:
+        with stages(1 + (4 if wish is None else 5) * len(runtimes)) as progress:
             kept = None if no_cache else GraphCache.default()
-            compiled = compile_model(model, output, runtimes, kept, progress)
+            compiled = compile_model(model, output, runtimes, kept, progress, wish)
         result = {"bundle": str(output), "digest": compiled.bundle.manifest.digest, **describe(compiled.bundle)}
         result["parity"] = {name: asdict(found) for name, found in compiled.parity.items()}
         result["seconds"] = round(time.perf_counter() - began, 2)
@@ -147,6 +156,7 @@ def check(
             "bundle": str(bundle),
             "golden_difference": dict(checked.golden),
             "golden_tolerance": opened.manifest.golden_tolerance,
+            "answers_in": dict(checked.answers_in),
         }
         if model is not None:
             result["parity"] = {name: asdict(found) for name, found in checked.parity.items()}
