@@ -52,7 +52,7 @@ class ModelSpec:
     clip_examples: float | None = None
     """The largest norm of one example's gradient, for DP-SGD; None leaves gradients as they are.
 
-    Costs a loop over the examples of a batch; ONNX Runtime alone."""
+    Costs a loop over the examples of a batch."""
     calibration: Examples | None = None
     """Real inputs and targets by name, on which graphs in fewer bits are judged; None takes the example batch."""
     labels: tuple[str, ...] = ()
