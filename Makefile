@@ -79,6 +79,7 @@ mutants: $(VENV)/.dev-installed ## Take each guard of private rounds out and see
 
 show-secrecy: $(VENV)/.dev-installed ## Play a curious leader and a curious helper, and see what each finds: nothing.
 	@"$(BIN)/python" -m tests.private.show_secrecy
+	@"$(BIN)/python" -m tests.private.look_inside
 
 pins: ## Resolve all requirements anew in a fresh environment and write constraints.txt.
 	@bash .ci/pins "$(PYTHON)"

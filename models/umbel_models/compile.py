@@ -99,9 +99,9 @@ def _compile(
             graphs, known = cache.graphs(f"{target.name}-{key}", make)
         files |= graphs
         found += [target.name] if known else []
-    golden = _golden(spec)
+    golden = golden_of(spec)
     files |= {WEIGHTS_FILE: weights.to_bytes(), GOLDEN_FILE: golden.to_bytes()}
-    manifest = _manifest(spec, state, golden, file_refs(files), backends)
+    manifest = manifest_of(spec, state, golden, file_refs(files), backends)
     with tempfile.TemporaryDirectory(prefix="umbel-compile-") as scratch:
         draft = write_bundle(Path(scratch), manifest, files)
         parity = {target.name: _gate(target, spec, draft, progress) for target in backends}
@@ -151,7 +151,7 @@ def _tracing_size(spec: ModelSpec, state: State) -> int:
     return next(size for size in range(7, 10_000) if size not in taken)
 
 
-def _golden(spec: ModelSpec) -> GoldenExamples:
+def golden_of(spec: ModelSpec) -> GoldenExamples:
     """Torch's own answers: what every runtime has to come to."""
     inputs, _ = spec.batch(min(GOLDEN_COUNT, spec.example_count))
     with torch.no_grad():
@@ -159,13 +159,14 @@ def _golden(spec: ModelSpec) -> GoldenExamples:
     return GoldenExamples(to_numpy(inputs), to_numpy(dict(zip(spec.outputs, outputs, strict=True))))
 
 
-def _manifest(
+def manifest_of(
     spec: ModelSpec,
     state: State,
     golden: GoldenExamples,
     files: Mapping[str, FileRef],
     backends: Sequence[Backend],
 ) -> Manifest:
+    """What stands in the manifest of a model with graphs for some runtimes, or for none."""
     return Manifest(
         model=spec.name,
         inputs=_batched(spec.inputs),

@@ -128,6 +128,7 @@ GUARDS: Final = (
     Mutant("a token's expiry", _PEOPLE, " or found[1] < self._clock.now()", ""),
     Mutant("a token's population", _PEOPLE, "found[0] != population or ", ""),
     Mutant("a token's single use", _PEOPLE, "if found[2] is not None and found[2] != public_key:", "if False:"),
+    Mutant("enrolment of the revoked", _PEOPLE, "if not self._records.is_participant(public_key):", "if False:"),
     Mutant("renewal of the revoked", _PEOPLE, "if not self._records.is_participant(certificate.public_key):", "if False:"),
     # The descriptor.
     Mutant("the helper's countersignature", _DESCRIPTOR, '    verify_signature(helper, signed.helper_signature, _HELPER + signed.statement, "the round descriptor")\n', ""),
