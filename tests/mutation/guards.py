@@ -14,6 +14,8 @@ class Mutant:
     file: str
     before: str
     after: str
+    tests: tuple[str, ...] = ("tests/private",)
+    """Those that have to notice."""
 
 
 _SUM: Final = "protos/umbel/secure_sum.py"
