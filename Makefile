@@ -68,6 +68,9 @@ bench-private: $(VENV)/.dev-installed ## Measure private rounds: device, leader 
 bench-deltas: $(VENV)/.dev-installed ## Measure deltas between versions: sizes, accuracy of int8, time and memory to rebuild.
 	@"$(BIN)/python" -m tests.benchmarks deltas $(BENCH_ARGS)
 
+bench-runtime: $(VENV)/.dev-installed ## Measure the zoo's bundles against torch: speed by batch, memory, compiling.
+	@"$(BIN)/python" -m tests.benchmarks runtime predictor $(BENCH_ARGS)
+
 bench-simulation: $(VENV)/.dev-installed ## Measure simulations against FedJAX, pfl-research, Flower on Ray and bare loops.
 	@"$(BIN)/python" -m tests.benchmarks simulation $(BENCH_ARGS)
 
@@ -79,6 +82,7 @@ mutants-releases: $(VENV)/.dev-installed ## The same with the guards of releases
 
 show-secrecy: $(VENV)/.dev-installed ## Play a curious leader and a curious helper, and see what each finds: nothing.
 	@"$(BIN)/python" -m tests.private.show_secrecy
+	@"$(BIN)/python" -m tests.private.look_inside
 
 pins: ## Resolve all requirements anew in a fresh environment and write constraints.txt.
 	@bash .ci/pins "$(PYTHON)"

@@ -139,7 +139,7 @@ class Adoption:
             raise RuntimeFailure(f"testing it took this device's process down {TRIES} times")
         memory.put(replace(memory.state, attempt=(offer.execution, tries)))
         active = self._kit.shelf.slots.active
-        taken_back = active is not None and offered.listed.from_number == active.number
+        taken_back = active is not None and offered.listed.takes_back(active.number)
         trial = Trial(offer.execution, self._kit.clock.now())
         return await self._judge(offered.release, deltas, trial=trial, taken_back=taken_back)
 

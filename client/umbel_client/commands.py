@@ -29,7 +29,7 @@ from umbel_client.files import Disk
 from umbel_client.idle import Waiting
 from umbel_client.importing import import_npz
 from umbel_client.kit import Memory
-from umbel_client.opening import examples_on_disk, runtime_of
+from umbel_client.opening import examples_on_disk, mirror_of, runtime_of
 from umbel_client.participation import enrol_at_helper
 from umbel_client.private import Pinned, in_words, load_pinned, save_pinned
 from umbel_client.report import describe, read_report
@@ -208,6 +208,7 @@ def _device(options: argparse.Namespace) -> Device:
         status=FileStatus(status_file) if status_file else None,
         examples=examples_on_disk(_home(options), config.examples),
         runtime=runtime_of(config.runtime),
+        mirror=mirror_of(config.mirror),
         privacy=config.privacy,
     )
 

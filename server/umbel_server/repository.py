@@ -92,6 +92,10 @@ class Repository:
             raise NotFound(f"there is no metadata file {name[:80]!r}")
         return path.read_bytes()
 
+    def names(self) -> list[str]:
+        """All metadata files."""
+        return sorted(path.name for path in self._folder.iterdir() if _FILE.fullmatch(path.name))
+
     @property
     def first_root(self) -> bytes:
         """What devices pin when they enrol; root metadata lead from it to the newest."""

@@ -1,4 +1,4 @@
-"""Optimisers, frozen weights, several inputs and outputs: the choices a spec offers pass the same gate."""
+"""Optimisers, frozen weights, running statistics: the choices a spec offers pass the same gate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import nn
 
 from umbel.bundle import Bundle
 from umbel.runtime.onnx import OnnxRuntime
@@ -84,39 +84,6 @@ def test_a_successor_keeps_the_frozen_weights_of_its_parent(tmp_path: Path) -> N
     assert np.array_equal(weights["f_hidden.weight"], parent.weights()["f_hidden.weight"])
     assert np.array_equal(weights["p_head.bias"], 2 * parent.weights()["p_head.bias"])
     assert manifest.graphs == parent.manifest.graphs
-
-
-class TwoHeads(nn.Module):
-    """Two inputs in, two outputs out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.Linear(3, 4), nn.Linear(2, 4)
-
-    def forward(self, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
-        mixed = torch.tanh(self.left(near) + self.right(far))
-        return mixed, mixed.mean(1)
-
-
-def two_losses(output: tuple[Tensor, Tensor], pattern: Tensor, level: Tensor) -> Tensor:
-    return F.mse_loss(output[0], pattern) + F.mse_loss(output[1], level)
-
-
-def test_several_inputs_targets_and_outputs_keep_their_names(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    spec = ModelSpec(
-        "two-heads",
-        TwoHeads(),
-        two_losses,
-        {"near": torch.randn(6, 3), "far": torch.randn(6, 2)},
-        {"pattern": torch.randn(6, 4), "level": torch.randn(6)},
-        outputs=("mixed", "mean"),
-        metrics={"error": lambda output, _, level: (output[1] - level).abs().sum()},
-    )
-    bundle = compile_model(spec, tmp_path).bundle
-    assert bundle.manifest.metrics == ("loss", "error", "examples")
-    answers = OnnxRuntime().infer(bundle, bundle.weights())(bundle.golden().inputs)
-    assert {name: array.shape for name, array in answers.items()} == {"mixed": (6, 4), "mean": (6,)}
 
 
 def test_running_statistics_travel_with_the_weights(tmp_path: Path) -> None:

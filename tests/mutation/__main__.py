@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.mutation import guards, releases
+from tests.mutation import access, guards, releases, rollouts
 from tests.mutation.guards import Mutant
 
 ROOT: Final = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ PROOFS: Final = {
     "releases": "import umbel_client.device, umbel_client.tuf_files, umbel_server.app",
 }
 """That a mutant still is a program."""
-LISTS: Final = {"private": guards.GUARDS, "releases": releases.GUARDS}
+LISTS: Final = {"private": guards.GUARDS, "releases": (*releases.GUARDS, *rollouts.GUARDS, *access.GUARDS)}
 SECONDS: Final = 600.0
 
 

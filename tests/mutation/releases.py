@@ -1,11 +1,10 @@
-"""The guards of releases, rollouts, trust on the device and access, each with the tests that have to notice it gone."""
+"""The guards of releases on the device: trust, accept test, trial, shelf, deltas; and the tests that notice."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
-from tests.mutation.guards import Mutant
+from tests.mutation.guards import of
 
 _OFFERS: Final = ("tests/rollouts/test_offer_attacks.py",)
 _LISTING: Final = ("tests/server/test_release_attacks.py", "tests/server/test_release_keys.py")
@@ -18,42 +17,17 @@ _TRIAL: Final = (
     "tests/rollouts/test_rollout_end_to_end.py",
 )
 _DELTAS: Final = ("tests/protos/test_delta.py",)
-_MACHINE: Final = ("tests/server/test_rollout_machine.py", "tests/server/test_gates.py")
-_STEERING: Final = (
-    "tests/rollouts/test_offers.py",
-    "tests/rollouts/test_experiments.py",
-    "tests/rollouts/test_controller_restart.py",
-    "tests/rollouts/test_rollout_end_to_end.py",
-)
-_DESK: Final = (
-    "tests/rollouts/test_offers.py",
-    "tests/rollouts/test_controller_restart.py",
-    "tests/rollouts/test_quantised_releases.py",
-    "tests/server/test_registry.py",
-    "tests/server/test_cli_releases.py",
-)
-_AUDIT: Final = ("tests/server/test_audit.py", "tests/rollouts/test_witness.py")
-_CALLS: Final = ("tests/server/test_requests.py", "tests/rollouts/test_controller_restart.py")
-_DEVICES: Final = ("tests/server/test_access.py", "tests/server/test_authority.py", "tests/server/test_requests.py")
-_PEOPLE: Final = ("tests/server/test_access_operators.py", "tests/server/test_admin.py")
-_TOKENS: Final = ("tests/server/test_tokens.py", "tests/server/test_tokens_live.py")
-
-
-def _of(file: str, tests: tuple[str, ...], *guards: tuple[str, str, str]) -> Iterator[Mutant]:
-    for name, before, after in guards:
-        yield Mutant(name, file, before, after, tests)
-
 
 GUARDS: Final = (
     # Trust on the device: offers, releases, the listing.
-    *_of(
+    *of(
         "protos/umbel/offer.py", _OFFERS,
         ("an offer's signature", "        Ed25519PublicKey.from_public_bytes(public_key).verify(signed.signature, LABEL + signed.statement)\n", "        pass\n"),
         ("an offer's purpose", 'LABEL = b"umbel-offer/1\\0"', 'LABEL = b"umbel-release/1\\0"'),
         ("an offer's device", "if offer.device != device:", "if False:"),
         ("an offer's end", "if now >= offer.expires_at:", "if False:"),
     ),
-    *_of(
+    *of(
         "client/umbel_client/offered.py", _OFFERS,
         ("an offer's end by the listing's time", "max(kit.clock.now(), listing.time_floor)", "kit.clock.now()"),
         ("an offer that was followed", "if offer.execution in kit.memory.state.executions:", "if False:"),
@@ -62,31 +36,31 @@ GUARDS: Final = (
         ("an offer's content", "if listed.bundle != offer.bundle:", "if False:"),
         ("an offer's channel", "if listed.channel != kit.identity.channel:", "if False:"),
     ),
-    *_of(
+    *of(
         "client/umbel_client/device.py", _OFFERS,
         ("a bare release where a listing is pinned", "        if listing is None:\n            if answer.newest is None:", "        if answer.newest is not None or listing is None:\n            if answer.newest is None:"),
     ),
-    *_of(
+    *of(
         "protos/umbel/release.py", _TRUST,
         ("a release's key", "if signed.key_id != key_id_of(public_key):", "if False:"),
         ("a release's signature", "        Ed25519PublicKey.from_public_bytes(public_key).verify(signed.signature, LABEL + signed.statement)\n", "        pass\n"),
         ("a release's number", "if release.number < newest_known:", "if False:"),
     ),
-    *_of(
+    *of(
         "client/umbel_client/trust.py", _TRUST,
         ("a release's channel", "if release.channel != self.channel:", "if False:"),
         ("a release's model", "if self.model and release.model != self.model:", "if False:"),
         ("a release seen before", "            require_newer(release, seen.number)\n", ""),
         ("one number, one content", "if release.number == seen.number and release.bundle != seen.bundle:", "if False:"),
     ),
-    *_of(
+    *of(
         "protos/umbel/listing.py", ("tests/protos/test_listing.py",),
         ("a release under its own path", "target_path(release.model, release.number) != path or ", ""),
         ("a manifest's size", "length > MAX_MANIFEST_BYTES or ", ""),
         ("numbers of a release", " or isinstance(value, bool)", ""),
         ("a version of a release", " or release.version < 1", ""),
     ),
-    *_of(
+    *of(
         "client/umbel_client/listing.py", _LISTING,
         ("time doesn't go back", "max(now, self.time_floor)", "now"),
         ("a stolen key's date", "signed if by & set(trusted) and", "signed if by and"),
@@ -94,12 +68,12 @@ GUARDS: Final = (
         ("the pinned root", "bootstrap=self._root,", "bootstrap=None,"),
         ("a release that isn't listed", "if target is None:\n            raise", "if False:\n            raise"),
     ),
-    *_of(
+    *of(
         "client/umbel_client/tuf_files.py", _LISTING,
         ("endless metadata", "if len(data) > max_length:", "if False:"),
     ),
     # The device: accept test, trial, shelf.
-    *_of(
+    *of(
         "client/umbel_client/adoption.py", _TRIAL,
         ("content that failed here", "if offered.listed.bundle in self._kit.shelf.slots.blocked:", "if False:"),
         ("a test that kills the process", "if tries > TRIES:", "if False:"),
@@ -109,7 +83,7 @@ GUARDS: Final = (
         ("an execution is followed once", "memory.state.with_outcome(outcome).with_execution(offer.execution)", "memory.state.with_outcome(outcome)"),
         ("a trial for what is offered", "deltas, trial=trial, taken_back", "deltas, trial=None, taken_back"),
     ),
-    *_of(
+    *of(
         "client/umbel_client/slots.py", _SHELF,
         ("a try is spent before a load", "tries_left=self.trial.tries_left - 1", "tries_left=self.trial.tries_left"),
         ("no tries, no load", "if self.trial.tries_left <= 0:", "if False:"),
@@ -117,11 +91,11 @@ GUARDS: Final = (
         ("what failed is blocked", "blocked=blocked, reverted=told", "reverted=told"),
         ("tries come back with an answer", "replace(self.trial, tries_left=TRIES)", "self.trial"),
     ),
-    *_of(
+    *of(
         "client/umbel_client/device.py", _SHELF,
         ("a trial's time", "if kit.clock.now() - trial.since >= kit.personal.trial_seconds:", "if True:"),
     ),
-    *_of(
+    *of(
         "client/umbel_client/shelf.py", _SHELF,
         ("a blob that rotted", "        if digest_of_file(path) != digest:", "        if False:"),
         ("bytes that aren't those asked for", "        if found != digest:", "        if False:"),
@@ -129,11 +103,11 @@ GUARDS: Final = (
         ("blobs in a slot stay", "if path.name not in pinned]", "if True]"),
         ("personal weights go with their slot", "if own is not None and own.weights not in _own_weights(slots):", "if False:"),
     ),
-    *_of(
+    *of(
         "client/umbel_client/files.py", _SHELF,
         ("whole or not at all", "beside = path.with_name(path.name + BESIDE)", "beside = path"),
     ),
-    *_of(
+    *of(
         "client/umbel_client/fetching.py", ("tests/client/test_fetching.py", "tests/client/test_deltas.py"),
         ("not a byte more than promised", "                    if offset > size:\n                        break\n", ""),
         ("a delta that saves too little", "is_worth_it(delta.size, ref.size) and ", ""),
@@ -141,7 +115,7 @@ GUARDS: Final = (
         ("a bad delta is done without", "        except (UmbelError, OSError):\n", "        except NotImplementedError:\n"),
         ("only its own runtime's graphs", "manifest.files_for(self._runtime)", "manifest.files"),
     ),
-    *_of(
+    *of(
         "protos/umbel/delta.py", _DELTAS,
         ("what a delta made", "if digest.hexdigest() != target.digest:", "if False:"),
         ("a delta's form", "if magic != MAGIC:", "if False:"),
@@ -156,250 +130,5 @@ GUARDS: Final = (
         ("a segment's length", "if not 0 < made <= left:", "if False:"),
         ("endless segments", "range(MAX_SEGMENTS)", "range(1 << 40)"),
         ("seventy per cent", "delta_size * 10 < full_size * 7", "delta_size * 10 <= full_size * 7"),
-    ),
-    # The state machine.
-    *_of(
-        "server/umbel_server/rollout.py", _MACHINE,
-        ("stages", "if rollout.stage not in ALLOWED[action]:", "if False:"),
-        ("a second person approves", "    _require_second_person(rollout, actor)\n    if subject", "    if subject"),
-        ("the last editor is no second person", "in (rollout.author, rollout.last_editor)", "in (rollout.author,)"),
-        ("the author is no second person", "in (rollout.author, rollout.last_editor)", "in (rollout.last_editor,)"),
-        ("what is approved", "if subject != rollout.spec.subject:", "if False:"),
-        ("an edit voids the approval", 'approved_by="", approved_subject="", reason="edited"', 'reason="edited"'),
-        ("an edit has to be submitted", "rollout, Stage.DRAFT, spec=spec", "rollout, rollout.stage, spec=spec"),
-        ("approved as it stands", "if rollout.approved_subject != rollout.spec.subject:", "if False:"),
-        ("a scheduled start", "if now < rollout.spec.start_at:", "if False:"),
-        ("a second person promotes", '    _require("promote", rollout)\n    _require_second_person(rollout, actor)\n', '    _require("promote", rollout)\n'),
-        ("a second person resumes what a gate stopped", "    if rollout.stopped_by_gate:\n        _require_second_person(rollout, actor)\n", ""),
-        ("a wave that a person confirms", "if rollout.spec.arms or (rollout.share and rollout.share.promotion is Promotion.MANUAL):", "if rollout.spec.arms:"),
-        ("an experiment ends by a person", "if rollout.spec.arms or (", "if ("),
-        ("a failed gate goes back", "stage = Stage.ROLLING_BACK if back else Stage.PAUSED", "stage = Stage.PAUSED"),
-        ("a failed gate pauses by policy", "stage = Stage.ROLLING_BACK if back else Stage.PAUSED", "stage = Stage.ROLLING_BACK"),
-        ("a gate that knows nothing pauses", "        case Decision.INCONCLUSIVE:\n            return _next(rollout, Stage.PAUSED, reason", "        case Decision.INCONCLUSIVE:\n            return _next(rollout, Stage.RUNNING, reason"),
-        ("a gate's stop is remembered", "return _next(rollout, stage, reason=judgement.explain(), stopped_by_gate=True)", "return _next(rollout, stage, reason=judgement.explain())"),
-        ("the revision seen", "if rollout.revision != expected:", "if False:"),
-        ("wave after wave", "wave=rollout.wave + 1, wave_opened_at=now", "wave=rollout.wave + 1"),
-    ),
-    *_of(
-        "server/umbel_server/rollout_spec.py", _MACHINE,
-        ("a wave's share", "self.lab != (self.percent == 0) or not 0 <= self.percent <= 100", "False"),
-        ("a wave's times", "if not 0 <= self.soak_seconds <= self.deadline_seconds < float(\"inf\"):", "if False:"),
-        ("a wave at all", "if not self.waves:", "if False:"),
-        ("waves that rise", "sorted(set(shares)) != shares or ", ""),
-        ("a lab", "if any(wave.lab for wave in self.waves) and not self.lab:", "if False:"),
-        ("releases that rise", "self.release <= self.from_release or ", ""),
-        ("a way back that is higher", "self.revert_release and self.revert_release <= self.release", "False"),
-        ("who is held back", "if not 0 <= self.hold_back_percent < 100:", "if False:"),
-        ("an experiment's arms", "len(self.arms) < 2 or ", ""),
-        ("an experiment's weights", "any(arm.weight <= 0 for arm in self.arms)", "False"),
-    ),
-    *_of(
-        "server/umbel_server/gates.py", _MACHINE,
-        ("the ceiling's devices", "failed >= policy.ceiling_devices and ", ""),
-        ("the ceiling's share", " and failed > policy.ceiling_share * offered", ""),
-        ("at the ceiling isn't above it", "failed > policy.ceiling_share * offered", "failed >= policy.ceiling_share * offered"),
-        ("rejections", "return Finding(\"rejections\", Decision.FAIL if enough else Decision.CONTINUE, words)", "return Finding(\"rejections\", Decision.PASS, words)"),
-        ("a failure is no rejection", "exposure.answered and not exposure.failed]", "exposure.answered]"),
-        ("one failing device alone", "failed >= min(policy.ceiling_devices, 2)", "True"),
-        ("evidence stops", "Decision.FAIL if wealth >= 1 / alpha and several", "Decision.FAIL if False and several"),
-        ("several devices", "wealth >= 1 / alpha and several", "wealth >= 1 / alpha"),
-        ("all tests together", "alpha = policy.alpha / TESTS", "alpha = 0.4"),
-        ("a soak time", "if look.soaked and decisions == {Decision.PASS}:", "if decisions <= {Decision.PASS, Decision.CONTINUE}:"),
-        ("a deadline", "Decision.INCONCLUSIVE if look.last else", "Decision.CONTINUE if look.last else"),
-        ("enough answers", "enough = look.soaked and answered >= needed", "enough = look.soaked"),
-        ("devices that haven't come yet", "max(min(policy.least_answers, look.members), ", "max(0, "),
-        ("a share of answers", "math.ceil(policy.least_answer_share * offered)", "0"),
-        ("drift before the soak time", "enough = look.soaked and len(theirs)", "enough = len(theirs)"),
-        ("a control of enough devices", "len(theirs) >= LEAST_CONTROL * len(ours)", "True"),
-        ("the control's failures", "return min(beside, above_evidence(ours, len(canaries), expected))", "return above_evidence(ours, len(canaries), expected)"),
-        ("the usual failures", "return min(beside, above_evidence(ours, len(canaries), expected))", "return beside"),
-        ("evidence for a margin", "Decision.PASS if wealth >= 20 else Decision.CONTINUE", "Decision.PASS"),
-        ("absurd measurements", "max(RATIO_BOUNDS[0], min(RATIO_BOUNDS[1], math.log2(ratio)))", "math.log2(ratio)"),
-    ),
-    *_of(
-        "server/umbel_server/evidence.py", _MACHINE,
-        ("shares of arms", "    return statistic <= freedom", "    return True or statistic <= freedom"),
-        ("bounded bets", "(min(high, max(low, x)) - limit)", "(x - limit)"),
-    ),
-    *_of(
-        "server/umbel_server/waves.py", _MACHINE,
-        ("a group", "    if spec.only and device not in spec.only:\n        return None\n", ""),
-        ("who is held back stays out", "device) < spec.hold_back_percent * 100:", "device) < 0:"),
-        ("waves that aren't open", "wave is not None and wave <= rollout.wave", "wave is not None"),
-        ("each rollout its own places", "place = bucket(rollout.salt, device)", 'place = bucket("", device)'),
-        ("a lab alone", "if device in spec.lab if wave.lab else", "if True if wave.lab else"),
-    ),
-    # Offers, answers, steering.
-    *_of(
-        "server/umbel_server/offers.py", _STEERING,
-        ("a hold", "        if model in self.standing.held:\n            return None\n", ""),
-        ("only what is listed", "if release is None or wanted.number", "if wanted.number"),
-        ("only what is newer", "or wanted.number <= check_in.release:", "or False:"),
-        ("who answered isn't asked again", "if known is not None and not _may_be_asked_again(known):", "if False:"),
-        ("a stopped rollout offers nothing", "if rollout.offers and rollout.stage not in GOING_BACK and takes", "if rollout.stage not in GOING_BACK and takes"),
-        ("waves choose", "not in GOING_BACK and takes(rollout, device):", "not in GOING_BACK:"),
-        ("only who has it goes back", "if rollout.stage in GOING_BACK and self._has(connection, rollout, device, check_in):", "if False:"),
-    ),
-    *_of(
-        "server/umbel_server/executions.py", ("tests/rollouts/test_executions.py",),
-        ("a foreign answer", "EXECUTIONS.c.id == told.execution, EXECUTIONS.c.device == device)", "EXECUTIONS.c.id == told.execution)"),
-        ("stories", " or told.outcome not in _ANSWERS_TO.get(before, ())", ""),
-        ("withdrawn offers", "connection.execute(EXECUTIONS.update().where(this).values(outcome=WITHDRAWN))", "del this"),
-    ),
-    *_of(
-        "server/umbel_server/steering.py", _STEERING,
-        ("one controller at a time", "return now < self._leads_until", "return True"),
-        ("one rollout moves a device", "            elif other.stage in rollout.UNDER_WAY:\n", "            elif False:\n"),
-        ("nobody is left", "if left and found.spec.revert_release and now < deadline:", "if False:"),
-        ("the channel goes back too", "if spec.revert_release and self.desk.head(connection, spec.model, spec.channel) == number:", "if False:"),
-        ("success moves the channel", "            if after.stage is Stage.SUCCEEDED:\n                self.desk.open(connection, found.spec", "            if False:\n                self.desk.open(connection, found.spec"),
-        ("a request is carried out once", "if enter(connection, Call(request_id), actor, action, rollout_id, now) is not None:", "if enter(connection, Call(request_id), actor, action, rollout_id, now) is not None and False:"),
-        ("an experiment with wrong shares", "if not arms_match(sizes, [arm.weight for arm in found.spec.arms]):", "if False:"),
-    ),
-    *_of(
-        "server/umbel_server/rollout_records.py", _STEERING,
-        ("the lease", "if row.holder != holder and now < row.until:", "if False:"),
-        ("a step on an old revision", "(ROLLOUTS.c.id == before.id) & (ROLLOUTS.c.revision == before.revision)", "(ROLLOUTS.c.id == before.id)"),
-        ("an id is used once", "if connection.scalar(sa.select(ROLLOUTS.c.id).where(ROLLOUTS.c.id == rollout.id)):", "if False:"),
-    ),
-    *_of(
-        "server/umbel_server/fleet.py", ("tests/rollouts/test_offers.py", "tests/rollouts/test_controller_crashes.py"),
-        ("devices of all processes", "return sorted((written | {", "return sorted(({"),
-        ("revoked devices are in no wave", "LATELY_SECONDS}) - denied)", "LATELY_SECONDS}))"),
-    ),
-    *_of(
-        "server/umbel_server/rollout_verbs.py", (*_STEERING, *_DESK),
-        ("a rollout of what is listed", "        if missing:", "        if False:"),
-        ("no publishing past a rollout", "if (other := _under_way(connection, model, channel)) is not None:", "if False:"),
-        ("a canary in a small fleet", "if any(wave_of(trial, device) == 0 for device in known):", "if True:"),
-    ),
-    *_of(
-        "server/umbel_server/releases.py", _DESK,
-        ("the rounds' own channels", "if channel in (TRAINING, CANDIDATE):", "if False:"),
-        ("only accepted versions go out", "        require_releasable(version)\n", ""),
-        ("a channel's numbers rise", "if number < before:", "if False:"),
-        ("the revision of a listing", '            require_revision(connection, call, "release.sign", model)\n', ""),
-        ("a listing is submitted once", 'if answered(connection, call, actor, "release.sign", model) is not None:', "if False:"),
-    ),
-    *_of(
-        "server/umbel_server/repository.py", _LISTING,
-        ("enough signatures", "        self._verify(role, metadata)\n", ""),
-        ("one successor", "if metadata.signed.version != current + 1:", "if False:"),
-        ("a number is listed once", "            if path in metadata.signed.targets:\n", "            if False:\n"),
-        ("listed numbers rise", "release.number < newest:", "False:"),
-        ("only metadata are handed out", "not _FILE.fullmatch(name) or ", ""),
-        ("the root's own keys", '            if role == "root":\n                metadata.verify_delegate(role, metadata)\n', ""),
-        ("the keys before", '(role in RULES and metadata.signed.version > 1) or role == "targets"', 'role == "targets"'),
-        ("a stolen online key ends", '        elif (self._folder / "timestamp.json").exists():', "        elif False:"),
-        ("a model's own paths", 'paths=[f"models/{model}/*"]', 'paths=["models/*/*"]'),
-        ("signers are named once", "if model in self.models():", "if False:"),
-    ),
-    # What happened, and who may.
-    *_of(
-        "server/umbel_server/audit.py", _AUDIT,
-        ("a deleted row", "if row.sequence != length + 1:", "if False:"),
-        ("the row before", "row.previous != previous or ", ""),
-        ("an edited row", "row.previous != previous or row.hash != row.expected_hash()", "row.previous != previous"),
-    ),
-    *_of(
-        "server/umbel_server/checkpoints.py", _AUDIT,
-        ("a log that was cut off", "        if len(leaves) < checkpoint.size:\n", "        if False:\n"),
-        ("a log that was written anew", "if merkle_root(leaves[: checkpoint.size]) != checkpoint.root:", "if False:"),
-        ("a note's signature", "        Ed25519PublicKey.from_public_bytes(public_key).verify(signed[4:], checkpoint.text.encode())\n", "        pass\n"),
-        ("a note's log and key", 'if (origin, name, dash) != (ORIGIN, ORIGIN, "\\N{EM DASH}") or signed[:4] != _key_hash(public_key):', "if False:"),
-        ("leaves aren't nodes", 'b"\\1" + left + right', "left + right"),
-    ),
-    *_of(
-        "server/umbel_server/requests.py", _CALLS,
-        ("one request id, one call", "if (row.actor, row.action, row.subject, row.body or \"\") != (actor, action, subject, call.body):", "if False:"),
-        ("what was asked for", '(row.actor, row.action, row.subject, row.body or "") != (actor, action, subject, call.body)', "(row.actor, row.action, row.subject) != (actor, action, subject)"),
-        ("the newest revision", "    if found != call.expected_revision:", "    if False:"),
-        ("a request id's form", '    fields.name(request_id, "request id")\n', ""),
-        ("a request id's length", "if len(request_id) > MAX_ID_CHARS:", "if False:"),
-        ("an answer that was given", "    if before is not None:\n        return before\n", ""),
-    ),
-    *_of(
-        "server/umbel_server/access.py", _DEVICES,
-        ("a device's certificate", "        if certificate is None:", "        if False:"),
-        ("a revoked device", '        if self._is_revoked(peer.id):\n', "        if False:\n"),
-        ("a revoked key enrols", "        if self._is_revoked(device):\n            raise EnrolmentRefused", "        if False:\n            raise EnrolmentRefused"),
-        ("attestation", "        self._attestation.verify(attestation, device)\n", ""),
-        ("an attestation's size", "if len(attestation) > MAX_ATTESTATION_BYTES:", "if False:"),
-        ("a token's end", ", TOKENS.c.expires_at > now, unused_or_own", ", unused_or_own"),
-        ("a token's single use", "TOKENS.c.expires_at > now, unused_or_own", "TOKENS.c.expires_at > now"),
-        ("a guessed token", "    if claimed.rowcount != 1:\n", "    if False:\n"),
-        ("a key's population", "if known is not None and known != population:", "if False:"),
-        ("renewal of another key", "if id_of_key(key_of_request(request)) != device.id:", "if False:"),
-        ("tokens aren't kept", 'return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()', "return token"),
-        ("how many tokens", "if not 1 <= count <= TOKENS_AT_ONCE:", "if False:"),
-        ("how long tokens live", "if not 0 < seconds <= MAX_TOKEN_SECONDS:", "if False:"),
-        ("denied by another process", "        if not 0 <= self._clock.now() - self._looked_at < self._look_seconds:\n", "        if False:\n"),
-        ("nothing convinces by default", '        del evidence\n        raise EnrolmentRefused(f"device {device} can\'t enrol', '        return\n        raise EnrolmentRefused(f"device {device} can\'t enrol'),
-    ),
-    *_of(
-        "server/umbel_server/authority.py", _DEVICES,
-        ("a certificate's kind", "if peer.kind is not kind:", "if False:"),
-        ("a certificate's time", "if not peer.not_before <= now < peer.not_after:", "if False:"),
-        ("a certificate's issuer", "        certificate.verify_directly_issued_by(issuer)\n", ""),
-        ("a certificate's own id", ' or matched["id"] != identity', ""),
-        ("a certificate's purpose", " or list(purposes) != [ExtendedKeyUsageOID.CLIENT_AUTH]", ""),
-        ("proof of a key", "    if not proven:\n", "    if False:\n"),
-        ("kinds of keys", "if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, _CURVES):", "if False:"),
-    ),
-    *_of(
-        "server/umbel_server/roles.py", _PEOPLE,
-        ("a method without a row", "    if allowed is None:\n", "    if False:\n"),
-        ("a role's reach", "    if role not in allowed:\n", "    if False:\n"),
-        ("absent reaches nowhere", "return role in ALLOWED.get(method, ())", "return role in ALLOWED.get(method, tuple(Role))"),
-    ),
-    *_of(
-        "server/umbel_server/operators.py", _PEOPLE,
-        ("an operator's certificate", "        if certificate is None:", "        if False:"),
-        ("an operator's role", "        require_role(method, operator.role)\n", ""),
-        ("an unknown or revoked operator", "if operator is None or operator.revoked_at is not None:", "if operator is None:"),
-        ("the first admin only", "        if not self._known:\n", "        if True:\n"),
-        ("the last admin", "        if admins == [found]:\n", "        if False:\n"),
-        ("a name is given once", "if any(other.name == called for other in self._known.values()):", "if False:"),
-        ("a key keeps its role", "elif (known.name, known.role, known.revoked_at) != (called, role, None):", "elif False:"),
-    ),
-    *_of(
-        "server/umbel_server/operators.py", _TOKENS,
-        ("a token that ends during a call", "elif self._clock.now() >= operator.until:", "elif False:"),
-    ),
-    *_of(
-        "server/umbel_server/tokens.py", _TOKENS,
-        ("a token's length", "if not 0 < len(token) <= MAX_TOKEN_CHARS:", "if False:"),
-        ("a token's algorithm", 'if header.get("alg") not in rules.algorithms or header["alg"] not in ASYMMETRIC:', 'if header["alg"] not in ASYMMETRIC:'),
-        ("shared secrets", ' or header["alg"] not in ASYMMETRIC:', ":"),
-        ("critical extensions", '    if "crit" in header:', "    if False:"),
-        ("a token's key", "if not isinstance(kid, str) or not kid:", "if False:"),
-        ("a token's issuer", 'if claims.get("iss") != rules.issuer:', "if False:"),
-        ("a token's audience", 'if rules.audience not in _texts(claims.get("aud")):', "if False:"),
-        ("a token's tenant", "        if claims.get(claim) != value:", "        if False:"),
-        ("a token's subject", "if not isinstance(subject, str) or not 0 < len(subject) <= MAX_SUBJECT_CHARS or not _plain(subject):", "if False:"),
-        ("a token's groups", "    if not roles:\n", "    if False:\n"),
-        ("a token's signature", '    "verify_signature": True,', '    "verify_signature": False,'),
-        ("an RSA key's length", 'if key["kty"] == "RSA" and public.key.key_size < LEAST_RSA_BITS:', "if False:"),
-        ("a key's family", 'key.get("kty") != ASYMMETRIC[algorithm] or ', ""),
-        ("a key's algorithm", ' or key.get("alg", algorithm) != algorithm:', ":"),
-        ("a key's use", 'if uses != "sig" or not isinstance(operations, list) or "verify" not in operations:', "if False:"),
-        ("a token's expiry", 'if now >= times["exp"] + SKEW_SECONDS:', "if False:"),
-        ("a token before its time", 'if now < max(times["iat"], times.get("nbf", 0.0)) - SKEW_SECONDS:', "if False:"),
-        ("a token's age", 'if now - times["iat"] > rules.longest_seconds:', "if False:"),
-        ("a token that says its times", 'if not {"exp", "iat"} <= times.keys() or any(not _is_time(value) for value in times.values()):', "if False:"),
-        ("algorithms of settings", "    if wrong or not found:\n", "    if False:\n"),
-    ),
-    *_of(
-        "server/umbel_server/provider.py", _TOKENS,
-        ("old keys", "if self._clock.now() - known.at > KEPT_SECONDS:", "if False:"),
-        ("a withdrawn key", "stale = kid not in known.keys or now - known.at > FRESH_SECONDS", "stale = kid not in known.keys"),
-        ("asking again and again", "return stale and now - known.tried_at >= PAUSE_SECONDS", "return stale"),
-        ("another issuer's document", 'if discovered.get("issuer") != self._issuer:', "if False:"),
-        ("how many keys", " or len(entries) > MAX_KEYS:", ":"),
-        ("two keys of one id", "    if len(found) != len(named):", "    if False:"),
-        ("keys over https", 'not isinstance(address, str) or not address.startswith("https://")', "not isinstance(address, str)"),
-        ("a slow provider", "await asyncio.wait_for(asyncio.to_thread(call.run), self._seconds)", "await asyncio.to_thread(call.run)"),
-        ("an endless document", "if len(document) > MAX_BYTES:", "if False:"),
-        ("redirects", "    if answer.status != http.HTTPStatus.OK:\n", "    if False:\n"),
     ),
 )  # fmt: skip

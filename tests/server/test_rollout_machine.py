@@ -180,7 +180,7 @@ def test_a_rollout_that_succeeded_can_still_be_rolled_back() -> None:
 
 def test_an_experiment_ends_only_when_a_person_ends_it() -> None:
     arms = (ExperimentArm(3, 1.0), ExperimentArm(4, 1.0))
-    spec = dataclasses.replace(SPEC, waves=(Wave(100.0),), arms=arms)
+    spec = dataclasses.replace(SPEC, waves=(Wave(100.0),), arms=arms, from_release=2)
     assert steps.judged(_running(spec), PASS, 2.0).stage is Stage.AWAITING_PROMOTION
 
 
@@ -202,6 +202,10 @@ def test_somebody_elses_change_in_between_is_noticed() -> None:
         {"revert_release": 4},
         {"hold_back_percent": 100.0},
         {"arms": (ExperimentArm(4, 1.0),)},
+        {"arms": (ExperimentArm(4, 1.0), ExperimentArm(4, 1.0))},
+        {"arms": (ExperimentArm(3, 1.0), ExperimentArm(4, 1.0))},
+        {"arms": (ExperimentArm(4, 1.0), ExperimentArm(5, 1.0))},
+        {"arms": (ExperimentArm(4, 1.0), ExperimentArm(2, float("inf"))), "from_release": 1},
     ],
 )
 def test_a_spec_that_makes_no_sense_is_refused(changes: dict[str, object]) -> None:
@@ -270,7 +274,7 @@ GOLDEN_BUCKETS = [7363, 1820, 9818, 1105]
 
 def test_an_experiment_splits_devices_by_weight() -> None:
     arms = (ExperimentArm(4, 3.0), ExperimentArm(5, 1.0))
-    spec = dataclasses.replace(SPEC, waves=(Wave(100.0),), arms=arms, revert_release=6)
+    spec = dataclasses.replace(SPEC, waves=(Wave(100.0),), arms=arms, release=5, revert_release=6)
     rollout = _running(spec)
     share = sum(release_for(rollout, device) == 4 for device in DEVICES) / len(DEVICES)
     assert share == pytest.approx(0.75, abs=0.02)
@@ -285,6 +289,7 @@ def test_a_spec_comes_back_from_json_as_it_went() -> None:
         waves=(Wave(0.0, lab=True), Wave(50.0, promotion=Promotion.MANUAL), Wave(100.0)),
         lab=("a", "b"),
         arms=(ExperimentArm(4, 1.0), ExperimentArm(3, 2.0)),
+        from_release=2,
         on_failure=OnFailure.PAUSE,
     )
     assert spec_from_tree(from_text(to_text(spec_to_tree(spec)))) == spec

@@ -1,7 +1,8 @@
-"""`umbel releases listing|draft|submit` and `umbel keys`."""
+"""`umbel releases listing|draft|submit|mirror` and `umbel keys`."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -61,6 +62,28 @@ def submit(session: Session, model: Model, file: Annotated[Path, typer.Argument(
     """Publish a draft that came back signed by enough of the model's signers."""
     answer = session.stub.SubmitListing(pb.SubmitListingRequest(model=model, signed=read_file(file), **session.call))
     session.show(answer, lambda: f"{model}'s releases are listed")
+
+
+@RELEASES.command("mirror")
+def mirror(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The web server's folder.")],
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Fill a folder that any web server may hand out: the listing, and the files of all listed releases.
+
+    Example: umbel releases mirror /var/www/umbel
+    """
+    from umbel_server.folder import Folder
+    from umbel_server.mirroring import write_mirror
+
+    here = Folder(state_folder(state))
+    found = write_mirror(here.repository()[0], here.blobs / "bundles", folder)
+    if as_json:
+        output.print_json({"folder": str(folder)} | asdict(found))
+        return
+    words = f"{folder} has {found.releases} releases; {found.files} files were new ({output.size(found.bytes)})"
+    output.console().print(words)
 
 
 # Keys: on files, with no coordinator running or asked.
