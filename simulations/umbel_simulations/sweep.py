@@ -104,7 +104,9 @@ def sweep(found: Sequence[Point], folder: Path, *, parallel: int, workers: int) 
             except UmbelError as error:
                 yield Result(tasks[task], None, str(error))
             except BrokenProcessPool:
-                yield Result(tasks[task], None, "its process was killed, perhaps for want of memory; the command goes on")
+                yield Result(
+                    tasks[task], None, "its process was killed, perhaps for want of memory; the command goes on"
+                )
 
 
 def name_of(point: Point) -> str:
