@@ -1,4 +1,4 @@
-"""A run that was killed outright, with no moment to tidy up: the same command goes on, and nothing of the kill is left."""
+"""A run that was killed outright, with no moment to tidy up: the same command goes on, and nothing is left of the kill."""
 
 import json
 import subprocess
