@@ -1,4 +1,4 @@
-"""A run that was killed outright, with no moment to tidy up: the same command goes on, and nothing is left of the kill."""
+"""Runs that were killed outright, with no moment to tidy up: the same command goes on, and nothing is left of it."""
 
 import json
 import subprocess
