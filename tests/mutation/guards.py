@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +15,14 @@ class Mutant:
     file: str
     before: str
     after: str
+    tests: tuple[str, ...] = ("tests/private",)
+    """Those that have to notice."""
+
+
+def of(file: str, tests: tuple[str, ...], *guards: tuple[str, str, str]) -> Iterator[Mutant]:
+    """Guards of one file, which these tests keep: name, text, text without it."""
+    for name, before, after in guards:
+        yield Mutant(name, file, before, after, tests)
 
 
 _SUM: Final = "protos/umbel/secure_sum.py"

@@ -39,7 +39,8 @@ def told(fleet: Fleet) -> dict[int, str]:
 async def test_a_trial_is_committed_after_its_time_and_told(fleet: Fleet) -> None:
     number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
     await fleet.visits()
-    assert fleet.devices[0].kit.shelf.slots.trial is not None
+    await fleet.visits(seconds=10.0)
+    assert fleet.devices[0].kit.shelf.slots.trial is not None, "it hasn't answered for long enough"
     await fleet.visits(seconds=40.0)
     await fleet.visits()
     assert fleet.devices[0].kit.shelf.slots.trial is None

@@ -59,6 +59,11 @@ def test_a_good_release_climbs_every_wave_and_succeeds() -> None:
     assert rollout.stage is Stage.SUCCEEDED
 
 
+def test_each_wave_has_a_soak_time_of_its_own() -> None:
+    rollout = steps.judged(_running(), PASS, 70.0)
+    assert (rollout.wave, rollout.wave_opened_at, rollout.started_at) == (1, 70.0, 1.0)
+
+
 def test_the_next_wave_does_not_open_while_a_gate_says_continue() -> None:
     rollout = _running()
     assert steps.judged(rollout, MORE, 2.0) == rollout
@@ -116,6 +121,13 @@ def test_the_last_editor_cannot_approve_either() -> None:
     edited = steps.submit(steps.edit(_waiting(), dataclasses.replace(SPEC, lab=("x",)), SECOND))
     with pytest.raises(NotAllowed):
         steps.approve(edited, SECOND, edited.spec.subject)
+
+
+def test_the_author_cannot_approve_what_somebody_else_edited() -> None:
+    edited = steps.submit(steps.edit(_waiting(), dataclasses.replace(SPEC, lab=("x",)), SECOND))
+    with pytest.raises(NotAllowed):
+        steps.approve(edited, AUTHOR, edited.spec.subject)
+    assert steps.approve(edited, "operator:third", edited.spec.subject).stage is Stage.SCHEDULED
 
 
 def test_an_approval_is_void_after_an_edit() -> None:
@@ -208,6 +220,14 @@ def test_waves_of_nobody_and_of_too_many_are_refused() -> None:
 
 
 # Who belongs to which wave.
+
+
+@pytest.mark.parametrize(
+    ("soak", "deadline"), [(-1.0, 10.0), (11.0, 10.0), (1.0, float("inf")), (float("nan"), 10.0), (1.0, float("nan"))]
+)
+def test_a_wave_whose_times_make_no_sense_is_refused(soak: float, deadline: float) -> None:
+    with pytest.raises(OutOfBounds):
+        Wave(5.0, soak_seconds=soak, deadline_seconds=deadline)
 
 
 def test_waves_are_nested_sticky_and_of_the_size_they_say() -> None:
