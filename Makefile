@@ -22,7 +22,7 @@ TREES := protos models client server simulations tests .ci hatch_build.py
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: help demo dev test test-all lint fix protos docs bench bench-private bench-deltas bench-simulation mutants show-secrecy pins clean
+.PHONY: help demo dev test test-all lint fix protos docs bench bench-private bench-deltas bench-simulation mutants mutants-releases show-secrecy pins clean
 
 help: ## List these words.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
@@ -68,14 +68,21 @@ bench-private: $(VENV)/.dev-installed ## Measure private rounds: device, leader 
 bench-deltas: $(VENV)/.dev-installed ## Measure deltas between versions: sizes, accuracy of int8, time and memory to rebuild.
 	@"$(BIN)/python" -m tests.benchmarks deltas $(BENCH_ARGS)
 
-bench-simulation: $(VENV)/.dev-installed ## Measure simulations against FedJAX, pfl-research, Flower on Ray and bare loops.
-	@"$(BIN)/python" -m tests.benchmarks simulation $(BENCH_ARGS)
+bench-runtime: $(VENV)/.dev-installed ## Measure the zoo's bundles against torch: speed by batch, memory, compiling.
+	@"$(BIN)/python" -m tests.benchmarks runtime predictor $(BENCH_ARGS)
+
+bench-simulation: $(VENV)/.dev-installed ## Measure the simulation engines, the cohort one beside FedJAX, pfl-research, Flower on Ray and bare loops.
+	@"$(BIN)/python" -m tests.benchmarks simulation fleet $(BENCH_ARGS)
 
 mutants: $(VENV)/.dev-installed ## Take each guard of private rounds out and see a test fail (a quarter of an hour).
-	@"$(BIN)/python" -m tests.mutation
+	@"$(BIN)/python" -m tests.mutation private
+
+mutants-releases: $(VENV)/.dev-installed ## The same with the guards of releases, rollouts, trust and access (an hour).
+	@"$(BIN)/python" -m tests.mutation releases
 
 show-secrecy: $(VENV)/.dev-installed ## Play a curious leader and a curious helper, and see what each finds: nothing.
 	@"$(BIN)/python" -m tests.private.show_secrecy
+	@"$(BIN)/python" -m tests.private.look_inside
 
 pins: ## Resolve all requirements anew in a fresh environment and write constraints.txt.
 	@bash .ci/pins "$(PYTHON)"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 
 import pytest
+
+from tests.databases import running_postgresql
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -12,3 +15,10 @@ def objects_of_before_are_not_searched() -> None:
     """Spare the collector what earlier modules left: torch is a million objects, and Flower collects at each reply."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The address of a PostgreSQL server that lives as long as the test session."""
+    with running_postgresql() as address:
+        yield address

@@ -10,7 +10,8 @@ import pytest
 from tests.docs_runner import SLOW, Command, PageFailed, commands, run
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted((DOCS / "tutorials").glob("*.md")), DOCS / "how-to" / "plan-a-launch.md"]
 
 
 def page(path: Path) -> object:

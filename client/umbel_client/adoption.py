@@ -78,9 +78,9 @@ class Adoption:
             outcome = ReleaseOutcome(release.model, release.number, Outcome.FAILED, f"{error.code}: {error}")
             if isinstance(error, DigestMismatch):
                 # Other bytes may come next time: told, but not settled.
-                memory.put(memory.state.with_outcome(outcome))
+                memory.put(memory.state.with_outcome(outcome, self._kit.clock.now()))
                 return outcome
-        state = memory.state if known else memory.state.with_outcome(outcome)
+        state = memory.state if known else memory.state.with_outcome(outcome, self._kit.clock.now())
         memory.put(replace(state, judged=release.number, judged_examples=revision))
         return outcome
 
@@ -110,7 +110,7 @@ class Adoption:
         except UmbelError as error:
             outcome = ReleaseOutcome(offer.model, offer.number, Outcome.FAILED, f"{error.code}: {error}")
         outcome = replace(outcome, execution=offer.execution)
-        state = memory.state.with_outcome(outcome).with_execution(offer.execution)
+        state = memory.state.with_outcome(outcome, self._kit.clock.now()).with_execution(offer.execution)
         revision = self._kit.examples.revision()
         memory.put(replace(state, judged=offer.number, judged_examples=revision, attempt=("", 0)))
         return outcome
@@ -139,7 +139,7 @@ class Adoption:
             raise RuntimeFailure(f"testing it took this device's process down {TRIES} times")
         memory.put(replace(memory.state, attempt=(offer.execution, tries)))
         active = self._kit.shelf.slots.active
-        taken_back = active is not None and offered.listed.from_number == active.number
+        taken_back = active is not None and offered.listed.takes_back(active.number)
         trial = Trial(offer.execution, self._kit.clock.now())
         return await self._judge(offered.release, deltas, trial=trial, taken_back=taken_back)
 

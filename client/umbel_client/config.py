@@ -14,6 +14,9 @@ max_age_seconds = 2592000.0
 [runtime]                   # umbel_client.opening.RuntimeSettings
 name = "litert"
 
+[mirror]                    # umbel_client.opening.MirrorSettings
+address = "https://cdn.example.org/umbel"
+
 [privacy]                   # umbel_client.private.PrivacyPolicy
 minimum_cohort = 100
 """
@@ -29,11 +32,11 @@ from typing import Any, TypeVar
 from umbel.errors import MalformedMessage, NotFound
 from umbel_client.examples import StoreLimits
 from umbel_client.idle import IdlePolicy
-from umbel_client.opening import RuntimeSettings
+from umbel_client.opening import MirrorSettings, RuntimeSettings
 from umbel_client.personal import PersonalSettings
 from umbel_client.private import PrivacyPolicy
 
-S = TypeVar("S", PersonalSettings, StoreLimits, PrivacyPolicy, RuntimeSettings)
+S = TypeVar("S", PersonalSettings, StoreLimits, PrivacyPolicy, RuntimeSettings, MirrorSettings)
 
 FILE = "device.toml"
 
@@ -46,6 +49,7 @@ class DeviceConfig:
     personal: PersonalSettings = field(default_factory=PersonalSettings)
     examples: StoreLimits = field(default_factory=StoreLimits)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    mirror: MirrorSettings = field(default_factory=MirrorSettings)
     privacy: PrivacyPolicy = field(default_factory=PrivacyPolicy)
 
 
@@ -65,16 +69,17 @@ def load_config(home: Path, path: Path | None = None) -> DeviceConfig:
         tree = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MalformedMessage(f"{file} isn't TOML: {error}") from error
-    unknown = sorted(set(tree) - {"policy", "personal", "examples", "privacy", "runtime"})
+    unknown = sorted(set(tree) - {"policy", "personal", "examples", "privacy", "runtime", "mirror"})
     if unknown:
         raise MalformedMessage(
-            f"{file} has tables {unknown}; it may have policy, personal, examples, privacy and runtime"
+            f"{file} has tables {unknown}; it may have policy, personal, examples, privacy, runtime, mirror"
         )
     return DeviceConfig(
         policy=IdlePolicy.from_tree(tree["policy"]) if "policy" in tree else IdlePolicy(),
         personal=_settings(PersonalSettings(), tree.get("personal", {}), str(file)),
         examples=_settings(StoreLimits(), tree.get("examples", {}), str(file)),
         runtime=_settings(RuntimeSettings(), tree.get("runtime", {}), str(file)),
+        mirror=_settings(MirrorSettings(), tree.get("mirror", {}), str(file)),
         privacy=_settings(PrivacyPolicy(), tree.get("privacy", {}), str(file)),
     )
 

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -52,6 +52,9 @@ from umbel_client.slots import Slots
 from umbel_client.status import StatusSource
 from umbel_client.visits import WAITING_WINDOW, Ending, Visit
 
+if TYPE_CHECKING:
+    from umbel_client.http_mirror import Mirror
+
 
 class Device:
     """One device; see `open`. `predict` and `learn_from` may be called from any thread, also during a visit."""
@@ -81,6 +84,7 @@ class Device:
         disk: Disk | None = None,
         offload: Offload = asyncio.to_thread,
         privacy: PrivacyPolicy | None = None,
+        mirror: Mirror | None = None,
     ) -> Device:
         """Open the device that lives in a folder.
 
@@ -98,6 +102,7 @@ class Device:
             disk: how to write durably.
             offload: where heavy work runs.
             privacy: what it asks of private rounds; a device whose home pins a helper joins no others.
+            mirror: a web server that is asked before the coordinator; it needn't be trusted.
 
         Raises:
             NotFound: `home` isn't enrolled.
@@ -124,6 +129,7 @@ class Device:
             offload=offload,
             pinning=Pinning(home, disk),
             privacy=privacy or PrivacyPolicy(),
+            mirror=mirror,
             listing=opening.release_listing(home, identities.current),
         )
         return cls(kit)
@@ -237,7 +243,7 @@ class Device:
             verdict = self.verdict()
             if isinstance(verdict, Waiting):
                 return self._leave(Ending.WAITED, WAITING_WINDOW, reasons=verdict.reasons)
-            before = replace(self._kit.channel.traffic)
+            before = self._kit.traffic
             try:
                 return await self._visit(verdict)
             except Interrupted as error:
@@ -285,14 +291,14 @@ class Device:
         if slots.reverted is not None:
             gone = slots.reverted
             told = ReleaseOutcome(gone.model, gone.number, Outcome.REVERTED, gone.reason, gone.execution)
-            kit.memory.put(kit.memory.state.with_outcome(told))
+            kit.memory.put(kit.memory.state.with_outcome(told, kit.clock.now()))
             kit.shelf.change(Slots.told)
         elif trial is not None and active is not None and self._answering.well:
             self._answering.healthy()
             if kit.clock.now() - trial.since >= kit.personal.trial_seconds:
                 kit.shelf.change(Slots.commit)
                 done = ReleaseOutcome(active.model, active.number, Outcome.COMMITTED, execution=trial.execution)
-                kit.memory.put(kit.memory.state.with_outcome(done))
+                kit.memory.put(kit.memory.state.with_outcome(done, kit.clock.now()))
 
     async def _renew_certificate(self) -> None:
         identity = self._kit.identity
@@ -363,6 +369,6 @@ class Device:
         return Visit(ending, now, next_wake, reasons, release, session, error)
 
     def _book(self, up: int, down: int) -> None:
-        traffic = self._kit.channel.traffic
+        traffic = self._kit.traffic
         state = self._kit.memory.state
         self._kit.memory.put(state.spent(self._kit.clock.now(), up=traffic.up - up, down=traffic.down - down))

@@ -7,9 +7,10 @@ fetched whole if anything about the delta is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Protocol
 
 from umbel.bundle import Bundle
 from umbel.delta import is_worth_it
@@ -18,7 +19,6 @@ from umbel.errors import DigestMismatch, UmbelError, Unavailable, Unreachable
 from umbel.file_delta import FileDelta
 from umbel.manifest import FileRef, Manifest
 from umbel.release import Release
-from umbel_client.channel import Channel
 from umbel_client.kit import Kit
 from umbel_client.shelf import Shelf
 from umbel_client.state import Fetched
@@ -52,6 +52,7 @@ class _Fetching:
         self._deltas = deltas
         self._offload = kit.offload
         self._channel = kit.channel
+        self._mirror = kit.mirror
         self._shelf = kit.shelf
         self._runtime = kit.runtime.name
         self.fetched = Fetched()
@@ -81,8 +82,19 @@ class _Fetching:
         for delta in self._deltas:
             if self._saves(delta, ref) and await self._rebuilt(delta, ref):
                 return
-        await fetch_blob(self._channel, self._shelf, ref.digest, ref.size, self._came)
+        if not await self._mirrored(ref):
+            await fetch_blob(self._channel, self._shelf, ref.digest, ref.size, self._came)
         self.fetched += Fetched(files=1)
+
+    async def _mirrored(self, ref: FileRef) -> bool:
+        """Fetch a file from the mirror; False if it hasn't come whole and as it should be, and another must go on."""
+        if self._mirror is None:
+            return False
+        try:
+            await fetch_blob(self._mirror, self._shelf, ref.digest, ref.size, self._came)
+        except UmbelError:
+            return False
+        return True
 
     def _saves(self, delta: FileDelta, ref: FileRef) -> bool:
         """Whether a delta makes this file of one that is here, in fewer bytes than are missing of it."""
@@ -128,13 +140,20 @@ class _Fetching:
             return ()
 
 
+class Source(Protocol):
+    """Where blobs come from: a coordinator's channel, or a mirror."""
+
+    def fetch(self, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+        """A blob's bytes from `offset` on, in chunks; nothing about them may be believed yet."""
+
+
 async def fetch_blob(
-    channel: Channel, shelf: Shelf, digest: Digest, size: int, came: Callable[[int], None] | None = None
+    source: Source, shelf: Shelf, digest: Digest, size: int, came: Callable[[int], None] | None = None
 ) -> None:
     """Put one blob on the shelf, going on where an earlier try stopped.
 
     Args:
-        channel: where to fetch from.
+        source: where to fetch from.
         shelf: where to put it.
         digest: its name.
         size: its bytes, as a signed or verified source told; not one more is taken.
@@ -147,7 +166,7 @@ async def fetch_blob(
         offset = 0
     with part.open("ab") as file:
         if offset < size:
-            async with aclosing(channel.fetch(digest, offset)) as chunks:
+            async with aclosing(source.fetch(digest, offset)) as chunks:
                 async for chunk in chunks:
                     if came is not None:
                         came(len(chunk))

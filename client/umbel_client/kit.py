@@ -9,7 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from umbel.clock import Clock
 from umbel.descriptor import TWO_AGGREGATORS
@@ -17,7 +17,7 @@ from umbel.errors import Interrupted, WrongState
 from umbel.identity import DeviceId
 from umbel.runtime import Runtime
 from umbel.sealing import SEALED
-from umbel_client.channel import Channel
+from umbel_client.channel import Channel, Traffic
 from umbel_client.enrolment import Identity, IdentityKeeper
 from umbel_client.examples import ExampleStore, Split
 from umbel_client.files import Disk
@@ -28,6 +28,9 @@ from umbel_client.private import Pinned, Pinning, PrivacyPolicy
 from umbel_client.shelf import Shelf
 from umbel_client.state import DeviceState, Known, load_known, load_state, save_known, save_state
 from umbel_client.status import StatusSource
+
+if TYPE_CHECKING:
+    from umbel_client.http_mirror import Mirror
 
 T = TypeVar("T")
 
@@ -93,6 +96,8 @@ class Kit:
     offload: Offload
     pinning: Pinning
     privacy: PrivacyPolicy = field(default_factory=PrivacyPolicy)
+    mirror: Mirror | None = None
+    """Asked before the coordinator for all that proves itself: metadata by signatures, files by digests."""
     listing: Listing | None = None
     """What the device believes of releases beyond the release key; None where it pinned that key alone."""
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -101,6 +106,12 @@ class Kit:
     def identity(self) -> Identity:
         """Who this device is now."""
         return self.identities.current
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has crossed the channel and come from the mirror so far."""
+        told, mirrored = self.channel.traffic, self.mirror.came if self.mirror else 0
+        return Traffic(told.up, told.down + mirrored)
 
     @property
     def pinned(self) -> Pinned | None:

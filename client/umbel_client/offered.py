@@ -6,9 +6,10 @@ that signs offers can so hurry, delay or go back among listed releases, above th
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
-from umbel.errors import NotAllowed, RollbackRefused, SignatureInvalid
+from umbel.errors import NotAllowed, RollbackRefused, SignatureInvalid, UmbelError
 from umbel.listing import ListedRelease
 from umbel.offer import Offer, SignedOffer, verify_offer
 from umbel.release import Release
@@ -48,12 +49,21 @@ async def believe(kit: Kit, listing: Listing, signed: SignedOffer) -> Offered:
         Unreachable: the listing couldn't be read in time.
     """
     offer = verify_offered(kit, listing, signed)
-    listed = await listing.find(kit.channel.read_listing, kit.clock.now(), offer.model, offer.number)
+    listed = await _find(kit, listing, offer)
     if listed.bundle != offer.bundle:
         raise SignatureInvalid(f"release {offer.number} is listed with another content than the offer names")
     if listed.channel != kit.identity.channel:
         raise NotAllowed(f"a release of channel {listed.channel!r}; this device follows {kit.identity.channel!r}")
     return Offered(offer, listed)
+
+
+async def _find(kit: Kit, listing: Listing, offer: Offer) -> ListedRelease:
+    """The release as the mirror lists it; as the coordinator does where a mirror stands still, lies or is silent."""
+    now = kit.clock.now()
+    if kit.mirror is not None:
+        with suppress(UmbelError):
+            return await listing.find(kit.mirror.read_listing, now, offer.model, offer.number)
+    return await listing.find(kit.channel.read_listing, now, offer.model, offer.number)
 
 
 def verify_offered(kit: Kit, listing: Listing, signed: SignedOffer) -> Offer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from umbel.clock import Clock
 from umbel.runtime import Runtime
@@ -12,6 +13,9 @@ from umbel_client.enrolment import Identity, IdentityKeeper
 from umbel_client.examples import ExampleStore, StoreLimits
 from umbel_client.listing import Listing
 from umbel_client.status import StatusSource
+
+if TYPE_CHECKING:
+    from umbel_client.http_mirror import Mirror
 
 EXAMPLES_FILE = "examples.sqlite"
 
@@ -42,6 +46,25 @@ def runtime_of(settings: RuntimeSettings) -> Runtime:
     from umbel.runtime.named import runtime_named
 
     return runtime_named(settings.name, settings.threads)
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorSettings:
+    """A web server that is asked before the coordinator; `umbel releases mirror` fills its folder."""
+
+    address: str = ""
+    """http(s)://host/path; empty: none."""
+    seconds: float = 300.0
+    """For one file, all of it."""
+
+
+def mirror_of(settings: MirrorSettings) -> Mirror | None:
+    """The mirror that settings name, if they do; raises `BadInput` for an address that is none."""
+    if not settings.address:
+        return None
+    from umbel_client.http_mirror import Mirror
+
+    return Mirror(settings.address, settings.seconds)
 
 
 def examples_on_disk(home: Path, limits: StoreLimits | None = None) -> ExampleStore:

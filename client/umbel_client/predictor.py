@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from umbel.bundle import Bundle
 from umbel.errors import BundleInvalid, InputMismatch, UmbelError
 from umbel.runtime import Runtime
+from umbel.runtime.precision import fastest
 from umbel.runtime.signature import BatchCheck
 from umbel.self_check import verify_golden
 from umbel.weights import Weights
@@ -32,13 +33,13 @@ class Predictor:
         source: which weights these are, for whoever asks: "release 7" or "personal, from release 7".
     """
 
-    __slots__ = ("_input", "_session", "labels", "manifest", "source")
+    __slots__ = ("_input", "_session", "labels", "manifest", "precision", "source")
 
     def __init__(self, bundle: Bundle, weights: Weights, runtime: Runtime, source: str) -> None:
         self.manifest: Final = bundle.manifest
         self.labels: Final = bundle.manifest.labels
         self.source: Final = source
-        self._session = runtime.infer(bundle, weights)
+        self._session, self.precision = fastest(runtime, bundle, weights)
         self._input = bundle.manifest.inputs[0].name if len(bundle.manifest.inputs) == 1 else None
 
     def __call__(self, x: Arrays | NDArray[Any]) -> Outputs:

@@ -135,7 +135,7 @@ def train(
     """Train from `base` as the plan says; arguments and errors as in `run`."""
     began = clock.now()
     now = progress or Progress(0, base, Weights({}), 0.0, 0, 0.0)
-    gathering = _Gathering(job, bundle.manifest, examples.count)
+    gathering = Gathering(job, bundle.manifest, examples.count)
     session = runtime.train(bundle, now.weights, gathering.hyperparameters(now.steps), now.slots if progress else None)
     loss, seen, steps = now.loss, now.examples, now.steps
 
@@ -159,32 +159,37 @@ def train(
     return stand()
 
 
-class _Gathering:
+class Gathering:
     """How many batches make one step of the optimiser, where a model gathers gradients over several.
 
     When a run's batches don't divide evenly, its last ones make a smaller step, so that none is lost.
+
+    Args:
+        job: what is done.
+        manifest: says how many batches make a step, unless the job's plan does.
+        count: how many examples there are.
     """
 
     def __init__(self, job: Job, manifest: Manifest, count: int) -> None:
         self._chosen = job.hyperparameters(manifest)
-        self._each = math.floor({**manifest.hyperparameters, **self._chosen}.get(ACCUMULATE, 1.0) + 0.5)
+        self.each = math.floor({**manifest.hyperparameters, **self._chosen}.get(ACCUMULATE, 1.0) + 0.5)
         batches = job.plan.epochs * math.ceil(count / job.plan.batch_size)
         batches = min(batches, job.plan.max_steps or batches)
-        self._left = batches % max(self._each, 1)
-        self._last = batches - self._left
+        self.left = batches % max(self.each, 1)
+        self.last = batches - self.left
 
     def hyperparameters(self, batch: int) -> dict[str, float]:
         """What the training graph is given from this batch on."""
-        left = {ACCUMULATE: float(self._left)} if self._left and batch >= self._last else {}
+        left = {ACCUMULATE: float(self.left)} if self.left and batch >= self.last else {}
         return {**self._chosen, **left}
 
     def shrinks_at(self, batch: int) -> bool:
         """Whether the last, smaller step begins with this batch."""
-        return bool(self._left) and batch == self._last
+        return bool(self.left) and batch == self.last
 
     def is_between_steps(self, batch: int) -> bool:
         """Whether nothing has been gathered before this batch."""
-        return self._each <= 1 or batch % self._each == 0
+        return self.each <= 1 or batch % self.each == 0
 
 
 def evaluate(bundle: Bundle, weights: Weights, examples: Examples, runtime: Runtime) -> Metrics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +14,7 @@ from umbel.weights import Weights
 from umbel_models.adapters import merge_adapters
 from umbel_models.decompositions import KEPT, decomposition_table
 from umbel_models.lowering import lower
+from umbel_models.lstm import whole_layers
 from umbel_models.signatures import Signature
 from umbel_models.spec import ModelSpec
 
@@ -42,7 +44,9 @@ class Backend:
 def _to_onnx(spec: ModelSpec, signature: Signature, weights: Weights) -> bytes:
     from umbel_models.onnx import export, external_weights
 
-    lowered = lower(signature, spec.module, decomposition_table(), KEPT)
+    # Without a gradient to take, ONNX Runtime's own operator for a recurrent layer is the fastest.
+    with nullcontext() if signature.name == "train" else whole_layers():
+        lowered = lower(signature, spec.module, decomposition_table(), KEPT)
     return export(lowered, external_weights(weights))
 
 

@@ -36,7 +36,7 @@ KEEP: Final = 256
 """How many models' graphs are kept; those that weren't asked for the longest go first."""
 _TRACED: Final = {"module", "loss", "inputs", "targets", "metrics", "count", "trainable", "optimizer"}
 """Fields of a spec that are known by their traces, shapes or names."""
-_NO_PART: Final = {"labels", "golden_tolerance", "description"}
+_NO_PART: Final = {"labels", "calibration", "golden_tolerance", "description"}
 """Fields of a spec that are no part of any graph."""
 
 

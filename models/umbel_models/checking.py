@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from umbel.bundle import Bundle
 from umbel.runtime.named import runtime_named
+from umbel.runtime.precision import fastest
 from umbel.self_check import verify_golden
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ class Checked:
     """The largest absolute difference on the golden examples."""
     parity: Mapping[str, ParityReport]
     """Against torch; empty without a spec."""
+    answers_in: Mapping[str, str]
+    """The kind of numbers that answers come in here: that of the manifest, or float32 where it is too far off here."""
 
 
 def check_bundle(
@@ -42,13 +45,15 @@ def check_bundle(
     """
     golden: dict[str, float] = {}
     parity: dict[str, ParityReport] = {}
+    answers_in: dict[str, str] = {}
     for name in sorted(bundle.manifest.graphs):
         runtime = runtime_named(name)
         progress(f"golden examples on {name}")
         golden[name] = verify_golden(runtime, bundle)
+        _, answers_in[name] = fastest(runtime, bundle, bundle.weights())
         if spec is not None:
             from umbel_models.parity import check_parity
 
             progress(f"parity on {name}")
             parity[name] = check_parity(spec, bundle, runtime)
-    return Checked(golden, parity)
+    return Checked(golden, parity, answers_in)

@@ -57,6 +57,10 @@ OptimizerChoice = Annotated[
     str | None,
     typer.Option("--optimizer", help="In place of the spec's choice: sgd:lr=0.05,momentum=0.9, adam:..., adamw:..."),
 ]
+ClipChoice = Annotated[
+    float | None,
+    typer.Option("--clip-examples", help="The largest norm of one example's gradient, for DP-SGD."),
+]
 
 
 def main() -> None:
@@ -84,6 +88,14 @@ def build(
     ] = "onnx",
     trainable: TrainableChoice = None,
     optimizer: OptimizerChoice = None,
+    clip_examples: ClipChoice = None,
+    quantised: Annotated[
+        str | None,
+        typer.Option("--quantise", help="Also try to answer in fewer bits: int8, float16, with commas between."),
+    ] = None,
+    largest_drop: Annotated[
+        float, typer.Option("--largest-drop", help="How much accuracy fewer bits may cost on the spec's calibration.")
+    ] = 0.01,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Make graphs anew, and keep none.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -94,14 +106,16 @@ def build(
     Example: `umbel-compile build umbel_models.zoo.shakespeare:spec -o build/lora --trainable lora:8:q,v`
     """
     with _refusals():
-        model = load_spec(spec, trainable, optimizer)
+        model = load_spec(spec, trainable, optimizer, clip_examples)
         from umbel_models.cache import GraphCache  # torch takes a second to import; `inspect` needs none
         from umbel_models.compile import compile_model
+        from umbel_models.quantising import Quantise
 
+        wish = None if quantised is None else Quantise(_names(quantised), largest_drop)
         runtimes, began = _names(runtime), time.perf_counter()
-        with stages(1 + 4 * len(runtimes)) as progress:
+        with stages(1 + (4 if wish is None else 5) * len(runtimes)) as progress:
             kept = None if no_cache else GraphCache.default()
-            compiled = compile_model(model, output, runtimes, kept, progress)
+            compiled = compile_model(model, output, runtimes, kept, progress, wish)
         result = {"bundle": str(output), "digest": compiled.bundle.manifest.digest, **describe(compiled.bundle)}
         result["parity"] = {name: asdict(found) for name, found in compiled.parity.items()}
         result["seconds"] = round(time.perf_counter() - began, 2)
@@ -129,6 +143,7 @@ def check(
     ] = None,
     trainable: TrainableChoice = None,
     optimizer: OptimizerChoice = None,
+    clip_examples: ClipChoice = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a bundle's golden examples on this machine, and on demand compare it with its torch model.
@@ -140,13 +155,14 @@ def check(
     """
     with _refusals():
         opened = Bundle.open(bundle)
-        model = None if against is None else load_spec(against, trainable, optimizer)
+        model = None if against is None else load_spec(against, trainable, optimizer, clip_examples)
         with stages(len(opened.manifest.graphs) * (1 if model is None else 2)) as progress:
             checked = check_bundle(opened, model, progress)
         result: dict[str, Any] = {
             "bundle": str(bundle),
             "golden_difference": dict(checked.golden),
             "golden_tolerance": opened.manifest.golden_tolerance,
+            "answers_in": dict(checked.answers_in),
         }
         if model is not None:
             result["parity"] = {name: asdict(found) for name, found in checked.parity.items()}
@@ -165,6 +181,7 @@ def bench(
     turns: Annotated[int, typer.Option("--turns", help="How often each way is measured.", min=1)] = 9,
     trainable: TrainableChoice = None,
     optimizer: OptimizerChoice = None,
+    clip_examples: ClipChoice = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure training steps and answers of a bundle on one thread of this machine, by runtime and batch.
@@ -176,7 +193,7 @@ def bench(
     """
     with _refusals():
         opened = Bundle.open(bundle)
-        model = None if against is None else load_spec(against, trainable, optimizer)
+        model = None if against is None else load_spec(against, trainable, optimizer, clip_examples)
         sizes = _sizes(batches)
         runtimes = [runtime_named(name) for name in sorted(opened.manifest.graphs)]
         with stages(len(sizes) * turns) as progress:
@@ -195,13 +212,16 @@ def _names(runtimes: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in runtimes.split(",") if name.strip()))
 
 
-def load_spec(name: str, trainable: str | None = None, optimizer: str | None = None) -> ModelSpec:
+def load_spec(
+    name: str, trainable: str | None = None, optimizer: str | None = None, clip_examples: float | None = None
+) -> ModelSpec:
     """Import `package.module:attribute`, from the working directory too.
 
     Args:
         name: a ModelSpec, or a function without arguments that gives one.
         trainable: what is trained in place of what the spec says, as `umbel_models.choices` reads it.
         optimizer: the same for the optimiser.
+        clip_examples: the same for the largest norm of one example's gradient.
 
     Raises:
         CannotCompile: there is no such thing, it isn't a ModelSpec, or a choice can't be read.
@@ -227,4 +247,5 @@ def load_spec(name: str, trainable: str | None = None, optimizer: str | None = N
     from umbel_models.choices import parse_optimizer, parse_trainable
 
     made = made if trainable is None else replace(made, trainable=parse_trainable(trainable))
-    return made if optimizer is None else replace(made, optimizer=parse_optimizer(optimizer))
+    made = made if optimizer is None else replace(made, optimizer=parse_optimizer(optimizer))
+    return made if clip_examples is None else replace(made, clip_examples=clip_examples)

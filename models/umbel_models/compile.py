@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from umbel.bundle import Bundle, file_refs, write_bundle
 from umbel.golden import GoldenExamples
-from umbel.manifest import GOLDEN_FILE, SIGNATURES, WEIGHTS_FILE, FileRef, Manifest, TensorSpec
+from umbel.manifest import GOLDEN_FILE, QUANTISED, SIGNATURES, WEIGHTS_FILE, FileRef, Manifest, Precision, TensorSpec
 from umbel.runtime import onnx
 from umbel.weights import Weights
 from umbel_models.adapters import resolved
@@ -22,6 +22,7 @@ from umbel_models.backends import Backend, backend
 from umbel_models.cache import GraphCache, fingerprint
 from umbel_models.onnx.graph import numpy_dtype
 from umbel_models.parity import ParityReport, check_parity, to_numpy
+from umbel_models.quantising import Quantise, quantise
 from umbel_models.signatures import Signature, State, signatures
 from umbel_models.spec import ModelSpec, as_tuple
 from umbel_models.threads import one_torch_thread
@@ -46,15 +47,18 @@ def compile_model(
     runtimes: Sequence[str] = (onnx.NAME,),
     cache: GraphCache | None = None,
     progress: Callable[[str], None] = lambda stage: None,
+    quantised: Quantise | None = None,
 ) -> Compiled:
-    """Compile a model into a folder. Equal specs give equal graphs, byte for byte.
+    """Compile a model into a folder. Equal specs give equal graphs in float32, byte for byte.
 
     Args:
         spec: what the model is.
         directory: where the bundle goes.
         runtimes: which runtimes it is for, by name; each passes the gate by itself.
         cache: where graphs are looked for, and kept; None makes them anew.
-        progress: told what is done next, once, and at most four times for each runtime.
+        progress: told what is done next, once, and at most five times for each runtime.
+        quantised: what is asked of graphs in fewer bits, which answer where they are faster and accurate enough; the
+            manifest tells what was measured on this machine. None asks for none.
 
     Raises:
         OperatorNotSupported: the module uses an operator that can't be lowered.
@@ -65,7 +69,7 @@ def compile_model(
     modes = {module: module.training for module in spec.module.modules()}
     try:
         with one_torch_thread():
-            return _compile(spec, directory, [backend(name) for name in runtimes], cache, progress)
+            return _compile(spec, directory, [backend(name) for name in runtimes], cache, progress, quantised)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -77,6 +81,7 @@ def _compile(
     backends: Sequence[Backend],
     cache: GraphCache | None,
     progress: Callable[[str], None],
+    quantised: Quantise | None,
 ) -> Compiled:
     state = State(spec)
     weights = Weights({name: tensor.numpy() for name, tensor in state.weights.items()})
@@ -94,13 +99,29 @@ def _compile(
             graphs, known = cache.graphs(f"{target.name}-{key}", make)
         files |= graphs
         found += [target.name] if known else []
-    golden = _golden(spec)
+    golden = golden_of(spec)
     files |= {WEIGHTS_FILE: weights.to_bytes(), GOLDEN_FILE: golden.to_bytes()}
-    manifest = _manifest(spec, state, golden, file_refs(files), backends)
+    manifest = manifest_of(spec, state, golden, file_refs(files), backends)
     with tempfile.TemporaryDirectory(prefix="umbel-compile-") as scratch:
         draft = write_bundle(Path(scratch), manifest, files)
         parity = {target.name: _gate(target, spec, draft, progress) for target in backends}
+        if quantised is not None:
+            for target in backends:
+                progress(f"fewer bits on {target.name}")
+                precision, narrow = quantise(spec, draft, target.runtime(), quantised)
+                manifest, files = _with_precision(manifest, files, target, precision, narrow)
     return Compiled(write_bundle(directory, manifest, files), parity, tuple(found))
+
+
+def _with_precision(
+    manifest: Manifest, files: Mapping[str, bytes], target: Backend, precision: Precision, graph: bytes | None
+) -> tuple[Manifest, dict[str, bytes]]:
+    graphs, files = dict(manifest.graphs), dict(files)
+    if graph is not None:
+        name = f"{QUANTISED}.{target.suffix}"
+        files[name], graphs[target.name] = graph, {**graphs[target.name], QUANTISED: name}
+    told = {**manifest.precision, target.name: precision}
+    return replace(manifest, graphs=graphs, files=file_refs(files), precision=told), files
 
 
 def _graphs(
@@ -130,7 +151,7 @@ def _tracing_size(spec: ModelSpec, state: State) -> int:
     return next(size for size in range(7, 10_000) if size not in taken)
 
 
-def _golden(spec: ModelSpec) -> GoldenExamples:
+def golden_of(spec: ModelSpec) -> GoldenExamples:
     """Torch's own answers: what every runtime has to come to."""
     inputs, _ = spec.batch(min(GOLDEN_COUNT, spec.example_count))
     with torch.no_grad():
@@ -138,13 +159,14 @@ def _golden(spec: ModelSpec) -> GoldenExamples:
     return GoldenExamples(to_numpy(inputs), to_numpy(dict(zip(spec.outputs, outputs, strict=True))))
 
 
-def _manifest(
+def manifest_of(
     spec: ModelSpec,
     state: State,
     golden: GoldenExamples,
     files: Mapping[str, FileRef],
     backends: Sequence[Backend],
 ) -> Manifest:
+    """What stands in the manifest of a model with graphs for some runtimes, or for none."""
     return Manifest(
         model=spec.name,
         inputs=_batched(spec.inputs),

@@ -22,6 +22,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "hyperparameters": dict(manifest.hyperparameters),
         "metrics": list(manifest.metrics),
         "runtimes": sorted(manifest.graphs),
+        "precision": {name: f"{one.kind}: {one.reason}" for name, one in manifest.precision.items()}
+        or "float32: fewer bits were not asked for (build --quantise int8)",
         "files": {name: ref.size for name, ref in sorted(manifest.files.items())},
         "graph_bytes": {
             name: sum(manifest.files[file].size for file in files.values()) for name, files in manifest.graphs.items()

@@ -104,6 +104,8 @@ def _bernoulli(x: Tensor, p: float = 0.5, generator: Any = None) -> Tensor:
 DECOMPOSITIONS: Final[dict[Any, Callable[..., Any]]] = {
     aten.native_dropout.default: _native_dropout,
     aten.bernoulli_.float: _bernoulli,
+    # What becomes of it under torch.func.
+    aten.bernoulli.p: lambda x, p=0.5, generator=None: _bernoulli(torch.empty_like(x), p, generator),
 }
 """For tracing."""
 

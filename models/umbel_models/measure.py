@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from umbel.bundle import Bundle
 from umbel.errors import OutOfBounds
 from umbel.runtime import Runtime
+from umbel.runtime.precision import fastest
 from umbel_models.threads import one_torch_thread
 
 if TYPE_CHECKING:
@@ -85,10 +86,10 @@ def measure(
         for runtime in runtimes:
             works |= _runtime_works(bundle, runtime, inputs, targets)
         if spec is not None:
-            works |= _torch_works(spec, batch)
+            works |= torch_works(spec, batch)
         done = len(found) // ways * turns
         with one_torch_thread() if spec is not None else nullcontext():
-            times = _in_turns(works, turns, partial(_tell, progress, done, turns * len(batches)))
+            times = in_turns(works, turns, partial(_tell, progress, done, turns * len(batches)))
         names = dict.fromkeys(way for way, _ in works)
         found += [Speed(way, batch, times[way, "train"], times[way, "infer"]) for way in names]
     return tuple(found)
@@ -138,14 +139,15 @@ def _runtime_works(bundle: Bundle, runtime: Runtime, inputs: Arrays, targets: Ar
     weights = bundle.weights()
     # A step of no length: a thousand steps on one batch must not lead the weights anywhere.
     session = runtime.train(bundle, weights, {"lr": 0.0} if "lr" in bundle.manifest.hyperparameters else None)
-    answering = runtime.infer(bundle, weights)
+    answering, _ = fastest(runtime, bundle, weights)
     return {
         (runtime.name, "train"): lambda: session.step(inputs, targets),
         (runtime.name, "infer"): lambda: answering(inputs),
     }
 
 
-def _torch_works(spec: ModelSpec, batch: int) -> Mapping[tuple[str, str], Work]:
+def torch_works(spec: ModelSpec, batch: int) -> Mapping[tuple[str, str], Work]:
+    """A training step and an answer of the module itself, on a batch of its examples."""
     import torch
 
     from umbel_models.adapters import resolved
@@ -172,10 +174,10 @@ def _torch_works(spec: ModelSpec, batch: int) -> Mapping[tuple[str, str], Work]:
     return {(TORCH, "train"): step, (TORCH, "infer"): infer}
 
 
-def _in_turns(
+def in_turns(
     works: Mapping[tuple[str, str], Work], turns: int, told: Callable[[int], None]
 ) -> dict[tuple[str, str], float]:
-    """Median microseconds of each work."""
+    """Median microseconds of processor time of each work; `told` hears the number of each turn that is done."""
     calls = {name: _calls(work) for name, work in works.items()}
     taken: dict[tuple[str, str], list[float]] = {name: [] for name in works}
     for turn in range(turns):

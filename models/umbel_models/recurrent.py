@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from umbel.errors import OperatorNotSupported
+from umbel_models.lstm import lstm_direction
 
 State = tuple[Tensor, ...]
 """Hidden state [N, H]; for an LSTM the cell's state too."""
 Cell = Callable[[Tensor, Tensor, State], State]
 """(what the input gives [N, gates * H], the recurrent product with its bias, state) -> new state."""
+
+Direction = Callable[[Tensor, State, Sequence[Tensor], bool], tuple[Tensor, State]]
+"""(x [N, T, I], state, weights, backwards) -> (what a layer gives at each step [N, T, H], its last state)."""
 
 
 def _lstm_cell(x: Tensor, recurrent: Tensor, state: State) -> State:
@@ -44,7 +48,7 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
 
 
-def _direction(x: Tensor, state: State, weights: Sequence[Tensor], cell: Cell, backwards: bool) -> tuple[Tensor, State]:
+def _direction(cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor], backwards: bool) -> tuple[Tensor, State]:
     """One layer in one direction over x [N, T, I]: what it gave at each step [N, T, H], and its last state."""
     to_input, to_state = weights[:2]
     input_bias, state_bias = weights[2:] if len(weights) == 4 else (None, None)
@@ -58,7 +62,7 @@ def _direction(x: Tensor, state: State, weights: Sequence[Tensor], cell: Cell, b
 
 
 def _layers(
-    cell: Cell,
+    direction: Direction,
     dropout: Callable[..., Tensor],
     x: Tensor,
     states: Sequence[Tensor],
@@ -83,7 +87,7 @@ def _layers(
         outputs = []
         for at in range(layer * directions, (layer + 1) * directions):
             own = weights[at * each : (at + 1) * each]
-            output, state = _direction(x, tuple(part[at] for part in starts), own, cell, bool(at % directions))
+            output, state = direction(x, tuple(part[at] for part in starts), own, bool(at % directions))
             outputs.append(output)
             last.append(state)
         x = torch.cat(outputs, 2) if bidirectional else outputs[0]
@@ -98,13 +102,13 @@ def _refuse_packed(states: Any) -> None:
 def lstm(dropout: Callable[..., Tensor], x: Tensor, states: Any, *settings: Any) -> tuple[Tensor, ...]:
     """`torch.lstm`, for `dropout` in training between its layers."""
     _refuse_packed(states)
-    output, last = _layers(_lstm_cell, dropout, x, states, *settings)
+    output, last = _layers(lstm_direction, dropout, x, states, *settings)
     return output, *last
 
 
 def _single(cell: Cell, dropout: Callable[..., Tensor], x: Tensor, state: Tensor, *settings: Any) -> tuple[Tensor, ...]:
     _refuse_packed(state)
-    output, last = _layers(cell, dropout, x, [state], *settings)
+    output, last = _layers(partial(_direction, cell), dropout, x, [state], *settings)
     return output, *last
 
 

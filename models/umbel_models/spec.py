@@ -20,6 +20,9 @@ Loss = Callable[..., Tensor]
 MetricSum = Callable[..., Tensor]
 """(what the module returned, *targets) -> a sum over the examples of the batch, a scalar."""
 
+Examples = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+"""Inputs and targets by name, batch first."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -49,7 +52,9 @@ class ModelSpec:
     clip_examples: float | None = None
     """The largest norm of one example's gradient, for DP-SGD; None leaves gradients as they are.
 
-    Costs a loop over the examples of a batch; ONNX Runtime alone."""
+    Costs a loop over the examples of a batch."""
+    calibration: Examples | None = None
+    """Real inputs and targets by name, on which graphs in fewer bits are judged; None takes the example batch."""
     labels: tuple[str, ...] = ()
     golden_tolerance: float = 1e-4
     description: str = ""

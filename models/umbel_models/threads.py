@@ -17,3 +17,10 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def stay_on_one_torch_thread() -> None:
+    """From now on torch computes on the calling thread alone, whichever that is."""
+    import torch
+
+    torch.set_num_threads(1)

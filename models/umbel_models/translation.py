@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
-_INSTEAD: Final = {
+INSTEAD: Final = {
     "_fft_r2c": "a product with a fixed matrix",
     "_trilinear": "an outer product and a Linear",
     "atan": "another bounded function, such as tanh",
@@ -26,12 +26,13 @@ _INSTEAD: Final = {
     "topk": "amax, or a sum weighted by a softmax",
     "unfold": "a convolution, or slices joined by torch.cat",
 }
+"""Operator -> what does in its place."""
 
 
 def instead_of(node: fx.Node) -> str:
     """What an author may use in place of an operator that has no translation."""
     name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
-    return _INSTEAD.get(name, "other operators")
+    return INSTEAD.get(name, "other operators")
 
 
 def not_in_place(target: Any) -> Any:

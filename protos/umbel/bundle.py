@@ -8,14 +8,14 @@ only. See `docs/reference/bundle.md` for the format.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from umbel.digests import digest_of, digest_of_file
 from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage
 from umbel.golden import GoldenExamples
-from umbel.manifest import GOLDEN_FILE, MAX_MANIFEST_BYTES, WEIGHTS_FILE, FileRef, Manifest
+from umbel.manifest import GOLDEN_FILE, MAX_MANIFEST_BYTES, QUANTISED, WEIGHTS_FILE, FileRef, Manifest
 from umbel.weights import Weights, require_shapes
 
 MANIFEST_FILE: Final = "manifest.json"
@@ -91,6 +91,16 @@ class Bundle:
     def golden(self) -> GoldenExamples:
         """Read the golden examples."""
         return GoldenExamples.from_bytes(self.paths[GOLDEN_FILE].read_bytes())
+
+    def quantised(self, runtime: str) -> Bundle:
+        """The same bundle, with the graph in fewer bits in the place of `infer`.
+
+        Raises:
+            BundleInvalid: this runtime has no such graph here.
+        """
+        graphs = dict(self.manifest.graphs)
+        graphs[runtime] = {**graphs[runtime], "infer": self.graph_file(runtime, QUANTISED)}
+        return replace(self, manifest=replace(self.manifest, graphs=graphs))
 
     def graph_file(self, runtime: str, signature: str) -> str:
         """The name of the file that holds one graph.

@@ -35,7 +35,13 @@ class ListedRelease:
     content_of: int = 0
     """The earlier release whose content this one has, if it is one to go back with; else 0."""
     from_number: int = 0
-    """For a release to go back with: the number of the release that it takes back; else 0."""
+    """For a release to go back with: the newest release that it takes back; else 0."""
+
+    def takes_back(self, number: int) -> bool:
+        """Whether it takes this release back: all that came after its content, up to `from_number` (so both arms of an
+        experiment). A device that has one of these has no choice.
+        """
+        return self.content_of < number <= self.from_number
 
 
 def target_path(model: str, number: int) -> str:

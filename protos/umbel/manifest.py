@@ -12,6 +12,8 @@ runtime needs a fixed batch, and scalar hyper-parameters (`lr`, …). Signatures
 * `evaluate`: p, b, f, inputs, targets                  -> metrics, as sums over the batch
 * `train`:    p, b, f, s, inputs, targets, scalars      -> p, b, s, loss
 
+A fourth one, `infer_quantised`, is `infer` in fewer bits; `precision` says for which runtimes there is one, and why.
+
 What `train` gives back is named `next_…` after what it replaces (`next_p_…`), as a graph may not use a name twice.
 Slots start at zero. Those named `s_anchor_…` are the exception: `s_anchor_w` holds the value of `p_w` that training
 started from and is never given back; FedProx's proximal term pulls towards it.
@@ -36,6 +38,9 @@ NEXT_PREFIX: Final = "next_"
 ACCUMULATE: Final = "accumulate"
 """The scalar input of `train`, where a model has it, that says how many batches make one step of the optimiser."""
 SIGNATURES: Final = ("infer", "evaluate", "train")
+QUANTISED: Final = "infer_quantised"
+"""The signature that some bundles have beside those."""
+FLOAT32: Final = "float32"
 MAX_MANIFEST_BYTES: Final = 4 << 20
 DTYPES: Final = ("float32", "float16", "int32", "int64", "uint8", "bool")
 
@@ -70,6 +75,18 @@ class FileRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Precision:
+    """What a runtime answers in, as the compiler measured it."""
+
+    kind: str
+    """"float32", or that of the `infer_quantised` graph: "int8", "float16"."""
+    reason: str
+    """Why, in words: how much faster and how much less accurate, or what was against it."""
+    tolerance: float = 0.0
+    """How far the quantised graph's answers may be off, relative to the largest number of an output."""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The description of one version of one model: what it takes, gives, and is made of."""
 
@@ -93,6 +110,8 @@ class Manifest:
     golden_tolerance: float = 1e-4
     """Largest absolute difference of an output on a golden example that counts as the same answer."""
     description: str = ""
+    precision: Mapping[str, Precision] = field(default_factory=dict)
+    """By runtime; empty where nobody asked for fewer bits."""
     format: int = field(default=FORMAT)
 
     def __post_init__(self) -> None:
@@ -179,6 +198,10 @@ def _to_tree(manifest: Manifest) -> dict[str, Any]:
         "golden_tolerance": manifest.golden_tolerance,
         "description": manifest.description,
     }
+    if manifest.precision:  # absent, not empty: bundles without it keep their names
+        tree["precision"] = {
+            runtime: [one.kind, one.reason, one.tolerance] for runtime, one in manifest.precision.items()
+        }
     return tree
 
 
@@ -199,6 +222,10 @@ def _from_tree(tree: dict[str, Any]) -> Manifest:
         labels=tuple(_text(label) for label in tree["labels"]),
         golden_tolerance=float(tree["golden_tolerance"]),
         description=_text(tree["description"]),
+        precision={
+            _text(runtime): Precision(_text(kind), _text(reason), float(tolerance))
+            for runtime, (kind, reason, tolerance) in tree.get("precision", {}).items()
+        },
         inputs=specs["inputs"],
         targets=specs["targets"],
         outputs=specs["outputs"],
@@ -247,12 +274,24 @@ def _check(manifest: Manifest) -> None:
     for name in manifest.files:
         if not name or "/" in name or "\\" in name or name.startswith("."):
             raise BundleInvalid(f"{name!r} is not a plain file name")
+    _check_precision(manifest)
     for runtime, files in manifest.graphs.items():
         for signature, file in files.items():
-            if signature not in SIGNATURES:
+            if signature not in (*SIGNATURES, QUANTISED):
                 raise BundleInvalid(f"{runtime} has an unknown signature {signature!r}")
             if file not in manifest.files:
                 raise BundleInvalid(f"{runtime} {signature} stands in {file!r}, which the bundle doesn't list")
+
+
+def _check_precision(manifest: Manifest) -> None:
+    for runtime, one in manifest.precision.items():
+        if (one.kind != FLOAT32) != (QUANTISED in manifest.graphs.get(runtime, {})):
+            raise BundleInvalid(f"{runtime!r} is said to answer in {one.kind}, and its graphs say otherwise")
+        if not math.isfinite(one.tolerance) or one.tolerance < 0:
+            raise BundleInvalid(f"the tolerance of {one.kind} on {runtime!r} is {one.tolerance}; it must be 0 or more")
+    for runtime, files in manifest.graphs.items():
+        if QUANTISED in files and runtime not in manifest.precision:
+            raise BundleInvalid(f"{runtime!r} has a graph in fewer bits, and nothing says how far it may be off")
 
 
 def _check_numbers(manifest: Manifest) -> None:

@@ -290,6 +290,7 @@ def audit_to_message(row: AuditRow) -> pb.AuditRow:
     return pb.AuditRow(
         sequence=row.sequence,
         at_ms=milliseconds(row.at),
+        at=row.at,
         actor=row.actor,
         action=row.action,
         subject=row.object,

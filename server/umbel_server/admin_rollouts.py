@@ -11,6 +11,7 @@ from umbel.listing import ListedRelease
 from umbel.v1 import admin_pb2 as pb
 from umbel_server import admin_messages as codec
 from umbel_server.admin_releases import release_details_to_message
+from umbel_server.checkpoints import key_to_text
 from umbel_server.coordinator import Coordinator
 from umbel_server.json_text import from_text, to_text
 from umbel_server.operators import Operator
@@ -154,7 +155,12 @@ class RolloutGateway:
         return pb.StopRolloutResponse(rollout=self._to_message(record))
 
     async def _get(self, operator: Operator, message: pb.GetRolloutRequest) -> pb.GetRolloutResponse:
-        return pb.GetRolloutResponse(rollout=self._to_message(self._verbs.get(message.id)))
+        record = self._verbs.get(message.id)
+        found, told = record.rollout, self._to_message(record)
+        for it in self._verbs.progress(found):
+            percent = found.spec.waves[it.wave].percent
+            told.waves.add(wave=it.wave, percent=percent, devices=it.devices, counts=it.counts)
+        return pb.GetRolloutResponse(rollout=told)
 
     async def _list(self, operator: Operator, message: pb.ListRolloutsRequest) -> pb.ListRolloutsResponse:
         found = self._verbs.newest(codec.limit_from_message(message.limit))
@@ -170,7 +176,8 @@ class RolloutGateway:
         return pb.PreviewRolloutResponse(waves=waves)
 
     async def _checkpoint(self, operator: Operator, message: pb.GetCheckpointRequest) -> pb.GetCheckpointResponse:
-        return pb.GetCheckpointResponse(note=self._coordinator.checkpoint())
+        note, witness = self._coordinator.checkpoint(), self._coordinator.witness
+        return pb.GetCheckpointResponse(note=note, key=key_to_text(witness.public_key) if witness else "")
 
     @staticmethod
     def _choose(action: str, **steps: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ edit, a deletion or an insertion anywhere but at the very end breaks the chain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -84,8 +84,13 @@ def verify(connection: sa.Connection) -> int:
     Raises:
         DigestMismatch: naming the first row that doesn't fit.
     """
+    return verify_rows(_all(connection))
+
+
+def verify_rows(found: Iterable[AuditRow]) -> int:
+    """The same of rows wherever they come from, oldest first."""
     length, previous = 0, GENESIS
-    for row in _all(connection):
+    for row in found:
         if row.sequence != length + 1:
             raise DigestMismatch(f"audit row {length + 1} is missing; somebody deleted it")
         if row.previous != previous or row.hash != row.expected_hash():

@@ -95,6 +95,28 @@ def open_note(note: str, public_key: bytes) -> Checkpoint:
     return checkpoint
 
 
+def key_to_text(public_key: bytes) -> str:
+    """A public key as C2SP's signed notes write it: name, hash, and what verifies."""
+    return f"{ORIGIN}+{_key_hash(public_key).hex()}+{base64.b64encode(_ED25519 + public_key).decode()}"
+
+
+def key_from_text(text: str) -> bytes:
+    """Undo `key_to_text`; raises `MalformedMessage`."""
+    try:
+        origin, found, data = text.strip().split("+", 2)
+        key = base64.b64decode(data, validate=True)
+    except ValueError as error:
+        raise MalformedMessage(f"not a checkpoint's key: {error}; `umbel audit key` prints one") from error
+    if origin != ORIGIN or len(key) != 33 or key[:1] != _ED25519 or _key_hash(key[1:]).hex() != found:
+        raise MalformedMessage("not a key of this kind of log; `umbel audit key` prints one")
+    return key[1:]
+
+
+def notes_of_text(text: str) -> list[str]:
+    """The notes in a witness file, oldest first."""
+    return [f"{note.strip()}\n" for note in text.split("\n\n\n") if note.strip()]
+
+
 def _key_hash(public_key: bytes) -> bytes:
     return hashlib.sha256(ORIGIN.encode() + b"\n" + _ED25519 + public_key).digest()[:4]
 
@@ -135,7 +157,7 @@ class Witness:
         """All notes that were ever made, oldest first."""
         if not self._file.exists():
             return []
-        return [f"{note.strip()}\n" for note in self._file.read_text("utf-8").split("\n\n\n") if note.strip()]
+        return notes_of_text(self._file.read_text("utf-8"))
 
     def verify(self, store: Store) -> int:
         """Walk the log, and hold it against every note; its length.

@@ -66,16 +66,14 @@ def _exp(logarithm: float) -> float:
     return math.exp(min(logarithm, 700.0))
 
 
-def arms_match(counts: Sequence[int], weights: Sequence[float]) -> bool:
-    """Whether an experiment's arms got devices as they should (sample-ratio check).
+def ratio_evidence(counts: Sequence[int], weights: Sequence[float]) -> float:
+    """How strongly an experiment's arms speak for a split other than by their weights (sample-ratio check).
 
-    A chi-square statistic beyond what one split in a thousand shows means that something other than chance chose, and
-    that nothing should be concluded from the experiment. The limit is Wilson and Hilferty's approximation (1931).
+    The likelihood of the counts under every split in equal parts, over that under the split by weights: a wealth of
+    1 to begin with, that may be looked at after every device (Lindon and Malek, "Anytime-valid inference for
+    multinomial count data", 2022).
     """
-    total, freedom = sum(counts), len(counts) - 1
-    if total == 0 or freedom < 1:
-        return True
-    expected = [total * weight / sum(weights) for weight in weights]
-    statistic = sum((count - mean) ** 2 / mean for count, mean in zip(counts, expected, strict=True))
-    spread = 2 / (9 * freedom)
-    return statistic <= freedom * (1 - spread + 3.0902 * math.sqrt(spread)) ** 3
+    total, arms = sum(counts), len(counts)
+    shares = [weight / math.fsum(weights) for weight in weights]
+    mixed = math.lgamma(arms) - math.lgamma(arms + total) + math.fsum(math.lgamma(1 + count) for count in counts)
+    return _exp(mixed - math.fsum(count * math.log(share) for count, share in zip(counts, shares, strict=True)))

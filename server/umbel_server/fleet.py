@@ -105,9 +105,15 @@ class Fleet:
         return self._active[population]
 
     def members(self, population: str, now: float) -> list[str]:
-        """The ids of a population's devices that have called lately, as far as this process knows."""
-        lately = [(device, seen) for device, seen in self._seen.items() if seen.population == population]
-        return sorted(device for device, seen in lately if now - seen.last_seen <= LATELY_SECONDS)
+        """The ids of a population's devices that have called lately, here or at a process that wrote it down.
+
+        Not from memory alone: a process that has just started knows nobody, and a wave of nobody passes its gate.
+        """
+        with self._store.reading() as connection:
+            written = set(lately(connection, population, now))
+            denied = revoked(connection)
+        here = [(device, seen.last_seen) for device, seen in self._seen.items() if seen.population == population]
+        return sorted((written | {device for device, last in here if now - last <= LATELY_SECONDS}) - denied)
 
     def flush(self, now: float) -> None:
         """Write what visits have told, in one transaction."""
@@ -198,6 +204,11 @@ def devices(connection: sa.Connection, population: str = "", limit: int = 100, a
     if population:
         query = query.where(DEVICES.c.population == population)
     return [_record(row) for row in connection.execute(query)]
+
+
+def revoked(connection: sa.Connection) -> set[str]:
+    """The devices that are refused: they can't come back, and what they told counts no more."""
+    return set(connection.scalars(sa.select(DEVICES.c.id).where(DEVICES.c.revoked_at.is_not(None))))
 
 
 def lately(connection: sa.Connection, population: str, now: float) -> list[DeviceId]:

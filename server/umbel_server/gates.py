@@ -343,11 +343,13 @@ def failure_evidence(exposures: Sequence[Exposure], expected: float) -> float:
     canaries fail r times as often. All offers count as exposed from the start, since failures are told sooner than
     successes. Trouble in use counts on both sides. Canaries also fail by taking the release over, which control devices
     don't do at all: so failures must be more frequent than the control's *and* than the share `expected` (the smaller
-    of two e-values is one for "no more than the larger of both"). Without control devices, or before the first canary,
-    `expected` stands alone.
+    of two e-values is one for "no more than the larger of both"). Without enough control devices `expected` stands
+    alone; without canaries there is no evidence yet.
     """
     canaries, control = _canaries(exposures), _control(exposures)
-    if not control or not canaries:
+    if not canaries:
+        return 1.0
+    if not control:
         return above_evidence(sum(e.failed for e in canaries), len(canaries), expected)
     ours = sum(e.failed or e.troubled for e in canaries)
     theirs = sum(e.failed or e.troubled for e in control)

@@ -92,6 +92,10 @@ class Repository:
             raise NotFound(f"there is no metadata file {name[:80]!r}")
         return path.read_bytes()
 
+    def names(self) -> list[str]:
+        """All metadata files."""
+        return sorted(path.name for path in self._folder.iterdir() if _FILE.fullmatch(path.name))
+
     @property
     def first_root(self) -> bytes:
         """What devices pin when they enrol; root metadata lead from it to the newest."""
@@ -205,6 +209,10 @@ class Repository:
             raise NotFound(f"{role} has no key {old_key_id}: {error}") from error
         holder.signed.add_key(new_key, role)
         return _draft(holder, "root" if role in RULES else "targets", now)
+
+    def draft_renewal(self, role: str, now: float) -> bytes:
+        """The same for longer, before an offline role's date comes: its draft; raises `NotFound`."""
+        return _draft(self._root() if role == "root" else self._load(role, Targets), role, now)
 
     def sign(self, draft: bytes, role: str) -> bytes:
         """Add the signatures of those of the role's keys that lie here, as many as are needed and no more."""

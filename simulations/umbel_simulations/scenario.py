@@ -59,6 +59,8 @@ class PlanPart:
     """Examples in a step."""
     lr: NotNegative = 0.0
     """Learning rate; 0: the one that the bundle names."""
+    momentum: Share | None = None
+    """Momentum of the optimiser; left out: the one that the bundle names, if it has any."""
     mu: NotNegative = 0.0
     """Weight of FedProx's proximal term."""
     max_steps: Count = 0
@@ -137,6 +139,8 @@ class Algorithm:
 
     kind: Literal["strategy", "scaffold", "fedbuff"] = "strategy"
     """Flower's strategy as the task names it; control variates (arXiv:1910.06378); a buffer (arXiv:2106.06639)."""
+    backend: Literal["onnx", "torch"] = "onnx"
+    """What trains: ONNX Runtime, or torch for a model that can't be lowered; `model` is "package.module:spec" then."""
     server_lr: Positive = 1.0
     """For "scaffold" and "fedbuff": scale of the server's step."""
     buffer: AtLeastOne = 10
@@ -253,6 +257,7 @@ class Scenario:
         """What each device runs."""
         part = self.task.plan
         rates = {name: value for name, value in (("lr", part.lr), ("mu", part.mu)) if value}
+        rates |= {} if part.momentum is None else {"momentum": part.momentum}
         return Plan(
             epochs=part.epochs,
             batch_size=part.batch_size,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from numpy.typing import NDArray
 
-from umbel.bundle import Bundle
+from umbel.bundle import MANIFEST_FILE, Bundle
 from umbel.digests import digest_of
 from umbel.errors import InputMismatch, NotFound
 from umbel.manifest import TensorSpec
@@ -20,6 +22,9 @@ from umbel_client.examples import Examples
 from umbel_models.zoo import bundle_path
 from umbel_simulations.data import ClientData, Federation, load
 from umbel_simulations.scenario import Scenario
+
+if TYPE_CHECKING:
+    from umbel_models.spec import ModelSpec
 
 COMPILED: Final = {
     "digits-cnn": "umbel_models.zoo.digits:cnn",
@@ -36,6 +41,8 @@ class Setting:
 
     bundle: Bundle
     federation: Federation
+    spec: ModelSpec | None = None
+    """The model itself, where torch trains it; its bundle has no graphs then."""
 
 
 def prepare(scenario: Scenario, seed: int) -> Setting:
@@ -47,6 +54,9 @@ def prepare(scenario: Scenario, seed: int) -> Setting:
         InputMismatch: the data aren't what the model takes.
         UmbelError: the bundle or the data are refused.
     """
+    if scenario.algorithm.backend == "torch":
+        bundle, spec = _uncompiled(scenario.model)
+        return Setting(bundle, fitted(load(scenario.data, seed), bundle), spec)
     bundle = Bundle.open(bundle_folder(scenario.model))
     return Setting(bundle, fitted(load(scenario.data, seed), bundle))
 
@@ -69,12 +79,32 @@ def bundle_folder(model: str) -> Path:
     return _compiled(model)
 
 
-def _compiled(model: str) -> Path:
+def _zoo_cache() -> Path:
     root = os.environ.get("UMBEL_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "umbel" / "zoo"
+
+
+def _uncompiled(model: str) -> tuple[Bundle, ModelSpec]:
+    """A model as its author wrote it, and a bundle of it without graphs."""
+    from umbel_models.cli import load_spec
+
+    spec = load_spec(COMPILED.get(model, model))
+    from umbel_models.eager import write_uncompiled
+
+    with tempfile.TemporaryDirectory(prefix="umbel-model-") as draft:
+        written = write_uncompiled(spec, Path(draft))
+        folder = _zoo_cache() / f"uncompiled-{written.manifest.digest[:12]}"
+        if not (folder / MANIFEST_FILE).is_file():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(draft, folder, dirs_exist_ok=True)
+    return Bundle.open(folder), spec
+
+
+def _compiled(model: str) -> Path:
     # Another version, or another text of the model's module, is another bundle.
     source = find_spec(COMPILED[model].partition(":")[0])
     text = Path(source.origin).read_bytes() if source and source.origin else b""
-    folder = Path(root) / "umbel" / "zoo" / f"{model}-{VERSION}-{digest_of(text)[:12]}"
+    folder = _zoo_cache() / f"{model}-{VERSION}-{digest_of(text)[:12]}"
     if not (folder / "manifest.json").is_file():
         from umbel_models.cli import load_spec
 

@@ -37,11 +37,12 @@ def test_build_then_inspect_then_check(tmp_path: Path) -> None:
 
 def test_what_is_trained_and_how_may_be_chosen_on_the_command_line(tmp_path: Path) -> None:
     chosen = ["--trainable", "lora:2:hidden:4", "--optimizer", "adamw:lr=0.002,mu=0.1,accumulate=3"]
+    chosen += ["--clip-examples", "0.5"]
     built = runner.invoke(app, ["build", MLP, "-o", str(tmp_path), *chosen, "--json"])
     assert built.exit_code == 0, built.output
     told = json.loads(built.stdout)
     assert told["weights"] == {"trainable": 2 * (64 + 32), "buffers": 0, "frozen": 2410}
-    assert told["hyperparameters"] == {"lr": 0.002, "mu": 0.1, "accumulate": 3.0}
+    assert told["hyperparameters"] == {"lr": 0.002, "mu": 0.1, "accumulate": 3.0, "example_clip": 0.5}
     checked = runner.invoke(app, ["check", str(tmp_path), "--against", MLP, *chosen])
     assert checked.exit_code == 0, checked.output
     other = runner.invoke(app, ["check", str(tmp_path), "--against", MLP])
@@ -133,6 +134,7 @@ def test_a_second_build_takes_its_graphs_from_the_cache_unless_told_not_to(tmp_p
         (["build", MLP, "-o", "unused", "--trainable", "lora:hidden"], "isn't lora:RANK:LAYERS"),
         (["build", MLP, "-o", "unused", "--trainable", "lora:4:tail"], "dense layers are hidden, head"),
         (["build", MLP, "-o", "unused", "--trainable", "tail"], "no weight goes by 'tail'"),
+        (["build", MLP, "-o", "unused", "--clip-examples", "0"], "must be a number above zero"),
         (["build", MLP, "-o", "unused", "--optimizer", "rmsprop"], "choose sgd, adam, adamw"),
         (["build", MLP, "-o", "unused", "--optimizer", "adam:momentum=0.9"], "adam takes lr, beta1"),
         (["build", MLP, "-o", "unused", "--optimizer", "sgd:lr=fast"], "'fast' in 'sgd:lr=fast' is no number"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +15,14 @@ class Mutant:
     file: str
     before: str
     after: str
+    tests: tuple[str, ...] = ("tests/private",)
+    """Those that have to notice."""
+
+
+def of(file: str, tests: tuple[str, ...], *guards: tuple[str, str, str]) -> Iterator[Mutant]:
+    """Guards of one file, which these tests keep: name, text, text without it."""
+    for name, before, after in guards:
+        yield Mutant(name, file, before, after, tests)
 
 
 _SUM: Final = "protos/umbel/secure_sum.py"
@@ -87,6 +96,9 @@ GUARDS: Final = (
     Mutant("bounds around the first clip", _CLIP, "    if not 0 < least <= first <= most:", "    if False:"),
     Mutant("votes of a refused candidate", _CLOSING, "_judged(_reclipped(runner.record, collected))", "_judged(runner.record)"),
     Mutant("votes while a candidate is measured", _CLOSING, "        runner.record = record\n        runner.rounds[Kind.TRAIN]", "        runner.rounds[Kind.TRAIN]"),
+    # Who runs the helper.
+    Mutant("a helper in the same hands", "server/umbel_server/app.py", "if settings.helper is not None and settings.trust.is_development:", "if False:"),
+    Mutant("a helper on this very machine", "server/umbel_server/settings.py", "return address.is_loopback or address.is_unspecified", "return False"),
     # Sets.
     Mutant("each report once, in order", _COHORT, "if any(left >= right for left, right in pairwise(ids)):", "if False:"),
     Mutant("the smallest cohort", _COHORT, "if len(ids) < descriptor.minimum:", "if False:"),
@@ -128,6 +140,7 @@ GUARDS: Final = (
     Mutant("a token's expiry", _PEOPLE, " or found[1] < self._clock.now()", ""),
     Mutant("a token's population", _PEOPLE, "found[0] != population or ", ""),
     Mutant("a token's single use", _PEOPLE, "if found[2] is not None and found[2] != public_key:", "if False:"),
+    Mutant("enrolment of the revoked", _PEOPLE, "if not self._records.is_participant(public_key):", "if False:"),
     Mutant("renewal of the revoked", _PEOPLE, "if not self._records.is_participant(certificate.public_key):", "if False:"),
     # The descriptor.
     Mutant("the helper's countersignature", _DESCRIPTOR, '    verify_signature(helper, signed.helper_signature, _HELPER + signed.statement, "the round descriptor")\n', ""),

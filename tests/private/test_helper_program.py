@@ -127,8 +127,8 @@ async def test_a_device_enrols_renews_and_is_revoked(running: Running) -> None:
     assert renewed.certificate.not_after_ms >= pinned.certificate.not_after_ms
     with pytest.raises(EnrolmentRefused):
         await member(running, token)
-    key = pinned.certificate.public_key.hex()
-    umbel("helper", "revoke", "--state", str(running.folder), key)
+    (running.folder / "lost").write_text(token + "\n")
+    umbel("helper", "revoke", "--state", str(running.folder), f"@{running.folder / 'lost'}")
     with pytest.raises(CertificateRefused):
         await renew_at_helper(pinned, POPULATION, SystemClock().now())
 

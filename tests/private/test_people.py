@@ -80,6 +80,19 @@ def test_a_revoked_device_gets_no_new_certificate(party: Party) -> None:
         party.people.revoke(bytes(32))
 
 
+def test_who_redeemed_a_token_is_known_by_it_and_once_revoked_not_let_in_by_it_again(party: Party) -> None:
+    key, token = Ed25519PrivateKey.generate(), party.people.new_token(POPULATION)
+    public = key.public_key().public_bytes_raw()
+    for unknown in (token, "no token"):
+        with pytest.raises(NotFound, match="redeemed"):
+            party.people.holder_of(unknown)
+    party.people.enrol(token, POPULATION, public, prove(POPULATION, key))
+    assert party.people.holder_of(token) == public
+    party.people.revoke(public)
+    with pytest.raises(CertificateRefused, match="revoked"):
+        party.people.enrol(token, POPULATION, public, prove(POPULATION, key))
+
+
 def test_tokens_are_not_kept(party: Party) -> None:
     token = party.people.new_token(POPULATION)
     kept = party.records._connection.execute("SELECT digest FROM tokens").fetchall()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
+import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +93,8 @@ class DirectChannel:
     lies: dict[str, bytes] = field(default_factory=dict)
     """Listing files that a hostile way hands out instead."""
     replay: pb.CheckInResponse | None = None
+    spoil: Callable[[bytes], bytes] = lambda data: data
+    """What the way makes of a file's bytes."""
     say: Callable[[CheckIn], CheckIn] = lambda check_in: check_in
     """What the device tells instead."""
 
@@ -106,7 +110,7 @@ class DirectChannel:
         return check_in_reply_from_message(message)
 
     async def fetch(self, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
-        data = self.fleet.coordinator.fetch(digest).read_bytes()
+        data = self.spoil(self.fleet.coordinator.fetch(digest).read_bytes())
         self.traffic.down += len(data) - offset
         yield data[offset:]
 
@@ -145,10 +149,10 @@ class Fleet:
         self.devices = [self.enrol(number) for number in range(devices)]
 
     def restart(self, on_step: Callable[[str], None] = lambda step: None) -> Coordinator:
-        store = Store.open(self.url, on_step)
+        store = Store.open(self.url, on_step, durable=False)
         self.coordinator = Coordinator(
             store,
-            Blobs(self.folder / "blobs"),
+            Blobs(self.folder / "blobs", durable=False),
             self.signer,
             self.leader,
             self.clock,
@@ -191,8 +195,18 @@ class Fleet:
     def reopen(self, index: int, **parts: Any) -> Device:
         """As after a start of the device's process."""
         kit = self.devices[index].kit
-        self.devices[index] = self.open(kit.home, kit.identity, **parts)
+        self.devices[index] = self.open(self.folder / kit.home.name, kit.identity, **parts)
         return self.devices[index]
+
+    def copied(self, folder: Path) -> Fleet:
+        """The whole fleet as it lies on its disks now, once more; its devices aren't started before `reopen`."""
+        shutil.copytree(self.folder, folder)
+        other = copy.copy(self)
+        other.folder, other.clock = folder, SetClock(self.clock.instant)
+        other.url = f"sqlite:///{folder / 'umbel.db'}"
+        other.devices = list(self.devices)
+        other.restart()
+        return other
 
     # Versions.
 
@@ -235,6 +249,7 @@ class Fleet:
         self.clock.instant += 2.0
         assert self.coordinator.rollouts is not None
         self.coordinator.rollouts.reconcile()
+        self.coordinator.fleet.flush(self.clock.instant)
 
     def releases(self) -> list[int]:
         """The release that answers, device by device."""

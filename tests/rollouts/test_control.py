@@ -12,11 +12,11 @@ import pytest
 from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, Fleet
 from umbel.visit import CheckIn, Health, SessionRecord
 from umbel_server import health
+from umbel_server.exposures import canaries, control
 from umbel_server.gates import Arm, Drift
 from umbel_server.health import Told, is_trouble
 from umbel_server.rollout import Stage
 from umbel_server.rollout_spec import Wave
-from umbel_server.steering import exposures
 
 GATE = replace(EAGER, alpha=0.45, ceiling_devices=2, ceiling_share=0.2)
 """A dozen devices are few; what each says must weigh enough to decide."""
@@ -83,8 +83,8 @@ async def test_trouble_that_comes_to_everybody_at_once_does_not(tmp_path: Path, 
 
 
 async def test_the_control_is_who_could_have_been_offered_it_and_was_not(tmp_path: Path) -> None:
-    canaries, everybody = 3, 6
-    fleet = await fleet_with_canaries(tmp_path, canaries)
+    taken, everybody = 3, 6
+    fleet = await fleet_with_canaries(tmp_path, taken)
     await fleet.visits()
     fleet.devices[everybody - 1].kit.channel.say = lambda check_in: replace(check_in, release=9_999)
     fleet.clock.instant += 5.0
@@ -98,13 +98,12 @@ async def test_the_control_is_who_could_have_been_offered_it_and_was_not(tmp_pat
     with coordinator.store.reading() as connection:
         moves = executions.of_rollout(connection, "r", found.releases)
         seen = health.seen_since(connection, POPULATION, found.started_at)
-    arms = [exposure.arm for exposure in exposures(found, moves, seen)]
-    assert (arms.count(Arm.CANARY), arms.count(Arm.CONTROL)) == (canaries, everybody - canaries)
+    assert [it.arm for it in canaries(found, moves, seen)] == [Arm.CANARY] * taken
+    assert [it.arm for it in control(found, moves, seen)] == [Arm.CONTROL] * (everybody - taken)
     alone = replace(found, spec=replace(found.spec, only=tuple(device.id for device in fleet.devices[:5])))
-    arms = [exposure.arm for exposure in exposures(alone, moves, seen)]
-    assert arms.count(Arm.CONTROL) == 2, "devices outside the group could never have been offered it"
+    assert len(control(alone, moves, seen)) == 2, "devices outside the group could never have been offered it"
     late = {device: told for device, told in seen.items() if device != fleet.id_of(everybody - 1)}
-    assert len([e for e in exposures(found, moves, late) if e.arm is Arm.CONTROL]) == everybody - canaries - 1
+    assert len(control(found, moves, late)) == everybody - taken - 1
 
 
 # What is kept.

@@ -90,12 +90,13 @@ def test_an_offer_that_was_held_back_until_it_expired_is_refused(fleet: Fleet) -
 
 
 async def test_an_offer_expires_by_the_listings_time_when_the_clock_is_set_back(fleet: Fleet) -> None:
-    offer = signed(fleet, offer_to(fleet))
+    offer, kit = signed(fleet, offer_to(fleet)), fleet.devices[0].kit
     fleet.clock.instant += 20 * 3600.0
     fleet.steer()
-    await fleet.visits()
+    assert kit.listing is not None
+    await kit.listing.refresh(kit.channel.read_listing, fleet.clock.now())
     fleet.clock.instant -= 400 * 86_400.0
-    with pytest.raises((Expired, RollbackRefused)):
+    with pytest.raises(Expired):
         considered(fleet, offer)
 
 
@@ -111,6 +112,33 @@ async def test_an_offer_that_was_followed_is_not_followed_again(fleet: Fleet) ->
     assert "played back" in device.kit.memory.state.last_error or device.kit.shelf.slots.active == before.active
     with pytest.raises(RollbackRefused):
         considered(fleet, SignedOffer(taken.offer.offer, taken.offer.key_id, taken.offer.signature))
+
+
+async def test_an_offer_that_was_turned_down_cannot_be_played_back(fleet: Fleet) -> None:
+    """Nothing but the execution tells: the release is newer than what answers, and the offer hasn't expired."""
+    device, channel = fleet.devices[0], cast("DirectChannel", fleet.devices[0].kit.channel)
+    before = fleet.releases()
+    fleet.verbs.publish(MODEL, fleet.broken_version(), "stable", AUTHOR)
+    await device.wake()
+    assert channel.last.HasField("offer") and fleet.releases() == before
+    taken = channel.last.offer
+    with pytest.raises(RollbackRefused, match="followed before"):
+        considered(fleet, SignedOffer(taken.offer, taken.key_id, taken.signature))
+
+
+def test_an_offer_of_another_model_is_refused(fleet: Fleet) -> None:
+    with pytest.raises(NotAllowed, match="an offer of model"):
+        considered(fleet, signed(fleet, offer_to(fleet, model="another")))
+
+
+async def test_an_offer_of_a_release_of_another_channel_is_refused(fleet: Fleet) -> None:
+    """Listed, newer, signed: and meant for devices that follow the other channel."""
+    offer, kit = offer_to(fleet), fleet.devices[0].kit
+    number = fleet.verbs.publish(MODEL, fleet.good_version(), "beta", AUTHOR)
+    listed = fleet.coordinator.rollouts.desk.listed(MODEL)[number]  # type: ignore[union-attr]
+    assert kit.listing is not None
+    with pytest.raises(NotAllowed, match="channel 'beta'"):
+        await believe(kit, kit.listing, signed(fleet, replace(offer, number=number, bundle=listed.bundle)))
 
 
 def test_an_offer_of_an_older_release_is_refused(fleet: Fleet) -> None:
@@ -145,9 +173,31 @@ async def test_a_device_that_pinned_a_listing_follows_no_bare_release(fleet: Fle
     from umbel.visit import CheckInReply, Retry, RetryWindow
 
     device = fleet.devices[0]
+    number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
     with fleet.coordinator.store.reading() as connection:
-        bare = fleet.coordinator.registry.releases(connection, MODEL)[0].signed
+        [bare] = [it.signed for it in fleet.coordinator.registry.releases(connection, MODEL) if it.number == number]
     reply = CheckInReply(Retry(RetryWindow(0.0, 1.0)), newest=bare)
     before = fleet.releases()
     assert await device._consider(reply) is None
     assert fleet.releases() == before
+
+
+@pytest.mark.parametrize("way", ["tampered", "truncated", "endless"])
+async def test_tampered_truncated_and_endless_content_is_never_used(fleet: Fleet, way: str) -> None:
+    """The listing is honest, the bytes of the files aren't: what answers goes on answering, and the reason is told."""
+    device, channel = fleet.devices[0], cast("DirectChannel", fleet.devices[0].kit.channel)
+    before = fleet.releases()[0]
+    channel.spoil = {
+        "tampered": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        "truncated": lambda data: data[:-1],
+        "endless": lambda data: data + b" " * 1_000_000,
+    }[way]
+    number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    visit = await device.wake()
+    assert fleet.releases()[0] == before and device.answers_with
+    told = str(visit.error) if visit.error else f"{visit.release.reason if visit.release else ''}"
+    assert {"tampered": "digest", "truncated": "ended after", "endless": "sends more"}[way] in told
+    channel.spoil = lambda data: data
+    for _ in range(2):
+        await fleet.visits()
+    assert fleet.releases()[0] == number, "once the way is honest again, it is taken"

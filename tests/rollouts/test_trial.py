@@ -13,7 +13,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
 from umbel.digests import digest_of
-from umbel_client.files import Disk
 from umbel_client.slots import TRIES, Personal, Slot, Slots, Trial
 
 
@@ -40,7 +39,8 @@ def told(fleet: Fleet) -> dict[int, str]:
 async def test_a_trial_is_committed_after_its_time_and_told(fleet: Fleet) -> None:
     number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
     await fleet.visits()
-    assert fleet.devices[0].kit.shelf.slots.trial is not None
+    await fleet.visits(seconds=10.0)
+    assert fleet.devices[0].kit.shelf.slots.trial is not None, "it hasn't answered for long enough"
     await fleet.visits(seconds=40.0)
     await fleet.visits()
     assert fleet.devices[0].kit.shelf.slots.trial is None
@@ -107,41 +107,6 @@ async def test_a_test_that_kills_the_process_each_time_ends_as_a_failure(fleet: 
     await fleet.visits()
     assert told(fleet)[number] == "failed"
     assert memory is not None and number not in fleet.releases()
-
-
-class PowerCut(BaseException):
-    pass
-
-
-async def test_a_power_cut_at_every_durable_step_of_an_adoption_leaves_a_good_slot(tmp_path: Path) -> None:
-    """Count the steps of one adoption, then pull the plug before each of them in turn."""
-    fleet = Fleet(tmp_path, devices=1)
-    first = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
-    await fleet.visits()
-    steps = 0
-    cut_at, survived = 0, 0
-    while survived < 2:
-        number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
-        steps = 0
-
-        def on_step(step: str) -> None:
-            nonlocal steps
-            steps += 1
-            if steps == cut_at:  # noqa: B023
-                raise PowerCut(step)
-
-        try:
-            await fleet.reopen(0, disk=Disk(on_step)).wake()
-            survived += 1
-        except PowerCut:
-            pass
-        reborn = fleet.reopen(0)
-        assert reborn.answers_with, f"nothing answers after a cut at step {cut_at}"
-        assert reborn.kit.shelf.slots.active is not None
-        assert first <= reborn.kit.shelf.slots.active.number <= number
-        await fleet.visits()
-        cut_at += 3
-    assert cut_at > 12, "an adoption should have more durable steps than that"
 
 
 # The slots alone, at random.

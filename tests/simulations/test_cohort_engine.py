@@ -11,15 +11,17 @@ from tests.simulations import tiny
 from umbel.bundle import Bundle
 from umbel.errors import BadInput, MalformedMessage
 from umbel.runtime.onnx import OnnxRuntime
+from umbel_models.optimizers import SGD
 from umbel_simulations.cohort import checkpoint
 from umbel_simulations.cohort.algorithm import Stage
-from umbel_simulations.cohort.engine import onnx_backend, play, run
+from umbel_simulations.cohort.engine import backend_of, play, run
 from umbel_simulations.cohort.fedbuff import FedBuff
 from umbel_simulations.cohort.pool import Pool
 from umbel_simulations.cohort.scaffold import Scaffold
 from umbel_simulations.engines import Silent
 from umbel_simulations.outcome import Outcome
 from umbel_simulations.scenario import Algorithm, Data, PlanPart, Scenario, StrategyPart, TaskPart
+from umbel_simulations.scenario_file import changed
 from umbel_simulations.world import Adversary
 
 ALGORITHMS = {
@@ -126,8 +128,9 @@ def test_what_only_a_fleet_has_is_refused(tmp_path: Path) -> None:
 
 
 def stage_of(bundle: Bundle, told: Scenario, *, with_drift: bool = False) -> Stage:
-    backend = onnx_backend(bundle, with_drift=with_drift)
-    return Stage.of(told, tiny.setting(bundle), backend, Pool(backend, 1))
+    setting = tiny.setting(bundle)
+    backend = backend_of(setting, with_drift=with_drift)
+    return Stage.of(told, setting, backend, Pool(backend, 1))
 
 
 def test_scaffolds_directions_add_up(tiny_bundle: Bundle) -> None:
@@ -138,6 +141,19 @@ def test_scaffolds_directions_add_up(tiny_bundle: Bundle) -> None:
         weights = scaffold.step(number, weights).weights
     mean = sum(scaffold._clients.values()) / np.float32(len(stage.clients))
     np.testing.assert_allclose(scaffold._server, mean, atol=1e-5)
+
+
+def test_scaffold_needs_momentum_switched_off(tmp_path: Path) -> None:
+    """Then, and only then, an optimiser with a velocity is plain gradient descent."""
+    bundle, plain = tiny.compiled(tmp_path / "velocity", SGD(momentum=0.9)), tiny.compiled(tmp_path / "plain", SGD())
+    told = scenario(Algorithm("scaffold"))
+    with pytest.raises(BadInput, match=r"task\.plan\.momentum = 0"):
+        Scaffold(stage_of(bundle, told, with_drift=True))
+    still = changed(told, {"task.plan.momentum": 0.0})
+    weights = bundle.shared_weights()
+    found = Scaffold(stage_of(bundle, still, with_drift=True)).step(1, weights).weights
+    wanted = Scaffold(stage_of(plain, told, with_drift=True)).step(1, weights).weights
+    np.testing.assert_allclose(found.to_vector(), wanted.to_vector(), atol=1e-6)
 
 
 def test_stale_updates_count_less(tiny_bundle: Bundle) -> None:
@@ -163,7 +179,7 @@ def test_the_evaluation_in_pieces_is_that_of_the_whole(tiny_bundle: Bundle) -> N
     from umbel_simulations.cohort import rounds
 
     many, weights = tiny.examples(700, 1), tiny_bundle.shared_weights()
-    backend = onnx_backend(tiny_bundle)
+    backend = backend_of(tiny.setting(tiny_bundle))
     with Pool(backend, 2) as pool:
         found = rounds.evaluate(pool, backend, weights, many)
     wanted = evaluate(tiny_bundle, weights, many, OnnxRuntime())

@@ -19,6 +19,8 @@ from umbel.weights import Weights
 from umbel_client import trainer
 from umbel_client.examples import Examples, Split
 from umbel_client.trainer import Job
+from umbel_models.accumulation import Accumulated
+from umbel_models.compile import compile_model
 from umbel_models.optimizers import SGD, Adam, Proximal
 from umbel_models.zoo import bundle_path
 from umbel_server import flower
@@ -75,6 +77,32 @@ def test_optimisers_with_a_memory_start_it_afresh_for_each_client(tmp_path: Path
         assert report is not None
         wanted = device_update(bundle, call.job(client), client)
         assert_near(Weights.from_vector(report.delta, base.shapes), wanted.delta)
+
+
+@pytest.mark.parametrize("plan", [Plan(batch_size=2, epochs=2), Plan(batch_size=4, epochs=3, max_steps=7)], ids=str)
+def test_batches_that_are_left_over_make_a_smaller_step_as_on_a_device(tmp_path: Path, plan: Plan) -> None:
+    bundle = tiny.compiled(tmp_path, Accumulated(SGD(momentum=0.9), every=4))
+    call, base = rounds.Call(plan, "task", 1), bundle.shared_weights()
+    worker, start = OnnxBackend(bundle).worker(), Start(base)
+    for client in tiny.setting(bundle).federation.clients:
+        report = rounds.report_of(worker, client, call, start)
+        assert report is not None
+        assert_near(
+            Weights.from_vector(report.delta, base.shapes), device_update(bundle, call.job(client), client).delta
+        )
+
+
+def test_gradients_clipped_by_example_follow_the_weights_from_step_to_step(tmp_path: Path) -> None:
+    """The loop over examples stands inside the loop over steps, and must see its weights, not those at the start."""
+    bundle = compile_model(replace(tiny.spec(SGD(lr=0.1)), clip_examples=0.5), tmp_path).bundle
+    call, base = rounds.Call(Plan(batch_size=2), "task", 1), bundle.shared_weights()
+    worker, start = OnnxBackend(bundle).worker(), Start(base)
+    for client in tiny.setting(bundle).federation.clients[:3]:
+        report = rounds.report_of(worker, client, call, start)
+        assert report is not None
+        assert_near(
+            Weights.from_vector(report.delta, base.shapes), device_update(bundle, call.job(client), client).delta
+        )
 
 
 def test_dropout_draws_for_each_client_what_its_device_would_draw(tmp_path: Path) -> None:
@@ -148,7 +176,7 @@ def test_a_drift_is_a_correction_of_each_gradient(tiny_bundle: Bundle) -> None:
 
 
 def test_a_correction_past_an_optimisers_memory_is_refused(tmp_path: Path) -> None:
-    bundle = tiny.compiled(tmp_path, SGD(momentum=0.9))
+    bundle = tiny.compiled(tmp_path, Adam())
     with pytest.raises(BadInput, match="plain SGD"):
         OnnxBackend(bundle, with_drift=True)
 

@@ -75,7 +75,7 @@ def test_liars_spoil_the_outcome_or_are_refused(tiny_bundle: Bundle, tmp_path: P
     found = fleets.played(told, tmp_path)
     assert set(found.refusals) == REFUSED[kind]
     assert found.accuracy is not None
-    assert (found.accuracy > 0.6) == bool(REFUSED[kind])
+    assert (found.accuracy > 0.5) == bool(REFUSED[kind])
 
 
 def test_a_scaled_update_is_clipped_on_the_device_only_if_the_plan_says_so(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from torch import fx
 
 from umbel.errors import CannotCompile, OperatorNotSupported
 from umbel_models.litert import linear, pointwise, reductions, shapes
-from umbel_models.litert.flatbuffer import pack
+from umbel_models.litert.flatbuffer import Part, pack
 from umbel_models.litert.graph import HANDLERS, Writer, dtype_of, shape_of
+from umbel_models.litert.loop import add_loop
 from umbel_models.lowering import Lowered, module_of, require_no_write_through
+from umbel_models.onnx.graph import HANDLERS as ONNX_HANDLERS
 from umbel_models.translation import attribute_of, instead_of, not_in_place, writes_in_place
 
 FAMILIES: Final = (linear, pointwise, reductions, shapes)
@@ -24,21 +26,24 @@ def export(lowered: Lowered) -> bytes:
         OperatorNotSupported: an operator has no translation.
         CannotCompile: the translation pinned the batch size.
     """
-    if lowered.each is not None:
-        raise OperatorNotSupported(
-            f"{lowered.signature.name!r}: clipping by example needs a loop, which is there for ONNX Runtime alone; "
-            "leave clip_examples out, or compile for onnx"
-        )
     writer = Writer()
     inputs: dict[str, int] = {}
+    sums = {} if lowered.each is None else dict.fromkeys(lowered.each.outputs, -1)
     placeholders = [node for node in lowered.graph.graph.nodes if node.op == "placeholder"]
-    for node, name in zip(placeholders, lowered.signature.inputs, strict=True):
-        writer.values[node] = inputs[name] = writer.tensor(shape_of(node), dtype_of(node))
+    named = list(zip(placeholders, lowered.signature.inputs, strict=True))
+    for node, name in named:
+        if name not in sums:
+            writer.values[node] = inputs[name] = writer.tensor(shape_of(node), dtype_of(node))
+    parts: tuple[Part, ...] = ()
+    if lowered.each is not None:
+        batch = [name for name in inputs if name in lowered.signature.batched]
+        sums, parts = add_loop(writer, inputs, lowered.each, batch, _translate)
+        writer.values |= {node: sums[name] for node, name in named if name in sums}
     for node in lowered.graph.graph.nodes:
         _translate(lowered, writer, node)
     outputs = _outputs(lowered, writer, set(inputs.values()))
     lowered.require_open_batch("translating to LiteRT")
-    return pack(writer, lowered.signature.name, inputs, outputs)
+    return pack(Part(lowered.signature.name, writer, inputs, outputs), *parts)
 
 
 def _outputs(lowered: Lowered, writer: Writer, taken: set[int]) -> dict[str, int]:
@@ -62,6 +67,11 @@ def _own_shape(writer: Writer, value: fx.Node) -> int:
     return writer.ints(*(-1 if not isinstance(size, int) else size for size in shape_of(value)))
 
 
+def _or_onnx(node: fx.Node) -> str:
+    translated = node.target in ONNX_HANDLERS or not_in_place(node.target) in ONNX_HANDLERS
+    return ", or compile for ONNX Runtime alone" if translated else ""
+
+
 def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
     if node.op == "get_attr":
         writer.values[node] = writer.constant(attribute_of(lowered.graph, str(node.target)))
@@ -71,7 +81,7 @@ def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
     if handler is None:
         raise OperatorNotSupported(
             f"{lowered.signature.name!r}: no translation to LiteRT for {node.target} {module_of(node)}; "
-            f"write that part with {instead_of(node)}, or compile for ONNX Runtime alone"
+            f"write that part with {instead_of(node)}{_or_onnx(node)}"
         )
     try:
         if writes_in_place(node):

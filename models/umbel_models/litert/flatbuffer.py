@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
 
 from umbel_models.litert.graph import OperatorEntry, TensorEntry, Writer
 from umbel_models.onnx.graph import is_open
@@ -34,6 +36,7 @@ _OPTIONS: Final = {
     "SOFTMAX": "Softmax",
     "STRIDED_SLICE": "StridedSlice",
     "SUM": "Reducer",
+    "WHILE": "While",
 }
 """Operators with settings, and what the schema calls those."""
 _PLAIN: Final = {"ADD": "Add", "CAST": "Cast", "DIV": "Div", "MUL": "Mul", "SUB": "Sub", "PAD": "Pad", "PADV2": "PadV2"}
@@ -43,32 +46,52 @@ _VERSIONS: Final = {"BROADCAST_TO": 2}
 _ENUMS: Final = {"padding": schema.Padding, "outType": schema.TensorType, "outputType": schema.TensorType}
 
 
-def pack(writer: Writer, signature: str, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> bytes:
-    """One subgraph with one signature; only what the outputs need is written."""
-    operators = writer.used(list(outputs.values()))
-    touched = {n for operator in operators for n in (*operator.inputs, *operator.outputs) if n >= 0}
-    kept = sorted(touched | set(inputs.values()) | set(outputs.values()))
-    places = {number: place for place, number in enumerate(kept)} | {-1: -1}
-    names = {number: name for name, number in (*inputs.items(), *outputs.items())}
-    kinds = sorted({operator.kind for operator in operators})
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A graph of a file: what was collected, and its inputs and outputs by name."""
+
+    name: str
+    writer: Writer
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+
+
+def pack(signature: Part, *others: Part) -> bytes:
+    """A file with one signature, and behind it the graphs that it calls; only what outputs need is written."""
+    parts = (signature, *others)
+    used = [part.writer.used(list(part.outputs.values())) for part in parts]
+    kinds = sorted({operator.kind for operators in used for operator in operators})
     model = schema.ModelT()
     model.version, model.description = SCHEMA_VERSION, "umbel"
     model.buffers = [schema.BufferT()]
     model.operatorCodes = [_code(kind) for kind in kinds]
-    graph = schema.SubGraphT()
-    graph.name = signature
-    graph.tensors = [_tensor(model, writer.tensors[n], names.get(n, f"t{places[n]}")) for n in kept]
-    graph.inputs = np.array([places[n] for n in inputs.values()], np.int32)
-    graph.outputs = np.array([places[n] for n in outputs.values()], np.int32)
-    graph.operators = [_operator(operator, places, kinds) for operator in operators]
-    model.subgraphs = [graph]
-    definition = schema.SignatureDefT(signatureKey=signature, subgraphIndex=0)
-    definition.inputs = [schema.TensorMapT(name=name, tensorIndex=places[n]) for name, n in inputs.items()]
-    definition.outputs = [schema.TensorMapT(name=name, tensorIndex=places[n]) for name, n in outputs.items()]
+    model.subgraphs = [_graph(model, part, operators, kinds) for part, operators in zip(parts, used, strict=True)]
+    first = model.subgraphs[0]
+    definition = schema.SignatureDefT(signatureKey=signature.name, subgraphIndex=0)
+    definition.inputs = _entries(signature.inputs, first.inputs)
+    definition.outputs = _entries(signature.outputs, first.outputs)
     model.signatureDefs = [definition]
     builder = flatbuffers.Builder(1 << 16)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+def _entries(names: Iterable[str], places: NDArray[np.int32]) -> list[Any]:
+    return [schema.TensorMapT(name=name, tensorIndex=int(n)) for name, n in zip(names, places, strict=True)]
+
+
+def _graph(model: Any, part: Part, operators: Sequence[OperatorEntry], kinds: Sequence[str]) -> Any:
+    touched = {n for operator in operators for n in (*operator.inputs, *operator.outputs) if n >= 0}
+    kept = sorted(touched | set(part.inputs.values()) | set(part.outputs.values()))
+    places = {number: place for place, number in enumerate(kept)} | {-1: -1}
+    names = {number: name for name, number in (*part.inputs.items(), *part.outputs.items())}
+    graph = schema.SubGraphT()
+    graph.name = part.name
+    graph.tensors = [_tensor(model, part.writer.tensors[n], names.get(n, f"t{places[n]}")) for n in kept]
+    graph.inputs = np.array([places[n] for n in part.inputs.values()], np.int32)
+    graph.outputs = np.array([places[n] for n in part.outputs.values()], np.int32)
+    graph.operators = [_operator(operator, places, kinds) for operator in operators]
+    return graph
 
 
 def _code(kind: str) -> Any:

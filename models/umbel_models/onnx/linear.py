@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from umbel.errors import OperatorNotSupported
+from umbel_models import lstm  # noqa: F401 - brings an operator of ours
 from umbel_models.convolution import per_dimension
 from umbel_models.onnx.graph import Writer, attribute_ints, dtype_of, shape_of, translates
 
@@ -150,3 +151,22 @@ def _average_pool(
         ceil_mode=int(ceil_mode),
         count_include_pad=int(count_include_pad),
     )
+
+
+@translates(torch.ops.umbel.lstm_layer.default)
+def _lstm(
+    w: Writer,
+    n: fx.Node,
+    x: fx.Node,
+    to_input: fx.Node,
+    to_state: fx.Node,
+    biases: fx.Node,
+    hidden: fx.Node,
+    cell: fx.Node,
+) -> Any:
+    # ONNX has a dimension for directions everywhere; here there is one direction.
+    given = [w.node("Unsqueeze", value, w.ints(0)) for value in (to_input, to_state, biases, hidden, cell)]
+    weights, starts = given[:3], given[3:]
+    size = int(shape_of(to_state)[1])
+    states, _, last = w.node("LSTM", x, *weights, None, *starts, outputs=3, hidden_size=size)
+    return [w.node("Squeeze", states, w.ints(1)), w.node("Squeeze", last, w.ints(0))]

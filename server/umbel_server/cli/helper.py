@@ -116,19 +116,19 @@ def tokens(
 @HELPER.command("revoke")
 def revoke(
     state: Folder,
-    public_key: Annotated[str, typer.Argument(help="The participant's key, 64 hex digits.")],
+    token: Annotated[str, typer.Argument(help="The token that its device enrolled with, or @FILE that holds it.")],
     as_json: Json = False,
 ) -> None:
     """Shut a participant out of all sums from now on.
 
-    Example: umbel helper revoke --state helper-state 3f…
+    Example: umbel helper revoke --state helper-state @token
     """
-    from umbel_server.helper.folder import parse_key
-
+    given = Path(token[1:]).read_text().strip() if token.startswith("@") else token
     with _opened(state) as parts:
-        parts.people.revoke(parse_key(public_key))
+        public_key = parts.people.holder_of(given)
+        parts.people.revoke(public_key)
     if as_json:
-        output.print_json({"revoked": public_key})
+        output.print_json({"revoked": public_key.hex()})
         return
     sys.stdout.write("revoked\n")
 

@@ -14,6 +14,7 @@ from umbel.errors import MalformedMessage
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.verbs import Session, Watch, group, verb
+from umbel_server.cli.waves import counts_in_words, facts_table, picture, spec_of, wave_in_words
 from umbel_server.identity import read_file
 
 ROLLOUTS: Final = group("rollouts", "Rollouts: move a population to a release in waves, and back.")
@@ -28,9 +29,9 @@ _COLUMNS: Final[list[output.Column]] = [
     ("rollout", lambda it: it.id),
     ("light", lambda it: it.light),
     ("stage", lambda it: it.stage),
-    ("wave", lambda it: _wave(it)),
-    ("release", lambda it: str(_spec(it)["release"])),
-    ("devices", lambda it: _counts(it)),
+    ("wave", lambda it: wave_in_words(it)),
+    ("release", lambda it: str(spec_of(it)["release"])),
+    ("devices", lambda it: counts_in_words(it)),
     ("author", lambda it: it.author),
     ("approved by", lambda it: it.approved_by or "–"),
     ("created (UTC)", lambda it: output.instant(it.created_at_ms)),
@@ -173,15 +174,16 @@ def list_rollouts(
 
 @verb(ROLLOUTS, "show", "umbel rollouts show shoulder-7")
 def show(session: Session, rollout: Id) -> None:
-    """Show one rollout."""
-    _show(session, _get(session, rollout))
+    """Show one rollout, wave by wave."""
+    found = _get(session, rollout)
+    session.show(found, lambda: picture(found))
 
 
 @verb(ROLLOUTS, "watch", "umbel rollouts watch shoulder-7")
 def watch(session: Session, rollout: Id) -> None:
     """Keep showing one rollout's waves and what its gate says, until Ctrl-C."""
     session.follow(
-        lambda: session.stub.GetRollout(pb.GetRolloutRequest(id=rollout)), lambda answer: _facts_table(answer.rollout)
+        lambda: session.stub.GetRollout(pb.GetRolloutRequest(id=rollout)), lambda answer: picture(answer.rollout)
     )
 
 
@@ -242,29 +244,7 @@ def _stop(session: Session, rollout: str, action: str, reason: str, request_id: 
 
 
 def _show(session: Session, found: pb.Rollout) -> None:
-    session.show(found, lambda: _facts_table(found))
-
-
-def _facts_table(found: pb.Rollout) -> Any:
-    spec = _spec(found)
-    facts = [
-        ("rollout", found.id),
-        ("light", found.light),
-        ("stage", found.stage),
-        (
-            "release",
-            f"{spec['release']} of {spec['model']} ({spec['channel']}), back with {spec['revert_release'] or '–'}",
-        ),
-        ("wave", _wave(found)),
-        ("devices", _counts(found)),
-        ("revision", str(found.revision)),
-        ("subject", found.subject),
-        ("author", found.author),
-        ("approved by", found.approved_by or "–"),
-        ("reason", found.reason or "–"),
-        ("gate", found.judgement or "–"),
-    ]
-    return output.table("", [("", lambda fact: fact[0]), ("", lambda fact: fact[1])], facts)
+    session.show(found, lambda: facts_table(found))
 
 
 def _show_preview(session: Session, request: pb.PreviewRolloutRequest) -> None:
@@ -276,17 +256,3 @@ def _show_preview(session: Session, request: pb.PreviewRolloutRequest) -> None:
         ("ids", lambda wave: " ".join(device[:12] for device in wave.devices) or "–"),
     ]
     session.rows("Devices that each wave adds", answer, answer.waves, columns)
-
-
-def _spec(found: pb.Rollout) -> dict[str, Any]:
-    spec: dict[str, Any] = json.loads(found.spec)
-    return spec
-
-
-def _wave(found: pb.Rollout) -> str:
-    waves = _spec(found)["waves"]
-    return "–" if found.wave < 0 else f"{found.wave + 1} of {len(waves)} ({waves[found.wave]['percent']:g} %)"
-
-
-def _counts(found: pb.Rollout) -> str:
-    return ", ".join(f"{it.devices} {it.outcome} ({it.release})" for it in found.counts) or "–"

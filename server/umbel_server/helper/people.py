@@ -43,6 +43,7 @@ class People:
 
         Raises:
             EnrolmentRefused: the token or the proof doesn't do.
+            CertificateRefused: the key was revoked.
         """
         _require_key(public_key)
         require_proof(population, public_key, proof)
@@ -53,6 +54,8 @@ class People:
         if found[2] is not None and found[2] != public_key:
             raise EnrolmentRefused("the token is used up; ask the helper's operator for another")
         self._records.enrol(digest, public_key, population, self._clock.now())
+        if not self._records.is_participant(public_key):
+            raise CertificateRefused("this participant was revoked")
         return self._certify(population, public_key)
 
     def renew(self, population: str, certificate: ParticipantCertificate, proof: bytes) -> ParticipantCertificate:
@@ -67,6 +70,13 @@ class People:
         if not self._records.is_participant(certificate.public_key):
             raise CertificateRefused("this participant was revoked")
         return self._certify(population, certificate.public_key)
+
+    def holder_of(self, token: str) -> bytes:
+        """The key of the device that redeemed a token; raises `NotFound`."""
+        found = self._records.token(digest_of(token.encode()))
+        if found is None or found[2] is None:
+            raise NotFound("no device has redeemed this token")
+        return found[2]
 
     def revoke(self, public_key: bytes) -> None:
         """Shut a participant out of all sums from now on; raises `NotFound`."""

@@ -47,9 +47,9 @@ class Stage:
         return cls(scenario, setting, task, plan, clients, backend, pool)
 
     @property
-    def lr(self) -> float:
-        """The learning rate of the clients; raises `OutOfBounds` for hyper-parameters that the model doesn't have."""
-        return resolve_hyperparameters(self.setting.bundle.manifest, self.plan.hyperparameters)["lr"]
+    def hyperparameters(self) -> dict[str, float]:
+        """What clients train with, all of it; raises `OutOfBounds` for what the model doesn't have."""
+        return resolve_hyperparameters(self.setting.bundle.manifest, self.plan.hyperparameters)
 
     def call(self, number: int) -> Call:
         """What clients are asked in one round."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +16,9 @@ from umbel.update import Metrics
 from umbel.weights import Weights
 from umbel_client.examples import Examples
 from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS, Job
+
+Orders = Sequence[NDArray[np.intp]]
+"""The order of a client's examples in each epoch."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +33,10 @@ class Start:
     """The weights in one array, as `Weights.to_vector` orders them."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "vector", self.weights.to_vector())
+        vector, shapes = self.weights.to_vector(), self.weights.shapes
+        object.__setattr__(self, "vector", vector)
+        # Views of the same memory: what a run reads and what deltas are taken from is in the cache once, not twice.
+        object.__setattr__(self, "weights", Weights.from_vector(vector, shapes))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,11 +64,9 @@ class Trained:
         Raises:
             NotFinite: it holds NaN or infinity; the client reports nothing.
         """
-        with np.errstate(over="ignore", invalid="ignore"):
-            delta = np.subtract(self.vector, start.vector, out=out)
-            # A sum is finite only if all its parts are; if it isn't, it may have overflowed, and a closer look tells.
-            is_finite = math.isfinite(float(delta.sum())) or bool(np.isfinite(delta).all())
-        if not is_finite:
+        delta = np.subtract(self.vector, start.vector, out=out)
+        # A sum is finite only if all its parts are; if it isn't, it may have overflowed, and a closer look tells.
+        if not math.isfinite(float(delta.sum())) and not np.isfinite(delta).all():
             raise NotFinite("training ended at weights that are NaN or infinite; lower the learning rate")
         if plan.clip_norm:
             delta[:] = Weights({"delta": delta}).clipped(plan.clip_norm)["delta"]
@@ -72,8 +76,14 @@ class Trained:
 class Worker(Protocol):
     """Trains one client after the other, in one thread."""
 
-    def train(self, job: Job, start: Start, examples: Examples) -> Trained:
+    def train(self, job: Job, start: Start, examples: Examples, orders: Orders = ()) -> Trained:
         """Run a job's plan from `start`.
+
+        Args:
+            job: what to do.
+            start: where to start.
+            examples: what to train with.
+            orders: `orders_of` this job, if it was worked out already.
 
         Raises:
             NotFinite: a loss was NaN or infinite; the client reports nothing.
@@ -92,19 +102,25 @@ class Backend(Protocol):
         """Metric sums over examples; nothing over none. May be called from any thread."""
 
 
-def runs(job: Job, count: int, most: int) -> Iterator[tuple[NDArray[np.intp], int]]:
+def orders_of(job: Job, count: int) -> Orders:
+    """The order of `count` examples in each epoch of a job, as a device draws it."""
+    return [job.order(epoch, count) for epoch in range(job.plan.epochs)]
+
+
+def runs(job: Job, count: int, most: int, orders: Orders = ()) -> Iterator[tuple[NDArray[np.intp], int]]:
     """The rows of a job's batches, as a device takes them, neighbours of one size together; and the size of a batch.
 
     Args:
         job: what to do.
         count: how many examples there are.
         most: how many rows may be taken together, if more than one batch.
+        orders: `orders_of` this job, if it was worked out already.
     """
     size = job.plan.batch_size
     together = max(1, most // size) * size
     left = job.plan.max_steps * size or math.inf
     for epoch in range(job.plan.epochs):
-        order = job.order(epoch, count)
+        order = orders[epoch] if orders else job.order(epoch, count)
         if count > left:
             order = order[: int(left)]
         whole = len(order) - len(order) % size

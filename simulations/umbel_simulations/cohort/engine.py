@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from umbel.bundle import Bundle
 from umbel.clock import Clock, SystemClock
 from umbel.digests import Digest, digest_of
 from umbel.errors import BadInput
@@ -39,6 +38,8 @@ from umbel_simulations.setting import Setting, prepare
 
 _LOOKS: Final = 50
 """How often, at most, the global model is judged on the way."""
+_SAMPLE: Final = 2000
+"""On how many held-back examples, at most; the last model is judged on all."""
 _CHECKPOINT_SECONDS: Final = 5.0
 """How much real time a kill costs, at most, beside the step that was under way."""
 _ALGORITHMS: Final[Mapping[str, type[Scaffold] | type[FedBuff]]] = {"scaffold": Scaffold, "fedbuff": FedBuff}
@@ -92,7 +93,7 @@ def play(
     Raises:
         BadInput: `folder` is of another run; or the scenario asks for what its model doesn't have.
     """
-    backend = onnx_backend(setting.bundle, with_drift=scenario.algorithm.kind == "scaffold")
+    backend = backend_of(setting, with_drift=scenario.algorithm.kind == "scaffold")
     with Pool(backend, workers) as pool:
         stage = Stage.of(scenario, setting, backend, pool)
         kind = scenario.algorithm.kind
@@ -100,13 +101,17 @@ def play(
         weights, rounds = _Run(stage, algorithm, progress, folder, clock or SystemClock()).to_its_end()
         personal = None
         if scenario.algorithm.personalisation != "none":
-            personal = personalise(stage, weights, onnx_backend, workers)
+            personal = personalise(stage, weights, backend_of, workers)
         return _outcome(stage, weights, rounds, personal)
 
 
-def onnx_backend(bundle: Bundle, *, moving: Collection[str] | None = None, with_drift: bool = False) -> Backend:
-    """The back end that bundles are trained with."""
-    return OnnxBackend(bundle, moving=moving, with_drift=with_drift)
+def backend_of(setting: Setting, *, moving: Collection[str] | None = None, with_drift: bool = False) -> Backend:
+    """What a setting's model is trained with: ONNX Runtime, or torch where the setting has a spec instead of graphs."""
+    if setting.spec is None:
+        return OnnxBackend(setting.bundle, moving=moving, with_drift=with_drift)
+    from umbel_simulations.cohort.torch_backend import TorchBackend
+
+    return TorchBackend(setting.bundle, setting.spec, moving=moving, with_drift=with_drift)
 
 
 @dataclass(slots=True, eq=False)
@@ -121,7 +126,7 @@ class _Run:
 
     def to_its_end(self) -> tuple[Weights, tuple[RoundOutcome, ...]]:
         """Take all steps that are left; the last weights, and what each round was."""
-        name = _name_of(self.stage.scenario)
+        name = name_of(self.stage.scenario)
         weights, rounds = self.stage.setting.bundle.shared_weights(), list[RoundOutcome]()
         kept = checkpoint.read(self.folder, name, weights.shapes)
         if kept is not None:
@@ -143,6 +148,8 @@ class _Run:
         accuracy = loss = None
         if number == total or number % math.ceil(total / _LOOKS) == 0:
             central = self.stage.setting.federation.central
+            if number < total and central.count > _SAMPLE:
+                central = central.take(slice(None, None, math.ceil(central.count / _SAMPLE)))
             metrics = evaluate(self.stage.pool, self.stage.backend, step.weights, central)
             accuracy, loss = accuracy_of(metrics), _mean_loss(metrics)
         told = RoundOutcome(
@@ -162,7 +169,8 @@ class _Run:
         return told
 
 
-def _name_of(scenario: Scenario) -> Digest:
+def name_of(scenario: Scenario) -> Digest:
+    """What a checkpoint says that it is of: the scenario with its seed, every default written out."""
     return digest_of(to_text(to_tree(scenario)).encode())
 
 

@@ -16,7 +16,16 @@ from typing import Final
 
 import numpy as np
 import onnx
-from onnx import GraphProto, NodeProto, TensorProto, TensorShapeProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    NodeProto,
+    TensorProto,
+    TensorShapeProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 from umbel.bundle import Bundle
 from umbel.errors import BadInput
@@ -27,6 +36,7 @@ from umbel.runtime.signature import frozen_weights
 LAST_PREFIX: Final = "last_"
 LOSSES: Final = "losses"
 DRIFT_PREFIX: Final = "drift_"
+VELOCITY_PREFIX: Final = "s_velocity_"
 DRAWS: Final = "s_draws"
 """The slot in which a graph with dropout counts its steps."""
 _INSIDE: Final = "@step"
@@ -56,12 +66,13 @@ def over_steps(bundle: Bundle, *, moving: Collection[str] | None = None, with_dr
 
     Raises:
         BundleInvalid: the bundle has no such graph.
-        BadInput: `moving` names no weight of the model, or the optimiser has a memory that a drift would bypass.
+        BadInput: `moving` names no weight of the model, or the optimiser has a memory that a drift would bypass; a
+            velocity passes, as a plan may set momentum to 0.
     """
     manifest = bundle.manifest
-    state = _state(manifest, moving)
+    state = state_of(manifest, moving)
     if with_drift:
-        _require_no_memory(manifest)
+        require_no_memory(manifest)
     drift = tuple(name for name in state if with_drift and name.startswith("p_"))
     model = onnx.load(str(bundle.graph_path(NAME, "train")), load_external_data=False)
     _bind_frozen(model.graph, bundle)
@@ -82,7 +93,12 @@ def _bind_frozen(graph: GraphProto, bundle: Bundle) -> None:
             tensor.CopyFrom(numpy_helper.from_array(np.array(frozen[tensor.name]), tensor.name))
 
 
-def _state(manifest: Manifest, moving: Collection[str] | None) -> tuple[str, ...]:
+def state_of(manifest: Manifest, moving: Collection[str] | None) -> tuple[str, ...]:
+    """All that a training step moves, if only these weights may move.
+
+    Raises:
+        BadInput: `moving` names no weight of the model.
+    """
     trainable = [spec.name for spec in manifest.trainable]
     slots = [spec.name for spec in manifest.slots if not spec.name.startswith(ANCHOR_PREFIX)]
     if moving is not None:
@@ -95,8 +111,9 @@ def _state(manifest: Manifest, moving: Collection[str] | None) -> tuple[str, ...
     return (*trainable, *(spec.name for spec in manifest.buffers), *slots)
 
 
-def _require_no_memory(manifest: Manifest) -> None:
-    known = (ANCHOR_PREFIX, DRAWS)
+def require_no_memory(manifest: Manifest) -> None:
+    """Raise `BadInput` where the optimiser has a memory that a drift would bypass."""
+    known = (ANCHOR_PREFIX, DRAWS, VELOCITY_PREFIX)
     memory = [spec.name for spec in manifest.slots if not spec.name.startswith(known)]
     if memory:
         raise BadInput(
@@ -135,10 +152,38 @@ def _scan(graph: GraphProto, state: tuple[str, ...], batched: list[str], drift: 
 
 
 def _renamed(node: NodeProto, names: Collection[str]) -> NodeProto:
+    """A node that takes what goes by these names inside the step, in the graphs within it too."""
     copied = NodeProto()
     copied.CopyFrom(node)
     copied.input[:] = [name + _INSIDE if name in names else name for name in node.input]
+    for graph in _within(copied):
+        captured = set(names) - _made_in(graph)
+        nodes = [_renamed(one, captured) for one in graph.node]
+        del graph.node[:]
+        graph.node.extend(nodes)
     return copied
+
+
+def _within(node: NodeProto) -> list[GraphProto]:
+    """The graphs that a node holds: bodies of loops, branches."""
+    return [attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH]
+
+
+def _made_in(graph: GraphProto) -> set[str]:
+    """What a graph needn't capture from outside."""
+    made = {name for node in graph.node for name in node.output}
+    return made | {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+
+
+def _needs(node: NodeProto) -> list[str]:
+    """What a node takes, and what the graphs within it capture."""
+    captured = [
+        name
+        for graph in _within(node)
+        for name in dict.fromkeys(need for one in graph.node for need in _needs(one))
+        if name not in _made_in(graph)
+    ]
+    return [*node.input, *captured]
 
 
 def _value(like: ValueInfoProto, name: str, leading: str = "") -> ValueInfoProto:
@@ -171,7 +216,7 @@ def _needed(nodes: list[NodeProto], ends: list[str]) -> list[NodeProto]:
             done.update(node.output)
         else:
             stack.append((name, True))
-            stack.extend((need, False) for need in reversed(node.input) if need not in done)
+            stack.extend((need, False) for need in reversed(_needs(node)) if need not in done)
     return ordered
 
 

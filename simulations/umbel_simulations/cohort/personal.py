@@ -46,7 +46,7 @@ def personalise(stage: Stage, weights: Weights, make: Callable[..., Backend], wo
     Args:
         stage: who there is.
         weights: the global model.
-        make: makes a back end for a bundle; takes `moving`.
+        make: makes a back end for a setting; takes `moving`.
         workers: how many threads.
 
     Raises:
@@ -62,7 +62,7 @@ def personalise(stage: Stage, weights: Weights, make: Callable[..., Backend], wo
     )
     bundle = stage.setting.bundle
     moving = head_of(bundle) if algorithm.personalisation == "head" else None
-    backend, start = make(bundle, moving=moving), Start(weights)
+    backend, start = make(stage.setting, moving=moving), Start(weights)
     found: dict[str, Metrics] = {}
 
     def work(worker: Worker, client: ClientData) -> Metrics:

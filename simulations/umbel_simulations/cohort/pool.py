@@ -6,11 +6,13 @@ first, updates are added in the order of the cohort; the same sum comes out of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Condition
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
+
+import numpy as np
 
 from umbel.errors import OutOfBounds
 from umbel_simulations.cohort.clients import Backend, Worker
@@ -18,6 +20,8 @@ from umbel_simulations.cohort.clients import Backend, Worker
 T = TypeVar("T")
 R = TypeVar("R")
 
+_SILENT: Final[Mapping[str, Any]] = {"over": "ignore", "invalid": "ignore"}
+"""Overflows are found by looking at results, not by warnings; said once for all items, as saying so costs time."""
 _AHEAD = 4
 """How many results for each worker may wait for an earlier one."""
 
@@ -47,10 +51,12 @@ class Pool:
 
         What `work` or `take` raises stops the rest, and is raised here.
         """
-        line = _Line(items, take, _AHEAD * len(self._workers))
         if len(self._workers) == 1 or len(items) == 1:
-            line.serve(self._workers[0], work)
+            with np.errstate(**_SILENT):
+                for item in items:
+                    take(item, work(self._workers[0], item))
             return
+        line = _Line(items, take, _AHEAD * len(self._workers))
         serving = [self._threads.submit(line.serve, worker, work) for worker in self._workers]
         for one in serving:
             one.result()
@@ -73,11 +79,9 @@ class _Line(Generic[T, R]):
     def serve(self, worker: Worker, work: Callable[[Worker, T], R]) -> None:
         """Take items as long as there are any."""
         try:
-            for index in self._turns():
-                result = work(worker, self._items[index])
-                with self._changed:
-                    self._waiting[index] = result
-                self._take_ready()
+            with np.errstate(**_SILENT):
+                for index in self._turns():
+                    self._done(index, work(worker, self._items[index]))
         except BaseException:
             with self._changed:
                 self._is_stopped = True
@@ -96,20 +100,19 @@ class _Line(Generic[T, R]):
                 self._begun += 1
             yield index
 
-    def _take_ready(self) -> None:
+    def _done(self, index: int, result: R) -> None:
         """Take all results whose turn it is; one thread at a time, while others go on working."""
         with self._changed:
-            if self._is_taking:
+            if self._is_taking or index != self._taken or self._is_stopped:
+                self._waiting[index] = result
                 return
             self._is_taking = True
         while True:
+            self._take(self._items[index], result)
             with self._changed:
-                index = self._taken
+                self._taken = index = index + 1
+                self._changed.notify_all()
                 if index not in self._waiting or self._is_stopped:
                     self._is_taking = False
                     return
                 result = self._waiting.pop(index)
-            self._take(self._items[index], result)
-            with self._changed:
-                self._taken += 1
-                self._changed.notify_all()

@@ -20,7 +20,7 @@ from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS
 from umbel_server.flower.simulation import Ask, Request, Value, on_ray
 from umbel_simulations.cohort.algorithm import Stage
 from umbel_simulations.cohort.clients import Start, Trained, Worker
-from umbel_simulations.cohort.engine import onnx_backend, play, require_cohort
+from umbel_simulations.cohort.engine import backend_of, play, require_cohort
 from umbel_simulations.cohort.pool import Pool
 from umbel_simulations.cohort.rounds import Call, Cohort, Report, report_of
 from umbel_simulations.cohort.strategies import Trains
@@ -93,7 +93,7 @@ def _at_work(told: str) -> tuple[Stage, Worker, dict[str, ClientData]]:
     """What an actor keeps from request to request: the data, and a resident session."""
     scenario = SCENARIOS.validate_json(told)
     setting = prepare(scenario, scenario.seed)
-    backend = onnx_backend(setting.bundle)
+    backend = backend_of(setting)
     stage = Stage.of(scenario, setting, backend, Pool(backend, 1))
     return stage, backend.worker(), {client.name: client for client in stage.clients}
 

@@ -10,7 +10,7 @@ worker keeps from client to client.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from umbel.bundle import Bundle
-from umbel.manifest import TensorSpec
+from umbel.manifest import ACCUMULATE, TensorSpec
 from umbel.plan import Plan
 from umbel.randomness import SEED
 from umbel.runtime.onnx import OnnxRuntime, failures_of
@@ -32,8 +32,8 @@ from umbel.runtime.signature import (
 from umbel.update import Metrics
 from umbel.weights import Shapes, Weights
 from umbel_client.examples import Examples
-from umbel_client.trainer import Job, evaluate
-from umbel_simulations.cohort.clients import Start, Trained, runs
+from umbel_client.trainer import Gathering, Job, evaluate
+from umbel_simulations.cohort.clients import Orders, Start, Trained, runs
 from umbel_simulations.cohort.graphs import DRIFT_PREFIX, LAST_PREFIX, LOSSES, StepsGraph, over_steps
 
 Array = NDArray[Any]
@@ -100,19 +100,26 @@ class OnnxWorker:
             for vector in self._vectors
         ]
         self._seed = np.zeros((), np.float32)
+        self._accumulate = np.zeros((), np.float32)
         self._begun: tuple[Start, Plan] | None = None
         self._bindings: list[_Binding] = []
 
-    def train(self, job: Job, start: Start, examples: Examples) -> Trained:
+    def train(self, job: Job, start: Start, examples: Examples, orders: Orders = ()) -> Trained:
         """Run a job's plan from `start`; see `Worker`."""
         check_batch(*self._checks, examples.inputs, examples.targets)
         if self._begun is None or self._begun[0] is not start or self._begun[1] is not job.plan:
             self._begin(start, job.plan)
+        taken, gathering = runs(job, examples.count, self._most, orders), None
         if SEED in self._graph.constants:
             # Bound once; each client draws its own dropout.
             self._seed[()] = job.hyperparameters(self._backend.bundle.manifest)[SEED]
+        if ACCUMULATE in self._graph.constants:
+            gathering = Gathering(job, self._backend.bundle.manifest, examples.count)
+            taken = parted(taken, gathering.last)
         steps, seen, loss, end = 0, 0, 0.0, 0
-        for rows, size in runs(job, examples.count, self._most):
+        for rows, size in taken:
+            if gathering is not None:
+                self._accumulate[()] = gathering.left if steps >= gathering.last else gathering.each
             binding = self._bindings[end]
             count = len(rows) // size
             losses = binding.losses(count)
@@ -120,7 +127,8 @@ class OnnxWorker:
             self._batched[1].take(examples.targets, rows, size, binding)
             with failures_of(self._backend.what):
                 self._backend.session.run_with_iobinding(binding.native)
-            total = float(losses.sum(dtype=np.float64))
+            # Python's sum is in double precision too, and quicker for so few.
+            total = sum(losses.tolist())
             require_finite_loss(total, steps)
             loss += total * size
             steps, seen = steps + count, seen + len(rows)
@@ -135,7 +143,7 @@ class OnnxWorker:
         constants: dict[str, Array] = dict(given)
         hyperparameters = resolve_hyperparameters(manifest, plan.hyperparameters)
         constants |= {name: np.array(value, np.float32) for name, value in hyperparameters.items()}
-        constants |= {SEED: self._seed}
+        constants |= {SEED: self._seed, ACCUMULATE: self._accumulate}
         constants = {name: constants[name] for name in self._graph.constants}
         constants |= {DRIFT_PREFIX + name: start.drift[name] for name in self._graph.drift}
         for vector in self._vectors:
@@ -146,6 +154,19 @@ class OnnxWorker:
         ways = ((given, first), (first, second), (second, first))
         self._bindings = [_Binding(session, self._graph, constants, source, target) for source, target in ways]
         self._begun = start, plan
+
+
+def parted(taken: Iterable[tuple[NDArray[np.intp], int]], at: int) -> Iterator[tuple[NDArray[np.intp], int]]:
+    """The same batches, those before and after a number of batches apart."""
+    done = 0
+    for rows, size in taken:
+        count = len(rows) // size
+        if done < at < done + count:
+            yield rows[: (at - done) * size], size
+            yield rows[(at - done) * size :], size
+        else:
+            yield rows, size
+        done += count
 
 
 def _views(vector: NDArray[np.float32], shapes: Shapes) -> dict[str, Array]:

@@ -17,12 +17,14 @@ from umbel.weights import Weights
 from umbel_client.examples import Examples
 from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS, Job, newest
 from umbel_server.aggregation import Collected, Presummed, Singles
-from umbel_simulations.cohort.clients import Backend, Start, Trained, Worker
+from umbel_simulations.cohort.clients import Backend, Orders, Start, Trained, Worker, orders_of
 from umbel_simulations.cohort.pool import Pool
 from umbel_simulations.data import ClientData
 
 _PIECE = 256
 """Examples that are judged at a time."""
+_MOST_ORDERED = 4_000_000
+"""Rows whose order is worked out beforehand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,7 @@ class Cohort:
         """A report that is ready to be taken: times its weight, if all that is wanted is a sum."""
         if report is not None and not self.wants_singles:
             # The product here and the sum later: the same two roundings as in `Aggregate.accumulate`.
-            with np.errstate(over="ignore"):
-                np.multiply(report.delta, np.float32(report.weight), out=report.delta)
+            np.multiply(report.delta, np.float32(report.weight), out=report.delta)
         return report
 
     def take(self, _client: ClientData, report: Report | None) -> None:
@@ -90,8 +91,7 @@ class Cohort:
             self.singles.append(report)
         else:
             # What overflows is refused with the candidate.
-            with np.errstate(over="ignore", invalid="ignore"):
-                np.add(self.total, report.delta, out=self.total)
+            np.add(self.total, report.delta, out=self.total)
             self.spare.append(report.delta)
         self.weight += report.weight
         self.count += 1
@@ -133,16 +133,32 @@ def train(pool: Pool, cohort: Sequence[ClientData], call: Call, start: Start, *,
         RuntimeFailure: the runtime gave up.
     """
     collected = Cohort(start, wants_singles)
+    orders = _orders(cohort, call)
 
     def work(worker: Worker, client: ClientData) -> Report | None:
-        return collected.weighed(report_of(worker, client, call, start, collected.spare))
+        found = report_of(worker, client, call, start, collected.spare, orders.get(client.name, ()))
+        return collected.weighed(found)
 
     pool.each(cohort, work, collected.take)
     return collected
 
 
+def _orders(cohort: Sequence[ClientData], call: Call) -> dict[str, Orders]:
+    """The orders of a cohort's examples, all at once: between two runs of the graph, when the code that draws them
+    has fallen out of the caches, each takes five times as long. None of very many, for the sake of memory."""
+    counts = [call.examples(client).count for client in cohort]
+    if sum(counts) * call.plan.epochs > _MOST_ORDERED:
+        return {}
+    return {client.name: orders_of(call.job(client), count) for client, count in zip(cohort, counts, strict=True)}
+
+
 def report_of(
-    worker: Worker, client: ClientData, call: Call, start: Start, spare: deque[NDArray[np.float32]] | None = None
+    worker: Worker,
+    client: ClientData,
+    call: Call,
+    start: Start,
+    spare: deque[NDArray[np.float32]] | None = None,
+    orders: Orders = (),
 ) -> Report | None:
     """What one client reports; None if its training went to NaN or infinity. Takes its array from `spare`, if any."""
     examples = call.examples(client)
@@ -152,7 +168,7 @@ def report_of(
         # Another worker was quicker.
         out = None
     try:
-        trained = worker.train(call.job(client), start, examples)
+        trained = worker.train(call.job(client), start, examples, orders)
         delta = trained.delta(start, call.plan, out)
     except NotFinite:
         return None

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from umbel.errors import MalformedMessage
+from umbel.errors import BadInput, MalformedMessage
 from umbel.weights import Weights
 from umbel_simulations.cohort.algorithm import Stage, Step
 from umbel_simulations.cohort.clients import Start, Worker
@@ -32,9 +32,15 @@ _CLIENT: Final = "client/"
 
 
 class Scaffold:
-    """See the module."""
+    """See the module.
+
+    Raises:
+        BadInput: clients would train with momentum, whose velocity the correction would bypass.
+    """
 
     def __init__(self, stage: Stage) -> None:
+        if stage.hyperparameters.get("momentum"):
+            raise BadInput("algorithm: SCAFFOLD corrects plain gradient descent; set task.plan.momentum = 0.0")
         self._stage = stage
         shapes = stage.setting.bundle.manifest.shared_shapes
         self._server: Vector = Weights.zeros(shapes).to_vector()
@@ -44,7 +50,7 @@ class Scaffold:
         """One round; see `Algorithm`."""
         stage, task = self._stage, self._stage.task
         cohort = chosen(stage.clients, task.goal, task.seed, task.name, number)
-        call, start, lr = stage.call(number), weights.to_vector(), stage.lr
+        call, start, lr = stage.call(number), weights.to_vector(), stage.hyperparameters["lr"]
         moved, turned = np.zeros_like(start), np.zeros_like(start)
         found: list[Report] = []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -11,7 +11,7 @@ from typing import Final
 
 from umbel_simulations.charts import Series, line_chart
 from umbel_simulations.judgement import is_go, judge
-from umbel_simulations.outcome import Cost, Outcome, RoundOutcome
+from umbel_simulations.outcome import Cost, Outcome, RolloutOutcome, RoundOutcome
 from umbel_simulations.report.figures import check_rows, figures, number, percent
 
 _TEMPLATE: Final = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
@@ -32,7 +32,8 @@ def render(outcome: Outcome, cost: Cost | None = None) -> str:
     body = _verdict(outcome) + _figures(found)
     body += _charts({name: outcome}) + _fleet_charts(outcome)
     body += _tables(outcome) + _settings(outcome)
-    lead = f"{outcome.scenario.get('description', '')} Engine {outcome.engine}, seed {outcome.seed}."
+    told = str(outcome.scenario.get("description", "")).rstrip(".")
+    lead = f"{told}{'. ' if told else ''}Engine {outcome.engine}, seed {outcome.seed}."
     return _TEMPLATE.substitute(title=escape(name), lead=escape(lead), body=body, digest=outcome.digest())
 
 
@@ -119,10 +120,20 @@ def _rollouts(outcome: Outcome) -> str:
          str(one.devices_reached), str(one.devices_left), number(one.cleared_hour))
         for one in outcome.rollouts
     ]  # fmt: skip
-    head = ("release", "ending", "began (h)", "ended (h)", "devices reached", "devices left", "cleared (h)")
-    events = [(str(one.release), number(event.hour), event.what) for one in outcome.rollouts for event in one.events]
-    told = _table(("release", "hour", "what happened"), events) if events else ""
+    head = ("release", "ending", "began (h)", "ended (h)", "devices reached", "have it at the end", "cleared (h)")
+    events = [row for one in outcome.rollouts for row in _events(one)]
+    told = _table(("release", "hour", "what happened"), events, kind="told") if events else ""
     return f"<h2>Rollouts</h2>{_table(head, rows)}{told}"
+
+
+def _events(rollout: RolloutOutcome) -> Iterator[tuple[str, str, str]]:
+    """What happened to a rollout; a gate's reasons stand in its later events again, and are shown once."""
+    shown: set[str] = set()
+    for event in rollout.events:
+        stage, *reasons = event.what.splitlines() or [""]
+        fresh = [line.strip() for line in reasons if line not in shown]
+        shown.update(reasons)
+        yield str(rollout.release), number(event.hour), "\n".join([stage, *fresh])
 
 
 def _spreads(outcome: Outcome) -> str:
@@ -170,7 +181,7 @@ def _figure(title: str, chart: str) -> str:
     return f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

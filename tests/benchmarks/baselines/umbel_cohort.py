@@ -9,7 +9,7 @@ from tests.benchmarks.baselines.turns import BATCH, COHORT, RATE, Turns, load
 from umbel.bundle import Bundle
 from umbel_client.examples import NONE, Examples
 from umbel_simulations.cohort.algorithm import Stage
-from umbel_simulations.cohort.engine import accuracy_of, onnx_backend
+from umbel_simulations.cohort.engine import accuracy_of, backend_of
 from umbel_simulations.cohort.pool import Pool
 from umbel_simulations.cohort.rounds import evaluate
 from umbel_simulations.cohort.strategies import StrategyRounds
@@ -29,7 +29,7 @@ def main() -> None:
     plan = PlanPart(batch_size=BATCH, lr=RATE)
     task = TaskPart(rounds=1, goal=min(COHORT, len(x)), plan=plan)
     told = Scenario("bench", "bench", Data("smartwatch"), engine="cohort", task=task)
-    backend = onnx_backend(setting.bundle)
+    backend = backend_of(setting)
     with Pool(backend, int(sys.argv[3])) as pool:
         rounds = StrategyRounds(Stage.of(told, setting, backend, pool))
         weights, turns, number = setting.bundle.shared_weights(), Turns(), 0

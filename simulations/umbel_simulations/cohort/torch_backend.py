@@ -1,0 +1,80 @@
+"""Training in torch, for models that can't be lowered: the trainer of a device on torch as its runtime.
+
+Torch is loaded when this module's `TorchBackend` is made, by `umbel_models`. Much slower than the resident session:
+Python runs every step, and torch every operator.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from umbel.bundle import Bundle
+from umbel.clock import SystemClock
+from umbel.update import Metrics
+from umbel.weights import Weights
+from umbel_client import trainer
+from umbel_client.examples import Examples
+from umbel_client.trainer import Job
+from umbel_simulations.cohort.clients import Orders, Start, Trained
+from umbel_simulations.cohort.graphs import require_no_memory, state_of
+
+if TYPE_CHECKING:
+    from umbel_models.eager import EagerRuntime
+    from umbel_models.spec import ModelSpec
+
+
+class TorchBackend:
+    """Trains in torch; one of these serves a whole simulation.
+
+    Args:
+        bundle: of the model, without graphs; see `umbel_models.eager.write_uncompiled`.
+        spec: the model.
+        moving: the trainable weights that move; all of them unless given.
+        with_drift: whether each `Start` has a drift.
+
+    Raises:
+        BadInput: `moving` names no weight of the model, or the optimiser has a memory that a drift would bypass.
+    """
+
+    def __init__(
+        self, bundle: Bundle, spec: ModelSpec, *, moving: Collection[str] | None = None, with_drift: bool = False
+    ) -> None:
+        from umbel_models.threads import stay_on_one_torch_thread
+
+        state_of(bundle.manifest, moving)
+        if with_drift:
+            require_no_memory(bundle.manifest)
+        # Workers are threads already, and sums over several threads would differ from run to run.
+        stay_on_one_torch_thread()
+        self.bundle, self._spec, self._moving = bundle, spec, moving
+        self._own = threading.local()
+
+    def worker(self) -> TorchWorker:
+        """A worker for one thread, with a module of its own."""
+        return TorchWorker(self.bundle, self._runtime())
+
+    def evaluate(self, weights: Weights, examples: Examples) -> Metrics:
+        """Metric sums over examples; see `Backend`."""
+        if not hasattr(self._own, "runtime"):
+            self._own.runtime = self._runtime()
+        return trainer.evaluate(self.bundle, weights, examples, self._own.runtime)
+
+    def _runtime(self) -> EagerRuntime:
+        from umbel_models.eager import EagerRuntime
+
+        return EagerRuntime(self._spec, self._moving)
+
+
+class TorchWorker:
+    """Trains one client after the other, as a device would if it had torch."""
+
+    def __init__(self, bundle: Bundle, runtime: EagerRuntime) -> None:
+        self._bundle, self._runtime = bundle, runtime
+
+    def train(self, job: Job, start: Start, examples: Examples, orders: Orders = ()) -> Trained:
+        """Run a job's plan from `start`; see `Worker`."""
+        self._runtime.drift = start.drift
+        done = trainer.train(job, self._bundle, start.weights, examples, self._runtime, SystemClock())
+        return Trained(done.weights.to_vector(), done.steps, done.loss, done.examples)

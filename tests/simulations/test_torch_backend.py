@@ -1,0 +1,170 @@
+"""Torch as a back end: for models that can't be lowered, and equal to the resident session for those that can."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.simulations import tiny
+from umbel.bundle import Bundle
+from umbel.errors import BadInput, CannotCompile, NotFinite, RuntimeFailure
+from umbel.plan import Plan
+from umbel.runtime.onnx import OnnxRuntime
+from umbel_models.accumulation import Accumulated
+from umbel_models.compile import compile_model
+from umbel_models.eager import EagerRuntime, write_uncompiled
+from umbel_models.optimizers import SGD, Adam, Proximal
+from umbel_models.spec import ModelSpec
+from umbel_models.trainable import Head
+from umbel_simulations.cohort import rounds
+from umbel_simulations.cohort.clients import Backend, Start
+from umbel_simulations.cohort.engine import backend_of, play
+from umbel_simulations.cohort.pool import Pool
+from umbel_simulations.cohort.resident import OnnxBackend
+from umbel_simulations.cohort.torch_backend import TorchBackend
+from umbel_simulations.engines import Silent
+from umbel_simulations.outcome import Outcome
+from umbel_simulations.scenario import Algorithm, Data, PlanPart, Scenario, TaskPart
+from umbel_simulations.setting import Setting, prepare
+
+PLAN = Plan(batch_size=4, epochs=2)
+SPECS = {
+    "momentum": tiny.spec(SGD(lr=0.1, momentum=0.9)),
+    "Adam": tiny.spec(Adam(lr=0.01)),
+    "proximal": tiny.spec(Proximal(SGD(lr=0.1), mu=0.3)),
+    "dropout": tiny.spec(SGD(lr=0.1), dropout=0.5),
+    "gathered": tiny.spec(Accumulated(SGD(lr=0.1), every=3)),
+    "only the head": replace(tiny.spec(SGD(lr=0.1)), trainable=Head()),
+    "clipped by example": replace(tiny.spec(SGD(lr=0.1)), clip_examples=0.5),
+}
+
+
+class Choosy(tiny.Dense):
+    """Takes another way for some batches: no graph can be traced of that."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def choosy() -> ModelSpec:
+    torch.manual_seed(0)
+    return replace(tiny.spec(SGD(lr=0.1)), name="choosy", module=Choosy())
+
+
+def deltas(backend: Backend, bundle: Bundle, plan: Plan = PLAN, start: Start | None = None) -> list[np.ndarray]:
+    worker, found = backend.worker(), []
+    call = rounds.Call(plan, "task", 1)
+    start = start or Start(bundle.shared_weights())
+    for client in tiny.setting(bundle).federation.clients[:4]:
+        report = rounds.report_of(worker, client, call, start)
+        assert report is not None
+        found.append(report.delta.copy())
+    return found
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_torch_trains_as_the_resident_session_does(tmp_path: Path, name: str) -> None:
+    spec = SPECS[name]
+    compiled = compile_model(spec, tmp_path / "compiled").bundle
+    plain = write_uncompiled(spec, tmp_path / "plain")
+    assert plain.shared_weights() == compiled.shared_weights()
+    wanted, found = deltas(OnnxBackend(compiled), compiled), deltas(TorchBackend(plain, spec), plain)
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+def test_torch_judges_and_answers_as_the_graphs_do(tmp_path: Path) -> None:
+    spec = SPECS["dropout"]
+    compiled, plain = compile_model(spec, tmp_path / "compiled").bundle, write_uncompiled(spec, tmp_path / "plain")
+    many, weights = tiny.examples(100, 1), plain.shared_weights()
+    wanted = OnnxBackend(compiled).evaluate(weights, many)
+    assert TorchBackend(plain, spec).evaluate(weights, many) == pytest.approx(wanted, rel=1e-5)
+    answers = OnnxRuntime().infer(compiled, weights)(many.inputs)["logits"]
+    np.testing.assert_allclose(EagerRuntime(spec).infer(plain, weights)(many.inputs)["logits"], answers, atol=1e-5)
+
+
+def test_some_weights_alone_move_and_a_drift_is_taken_off(tmp_path: Path) -> None:
+    spec = tiny.spec(SGD(lr=0.1))
+    compiled, plain = compile_model(spec, tmp_path / "compiled").bundle, write_uncompiled(spec, tmp_path / "plain")
+    head = ["p_head.bias", "p_head.weight"]
+    wanted = deltas(OnnxBackend(compiled, moving=head), compiled)
+    np.testing.assert_allclose(deltas(TorchBackend(plain, spec, moving=head), plain), wanted, atol=2e-6)
+    base = plain.shared_weights()
+    start = Start(base, base.scaled(0.01).arrays)
+    wanted = deltas(OnnxBackend(compiled, with_drift=True), compiled, start=start)
+    found = deltas(TorchBackend(plain, spec, with_drift=True), plain, start=start)
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+def test_what_a_graph_refuses_torch_refuses(tmp_path: Path) -> None:
+    bundle = write_uncompiled(SPECS["Adam"], tmp_path)
+    with pytest.raises(BadInput, match="p_tail"):
+        TorchBackend(bundle, SPECS["Adam"], moving=["p_tail"])
+    with pytest.raises(BadInput, match="plain SGD"):
+        TorchBackend(bundle, SPECS["Adam"], with_drift=True)
+    worker, base = TorchBackend(bundle, SPECS["Adam"]).worker(), bundle.shared_weights()
+    bad = tiny.examples(6, 1)
+    bad.inputs["x"][0] = np.nan
+    client = tiny.setting(bundle).federation.clients[0]
+    with pytest.raises(NotFinite):
+        worker.train(rounds.Call(PLAN, "task", 1).job(client), Start(base), bad)
+
+
+def test_what_torch_throws_says_where(tmp_path: Path) -> None:
+    class Broken(tiny.Dense):
+        fails = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.fails:
+                raise RuntimeError("no such kernel")
+            return super().forward(x)
+
+    spec = replace(tiny.spec(SGD()), module=Broken())
+    bundle = write_uncompiled(spec, tmp_path)
+    runtime = EagerRuntime(spec)
+    runtime._spec.module.fails = True
+    many = tiny.examples(5, 1)
+    with pytest.raises(RuntimeFailure, match=r"'evaluate' of 'tiny': no such kernel"):
+        runtime.evaluate(bundle, bundle.shared_weights())(many.inputs, many.targets)
+
+
+def played(spec: ModelSpec, bundle: Bundle, folder: Path, algorithm: Algorithm, workers: int) -> Outcome:
+    folder.mkdir()
+    task = TaskPart(rounds=8, goal=6, minimum=5, plan=PlanPart(batch_size=4, lr=0.2))
+    told = Scenario("choosy", "choosy", Data("smartwatch"), engine="cohort", task=task, algorithm=algorithm)
+    setting = Setting(bundle, tiny.setting(bundle).federation, spec)
+    assert isinstance(backend_of(setting), TorchBackend)
+    return play(told, setting, workers=workers, progress=Silent(), folder=folder)
+
+
+@pytest.mark.parametrize("kind", ["strategy", "scaffold", "fedbuff"])
+def test_a_model_that_cant_be_lowered_learns_all_the_same(tmp_path: Path, kind: str) -> None:
+    spec = choosy()
+    with pytest.raises(CannotCompile):
+        compile_model(spec, tmp_path / "compiled")
+    bundle = write_uncompiled(spec, tmp_path / "plain")
+    algorithm = Algorithm(kind, backend="torch", buffer=4, personalisation="head", personal_epochs=1)  # type: ignore[arg-type]
+    outcomes = [played(spec, bundle, tmp_path / f"{count}", algorithm, count) for count in (1, 3)]
+    assert outcomes[0].digest() == outcomes[1].digest()
+    assert outcomes[0].accuracy is not None
+    assert outcomes[0].first_accuracy is not None
+    assert outcomes[0].accuracy > outcomes[0].first_accuracy + 0.1
+
+
+def test_a_scenario_names_a_spec_where_torch_is_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UMBEL_CACHE", str(tmp_path))
+    data = Data("digits", partition="iid", users=3)
+    told = Scenario(
+        "cnn", "umbel_models.zoo.digits:cnn", data, engine="cohort", algorithm=Algorithm(backend="torch"), seed=1
+    )
+    setting = prepare(told, 1)
+    assert setting.spec is not None
+    assert setting.bundle.manifest.graphs == {}
+    with Pool(backend_of(setting), 2) as pool:
+        found = rounds.evaluate(pool, backend_of(setting), setting.bundle.shared_weights(), setting.federation.central)
+    assert found["examples"] == setting.federation.central.count
+    again = prepare(told, 1)
+    assert again.bundle.manifest.digest == setting.bundle.manifest.digest
