@@ -22,7 +22,7 @@ from umbel_models.trainable import Head, LoRA, Trainable
 MODULE = "tests.benchmarks.training_process"
 RUNTIMES = ("onnx", "litert")
 BATCHES = (1, 16, 32)
-TURNS = 5
+TURNS = 7
 MEMORY_OF = ("smartwatch", "residual", "shakespeare")
 
 
