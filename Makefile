@@ -71,8 +71,8 @@ bench-deltas: $(VENV)/.dev-installed ## Measure deltas between versions: sizes, 
 bench-runtime: $(VENV)/.dev-installed ## Measure the zoo's bundles against torch: speed by batch, memory, compiling.
 	@"$(BIN)/python" -m tests.benchmarks runtime predictor $(BENCH_ARGS)
 
-bench-simulation: $(VENV)/.dev-installed ## Measure simulations against FedJAX, pfl-research, Flower on Ray and bare loops.
-	@"$(BIN)/python" -m tests.benchmarks simulation $(BENCH_ARGS)
+bench-simulation: $(VENV)/.dev-installed ## Measure the simulation engines, the cohort one beside FedJAX, pfl-research, Flower on Ray and bare loops.
+	@"$(BIN)/python" -m tests.benchmarks simulation fleet $(BENCH_ARGS)
 
 mutants: $(VENV)/.dev-installed ## Take each guard of private rounds out and see a test fail (a quarter of an hour).
 	@"$(BIN)/python" -m tests.mutation private

@@ -78,9 +78,9 @@ class Adoption:
             outcome = ReleaseOutcome(release.model, release.number, Outcome.FAILED, f"{error.code}: {error}")
             if isinstance(error, DigestMismatch):
                 # Other bytes may come next time: told, but not settled.
-                memory.put(memory.state.with_outcome(outcome))
+                memory.put(memory.state.with_outcome(outcome, self._kit.clock.now()))
                 return outcome
-        state = memory.state if known else memory.state.with_outcome(outcome)
+        state = memory.state if known else memory.state.with_outcome(outcome, self._kit.clock.now())
         memory.put(replace(state, judged=release.number, judged_examples=revision))
         return outcome
 
@@ -110,7 +110,7 @@ class Adoption:
         except UmbelError as error:
             outcome = ReleaseOutcome(offer.model, offer.number, Outcome.FAILED, f"{error.code}: {error}")
         outcome = replace(outcome, execution=offer.execution)
-        state = memory.state.with_outcome(outcome).with_execution(offer.execution)
+        state = memory.state.with_outcome(outcome, self._kit.clock.now()).with_execution(offer.execution)
         revision = self._kit.examples.revision()
         memory.put(replace(state, judged=offer.number, judged_examples=revision, attempt=("", 0)))
         return outcome

@@ -32,7 +32,7 @@ from umbel_client.kit import Memory
 from umbel_client.opening import examples_on_disk, mirror_of, runtime_of
 from umbel_client.participation import enrol_at_helper
 from umbel_client.private import Pinned, in_words, load_pinned, save_pinned
-from umbel_client.report import describe, read_report
+from umbel_client.report import describe, read_report, releases_in_words, slots_in_words
 from umbel_client.shelf import Shelf
 from umbel_client.status import FileStatus
 from umbel_client.visits import Ending, Visit
@@ -117,8 +117,10 @@ def status(options: argparse.Namespace) -> int:
         _say(json.dumps(tree, indent=2))
         return 0
     width = max(map(len, tree))
+    tree["slots"] = slots_in_words(tree["slots"])
     for name, value in tree.items():
-        _say(f"{name:<{width}}  {_in_words(value)}")
+        lines = releases_in_words(value) or ["-"] if name == "releases" else [_in_words(value)]
+        _say(f"{name:<{width}}  " + f"\n{'':<{width}}  ".join(lines))
     return 0
 
 

@@ -291,14 +291,14 @@ class Device:
         if slots.reverted is not None:
             gone = slots.reverted
             told = ReleaseOutcome(gone.model, gone.number, Outcome.REVERTED, gone.reason, gone.execution)
-            kit.memory.put(kit.memory.state.with_outcome(told))
+            kit.memory.put(kit.memory.state.with_outcome(told, kit.clock.now()))
             kit.shelf.change(Slots.told)
         elif trial is not None and active is not None and self._answering.well:
             self._answering.healthy()
             if kit.clock.now() - trial.since >= kit.personal.trial_seconds:
                 kit.shelf.change(Slots.commit)
                 done = ReleaseOutcome(active.model, active.number, Outcome.COMMITTED, execution=trial.execution)
-                kit.memory.put(kit.memory.state.with_outcome(done))
+                kit.memory.put(kit.memory.state.with_outcome(done, kit.clock.now()))
 
     async def _renew_certificate(self) -> None:
         identity = self._kit.identity

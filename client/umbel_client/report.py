@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sys
@@ -47,6 +48,7 @@ def describe(
             else {"since": slots.trial.since, "tries_left": slots.trial.tries_left},
             "blocked": list(slots.blocked),
         },
+        "releases": [asdict(decided) for decided in state.decided],
         "global_accuracy": scores.global_,
         "personal_accuracy": scores.personal,
         "serving_accuracy": scores.serving,
@@ -109,6 +111,40 @@ def read_report(home: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return tree if isinstance(tree, dict) else {}
+
+
+def slots_in_words(slots: dict[str, Any]) -> str:
+    """What answers, what answered before, and what never will again."""
+    active, trial = slots["active"], slots["trial"]
+    words = [_named(active) if active else "nothing answers yet"]
+    if trial is not None:
+        words[0] += f", on trial since {instant(trial['since'])}, {trial['tries_left']} tries left"
+    elif active:
+        words[0] += ", committed"
+    if slots["personal"]:
+        words.append("made this device's own")
+    if slots["previous"]:
+        words.append(f"before it {_named(slots['previous'])}")
+    if slots["blocked"]:
+        words.append(f"{len(slots['blocked'])} bundles blocked")
+    return "; ".join(words)
+
+
+def releases_in_words(releases: list[dict[str, Any]]) -> list[str]:
+    """What became of the last releases, and why: a line each, newest first."""
+    return [
+        f"{instant(it['at'])}  release {it['release']}  {it['outcome']}  {it['reason']}".rstrip()
+        for it in reversed(releases)
+    ]
+
+
+def instant(seconds: float) -> str:
+    """An instant as a person reads it."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _named(slot: dict[str, Any]) -> str:
+    return f"release {slot['release']} (version {slot['version']})"
 
 
 def _slot(slot: Slot | None) -> dict[str, Any] | None:

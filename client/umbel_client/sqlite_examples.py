@@ -63,9 +63,8 @@ class SqliteExamples:
     ) -> int:
         """Keep some examples; see `ExampleStore`."""
         count = require_batch(inputs, targets)
-        rows = [
-            (at, subject, held_back, len(data), data) for data in (_pack(inputs, targets, row) for row in range(count))
-        ]
+        packed = (_pack(inputs, targets, row) for row in range(count))
+        rows = ((at, subject, held_back, len(data), data) for data in packed)
         with self._transaction() as database:
             self._require_same_form(database, form_of(inputs, targets))
             database.executemany(
@@ -127,6 +126,7 @@ class SqliteExamples:
             try:
                 database.execute("PRAGMA secure_delete = ON")
                 database.execute("PRAGMA synchronous = FULL")
+                database.execute("PRAGMA cache_size = -512")  # kB; the usual 2 MB would stay with the process
                 yield database
             except sqlite3.DatabaseError as error:
                 raise MalformedMessage(f"{self._path} can't be used as an example store: {error}") from error

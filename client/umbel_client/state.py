@@ -22,6 +22,7 @@ from umbel_client.idle import DAY_SECONDS, History
 from umbel_client.trust import Seen
 
 _BASES: Final = 2
+_DECIDED: Final = 8
 _KEPT: Final = 64
 """Sessions and outcomes kept for a coordinator that can't be reached; well below what a check-in may carry."""
 
@@ -70,6 +71,17 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class Decided:
+    """What became of a release here, for the device's owner."""
+
+    at: float
+    """POSIX seconds."""
+    release: int
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceState:
     """The history of a device."""
 
@@ -81,6 +93,8 @@ class DeviceState:
     sessions: tuple[SessionRecord, ...] = ()
     outcomes: tuple[ReleaseOutcome, ...] = ()
     """Both wait for the next check-in."""
+    decided: tuple[Decided, ...] = ()
+    """What became of the last releases, newest last."""
     executions: tuple[str, ...] = ()
     """Offers that were taken or turned down, newest last; each is followed once."""
     attempt: tuple[str, int] = ("", 0)
@@ -133,10 +147,15 @@ class DeviceState:
         shapes = {**self.shapes, record.shape: self.shapes.get(record.shape, 0) + 1}
         return replace(self, sessions=(*self.sessions, record)[-_KEPT:], shapes=shapes)
 
-    def with_outcome(self, outcome: ReleaseOutcome) -> DeviceState:
-        """With a verdict on a release, for the next check-in."""
+    def with_outcome(self, outcome: ReleaseOutcome, now: float) -> DeviceState:
+        """With a verdict on a release, for the next check-in and for the owner."""
         outcome = replace(outcome, reason=as_text(outcome.reason))
-        return replace(self, outcomes=(*self.outcomes, outcome)[-_KEPT:])
+        decided = Decided(now, outcome.number, outcome.outcome.value, outcome.reason)
+        return replace(
+            self,
+            outcomes=(*self.outcomes, outcome)[-_KEPT:],
+            decided=(*self.decided, decided)[-_DECIDED:],
+        )
 
     def with_execution(self, execution: str) -> DeviceState:
         """With an offer that is settled."""
@@ -199,6 +218,7 @@ def _from_tree(tree: dict[str, Any]) -> DeviceState:
         "bases": tuple(parse_digest(bundle) for bundle in tree.get("bases", ())),
         "fetched": Fetched(**tree.get("fetched", {})),
         "sessions": tuple(SessionRecord(**entry) for entry in tree["sessions"]),
+        "decided": tuple(Decided(**entry) for entry in tree.get("decided", ())),
         "attempt": (str(tree.get("attempt", ["", 0])[0]), int(tree.get("attempt", ["", 0])[1])),
         "executions": tuple(str(execution) for execution in tree.get("executions", ())),
         "outcomes": tuple(

@@ -63,6 +63,11 @@ class Accumulated:
         new = {name: torch.where(ready, value, slots[name]) for name, value in changed.items()}
         return torch.where(ready, moved, weight), {**new, "gathered": torch.where(ready, 0.0, gathered)}
 
+    @property
+    def reach(self) -> float:
+        """That of the inner optimiser."""
+        return self.inner.reach
+
     def torch_optimizer(self, weights: list[Tensor]) -> Reference:
         """The inner optimiser of torch, behind a plain loop that gathers."""
         return _Gathering(self.inner.torch_optimizer(weights), weights, self.every)

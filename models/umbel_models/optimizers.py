@@ -6,6 +6,7 @@ starts at zero, except `anchor`, which the runtime fills with the weights that t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -73,6 +74,10 @@ class Optimizer(Protocol):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The new weight, and the new value of each slot that changed."""
 
+    @property
+    def reach(self) -> float:
+        """The furthest that one step moves a weight whose gradient is next to nothing."""
+
     def torch_optimizer(self, weights: list[Tensor]) -> Reference:
         """Torch's own implementation, for the parity gate to compare with."""
 
@@ -114,6 +119,11 @@ class SGD:
             return weight - hyper["lr"] * gradient, {}
         velocity = hyper["momentum"] * slots["velocity"] + gradient
         return weight - hyper["lr"] * velocity, {"velocity": velocity}
+
+    @property
+    def reach(self) -> float:
+        """None: a step is as long as the gradient."""
+        return 0.0
 
     def torch_optimizer(self, weights: list[Tensor]) -> Reference:
         """torch.optim.SGD."""
@@ -161,6 +171,11 @@ class Adam:
         decayed = weight - hyper["lr"] * self.weight_decay * weight if self.weight_decay else weight
         return decayed - hyper["lr"] * mean / spread, {"moment1": first, "moment2": second}
 
+    @property
+    def reach(self) -> float:
+        """A step is about as long however small the gradients are (section 2.1 of the paper has the bound)."""
+        return self.lr * max(1.0, (1 - self.beta1) / math.sqrt(1 - self.beta2))
+
     def torch_optimizer(self, weights: list[Tensor]) -> Reference:
         """torch.optim.AdamW, which without decay is Adam."""
         betas = (self.beta1, self.beta2)
@@ -202,6 +217,11 @@ class Proximal:
         """A step of the inner optimiser, pulled towards the anchor."""
         pulled = gradient + hyper["mu"] * (weight - slots["anchor"])
         return self.inner.update(weight, pulled, slots, scalars, hyper)
+
+    @property
+    def reach(self) -> float:
+        """That of the inner optimiser."""
+        return self.inner.reach
 
     def torch_optimizer(self, weights: list[Tensor]) -> Reference:
         """The inner optimiser of torch, which sees gradients that have the pull added before each step."""

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from umbel.errors import OperatorNotSupported
 from umbel_models import recurrent, resizing
 from umbel_models.attention import attend
+from umbel_models.dense_convolution import convolve
 
 
 class Rewrites(TorchFunctionMode):
@@ -186,6 +187,8 @@ def _refuse(what: str) -> Callable[..., NoReturn]:
 
 _OWN: Final[dict[Any, Callable[..., Any]]] = {
     F.linear: _linear,
+    F.conv1d: partial(convolve, F.conv1d),
+    F.conv2d: partial(convolve, F.conv2d),
     F.dropout: _dropout,
     torch.dropout: _dropout,
     F.dropout1d: _feature_dropout,

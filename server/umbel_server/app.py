@@ -90,9 +90,11 @@ def build(settings: Settings, clock: Clock, around: Surroundings | None = None) 
 
     Raises:
         NotFound: `umbel init` hasn't been at the folder.
+        NotAllowed: settings that the production profile refuses.
         Unreachable: the database doesn't answer.
     """
-    folder, around = Folder(settings.state), around or Surroundings()
+    folder, around, card = Folder(settings.state), around or Surroundings(), settings.helper_card
+    _require_profile(settings)
     authorities, signer, leader = folder.authorities(), folder.signer(), folder.leader_key()
     listing = folder.repository()
     store = Store.open(settings.effective_database_url, around.on_step, durable=settings.durable)
@@ -101,11 +103,6 @@ def build(settings: Settings, clock: Clock, around: Surroundings | None = None) 
     access = Access(store, authorities, attestation, clock, life, around.beat.look)
     operators = Operators(store, authorities.operator, clock, settings.operator_certificate_days * DAY)
     operators.bootstrap(read_file(folder.first_admin / "certificate.pem"))
-    card = settings.helper_card
-    if card and settings.profile == "production" and settings.trust.is_development:
-        raise NotAllowed(f"the production profile refuses {settings.trust.words}; see docs/how-to/run-the-helper.md")
-    if settings.profile == "production" and not settings.durable:
-        raise NotAllowed("the production profile refuses durable = false: a power cut would lose acknowledged reports")
     coordinator = Coordinator(
         store,
         Blobs(folder.blobs, around.on_step, durable=settings.durable),
@@ -123,6 +120,15 @@ def build(settings: Settings, clock: Clock, around: Surroundings | None = None) 
     )
     root = listing[0].first_root
     return Parts(store, access, operators, coordinator, authorities, signer.public_key, root)
+
+
+def _require_profile(settings: Settings) -> None:
+    if settings.profile != "production":
+        return
+    if settings.helper is not None and settings.trust.is_development:
+        raise NotAllowed(f"the production profile refuses {settings.trust.words}; see docs/how-to/run-the-helper.md")
+    if not settings.durable:
+        raise NotAllowed("the production profile refuses durable = false: a power cut would lose acknowledged reports")
 
 
 class Server:

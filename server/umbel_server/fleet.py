@@ -111,7 +111,7 @@ class Fleet:
         """
         with self._store.reading() as connection:
             written = set(lately(connection, population, now))
-            denied = set(connection.scalars(sa.select(DEVICES.c.id).where(DEVICES.c.revoked_at.is_not(None))))
+            denied = revoked(connection)
         here = [(device, seen.last_seen) for device, seen in self._seen.items() if seen.population == population]
         return sorted((written | {device for device, last in here if now - last <= LATELY_SECONDS}) - denied)
 
@@ -204,6 +204,11 @@ def devices(connection: sa.Connection, population: str = "", limit: int = 100, a
     if population:
         query = query.where(DEVICES.c.population == population)
     return [_record(row) for row in connection.execute(query)]
+
+
+def revoked(connection: sa.Connection) -> set[str]:
+    """The devices that are refused: they can't come back, and what they told counts no more."""
+    return set(connection.scalars(sa.select(DEVICES.c.id).where(DEVICES.c.revoked_at.is_not(None))))
 
 
 def lately(connection: sa.Connection, population: str, now: float) -> list[DeviceId]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from umbel import fields
@@ -91,13 +91,9 @@ class Keyring:
         made = []
         taken = max((int(path.stem.rpartition("-")[2]) for path in self._folder.glob(f"{role}-*.key")), default=0)
         for number in range(taken + 1, taken + 1 + (count or rule_of(role).keys)):
-            key = Ed25519PrivateKey.generate()
             path = self._folder / f"{role}-{number}.key"
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(key.private_bytes_raw())
-                os.fsync(file.fileno())
-            made.append(CryptoSigner(key))
+            new_key(path)
+            made.append(read_key(path))
         return made
 
     def signers(self, role: str) -> list[CryptoSigner]:
@@ -124,6 +120,23 @@ class Keyring:
 
     def __repr__(self) -> str:
         return f"Keyring({len(list(self._folder.glob('*.key')))} keys)"
+
+
+def new_key(path: Path) -> str:
+    """Make one key in a file, mode 0600; its public half (hexadecimal)."""
+    key = Ed25519PrivateKey.generate()
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(key.private_bytes_raw())
+        os.fsync(file.fileno())
+    return key.public_key().public_bytes_raw().hex()
+
+
+def public_key(text: str) -> SSlibKey:
+    """A public key as `new_key` tells it; raises `MalformedMessage`."""
+    try:
+        return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(bytes.fromhex(text)))
+    except ValueError as error:
+        raise MalformedMessage(f"{text[:80]!r} is no public key: {error}; `umbel keys new` prints one") from error
 
 
 def read_key(path: Path) -> CryptoSigner:

@@ -7,6 +7,7 @@ to the first, as far as the signers' keys lie here, and may be called at any tim
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -15,13 +16,17 @@ from umbel.errors import NotAllowed, NotFound, WrongState
 from umbel.fields import name as checked_name
 from umbel.listing import ListedRelease
 from umbel_server import audit
-from umbel_server.keyring import Keyring
+from umbel_server.keyring import Keyring, rule_of
 from umbel_server.registry import Registry
+from umbel_server.renewal import renew
 from umbel_server.repository import Repository, role_of
 from umbel_server.requests import ANY, Call, answered, enter, require_revision
 from umbel_server.store import Store
 from umbel_server.tables import HEADS, LISTED, RELEASES, VERSIONS
 from umbel_server.versions import CANDIDATE, TRAINING, Version, require_releasable
+
+RENEWAL_SECONDS: Final = 3_600.0
+"""How often to look whether an offline role's date comes near."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class ReleaseDesk:
         self._keys = keys
         self._clock = clock
         self._listed: dict[str, dict[int, ListedRelease]] = {}
+        self._renewed_at = 0.0
 
     # Reading.
 
@@ -133,8 +139,11 @@ class ReleaseDesk:
             waiting = self.waiting(connection)
         for model in sorted({release.model for release in waiting}):
             self._name_signers(model, now)
-            if self._keys.signers(role_of(model)) and self.repository.has_listing(model):
+            if self._can_sign(role_of(model)) and self.repository.has_listing(model):
                 self._sign([release for release in waiting if release.model == model], now)
+        if now - self._renewed_at >= RENEWAL_SECONDS:
+            renew(self.repository, self._keys, now)
+            self._renewed_at = now
         self.repository.keep_fresh(now, checkpoint)
 
     def draft(self, model: str, now: float) -> bytes:
@@ -194,12 +203,16 @@ class ReleaseDesk:
     def _name_signers(self, model: str, now: float) -> None:
         """For a model without signers: make their keys here, if the keys that may name them lie here too."""
         role = role_of(model)
-        if model not in self.repository.models() and self._keys.signers("targets"):
+        if model not in self.repository.models() and self._can_sign("targets"):
             signers = self._keys.signers(role) or self._keys.add(role)
             draft = self.repository.draft_signers(model, [signer.public_key for signer in signers], now)
             self.repository.publish("targets", self.repository.sign(draft, "targets"), now)
-        if not self.repository.has_listing(model) and self._keys.signers(role):
+        if not self.repository.has_listing(model) and self._can_sign(role):
             self.repository.publish(role, self.repository.sign(self.repository.draft_empty(model, now), role), now)
+
+    def _can_sign(self, role: str) -> bool:
+        """Whether enough of a role's keys lie here; with some of them elsewhere, drafts have to travel."""
+        return len(self._keys.signers(role)) >= rule_of(role).threshold
 
     def _sign(self, releases: list[ListedRelease], now: float) -> None:
         role = role_of(releases[0].model)

@@ -210,6 +210,10 @@ class Repository:
         holder.signed.add_key(new_key, role)
         return _draft(holder, "root" if role in RULES else "targets", now)
 
+    def draft_renewal(self, role: str, now: float) -> bytes:
+        """The same for longer, before an offline role's date comes: its draft; raises `NotFound`."""
+        return _draft(self._root() if role == "root" else self._load(role, Targets), role, now)
+
     def sign(self, draft: bytes, role: str) -> bytes:
         """Add the signatures of those of the role's keys that lie here, as many as are needed and no more."""
         metadata = _parse(draft)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -135,8 +136,7 @@ class Settings(BaseSettings):
     def trust(self) -> Trust:
         """Who runs the helper. One on this very machine is nobody else's, whatever its card says."""
         card = self.helper_card
-        host = card.address.rpartition(":")[0] if card else ""
-        return Trust(card.operator if card and host not in ("localhost", "127.0.0.1", "[::1]") else "")
+        return Trust(card.operator if card and not _is_here(card.address.rpartition(":")[0]) else "")
 
     @property
     def accepts_unattested(self) -> bool:
@@ -156,6 +156,15 @@ class Settings(BaseSettings):
         elif self.trust.is_development:
             found.append(self.trust.words.removeprefix("development trust: "))
         return tuple(f"development trust: {words}" for words in found)
+
+
+def _is_here(host: str) -> bool:
+    """Whether a name or address means this very machine wherever it is read."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 def load_settings(state: Path, **chosen: Any) -> Settings:

@@ -21,7 +21,7 @@ from umbel_server import audit, executions, exposures, health, rollout, rollout_
 from umbel_server.events import ServerEvent
 from umbel_server.executions import HOLDS_IT, Execution
 from umbel_server.experiments import judge_experiment
-from umbel_server.fleet import Fleet
+from umbel_server.fleet import Fleet, revoked
 from umbel_server.gates import Judgement, Look, judge
 from umbel_server.offers import Offers, Standing
 from umbel_server.releases import ReleaseDesk
@@ -151,11 +151,11 @@ class Steering:
 
     def _left(self, connection: sa.Connection, found: Rollout) -> list[Execution]:
         """Moves to the release whose devices haven't gone back yet."""
-        numbers = found.releases
+        numbers, gone = found.releases, revoked(connection)
         taken = [e for e in executions.of_numbers(connection, found.spec.model, numbers) if e.outcome in HOLDS_IT]
         back = executions.of_numbers(connection, found.spec.model, [found.spec.revert_release])
         returned = {execution.device for execution in back if execution.outcome in HOLDS_IT}
-        return [execution for execution in taken if execution.device not in returned]
+        return [execution for execution in taken if execution.device not in returned | gone]
 
     def judgement(self, found: Rollout, now: float) -> Judgement:
         """What the gate of the open wave says now; raises `WrongState` if none is open."""
@@ -163,8 +163,10 @@ class Steering:
         if wave is None:
             raise WrongState(f"no wave of rollout {found.id} has been opened yet")
         with self._store.reading() as connection:
-            moves = executions.of_rollout(connection, found.id, found.releases)
-            seen = health.seen_since(connection, found.spec.population, found.started_at)
+            gone = revoked(connection)
+            moves = [it for it in executions.of_rollout(connection, found.id, found.releases) if it.device not in gone]
+            told = health.seen_since(connection, found.spec.population, found.started_at)
+        seen = {device: it for device, it in told.items() if device not in gone}
         age, members, spec = now - found.wave_opened_at, self._members(found, now), found.spec
         look = Look(age >= wave.soak_seconds, age >= wave.deadline_seconds, len(members))
         beside = exposures.control(found, moves, seen)

@@ -7,6 +7,7 @@ import multiprocessing
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,10 @@ def sweep(found: Sequence[Point], folder: Path, *, parallel: int, workers: int) 
                 yield Result(tasks[task], task.result())
             except UmbelError as error:
                 yield Result(tasks[task], None, str(error))
+            except BrokenProcessPool:
+                yield Result(
+                    tasks[task], None, "its process was killed, perhaps for want of memory; the command goes on"
+                )
 
 
 def name_of(point: Point) -> str:

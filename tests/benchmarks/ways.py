@@ -35,6 +35,8 @@ class Measured:
 
     way: Way
     start_seconds: float
+    start_cpu: float
+    """Processor seconds of the start, imports included."""
     clients_per_second: list[float] = field(default_factory=list)
     cpu_per_client: list[float] = field(default_factory=list)
     accuracy: float = 0.0
@@ -42,6 +44,11 @@ class Measured:
     @property
     def speed(self) -> float:
         return median(self.clients_per_second)
+
+    @property
+    def cpu(self) -> float:
+        """Processor seconds a client, of all threads together."""
+        return median(self.cpu_per_client)
 
 
 class NotInstalled(Exception):
@@ -84,7 +91,8 @@ class Child:
             cwd=ROOT,
             env=_plain(os.environ) if way.packages else _with_tests(os.environ),
         )
-        self.measured = Measured(way, self._answer()["start_seconds"])
+        began = self._answer()
+        self.measured = Measured(way, began["start_seconds"], began["start_cpu"])
 
     def turn(self, rounds: int, cohort: int, *, counts: bool = True) -> None:
         """Let it run some rounds; those that warm it up don't count."""

@@ -126,7 +126,7 @@ async def test_an_agent_follows_releases_until_one_and_ends(user: User) -> None:
 async def test_a_told_agent_stops_in_the_middle_of_training_and_the_next_goes_on(user: User) -> None:
     await user.enrols()
     await user.types("examples", "import", user.archive())
-    user.peer.coordinator.tasks = [Plan(epochs=20_000, batch_size=4, max_steps=2000)]
+    user.peer.coordinator.tasks = [Plan(epochs=20_000, batch_size=4, max_steps=4000)]
     agent = await user.start("run", *user.conditions)
     await asyncio.to_thread(_wait_for_training, user.home)
     agent.send_signal(signal.SIGTERM)
@@ -151,7 +151,7 @@ def _wait_for_training(home: Path) -> None:
 async def test_a_killed_agent_loses_nothing_that_counts(user: User) -> None:
     await user.enrols()
     await user.types("examples", "import", user.archive())
-    user.peer.coordinator.tasks = [Plan(epochs=20_000, batch_size=4, max_steps=1500)]
+    user.peer.coordinator.tasks = [Plan(epochs=20_000, batch_size=4, max_steps=3000)]
     agent = await user.start("run", *user.conditions)
     await asyncio.to_thread(_wait_for_training, user.home)
     agent.kill()

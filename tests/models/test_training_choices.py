@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 
 from umbel.bundle import Bundle
+from umbel.errors import ParityFailed
 from umbel.runtime.onnx import OnnxRuntime
 from umbel.successor import successor
 from umbel.weights import Weights
+from umbel_models.accumulation import Accumulated
 from umbel_models.compile import compile_model
-from umbel_models.optimizers import SGD, Adam, Optimizer, Proximal
+from umbel_models.optimizers import SGD, Adam, Optimizer, Proximal, TorchOptimizer
 from umbel_models.spec import ModelSpec
 from umbel_models.zoo import digits
 
@@ -110,3 +112,40 @@ def test_compiling_leaves_the_module_as_it_was(tmp_path: Path) -> None:
 def test_a_compiled_bundle_opens_from_its_folder(tmp_path: Path) -> None:
     compiled = compile_model(digits.mlp(), tmp_path / "deep" / "er").bundle
     assert Bundle.open(tmp_path / "deep" / "er").manifest == compiled.manifest
+
+
+class Keys(nn.Module):
+    """Attention, where the bias of the keys changes nothing, behind batch norm, which takes its bias away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6)
+        self.q, self.k, self.v, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).transpose(1, 2)
+        logits: Tensor = self.head(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)).mean(1))
+        return logits
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [Adam(0.01), pytest.param(Accumulated(Proximal(Adam(0.01), 0.1), 2), marks=pytest.mark.slow)],
+    ids=["plain", "around"],
+)
+def test_weights_that_change_nothing_may_go_where_rounding_sends_them(optimizer: Optimizer, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, y = {"x": torch.randn(12, 4, 9)}, {"y": torch.arange(12) % 3}
+    spec = ModelSpec("keys", Keys(), F.cross_entropy, x, y, optimizer=optimizer)
+    for parity in compile_model(spec, tmp_path, ("onnx", "litert")).parity.values():
+        assert parity.train_short < 2e-5
+
+
+def test_no_other_weight_may(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(
+        Adam, "torch_optimizer", lambda self, weights: TorchOptimizer(torch.optim.AdamW(weights, 1.01 * self.lr))
+    )
+    torch.manual_seed(0)
+    x, y = {"x": torch.randn(12, 4, 9)}, {"y": torch.arange(12) % 3}
+    with pytest.raises(ParityFailed, match=r"train \(step 1\)"):
+        compile_model(ModelSpec("keys", Keys(), F.cross_entropy, x, y, optimizer=Adam(0.01)), tmp_path / "bundle")

@@ -96,6 +96,9 @@ GUARDS: Final = (
     Mutant("bounds around the first clip", _CLIP, "    if not 0 < least <= first <= most:", "    if False:"),
     Mutant("votes of a refused candidate", _CLOSING, "_judged(_reclipped(runner.record, collected))", "_judged(runner.record)"),
     Mutant("votes while a candidate is measured", _CLOSING, "        runner.record = record\n        runner.rounds[Kind.TRAIN]", "        runner.rounds[Kind.TRAIN]"),
+    # Who runs the helper.
+    Mutant("a helper in the same hands", "server/umbel_server/app.py", "if settings.helper is not None and settings.trust.is_development:", "if False:"),
+    Mutant("a helper on this very machine", "server/umbel_server/settings.py", "return address.is_loopback or address.is_unspecified", "return False"),
     # Sets.
     Mutant("each report once, in order", _COHORT, "if any(left >= right for left, right in pairwise(ids)):", "if False:"),
     Mutant("the smallest cohort", _COHORT, "if len(ids) < descriptor.minimum:", "if False:"),

@@ -94,6 +94,8 @@ class DirectChannel:
     lies: dict[str, bytes] = field(default_factory=dict)
     """Listing files that a hostile way hands out instead."""
     replay: pb.CheckInResponse | None = None
+    spoil: Callable[[bytes], bytes] = lambda data: data
+    """What the way makes of a file's bytes."""
     say: Callable[[CheckIn], CheckIn] = lambda check_in: check_in
     """What the device tells instead."""
 
@@ -109,7 +111,7 @@ class DirectChannel:
         return check_in_reply_from_message(message)
 
     async def fetch(self, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
-        data = self.fleet.coordinator.fetch(digest).read_bytes()
+        data = self.spoil(self.fleet.coordinator.fetch(digest).read_bytes())
         self.traffic.down += len(data) - offset
         yield data[offset:]
 

@@ -180,3 +180,24 @@ async def test_a_device_that_pinned_a_listing_follows_no_bare_release(fleet: Fle
     before = fleet.releases()
     assert await device._consider(reply) is None
     assert fleet.releases() == before
+
+
+@pytest.mark.parametrize("way", ["tampered", "truncated", "endless"])
+async def test_tampered_truncated_and_endless_content_is_never_used(fleet: Fleet, way: str) -> None:
+    """The listing is honest, the bytes of the files aren't: what answers goes on answering, and the reason is told."""
+    device, channel = fleet.devices[0], cast("DirectChannel", fleet.devices[0].kit.channel)
+    before = fleet.releases()[0]
+    channel.spoil = {
+        "tampered": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        "truncated": lambda data: data[:-1],
+        "endless": lambda data: data + b" " * 1_000_000,
+    }[way]
+    number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    visit = await device.wake()
+    assert fleet.releases()[0] == before and device.answers_with
+    told = str(visit.error) if visit.error else f"{visit.release.reason if visit.release else ''}"
+    assert {"tampered": "digest", "truncated": "ended after", "endless": "sends more"}[way] in told
+    channel.spoil = lambda data: data
+    for _ in range(2):
+        await fleet.visits()
+    assert fleet.releases()[0] == number, "once the way is honest again, it is taken"

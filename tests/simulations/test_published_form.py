@@ -1,12 +1,14 @@
 """What is published of scenarios is what the code takes: the schema, the table of keys, the table of the library."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from umbel_simulations.scenario import to_tree
-from umbel_simulations.scenario_file import find, library
+from umbel_simulations.scenario_file import LIBRARY, find, library
 from umbel_simulations.schema import keys_at, reference, schema, schema_text
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference"
@@ -16,6 +18,18 @@ PAGE = (DOCS / "scenarios.md").read_text("utf-8")
 def test_the_published_schema_is_the_codes() -> None:
     published = (DOCS / "scenario-schema.json").read_text("utf-8")
     assert published == schema_text(), "write it anew: umbel-simulate schema > docs/reference/scenario-schema.json"
+
+
+def test_the_published_schema_judges_as_the_loader_does() -> None:
+    """By a validator that isn't ours: it takes the library, and refuses what `load` refuses."""
+    published = json.loads((DOCS / "scenario-schema.json").read_text("utf-8"))
+    Draft202012Validator.check_schema(published)
+    judge = Draft202012Validator(published)
+    for name in library():
+        tree = tomllib.loads((LIBRARY / f"{name}.toml").read_text("utf-8"))
+        assert not [error.message for error in judge.iter_errors(tree)], name
+        for wrong in ({"taks": {}}, {"seed": -1}, {"engine": "flete"}, {"task": {"goal": 0}}, {"hours": "24"}):
+            assert not judge.is_valid(tree | wrong)
 
 
 def test_the_page_has_every_key_as_the_code_has_it() -> None:

@@ -34,7 +34,19 @@ Exit codes: 0 done, 1 refused (the message says why), 2 the command line doesn't
 
 def build() -> typer.Typer:
     """The whole command line."""
-    from umbel_server.cli import auditing, fleet, listing, models, people, releases, rollouts, rounds, serving, status
+    from umbel_server.cli import (
+        auditing,
+        ceremony,
+        fleet,
+        listing,
+        models,
+        people,
+        releases,
+        rollouts,
+        rounds,
+        serving,
+        status,
+    )
     from umbel_server.cli import helper as helper_verbs
 
     program = typer.Typer(
@@ -47,6 +59,7 @@ def build() -> typer.Typer:
         program.add_typer(group)
     for group in (fleet.DEVICES, people.OPERATORS, auditing.AUDIT, helper_verbs.HELPER):
         program.add_typer(group)
+    ceremony.add_to(listing.KEYS)
     status.add_to(program)
     return program
 

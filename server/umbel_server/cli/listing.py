@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from umbel.clock import SystemClock
-from umbel.errors import NotFound
+from umbel.errors import BadInput, NotFound
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.connection import state_folder
@@ -139,15 +139,17 @@ def status(state: State = None, as_json: Json = False) -> None:
 def rotate(
     role: Annotated[str, typer.Argument(metavar="ROLE", help="root, targets, snapshot, timestamp, releases-MODEL.")],
     key_id: Annotated[str, typer.Argument(metavar="KEY", help="The key to replace; the beginning is enough.")],
+    new: Annotated[str, typer.Option("--new", help="The new key, made elsewhere (`umbel keys new`).")] = "",
+    draft: Annotated[Path | None, typer.Option("--draft", help="With --new: write what has to be signed here.")] = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Replace one key of a role by a new one; devices follow at their next visit.
+    """Replace one key of a role by a new one; devices follow at their next visit. With keys elsewhere: --new, --draft.
 
     Example: umbel keys rotate timestamp 8f3b91c2
     """
     from umbel_server.folder import Folder
-    from umbel_server.keyring import RULES
+    from umbel_server.keyring import RULES, public_key
 
     repository, keys = Folder(state_folder(state)).repository()
     ids = [key.key_id for key in repository.key_status() if key.role == role and key.key_id.startswith(key_id)]
@@ -155,11 +157,18 @@ def rotate(
         raise NotFound(f"{role} has {len(ids)} keys that begin with {key_id!r}; `umbel keys status` lists them")
     now = SystemClock().now()
     holder = "root" if role in RULES else "targets"
-    new = keys.add(role, 1)[0].public_key
-    draft = repository.draft_rotation(role, ids[0], new, now)
-    repository.publish(holder, repository.sign(draft, holder), now)
+    if bool(new) != (draft is not None):
+        raise BadInput("give --new and --draft together, or neither")
+    if draft is not None:
+        key = public_key(new)
+        draft.write_bytes(repository.draft_rotation(role, ids[0], key, now))
+        words = f"Wrote {draft}; sign it with keys of {holder}, then `umbel keys publish {holder} {draft}`"
+        tell(as_json, {"role": role, "old": ids[0], "new": key.keyid, "draft": str(draft)}, words)
+        return
+    made = keys.add(role, 1)[0].public_key
+    repository.publish(holder, repository.sign(repository.draft_rotation(role, ids[0], made, now), holder), now)
     keys.forget(ids[0])
-    _tell(as_json, {"role": role, "old": ids[0], "new": new.keyid}, f"{role}: {ids[0][:16]} was replaced")
+    tell(as_json, {"role": role, "old": ids[0], "new": made.keyid}, f"{role}: {ids[0][:16]} was replaced")
 
 
 @KEYS.command("sign")
@@ -176,10 +185,11 @@ def sign(
     from umbel_server.repository import sign_draft
 
     file.write_bytes(sign_draft(read_file(file), [read_key(key)]))
-    _tell(as_json, {"file": str(file)}, f"Added a signature to {file}.")
+    tell(as_json, {"file": str(file)}, f"Added a signature to {file}.")
 
 
-def _tell(as_json: bool, facts: dict[str, str], words: str) -> None:
+def tell(as_json: bool, facts: dict[str, str], words: str) -> None:
+    """Print what was done with files: as JSON, or in words."""
     if as_json:
         output.print_json(facts)
     else:

@@ -33,7 +33,10 @@ class Start:
     """The weights in one array, as `Weights.to_vector` orders them."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "vector", self.weights.to_vector())
+        vector, shapes = self.weights.to_vector(), self.weights.shapes
+        object.__setattr__(self, "vector", vector)
+        # Views of the same memory: what a run reads and what deltas are taken from is in the cache once, not twice.
+        object.__setattr__(self, "weights", Weights.from_vector(vector, shapes))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

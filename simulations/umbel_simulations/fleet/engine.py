@@ -60,6 +60,7 @@ MIDNIGHT: Final = 1_789_948_800.0
 _AWAY_SECONDS: Final = 1800.0
 _LOOK_SECONDS: Final = 60.0
 _TELL_SECONDS: Final = 900.0
+_SCRATCH: Final = "umbel-fleet-"
 _IN_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only ever for a folder of our own
 
 
@@ -77,10 +78,18 @@ def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, fold
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A folder for the run's own files: in memory where the machine has such a place."""
+    """A folder for the run's own files: in memory where the machine has such a place.
+
+    Its name stands in `folder`, so that whoever comes after a killed run deletes what that left in memory.
+    """
+    told = folder / "scratch"
+    if told.is_file() and (left := Path(told.read_text(encoding="utf-8"))).name.startswith(_SCRATCH):
+        shutil.rmtree(left, ignore_errors=True)
     fits = _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > 1 << 30
-    with tempfile.TemporaryDirectory(prefix="umbel-fleet-", dir=_IN_MEMORY if fits else folder) as place:
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=_IN_MEMORY if fits else folder) as place:
+        told.write_text(place, encoding="utf-8")
         yield Path(place)
+    told.unlink()
 
 
 class Run:

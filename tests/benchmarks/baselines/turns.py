@@ -42,7 +42,7 @@ class Turns:
         self._wall = self._cpu = 0.0
 
     def ready(self) -> None:
-        self._say({"start_seconds": time.perf_counter() - _BEGAN})
+        self._say({"start_seconds": time.perf_counter() - _BEGAN, "start_cpu": time.process_time()})
 
     def round_done(self, accuracy: Callable[[], float]) -> None:
         self._left -= 1

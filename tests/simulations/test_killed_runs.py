@@ -1,0 +1,52 @@
+"""Runs that were killed outright, with no moment to tidy up: the same command goes on, and nothing is left of it."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FLEET = ("coordinator-crashes", "--set", "task.rounds=4")
+COHORT = ("digits-dirichlet", "--set", "task.rounds=60", "--set", "data.users=10", "--set", "task.goal=10")
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    # Sixty rounds take a second on some machines: checkpoints are written after each round, not every few seconds.
+    often = "from umbel_simulations.cohort import engine; engine._CHECKPOINT_SECONDS = 0.0"
+    start = f"{often}; from umbel_simulations.cli import main; main()"
+    return [sys.executable, "-c", start, "run", *arguments, "--json", "-o", str(folder)]
+
+
+def digest(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(command(folder, *arguments), capture_output=True, text=True, timeout=600, check=True)
+    return str(json.loads(done.stdout)["digest"])
+
+
+def kill_when_there(mark: Path, folder: Path, *arguments: str) -> None:
+    """Start a run and kill it (SIGKILL) once a file of its state is there."""
+    with subprocess.Popen(command(folder, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not mark.is_file():
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        process.kill()
+    assert not (folder / "report.json").exists()
+
+
+@pytest.mark.slow
+def test_a_cohort_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "killed/state/cohort.checkpoint"
+    kill_when_there(checkpoint, tmp_path / "killed", *COHORT)
+    assert digest(tmp_path / "killed", *COHORT) == digest(tmp_path / "whole", *COHORT)
+    assert not checkpoint.parent.exists()
+
+
+@pytest.mark.slow
+def test_a_fleet_is_played_again_bit_for_bit_and_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    scratch = tmp_path / "killed/state/scratch"
+    kill_when_there(scratch, tmp_path / "killed", *FLEET)
+    left = Path(scratch.read_text("utf-8"))
+    assert left.is_dir(), "a kill leaves the run's own files behind"
+    assert digest(tmp_path / "killed", *FLEET) == digest(tmp_path / "whole", *FLEET, "--workers", "1")
+    assert not left.exists() and not scratch.exists()
