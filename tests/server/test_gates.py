@@ -58,6 +58,11 @@ def test_a_healthy_wave_passes_only_after_its_soak_time() -> None:
     assert _judge(wave).decision is Decision.PASS
 
 
+def test_a_control_that_calls_before_the_first_canary_says_nothing() -> None:
+    assert failure_evidence(_control(5, failed=5), 0.05) == 1.0
+    assert judge(_control(5), SMALL, Look(True, False, 4)).decision is Decision.CONTINUE
+
+
 def test_too_few_answers_go_on_until_the_deadline_and_are_then_inconclusive() -> None:
     wave = _canaries(4, silent=6)
     assert _judge(wave).decision is Decision.CONTINUE
