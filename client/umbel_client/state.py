@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -180,9 +180,16 @@ def load_state(path: Path) -> DeviceState:
 
 def save_state(path: Path, state: DeviceState, disk: Disk) -> None:
     """Replace the history's file."""
-    tree = asdict(state)
-    tree["outcomes"] = [{**asdict(outcome), "outcome": outcome.outcome.value} for outcome in state.outcomes]
-    disk.write(path, json.dumps(tree).encode(), durable=False)
+    disk.write(path, json.dumps(_fields_of(state), default=_plain).encode(), durable=False)
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, Outcome) else _fields_of(value)
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    # `asdict` would copy all of it first, at every visit.
+    return {entry.name: getattr(value, entry.name) for entry in fields(value)}
 
 
 def load_known(path: Path) -> Known:

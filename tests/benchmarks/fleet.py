@@ -20,6 +20,7 @@ from umbel_simulations.fleet.house import listening
 from umbel_simulations.fleet.virtual_time import run as run_loop
 from umbel_simulations.outcome import Outcome
 from umbel_simulations.scenario import Data, Scenario, TaskPart
+from umbel_simulations.setting import prepare
 from umbel_simulations.world import Population
 
 FLEETS = (1_000, 10_000, 100_000)
@@ -97,10 +98,10 @@ def measure(scenario: Scenario) -> dict[str, float]:
     runs: list[Timed] = []
 
     def timed(loop: Any) -> Any:
-        runs.append(Timed(loop, scenario, 1, 1, Silent(), place, Path(folder), failures))
+        runs.append(Timed(loop, scenario, prepare(scenario, scenario.seed), 1, Silent(), place, failures))
         return runs[0].play()
 
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder, scratch(Path(folder)) as place, listening() as failures:
         outcome = run_loop(timed)
     check_ins = sum(hour.check_ins for hour in outcome.hourly)
@@ -111,6 +112,7 @@ def measure(scenario: Scenario) -> dict[str, float]:
         "ms": 1e3 * runs[0].spent / max(check_ins, 1),
         "bytes": runs[0].per_device,
         "all": time.perf_counter() - began,
+        "cpu": time.process_time() - spent,
         "peak": peak_mb(),
     }
 

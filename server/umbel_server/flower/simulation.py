@@ -28,7 +28,7 @@ from flwr.serverapp import Grid, ServerApp
 
 Value = str | int | float
 _ARRAYS, _CONFIG, _METRICS, _WEIGHT = "arrays", "config", "metrics", "weight"
-_NODES_SECONDS: Final = 60.0
+_NODES_SECONDS: Final = 180.0
 """How long the nodes may take to appear."""
 
 
@@ -57,6 +57,7 @@ def on_ray(main: Callable[[Ask], None], work: str, nodes: int, workers: int) -> 
 
     Raises:
         NotFound: Ray isn't installed.
+        RuntimeFailure: Ray's processes didn't start, or died.
         UmbelError: whatever `main` raises.
     """
     if find_spec("ray") is None:
@@ -72,15 +73,19 @@ def on_ray(main: Callable[[Ask], None], work: str, nodes: int, workers: int) -> 
         except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
             failures.append(error)
 
-    run_simulation(
-        server,
-        client_app(work),
-        num_supernodes=nodes,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": workers, "include_dashboard": False, "log_to_driver": False},
-        },
-    )
+    try:
+        run_simulation(
+            server,
+            client_app(work),
+            num_supernodes=nodes,
+            backend_config={
+                "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                "init_args": {"num_cpus": workers, "include_dashboard": False, "log_to_driver": False},
+            },
+        )
+    except RuntimeError as error:
+        if not failures:
+            raise RuntimeFailure(f"Flower's simulation runtime gave up, its log tells more: {error}") from error
     if failures:
         raise failures[0]
 

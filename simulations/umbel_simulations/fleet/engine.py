@@ -17,12 +17,12 @@ import tempfile
 import traceback
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from umbel.bundle import Bundle
 from umbel.errors import InvariantBroken
 from umbel.identity import DeviceId, id_of_key
 from umbel.randomness import generator
@@ -31,9 +31,8 @@ from umbel.runtime.onnx import OnnxRuntime
 from umbel_client import Identity
 from umbel_client.files import Disk
 from umbel_client.private import save_pinned
-from umbel_models.zoo import bundle_path
 from umbel_server.task import TaskState
-from umbel_simulations.data import Federation, load
+from umbel_simulations.data import Federation
 from umbel_simulations.engines import Progress
 from umbel_simulations.fleet.adversaries import who_lies
 from umbel_simulations.fleet.availability import NEVER
@@ -49,10 +48,12 @@ from umbel_simulations.fleet.member import Awake, Member
 from umbel_simulations.fleet.population import People
 from umbel_simulations.fleet.results import outcome_of
 from umbel_simulations.fleet.rollouts import Play
+from umbel_simulations.fleet.time_of_device import SharedSessions
 from umbel_simulations.fleet.virtual_time import Ahead, VirtualClock, VirtualLoop
 from umbel_simulations.fleet.virtual_time import run as run_loop
 from umbel_simulations.outcome import Outcome
 from umbel_simulations.scenario import Scenario
+from umbel_simulations.setting import Setting, bundle_folder, prepare
 from umbel_simulations.world import Crash, Outage
 
 MIDNIGHT: Final = 1_789_948_800.0
@@ -72,8 +73,14 @@ def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, fold
         SimulationStuck: everybody waits for something that nobody will do.
         BadInput: a scenario that the product refuses.
     """
+    scenario = replace(scenario, seed=seed)
+    return play(scenario, prepare(scenario, seed), workers=workers, progress=progress, folder=folder)
+
+
+def play(scenario: Scenario, setting: Setting, *, workers: int, progress: Progress, folder: Path) -> Outcome:
+    """`run` with the scenario's own seed, on a model and users that are at hand."""
     with scratch(folder) as place, listening() as failures:
-        return run_loop(lambda loop: Run(loop, scenario, seed, workers, progress, place, folder, failures).play())
+        return run_loop(lambda loop: Run(loop, scenario, setting, workers, progress, place, failures).play())
 
 
 @contextmanager
@@ -102,22 +109,20 @@ class Run:
         self,
         loop: VirtualLoop,
         scenario: Scenario,
-        seed: int,
+        setting: Setting,
         workers: int,
         progress: Progress,
         place: Path,
-        folder: Path,
         failures: list[str],
     ) -> None:
-        self._loop, self._scenario, self._seed, self._progress = loop, scenario, seed, progress
+        self._loop, self._scenario, self._seed, self._progress = loop, scenario, scenario.seed, progress
         self._place, self._failures = place, failures
         self._clock = VirtualClock(loop, MIDNIGHT + scenario.start_hour * 3600.0)
         self._books = Books(loop.time)
-        self._people = People(scenario, seed, folder)
-        self._federation = load(scenario.data, seed)
+        self._people = People(scenario, self._seed)
+        self._federation, self._first = setting.federation, setting.bundle
         self._ahead = Ahead(workers)
-        self._first = Bundle.open(model_path(scenario.model))
-        self._plays = [Play(self._house_of, plan, place, seed) for place, plan in enumerate(scenario.rollouts)]
+        self._plays = [Play(self._house_of, plan, number, self._seed) for number, plan in enumerate(scenario.rollouts)]
         self._visits: set[asyncio.Task[None]] = set()
         self._device_crashes = 0
         self._broken: BaseException | None = None
@@ -155,7 +160,7 @@ class Run:
         scenario, seed = self._scenario, self._seed
         self._house = House(self._place / "server", scenario, seed, self._clock, self._books.faults, self._failures)
         operations = self._house.parts.coordinator.operations
-        operations.add_model(MODEL, model_path(scenario.model), OPERATOR)
+        operations.add_model(MODEL, bundle_folder(scenario.model), OPERATOR)
         self._homes = Homes(self._place / "homes")
         self._crew = self._make_crew()
         self._members = self._enrol()
@@ -177,7 +182,7 @@ class Run:
             people=self._people,
             federation=self._federation,
             labels=labels_of(self._federation),
-            runtime=OnnxRuntime(),
+            runtime=SharedSessions(OnnxRuntime()),
             ahead=self._ahead,
             clock=self._clock,
             weather=Weather(scenario.faults, self._seed, self._books.faults),
@@ -334,12 +339,6 @@ class Run:
             self._first,
             held,
         )
-
-
-def model_path(model: str) -> Path:
-    """Where a scenario's model lies: a folder, or a bundle of the zoo; raises `NotFound`."""
-    folder = Path(model)
-    return folder if (folder / "manifest.json").is_file() else bundle_path(model)
 
 
 def labels_of(federation: Federation) -> int:

@@ -50,6 +50,7 @@ class Homes:
         self._folder = folder
         self._pool = folder / "pool"
         self._pool.mkdir(parents=True)
+        self._pooled: set[str] = set()
         self._free: list[Path] = []
         self._made = 0
         self._names: dict[str, str] = {}
@@ -78,17 +79,20 @@ class Homes:
         return place
 
     def _unpack(self, home: Packed, place: Path) -> None:
+        root, pool = f"{place}/", f"{self._pool}/"
         for name, content in home.files:
-            path = place / name
             try:
-                path.write_bytes(content)
+                _write(root + name, content)
             except FileNotFoundError:
-                path.parent.mkdir(parents=True)
-                path.write_bytes(content)
+                (place / name).parent.mkdir(parents=True)
+                _write(root + name, content)
         for name in home.blobs:
-            path = place / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.link(self._pool / path.name, path)
+            pooled = pool + name.rpartition("/")[2]
+            try:
+                os.link(pooled, root + name)
+            except FileNotFoundError:
+                (place / name).parent.mkdir(parents=True)
+                os.link(pooled, root + name)
 
     def _pack(self, place: Path) -> Packed:
         files: list[tuple[str, bytes]] = []
@@ -98,21 +102,44 @@ class Homes:
 
     def _gather(self, place: str, prefix: str, files: list[tuple[str, bytes]], blobs: list[str]) -> None:
         with os.scandir(place) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+            entries = sorted(found, key=_by_name)
         in_pool, shared = prefix.endswith(f"{_BLOBS}/"), prefix.startswith(_SHARED)
         for entry in entries:
             name = self._name(prefix + entry.name)
             if entry.is_dir(follow_symlinks=False):
                 self._gather(entry.path, f"{name}/", files, blobs)
                 continue
-            path = Path(entry.path)
             if in_pool and "." not in entry.name:
-                if not (pooled := self._pool / entry.name).exists():
-                    os.link(entry.path, pooled)
+                if entry.name not in self._pooled:
+                    os.link(entry.path, f"{self._pool}/{entry.name}")
+                    self._pooled.add(entry.name)
                 blobs.append(name)
-            elif content := path.read_bytes():
+            elif content := _read(entry.path):
                 files.append((name, self._shared.setdefault(content, content) if shared else content))
-            path.unlink()
+            os.unlink(entry.path)  # noqa: PTH108 - see below
 
     def _name(self, name: str) -> str:
         return self._names.setdefault(name, name)
+
+
+# Strings and the system's own calls: with `Path` a visit's files would cost more than its work.
+
+
+def _by_name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def _write(path: str, content: bytes) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(file, content)
+    finally:
+        os.close(file)
+
+
+def _read(path: str) -> bytes:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, os.fstat(file).st_size)
+    finally:
+        os.close(file)

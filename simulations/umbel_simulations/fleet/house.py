@@ -45,6 +45,8 @@ OPERATOR: Final = "operator:simulation"
 SECOND: Final = "operator:second"
 BEAT: Final = Beat(tick=5.0, flush=30.0, steer=60.0, look=6 * 3600.0, witness=6 * 3600.0)
 """Slower than in production, where it costs nothing to look twice a second."""
+CALM: Final = replace(BEAT, flush=300.0, steer=3600.0)
+"""Where there is no rollout to steer."""
 _SHORTEST_SECONDS: Final = 30.0
 
 
@@ -145,7 +147,7 @@ class House:
             offload=self._offload,
             chance=Told(self._seed, f"coordinator/{self.generation}"),
             on_step=self._plug,
-            beat=BEAT,
+            beat=BEAT if self._scenario.rollouts else CALM,
             helper=self.helper,
         )
         self.parts: Parts = build(self._settings, self._clock, around)

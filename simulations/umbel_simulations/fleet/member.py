@@ -128,7 +128,8 @@ class Awake:
         crew, member, now = self._crew, self._member, self._crew.now()
         if visit is None:
             due = now + crew.down_seconds
-        elif visit.ending is Ending.WAITED:
+        elif visit.ending is Ending.WAITED and not self._is_free(now):
+            # It isn't looked at again before it is free; one that waits for a new day's budget looks when it would.
             due = now
         else:
             due = visit.next_wake - self._profile.clock_error - crew.clock.epoch

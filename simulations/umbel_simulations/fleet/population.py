@@ -43,10 +43,9 @@ class People:
     Args:
         scenario: whose population it is.
         seed: of the run.
-        folder: that a trace file's name counts from.
     """
 
-    def __init__(self, scenario: Scenario, seed: int, folder: Path) -> None:
+    def __init__(self, scenario: Scenario, seed: int) -> None:
         part = scenario.population
         count = part.devices
         self.count = count
@@ -57,7 +56,7 @@ class People:
         zones = np.asarray([round(-zone * 60) for zone in part.time_zones], np.int32)
         self._zones = zones[np.arange(count) % len(zones)]
         self._errors = _clock_errors(part, seed)
-        self.availability = _availability(scenario, self._zones, seed, folder)
+        self.availability = _availability(scenario, self._zones, seed)
 
     def profile(self, device: int) -> Profile:
         """One device's."""
@@ -83,13 +82,13 @@ def _clock_errors(part: Population, seed: int) -> NDArray[np.float64]:
     return np.asarray(np.where(wrong, error, 0.0))
 
 
-def _availability(scenario: Scenario, zones: NDArray[np.int32], seed: int, folder: Path) -> Availability:
+def _availability(scenario: Scenario, zones: NDArray[np.int32], seed: int) -> Availability:
     part = scenario.population
     match part.availability:
         case "always":
             return Always(part.devices)
         case "trace":
-            return Traced(part.devices, read_traces(folder / part.trace))
+            return Traced(part.devices, read_traces(Path(part.trace)))
         case _:
             mean, swing = part.mean_availability, part.day_night_swing
             return Diurnal(part.devices, zones, scenario.start_hour, mean, swing, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Set
 from typing import Any, Final, TypeVar
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from umbel.bundle import Bundle
 from umbel.clock import Clock
-from umbel.digests import Digest
+from umbel.digests import Digest, digest_of
 from umbel.runtime import Arrays, EvaluateSession, InferSession, Runtime, TrainSession
 from umbel.update import Metrics
 from umbel.weights import Weights
@@ -85,6 +86,27 @@ class Working:
             return await self._ahead(work, least)
         finally:
             await self._sleep(max(0.0, self._time.end() - least))
+
+
+class SharedSessions:
+    """A runtime whose sessions for answering serve all devices that hold the same weights.
+
+    A session with its weights in it costs milliseconds to make; in a fleet thousands of devices hold the same.
+    """
+
+    def __init__(self, runtime: Runtime, keep: int = 64) -> None:
+        self._runtime, self._keep = runtime, keep
+        self._kept: OrderedDict[tuple[Digest, Digest], InferSession] = OrderedDict()
+        self.name, self.evaluate, self.train = runtime.name, runtime.evaluate, runtime.train
+
+    def infer(self, bundle: Bundle, weights: Weights) -> InferSession:
+        """A session that was made before for the same bundle and weights, or a new one."""
+        key = bundle.manifest.digest, digest_of(weights.to_bytes())
+        session = self._kept.pop(key, None) or self._runtime.infer(bundle, weights)
+        self._kept[key] = session
+        while len(self._kept) > self._keep:
+            self._kept.popitem(last=False)
+        return session
 
 
 class PacedRuntime:

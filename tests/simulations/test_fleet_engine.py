@@ -1,0 +1,87 @@
+"""The fleet engine: the same seed is the same run, bit for bit; rounds, privacy and rollouts run in it as they are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.simulations import fleets
+from umbel.bundle import Bundle
+from umbel_simulations.scenario import PrivacyPart
+from umbel_simulations.world import Adversary, RolloutPlan
+
+
+def test_any_number_of_workers_tells_the_same_run_bit_for_bit(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    told = fleets.everything(fleets.home_of(tiny_bundle))
+    one, two, four = (fleets.played(told, tmp_path, workers) for workers in (1, 2, 4))
+    assert one.canonical() == two.canonical() == four.canonical()
+    assert {"coordinator killed", "helper cut off", "lost", "late", "duplicated", "overtaken"} <= set(one.faults)
+    assert one.rollouts
+    # Another process, with another hash seed, in which sets have another order.
+    program = (
+        "import sys; from pathlib import Path; from tests.simulations import fleets; "
+        "print(fleets.played(fleets.everything(Path(sys.argv[1])), Path(sys.argv[2]), 2).digest())"
+    )
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", program, told.model, str(tmp_path)],
+        env={"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert elsewhere.stdout.strip() == str(one.digest())
+
+
+def test_another_seed_tells_another_run(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    told = fleets.scenario(fleets.home_of(tiny_bundle))
+    assert fleets.played(told, tmp_path).digest() != fleets.played(replace(told, seed=4), tmp_path).digest()
+
+
+def test_private_rounds_learn_what_open_ones_learn(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    told = fleets.scenario(fleets.home_of(tiny_bundle))
+    private = replace(told, task=replace(told.task, privacy=PrivacyPart(on=True)))
+    in_the_open, in_secret = fleets.played(told, tmp_path), fleets.played(private, tmp_path)
+    assert in_the_open.shapes == in_secret.shapes == {"-v[]+^": 24}
+    assert [one.verdict for one in in_the_open.rounds] == ["accepted"] * 4
+    assert in_the_open.accuracy is not None
+    assert in_the_open.first_accuracy is not None
+    assert in_the_open.accuracy > in_the_open.first_accuracy + 0.3
+    losses = ([one.loss for one in outcome.rounds] for outcome in (in_the_open, in_secret))
+    for plain, secret in zip(*losses, strict=True):
+        assert plain == pytest.approx(secret, rel=0.02)
+
+
+def test_a_good_release_reaches_everybody_and_a_broken_one_is_taken_back(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    good = RolloutPlan(0.5, waves=fleets.WAVES, gate=fleets.GATE)
+    broken = replace(good, at_hour=2.5, content="unloadable")
+    told = fleets.scenario(fleets.home_of(tiny_bundle), hours=6.0, rollouts=(good, broken))
+    first, second = fleets.played(told, tmp_path).rollouts
+    assert (first.ending, first.devices_reached, first.devices_left) == ("completed", fleets.USERS, fleets.USERS)
+    assert (second.ending, second.devices_left) == ("rolled-back", 0)
+    assert second.devices_reached < fleets.USERS
+
+
+REFUSED = {"sign-flip": set(), "label-flip": set(), "lazy": set(), "nan": {"not-finite"}, "replay": {"seal-broken"}}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_liars_spoil_the_outcome_or_are_refused(tiny_bundle: Bundle, tmp_path: Path, kind: str) -> None:
+    liars = (Adversary(kind, 0.4),)  # type: ignore[arg-type]
+    told = fleets.scenario(fleets.home_of(tiny_bundle), adversaries=liars)
+    found = fleets.played(told, tmp_path)
+    assert set(found.refusals) == REFUSED[kind]
+    assert found.accuracy is not None
+    assert (found.accuracy > 0.5) == bool(REFUSED[kind])
+
+
+def test_a_scaled_update_is_clipped_on_the_device_only_if_the_plan_says_so(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    told = fleets.scenario(fleets.home_of(tiny_bundle), adversaries=(Adversary("scaling", 0.4, factor=1000.0),))
+    clipped = fleets.played(told, tmp_path)
+    loose = replace(told, task=replace(told.task, plan=replace(told.task.plan, clip_norm=0.0)))
+    unbounded = fleets.played(loose, tmp_path)
+    assert clipped.refusals == {}
+    assert (clipped.accuracy or 0.0) > (unbounded.accuracy or 0.0) or unbounded.refusals

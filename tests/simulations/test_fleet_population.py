@@ -1,0 +1,102 @@
+"""Who the devices are and when they are free: pure, drawn once, the same for the same seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.simulations import fleets
+from umbel.errors import MalformedMessage, NotFound
+from umbel_simulations.fleet.availability import NEVER, Diurnal, Traced
+from umbel_simulations.fleet.population import People
+from umbel_simulations.fleet.traces import Trace, read_traces
+
+HOUR = 3600.0
+TRACE = {"duration": 100.0, "finish_time": 90.0, "active": [10.0, 50.0], "inactive": [30.0, 80.0]}
+
+
+def test_four_times_as_many_devices_are_free_at_the_best_hour_as_at_the_worst() -> None:
+    devices = 20_000
+    model = Diurnal(devices, np.zeros(devices, np.int32), 0.0, 0.25, 4.0, seed=1)
+    counts = [model.count(hour * HOUR) for hour in range(24)]
+    assert sum(counts) / 24 / devices == pytest.approx(0.25, rel=0.03)
+    # Blocks of two hours smooth the curve a little.
+    assert 3.2 < max(counts) / min(counts) < 4.4
+    assert int(np.argmax(counts)) in (1, 2, 3)
+    elsewhere = Diurnal(devices, np.full(devices, 8 * 60, np.int32), 0.0, 0.25, 4.0, seed=1)
+    assert int(np.argmax([elsewhere.count(hour * HOUR) for hour in range(24)])) in (17, 18, 19)
+
+
+def test_the_next_free_moment_is_free_and_lasts_until_it_ends() -> None:
+    model = Diurnal(50, np.zeros(50, np.int32), 0.0, 0.25, 4.0, seed=1)
+    for device in range(50):
+        begin = model.next_free(device, 5 * HOUR)
+        end = model.free_until(device, begin)
+        assert model.free(device, begin)
+        assert model.free(device, (begin + end) / 2)
+        assert not model.free(device, end)
+        assert begin == 5 * HOUR or not model.free(device, begin - 1.0)
+
+
+def test_speeds_spread_over_two_decades_and_some_clocks_are_wrong(tmp_path: Path) -> None:
+    told = fleets.scenario(
+        tmp_path, population=fleets.population(devices=4000, wrong_clocks=0.1, time_zones=(0.0, -8.0))
+    )
+    people = People(told, seed=1)
+    profiles = [people.profile(device) for device in range(people.count)]
+    low, high = np.quantile([profile.speed for profile in profiles], [0.025, 0.975])
+    assert np.log10(high / low) == pytest.approx(2.0, abs=0.15)
+    wrong = [profile for profile in profiles if profile.clock_error]
+    assert len(wrong) / len(profiles) == pytest.approx(0.1, abs=0.02)
+    assert max(abs(profile.clock_error) for profile in wrong) <= 24 * HOUR
+    assert {profile.utc_offset_minutes for profile in profiles} == {0, 480}
+
+
+def test_traces_are_read_as_json_and_as_the_pickle_that_fedscale_hands_out(tmp_path: Path) -> None:
+    (tmp_path / "traces.json").write_text(json.dumps({"7": TRACE}))
+    (tmp_path / "traces.pkl").write_bytes(pickle.dumps({7: TRACE}))
+    wanted = (Trace(90.0, ((10.0, 30.0), (50.0, 80.0))),)
+    assert read_traces(tmp_path / "traces.json") == read_traces(tmp_path / "traces.pkl") == wanted
+    model = Traced(2, wanted)
+    assert model.next_free(0, 31.0) == 50.0
+    assert model.next_free(1, 85.0) == 100.0
+    assert model.free_until(0, 90.0 + 55.0) == 90.0 + 80.0
+    assert Traced(1, (Trace(90.0, ()),)).next_free(0, 0.0) == NEVER
+
+
+class Attack:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("owned",)
+
+
+def test_a_trace_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "traces").write_bytes(pickle.dumps({1: Attack()}))
+    with pytest.raises(MalformedMessage, match="plain"):
+        read_traces(tmp_path / "traces")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"1": {}}, {"1": {**TRACE, "finish_time": -1}}, {"1": {**TRACE, "active": [95.0]}}]
+)
+def test_traces_that_make_no_sense_are_refused(tmp_path: Path, wrong: object) -> None:
+    (tmp_path / "traces").write_text(json.dumps(wrong))
+    with pytest.raises(MalformedMessage):
+        read_traces(tmp_path / "traces")
+    with pytest.raises(NotFound):
+        read_traces(tmp_path / "missing")
+
+
+def test_a_fleet_follows_its_trace(tmp_path: Path) -> None:
+    path = tmp_path / "traces.json"
+    path.write_text(json.dumps({"1": TRACE}))
+    part = replace(fleets.population(), availability="trace", trace=str(path))
+    people = People(fleets.scenario(tmp_path, population=part), seed=1)
+    assert [people.availability.count(at) for at in (0.0, 20.0, 40.0, 60.0)] == [0, fleets.USERS, 0, fleets.USERS]

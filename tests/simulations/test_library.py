@@ -1,0 +1,26 @@
+"""The library truly plays: every scenario from its first second to its report, with fewer devices and rounds."""
+
+from pathlib import Path
+
+import pytest
+
+from umbel_simulations import runs
+from umbel_simulations.engines import Silent
+from umbel_simulations.judgement import accepted_rounds, judge
+from umbel_simulations.scenario_file import changed, find, library
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", library())
+def test_a_scenario_of_the_library_plays_to_its_report(name: str, tmp_path: Path) -> None:
+    whole = find(name)
+    devices = min(60, whole.population.devices)
+    short = {"task.rounds": 2, "task.goal": 8, "task.minimum": 4, "population.devices": devices, "hours": 3.0}
+    if name == "shakespeare":
+        short |= {"data.most_examples": 10, "data.users": 12}
+    run = runs.play(changed(whole, short), tmp_path, workers=2, progress=Silent())
+    assert accepted_rounds(run.outcome) == 2, run.outcome.rounds
+    assert (tmp_path / runs.PAGE).read_text("utf-8").count("<svg") >= 5
+    asked = [name for name in whole.thresholds.__dataclass_fields__ if getattr(whole.thresholds, name) is not None]
+    assert [check.name for check in judge(run.outcome)] == asked
+    assert run.outcome.engine == "cohort" or run.outcome.invariants
