@@ -80,8 +80,13 @@ GUARDS: Final = (
         ("golden examples", "            verify_golden(kit.runtime, bundle)\n", ""),
         ("the accept test", "if tested.worse_than_present(kit.personal.margin) and not taken_back:", "if False:"),
         ("a way back is taken at any rate", " and not taken_back:", ":"),
-        ("an execution is followed once", "memory.state.with_outcome(outcome).with_execution(offer.execution)", "memory.state.with_outcome(outcome)"),
+        ("an execution is followed once", "now()).with_execution(offer.execution)", "now())"),
         ("a trial for what is offered", "deltas, trial=trial, taken_back", "deltas, trial=None, taken_back"),
+    ),
+    *of(
+        "client/umbel_client/adoption.py", ("tests/rollouts/test_deferred_offers.py",),
+        ("an interruption is no try", "attempt=(offer.execution, tries - 1)", "attempt=(offer.execution, tries)"),
+        ("a device in use puts an offer off", "        self._kit.require_free()\n", ""),
     ),
     *of(
         "client/umbel_client/slots.py", _SHELF,
