@@ -22,11 +22,11 @@ TREES := protos models client server simulations tests .ci hatch_build.py
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: help demo dev test test-all lint fix protos docs bench bench-private bench-deltas bench-simulation mutants mutants-releases show-secrecy pins clean
+.PHONY: help demo dev test test-all lint fix protos docs bench bench-private bench-deltas bench-simulation mutants mutants-releases tuf-conformance show-secrecy pins clean
 
 help: ## List these words.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
-	  while IFS=$$'\t' read -r word text; do printf '  make %-13s %s\n' "$$word" "$$text"; done
+	  while IFS=$$'\t' read -r word text; do printf '  make %-16s %s\n' "$$word" "$$text"; done
 
 demo: $(VENV)/.demo-installed ## Twenty devices learn together on this machine, on real data.
 	@"$(BIN)/python" -m umbel_simulations.demo $(DEMO_ARGS)
@@ -79,6 +79,9 @@ mutants: $(VENV)/.dev-installed ## Take each guard of private rounds out and see
 
 mutants-releases: $(VENV)/.dev-installed ## The same with the guards of releases, rollouts, trust and access (an hour).
 	@"$(BIN)/python" -m tests.mutation releases
+
+tuf-conformance: $(VENV)/.dev-installed ## The public TUF conformance suite against the device's client (SUITE=a checkout, or it is cloned).
+	@.ci/tuf-conformance "$(BIN)/python" $(SUITE)
 
 show-secrecy: $(VENV)/.dev-installed ## Play a curious leader and a curious helper, and see what each finds: nothing.
 	@"$(BIN)/python" -m tests.private.show_secrecy

@@ -23,7 +23,7 @@ NAMES = (
     "releases",
     "deltas",
 )
-BY_NAME_ONLY = ("mixed", "runtime", "simulation")
+BY_NAME_ONLY = ("fleet", "mixed", "runtime", "simulation")
 """These take many minutes, or install other frameworks into environments of their own."""
 
 

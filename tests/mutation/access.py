@@ -90,7 +90,6 @@ GUARDS: Final = (
         ("a token's length", "if not 0 < len(token) <= MAX_TOKEN_CHARS:", "if False:"),
         ("a token's algorithm", 'if header.get("alg") not in rules.algorithms or header["alg"] not in ASYMMETRIC:', 'if header["alg"] not in ASYMMETRIC:'),
         ("shared secrets", ' or header["alg"] not in ASYMMETRIC:', ":"),
-        ("critical extensions", '    if "crit" in header:', "    if False:"),
         ("a token's key", "if not isinstance(kid, str) or not kid:", "if False:"),
         ("a token's issuer", 'if claims.get("iss") != rules.issuer:', "if False:"),
         ("a token's audience", 'if rules.audience not in _texts(claims.get("aud")):', "if False:"),

@@ -80,7 +80,7 @@ GUARDS: Final = (
         ("golden examples", "            verify_golden(kit.runtime, bundle)\n", ""),
         ("the accept test", "if tested.worse_than_present(kit.personal.margin) and not taken_back:", "if False:"),
         ("a way back is taken at any rate", " and not taken_back:", ":"),
-        ("an execution is followed once", "now()).with_execution(offer.execution)", "now())"),
+        ("an execution is followed once", ".with_execution(offer.execution)", ""),
         ("a trial for what is offered", "deltas, trial=trial, taken_back", "deltas, trial=None, taken_back"),
     ),
     *of(

@@ -7,7 +7,11 @@ from typing import Final
 from tests.mutation.guards import of
 
 _LISTING: Final = ("tests/server/test_release_attacks.py", "tests/server/test_release_keys.py")
-_MACHINE: Final = ("tests/server/test_rollout_machine.py", "tests/server/test_gates.py")
+_MACHINE: Final = (
+    "tests/server/test_rollout_machine.py",
+    "--deselect=tests/server/test_rollout_machine.py::TestAnyoneDoesAnything",
+)
+_GATES: Final = ("tests/server/test_gates.py",)
 _STEERING: Final = (
     "tests/rollouts/test_offers.py",
     "tests/rollouts/test_experiments.py",
@@ -60,15 +64,13 @@ GUARDS: Final = (
         ("an experiment's weights", " or not all(0 < arm.weight < float(\"inf\") for arm in self.arms)", ""),
     ),
     *of(
-        "server/umbel_server/gates.py", _MACHINE,
+        "server/umbel_server/gates.py", _GATES,
         ("the ceiling's devices", "failed >= policy.ceiling_devices and ", ""),
         ("the ceiling's share", " and failed > policy.ceiling_share * offered", ""),
         ("at the ceiling isn't above it", "failed > policy.ceiling_share * offered", "failed >= policy.ceiling_share * offered"),
         ("rejections", "return Finding(\"rejections\", Decision.FAIL if enough else Decision.CONTINUE, words)", "return Finding(\"rejections\", Decision.PASS, words)"),
         ("a failure is no rejection", "exposure.answered and not exposure.failed]", "exposure.answered]"),
-        ("one failing device alone", "failed >= min(policy.ceiling_devices, 2)", "True"),
         ("evidence stops", "Decision.FAIL if wealth >= 1 / alpha and several", "Decision.FAIL if False and several"),
-        ("several devices", "wealth >= 1 / alpha and several", "wealth >= 1 / alpha"),
         ("all tests together", "alpha = policy.alpha / TESTS", "alpha = 0.4"),
         ("a soak time", "if look.soaked and decisions == {Decision.PASS}:", "if decisions <= {Decision.PASS, Decision.CONTINUE}:"),
         ("a deadline", "Decision.INCONCLUSIVE if look.last else", "Decision.CONTINUE if look.last else"),
@@ -83,7 +85,7 @@ GUARDS: Final = (
         ("absurd measurements", "max(RATIO_BOUNDS[0], min(RATIO_BOUNDS[1], math.log2(ratio)))", "math.log2(ratio)"),
     ),
     *of(
-        "server/umbel_server/evidence.py", _MACHINE,
+        "server/umbel_server/evidence.py", _GATES,
         ("bounded bets", "(min(high, max(low, x)) - limit)", "(x - limit)"),
     ),
     *of(

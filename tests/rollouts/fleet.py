@@ -7,16 +7,17 @@ import functools
 import itertools
 import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.client.recordings import recordings
-from umbel.bundle import Bundle
+from umbel.bundle import Bundle, file_refs
 from umbel.digests import Digest
 from umbel.identity import DeviceId
+from umbel.manifest import Manifest
 from umbel.messages import (
     check_in_from_message,
     check_in_reply_from_message,
@@ -212,8 +213,15 @@ class Fleet:
 
     def add_version(self, change: Callable[[Weights], Weights]) -> int:
         """Register an accepted version whose weights are the trained ones, changed."""
-        parent = Bundle.open(bundle_path("smartwatch"))
-        manifest, files = successor(parent, change(trained()), RUNTIME)
+        return self._register(*successor(Bundle.open(bundle_path("smartwatch")), change(trained()), RUNTIME))
+
+    def lying_version(self) -> int:
+        """Weights that don't answer the golden examples as its manifest's golden answers say."""
+        manifest, files = successor(Bundle.open(bundle_path("smartwatch")), trained(), RUNTIME)
+        other = {"weights.safetensors": trained().scaled(1.5).to_bytes()}
+        return self._register(replace(manifest, files={**manifest.files, **file_refs(other)}), files | other)
+
+    def _register(self, manifest: Manifest, files: dict[str, bytes]) -> int:
         registry = self.coordinator.registry
         registry.keep_successor(manifest, files)
         with self.coordinator.store.transaction() as connection:

@@ -17,10 +17,12 @@ import pytest
 
 from tests.databases import empty_database
 from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, SECOND, Fleet
-from umbel_server import audit
+from umbel.errors import WrongState
+from umbel_server import audit, rollout, rollout_records
 from umbel_server.requests import Call
 from umbel_server.rollout import Stage
 from umbel_server.rollout_spec import RolloutSpec, Wave
+from umbel_server.steering import LEASE_SECONDS
 
 HALVES = tuple(Wave(percent, soak_seconds=10.0, deadline_seconds=3600.0) for percent in (50.0, 100.0))
 
@@ -140,6 +142,38 @@ async def test_a_controller_knows_the_devices_that_call_at_another_process(tmp_p
     steering.rollouts.reconcile()
     ended = fleet.verbs.get("r").rollout
     assert (ended.stage, ended.wave) == (Stage.RUNNING, 0), "nobody has been asked yet"
+
+
+async def test_only_who_has_the_lease_steers(tmp_path: Path) -> None:
+    """The other controller takes over when the lease has run out."""
+    fleet = Fleet(tmp_path, 2)
+    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    fleet.begin_rollout("r", fleet.good_version(), waves=HALVES)
+    first, second = fleet.coordinator.rollouts, fleet.restart().rollouts
+    assert first is not None and second is not None
+    for _ in range(2):
+        fleet.clock.instant += 4.0
+        for device in fleet.devices:
+            await device.wake()
+        first.reconcile()
+    fleet.clock.instant += 4.0  # the soak time is over, and the answers are there
+    second.reconcile()
+    assert fleet.verbs.get("r").rollout.wave == 0
+    fleet.clock.instant += LEASE_SECONDS
+    second.reconcile()
+    assert fleet.verbs.get("r").rollout.wave == 1
+
+
+def test_a_step_on_what_somebody_else_has_changed_is_not_written(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    begun = fleet.begin_rollout("r", fleet.good_version())
+    paused, aborted = rollout.pause(begun, ""), rollout.abort(begun, "")
+    with fleet.coordinator.store.transaction() as connection:
+        rollout_records.update(connection, begun, paused)
+        with pytest.raises(WrongState, match="somebody else"):
+            rollout_records.update(connection, begun, aborted)
+    assert fleet.verbs.get("r").rollout == paused
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["good", "broken"])

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import sqlalchemy as sa
 
 from tests.rollouts.fleet import AUTHOR, MODEL, POPULATION, DirectChannel, Fleet
 from umbel.errors import AlreadyExists, NotFound, WrongState
 from umbel_server.repository import role_of
 from umbel_server.rollout import Stage
 from umbel_server.rollout_spec import RolloutSpec, Wave
+from umbel_server.tables import DEVICES, VERSIONS
 
 EVERYBODY = (Wave(100.0, soak_seconds=10.0, deadline_seconds=3600.0),)
 HALF = (Wave(50.0, soak_seconds=10.0, deadline_seconds=3600.0), *EVERYBODY)
@@ -129,11 +131,28 @@ def test_the_rounds_own_channels_take_no_release(tmp_path: Path) -> None:
             fleet.verbs.prepare(MODEL, 1, channel, AUTHOR)
 
 
+def test_a_version_that_was_refused_is_not_released(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    version = fleet.good_version()
+    with fleet.coordinator.store.transaction() as connection:
+        this = (VERSIONS.c.model == MODEL) & (VERSIONS.c.number == version)
+        connection.execute(VERSIONS.update().where(this).values(state="refused"))
+    with pytest.raises(WrongState, match="only accepted ones go out"):
+        fleet.verbs.prepare(MODEL, version, "stable", AUTHOR)
+
+
+def test_a_channels_head_never_falls(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    lower, higher = (fleet.verbs.prepare(MODEL, 1, "stable", AUTHOR).number for _ in range(2))
+    desk = fleet.coordinator.rollouts.desk  # type: ignore[union-attr]
+    with fleet.coordinator.store.transaction() as connection:
+        desk.open(connection, MODEL, "stable", higher)
+        with pytest.raises(WrongState, match="numbers rise"):
+            desk.open(connection, MODEL, "stable", lower)
+        assert desk.head(connection, MODEL, "stable") == higher
+
+
 async def test_a_revoked_device_is_in_no_wave(fleet: Fleet) -> None:
-    import sqlalchemy as sa
-
-    from umbel_server.tables import DEVICES
-
     members = fleet.coordinator.fleet.members(POPULATION, fleet.clock.now())
     assert members == sorted(device.id for device in fleet.devices)
     with fleet.coordinator.store.transaction() as connection:

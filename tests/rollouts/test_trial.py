@@ -88,6 +88,28 @@ async def test_a_bundle_that_rots_on_trial_is_given_up_at_once(fleet: Fleet) -> 
     assert active.bundle in fleet.devices[0].kit.shelf.slots.blocked
 
 
+async def test_content_that_was_given_up_here_is_not_tried_again_under_another_number(fleet: Fleet) -> None:
+    good, version = fleet.releases()[0], fleet.good_version()
+    fleet.verbs.publish(MODEL, version, "stable", AUTHOR)
+    await fleet.visits()
+    for _ in range(TRIES):
+        fleet.devices[0].kit.shelf.change(Slots.loading)
+    fleet.reopen(0)
+    again = fleet.verbs.publish(MODEL, version, "stable", AUTHOR)
+    await fleet.visits()
+    await fleet.visits()
+    assert (told(fleet)[again], fleet.releases()) == ("failed", [good])
+
+
+async def test_a_release_that_answers_otherwise_than_its_maker_saw_is_not_even_tried(fleet: Fleet) -> None:
+    good = fleet.releases()[0]
+    number = fleet.verbs.publish(MODEL, fleet.lying_version(), "stable", AUTHOR)
+    await fleet.visits()
+    assert fleet.releases() == [good] and fleet.devices[0].kit.shelf.slots.blocked == ()
+    await fleet.visits()
+    assert told(fleet)[number] == "failed"
+
+
 async def test_a_test_that_kills_the_process_each_time_ends_as_a_failure(fleet: Fleet) -> None:
     number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
     memory = fleet.devices[0].kit.memory

@@ -108,6 +108,21 @@ def test_keeping_ones_own_model_is_not_a_failure() -> None:
     assert "10 of 20 devices kept their own" in judgement.explain()
 
 
+def test_most_of_those_who_were_asked_must_have_answered() -> None:
+    assert _judge(_canaries(20, silent=80)).decision is Decision.CONTINUE
+    assert _judge(_canaries(20, silent=80), last=True).decision is Decision.INCONCLUSIVE
+    assert _judge(_canaries(60, silent=40)).decision is Decision.PASS
+
+
+def test_four_tests_share_what_a_faultless_release_may_be_stopped_for() -> None:
+    assert _judge(_canaries(10)).explain().count("(stops at 400)") == 4
+
+
+def test_a_device_that_failed_has_not_turned_the_release_down() -> None:
+    """Nine of the ten that could choose kept their own; five that failed make that no smaller a share."""
+    assert _of(_judge(_canaries(1, failed=5, kept=9)), "rejections") is Decision.FAIL
+
+
 def test_a_release_that_nearly_nobody_wants_fails() -> None:
     assert _judge(_canaries(1, kept=19)).decision is Decision.FAIL
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata
+from tuf.api.metadata import Metadata, Root
 
 from tests.server.release_world import MODEL, NOW, ROLE, World, listed, with_evil
 from umbel.errors import (
@@ -99,6 +99,34 @@ def test_too_few_signatures_are_not_published(world: World) -> None:
     with pytest.raises(SignatureInvalid):
         world.repository.publish(ROLE, sign_draft(draft, world.keys.signers(ROLE)[:1]), NOW)
     assert [release.number for release in world.repository.releases(MODEL)] == [1, 2]
+
+
+def test_a_new_root_needs_the_signers_of_the_one_before_and_its_own(world: World) -> None:
+    old = next(key.key_id for key in world.repository.key_status() if key.role == "root")
+    draft = world.repository.draft_rotation("root", old, world.keys.add("root", 1)[0].public_key, NOW)
+    both, strangers = world.keys.signers("root"), Keyring.create(world.folder / "strangers").signers("root")
+    for signers in ((), both[:2], strangers[:3]):
+        with pytest.raises(SignatureInvalid):
+            world.repository.publish("root", sign_draft(draft, signers), NOW)
+    hostile = Keyring.create(world.folder / "hostile")
+    with pytest.raises(SignatureInvalid):
+        world.repository.publish("root", _root_of(hostile, draft), NOW)
+    assert world.repository.first_root
+
+
+def _root_of(keys: Keyring, draft: bytes) -> bytes:
+    """The same root, but naming and signed by these keys alone."""
+    metadata = Metadata[Root].from_bytes(draft)
+    for key_id in tuple(metadata.signed.roles["root"].keyids):
+        metadata.signed.revoke_key(key_id, "root")
+    for key in keys.public_keys("root"):
+        metadata.signed.add_key(key, "root")
+    return sign_draft(metadata.to_bytes(), keys.signers("root"))
+
+
+def test_a_model_gets_its_signers_once(world: World) -> None:
+    with pytest.raises(AlreadyExists, match="has signers already"):
+        world.repository.draft_signers(MODEL, world.keys.public_keys(ROLE), NOW)
 
 
 def test_offline_signatures_may_come_one_after_the_other_from_two_machines(world: World) -> None:

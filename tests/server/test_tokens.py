@@ -246,6 +246,12 @@ async def test_what_is_no_token_is_refused(door: Door, token: str) -> None:
     assert door.provider.asked == [], "nothing is asked for a token that can't be one"
 
 
+async def test_a_genuine_token_of_any_length_is_not_taken(door: Door) -> None:
+    await door.enter(door.provider.token("ada", note="x" * 4_000))
+    with pytest.raises(TokenRefused, match="characters"):
+        await door.enter(door.provider.token("ada", note="x" * 7_000))
+
+
 async def test_critical_extensions_and_nameless_keys_are_refused(door: Door) -> None:
     key = door.provider.keys["first"]
     for name, value in (("x", 1), ("b64", True)):
