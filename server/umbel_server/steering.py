@@ -16,7 +16,7 @@ import sqlalchemy as sa
 import structlog
 
 from umbel.clock import Clock
-from umbel.errors import WrongState
+from umbel.errors import UmbelError, WrongState
 from umbel_server import audit, executions, exposures, health, rollout, rollout_records
 from umbel_server.events import ServerEvent
 from umbel_server.executions import HOLDS_IT, Execution
@@ -83,13 +83,20 @@ class Steering:
         """Do all that is due, if this is the controller that may."""
         now = self._clock.now()
         if self._leads(now):
-            self.desk.settle(now, checkpoint)
+            self._settle(now, checkpoint)
             for found in self._due():
                 try:
                     self._step(found, now)
                 except WrongState as error:
                     _log.info("rollout waits", rollout=found.id, reason=str(error))
         self.look()
+
+    def _settle(self, now: float, checkpoint: str) -> None:
+        """Sign what is due; what can't be signed now stops no rollout from being judged, nor from going back."""
+        try:
+            self.desk.settle(now, checkpoint)
+        except UmbelError as error:
+            _log.error("the release listing stays as it is", reason=str(error))
 
     def _leads(self, now: float) -> bool:
         """Whether this is the controller; the lease is renewed when half of it is over."""

@@ -7,11 +7,14 @@ from pathlib import Path
 from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
 from umbel_server.rollout import Stage
 
+DEVICES = 12
+"""`make demo` does the same with twenty."""
+
 
 async def test_a_good_version_reaches_everybody_wave_by_wave_and_a_broken_one_is_stopped_in_its_canary(
     tmp_path: Path,
 ) -> None:
-    fleet = Fleet(tmp_path, devices=20)
+    fleet = Fleet(tmp_path, devices=DEVICES)
     fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
     await fleet.visits()
     first = set(fleet.releases())
@@ -25,7 +28,7 @@ async def test_a_good_version_reaches_everybody_wave_by_wave_and_a_broken_one_is
         if fleet.verbs.get("good").rollout.stage is Stage.SUCCEEDED:
             break
     assert fleet.verbs.get("good").rollout.stage is Stage.SUCCEEDED
-    assert 0 < reached[0] < reached[-1] == 20
+    assert 0 < reached[0] < reached[-1] == DEVICES
 
     broken = fleet.begin_rollout("broken", fleet.broken_version())
     touched = set()
