@@ -86,9 +86,7 @@ def _cumulative_sum(w: Writer, n: fx.Node, x: fx.Node, dim: int, dtype: Any = No
 
 
 @translates(aten.native_layer_norm.default)
-def _layer_norm(
-    w: Writer, n: fx.Node, x: fx.Node, shape: Sequence[int], weight: Any, bias: Any, epsilon: float
-) -> Any:
+def _layer_norm(w: Writer, n: fx.Node, x: fx.Node, shape: Sequence[int], weight: Any, bias: Any, epsilon: float) -> Any:
     """Output, mean and 1 / deviation, as in torch."""
     dtype = numpy_dtype(dtype_of(x))
     factor = w.constant(np.ones(shape), dtype) if weight is None else weight
