@@ -175,7 +175,9 @@ class Steering:
             told = health.seen_since(connection, found.spec.population, found.started_at)
         seen = {device: it for device, it in told.items() if device not in gone}
         age, members, spec = now - found.wave_opened_at, self._members(found, now), found.spec
-        look = Look(age >= wave.soak_seconds, age >= wave.deadline_seconds, len(members))
+        # Nobody isn't everybody: a release that no device has tried doesn't end as the channel's head.
+        least = 1 if found.wave == len(spec.waves) - 1 else 0
+        look = Look(age >= wave.soak_seconds, age >= wave.deadline_seconds, max(len(members), least))
         beside = exposures.control(found, moves, seen)
         if not spec.arms:
             return judge([*exposures.canaries(found, moves, seen), *beside], spec.gate, look)
