@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -98,6 +99,8 @@ class Adoption:
         except (NotAuthentic, NotAllowed, MalformedMessage) as error:
             self.refusal = as_text(f"{error.code}: {error}")
             return None
+        # Needed elsewhere since it checked in: the offer stays open, and comes again at the next visit.
+        self._kit.require_free()
         try:
             offered = await believe(self._kit, listing, signed)
             self._kit.memory.know(replace(memory.known, model=offer.model))
@@ -141,7 +144,12 @@ class Adoption:
         active = self._kit.shelf.slots.active
         taken_back = active is not None and offered.listed.takes_back(active.number)
         trial = Trial(offer.execution, self._kit.clock.now())
-        return await self._judge(offered.release, deltas, trial=trial, taken_back=taken_back)
+        try:
+            return await self._judge(offered.release, deltas, trial=trial, taken_back=taken_back)
+        except (Unavailable, asyncio.CancelledError):
+            # A broken way, or somebody who needs the device, says nothing about the release: that was no try.
+            memory.put(replace(memory.state, attempt=(offer.execution, tries - 1)))
+            raise
 
     def _believed(self, signed: SignedRelease) -> Release:
         known, identity = self._kit.memory.known, self._kit.identity

@@ -37,6 +37,7 @@ async def fetch_bundle(kit: Kit, release: Release, deltas: tuple[FileDelta, ...]
         OutOfBounds: it is larger than the shelf.
         DigestMismatch: the far side sent other bytes than those asked for.
         Unreachable: the stream broke; what came stays, and the next try goes on from there.
+        Interrupted: the device is needed; likewise.
     """
     fetching = _Fetching(kit, deltas)
     try:
@@ -51,6 +52,7 @@ class _Fetching:
     def __init__(self, kit: Kit, deltas: tuple[FileDelta, ...]) -> None:
         self._deltas = deltas
         self._offload = kit.offload
+        self._require_free = kit.require_free
         self._channel = kit.channel
         self._mirror = kit.mirror
         self._shelf = kit.shelf
@@ -79,6 +81,7 @@ class _Fetching:
     async def _fetch(self, ref: FileRef) -> None:
         if self._shelf.holds(ref.digest):
             return
+        self._require_free()
         for delta in self._deltas:
             if self._saves(delta, ref) and await self._rebuilt(delta, ref):
                 return

@@ -129,6 +129,12 @@ class Kit:
             return ("the app asked to stop",)
         return self.policy.interruptions(self.status.read(), self.clock.now())
 
+    def require_free(self) -> None:
+        """Raise `Interrupted` if something stands against working right now; asked before each file."""
+        against = self.against_going_on()
+        if against:
+            raise Interrupted(f"put off: {'; '.join(against)}")
+
     def split(self) -> Split:
         """The examples as they are now."""
         return self.examples.split(self.clock.now())

@@ -27,7 +27,6 @@ from umbel_models.normalisation import (
     batch_norm_frozen,
     group_norm,
     group_norm_backward,
-    layer_norm,
     layer_norm_backward,
 )
 
@@ -279,7 +278,6 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.native_batch_norm_backward.default: batch_norm_backward,
     aten.native_group_norm.default: group_norm,
     aten.native_group_norm_backward.default: group_norm_backward,
-    aten.native_layer_norm.default: layer_norm,
     aten.native_layer_norm_backward.default: layer_norm_backward,
     aten.nll_loss_backward.default: _nll_loss_backward,
     aten.nll_loss_forward.default: _nll_loss_forward,

@@ -58,14 +58,22 @@ def layer_norm_backward(
     along = gradient * y
     to_x = to_weight = to_bias = None
     if wanted[0]:
-        pulled, turned = (gradient, along) if weight is None else (gradient * weight, along * weight)
-        level, slope = pulled.mean(inner, keepdim=True), turned.mean(inner, keepdim=True)
-        to_x = (pulled - level - y * slope) * scale
+        pulled = gradient if weight is None else gradient * weight
+        level = pulled.mean(inner, keepdim=True)
+        to_x = (pulled - level - y * _mean_of_product(along, weight, inner)) * scale
     if wanted[1]:
         to_weight = along.sum(outer) if outer else along
     if wanted[2]:
         to_bias = gradient.sum(outer) if outer else gradient
     return to_x, to_weight, to_bias
+
+
+def _mean_of_product(along: Tensor, weight: Tensor | None, inner: list[int]) -> Tensor:
+    if weight is None:
+        return along.mean(inner, keepdim=True)
+    # A product with a column does in one pass what would take two.
+    column = weight.reshape(-1, 1) / weight.numel()
+    return torch.mm(along.reshape(-1, weight.numel()), column).reshape([*along.shape[: -len(inner)], *[1] * len(inner)])
 
 
 # Over groups of channels.

@@ -133,6 +133,17 @@ class ReleaseDesk:
         connection.execute(HEADS.delete().where(HEADS.c.model == model, HEADS.c.channel == channel))
         connection.execute(HEADS.insert().values(model=model, channel=channel, number=number))
 
+    def who_signs(self, model: str) -> str:
+        """In words: whose signatures a model's releases need, and how they get them."""
+        role = role_of(model)
+        here = set(self._signers_here(role))
+        elsewhere = [it.key_id[:8] for it in self.repository.key_status() if it.role == role and it.key_id not in here]
+        return (
+            f"{role} needs {rule_of(role).threshold} of its signers, {len(here)} of their keys lie here; "
+            f"elsewhere: {', '.join(elsewhere) or 'nobody yet, see `umbel keys delegate`'}. "
+            f"`umbel releases draft {model} FILE`, `umbel keys sign` there, `umbel releases submit {model} FILE`"
+        )
+
     def settle(self, now: float, checkpoint: str = "") -> None:
         """Sign what waits, where the keys lie here, and keep the online metadata fresh."""
         with self._store.reading() as connection:
@@ -212,7 +223,11 @@ class ReleaseDesk:
 
     def _can_sign(self, role: str) -> bool:
         """Whether enough of a role's keys lie here; with some of them elsewhere, drafts have to travel."""
-        return len(self._keys.signers(role)) >= rule_of(role).threshold
+        return len(self._signers_here(role)) >= rule_of(role).threshold
+
+    def _signers_here(self, role: str) -> list[str]:
+        """Which keys that devices trust for a role lie here; one that was replaced may still, and signs nothing."""
+        return [key.key_id for key in self.repository.key_status() if key.role == role and key.held_here]
 
     def _sign(self, releases: list[ListedRelease], now: float) -> None:
         role = role_of(releases[0].model)

@@ -308,7 +308,13 @@ class RolloutVerbs:
         numbers = {spec.release, spec.revert_release, *(arm.release for arm in spec.arms)} - {0}
         missing = sorted(numbers - set(self._desk.listed(spec.model)))
         if missing:
-            raise NotFound(f"releases {missing} of {spec.model!r} aren't listed and signed; `umbel releases prepare`")
+            waiting = all(self._prepared(spec.model, number) for number in missing)
+            how = self._desk.who_signs(spec.model) if waiting else "`umbel releases prepare`"
+            raise NotFound(f"releases {missing} of {spec.model!r} aren't listed and signed: {how}")
+
+    def _prepared(self, model: str, number: int) -> bool:
+        with self._store.reading() as connection:
+            return self.standing(connection, model, number) == "waiting"
 
     def _salt(self, rollout_id: str, spec: RolloutSpec, now: float) -> str:
         """A secret salt; in a small fleet one whose first wave takes somebody, so that there is a canary at all."""

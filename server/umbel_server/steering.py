@@ -16,7 +16,7 @@ import sqlalchemy as sa
 import structlog
 
 from umbel.clock import Clock
-from umbel.errors import WrongState
+from umbel.errors import UmbelError, WrongState
 from umbel_server import audit, executions, exposures, health, rollout, rollout_records
 from umbel_server.events import ServerEvent
 from umbel_server.executions import HOLDS_IT, Execution
@@ -83,13 +83,20 @@ class Steering:
         """Do all that is due, if this is the controller that may."""
         now = self._clock.now()
         if self._leads(now):
-            self.desk.settle(now, checkpoint)
+            self._settle(now, checkpoint)
             for found in self._due():
                 try:
                     self._step(found, now)
                 except WrongState as error:
                     _log.info("rollout waits", rollout=found.id, reason=str(error))
         self.look()
+
+    def _settle(self, now: float, checkpoint: str) -> None:
+        """Sign what is due; what can't be signed now stops no rollout from being judged, nor from going back."""
+        try:
+            self.desk.settle(now, checkpoint)
+        except UmbelError as error:
+            _log.error("the release listing stays as it is", reason=str(error))
 
     def _leads(self, now: float) -> bool:
         """Whether this is the controller; the lease is renewed when half of it is over."""
@@ -168,7 +175,9 @@ class Steering:
             told = health.seen_since(connection, found.spec.population, found.started_at)
         seen = {device: it for device, it in told.items() if device not in gone}
         age, members, spec = now - found.wave_opened_at, self._members(found, now), found.spec
-        look = Look(age >= wave.soak_seconds, age >= wave.deadline_seconds, len(members))
+        # Nobody isn't everybody: a release that no device has tried doesn't end as the channel's head.
+        least = 1 if found.wave == len(spec.waves) - 1 else 0
+        look = Look(age >= wave.soak_seconds, age >= wave.deadline_seconds, max(len(members), least))
         beside = exposures.control(found, moves, seen)
         if not spec.arms:
             return judge([*exposures.canaries(found, moves, seen), *beside], spec.gate, look)

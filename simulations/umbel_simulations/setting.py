@@ -30,6 +30,7 @@ COMPILED: Final = {
     "digits-cnn": "umbel_models.zoo.digits:cnn",
     "residual": "umbel_models.zoo.residual:spec",
     "shakespeare": "umbel_models.zoo.shakespeare:spec",
+    "shakespeare-adam": "umbel_models.zoo.shakespeare:adam",
     "shakespeare-lstm": "umbel_models.zoo.shakespeare_lstm:spec",
 }
 """Models of the zoo whose bundles don't come with the package: compiled when they are first asked for."""

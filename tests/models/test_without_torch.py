@@ -85,6 +85,7 @@ BUILT: list[Callable[[], ModelSpec]] = [
     residual.spec,
     residual.batch_normed,
     shakespeare.spec,
+    shakespeare.adam,
     shakespeare_lstm.spec,
 ]
 

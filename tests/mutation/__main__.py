@@ -15,7 +15,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final
 
 from tests.mutation import access, guards, releases, rollouts
@@ -37,32 +42,54 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.add_argument("list", nargs="?", choices=sorted(LISTS), default="private")
     parser.add_argument("--only", default="", help="guards whose name, or file, contains this")
+    parser.add_argument("--workers", type=int, default=2, help="how many at a time, each in a copy of its own")
     chosen = parser.parse_args()
     wanted = [mutant for mutant in LISTS[chosen.list] if chosen.only in f"{mutant.name} {mutant.file}"]
-    outcomes = {}
-    with tempfile.TemporaryDirectory(prefix="umbel-mutant-") as folder:
-        copy = Path(folder)
-        _copy(copy)
-        for tests in dict.fromkeys(mutant.tests for mutant in wanted):
-            if code := _tested(copy, tests):
+    with tempfile.TemporaryDirectory(prefix="umbel-mutant-") as folder, ThreadPoolExecutor(chosen.workers) as pool:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for worker in range(chosen.workers):
+            copies.put(_copied(Path(folder, str(worker))))
+        for tests, code in pool.map(partial(_unharmed, copies), dict.fromkeys(mutant.tests for mutant in wanted)):
+            if code:
                 print(f"{' '.join(tests)} fail with no guard taken out (pytest ended with {code}): nothing was shown")
                 return 1
-        for mutant in wanted:
-            outcome = _judge(copy, mutant, PROOFS[chosen.list])
+        kept = 0
+        for mutant, outcome in pool.map(partial(_judged, copies, PROOFS[chosen.list]), wanted):
+            kept += outcome == "killed"
             if outcome != "killed":
-                outcomes[mutant] = outcome
                 print(f"  {outcome}: {mutant.name} ({mutant.file})", flush=True)
-    print(f"{len(wanted) - len(outcomes)} of {len(wanted)} guards are kept by a test")
-    return 1 if outcomes else 0
+    print(f"{kept} of {len(wanted)} guards are kept by a test")
+    return 0 if kept == len(wanted) else 1
 
 
-def _copy(to: Path) -> None:
+@contextmanager
+def _taken(copies: SimpleQueue[Path]) -> Iterator[Path]:
+    copy = copies.get()
+    try:
+        yield copy
+    finally:
+        copies.put(copy)
+
+
+def _unharmed(copies: SimpleQueue[Path], tests: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+    with _taken(copies) as copy:
+        return tests, _tested(copy, tests)
+
+
+def _judged(copies: SimpleQueue[Path], proof: str, mutant: Mutant) -> tuple[Mutant, str]:
+    with _taken(copies) as copy:
+        return mutant, _judge(copy, mutant, proof)
+
+
+def _copied(to: Path) -> Path:
+    to.mkdir()
     for tree in TREES:
         source = ROOT / tree
         if source.is_dir():
             shutil.copytree(source, to / tree, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, to / tree)
+    return to
 
 
 def _judge(copy: Path, mutant: Mutant, proof: str) -> str:

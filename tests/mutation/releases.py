@@ -84,6 +84,11 @@ GUARDS: Final = (
         ("a trial for what is offered", "deltas, trial=trial, taken_back", "deltas, trial=None, taken_back"),
     ),
     *of(
+        "client/umbel_client/adoption.py", ("tests/rollouts/test_deferred_offers.py",),
+        ("an interruption is no try", "attempt=(offer.execution, tries - 1)", "attempt=(offer.execution, tries)"),
+        ("a device in use puts an offer off", "        self._kit.require_free()\n", ""),
+    ),
+    *of(
         "client/umbel_client/slots.py", _SHELF,
         ("a try is spent before a load", "tries_left=self.trial.tries_left - 1", "tries_left=self.trial.tries_left"),
         ("no tries, no load", "if self.trial.tries_left <= 0:", "if False:"),

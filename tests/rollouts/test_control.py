@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,36 @@ from umbel_server.rollout_spec import Wave
 GATE = replace(EAGER, alpha=0.45, ceiling_devices=2, ceiling_share=0.2)
 """A dozen devices are few; what each says must weigh enough to decide."""
 Told_ = Callable[[CheckIn], CheckIn]
+Begun = Callable[[int], Awaitable[Fleet]]
+
+
+BEGUN: dict[int, Fleet] = {}
+"""Fleets whose rollout has begun, by their canaries; each test takes a copy of one."""
+
+
+@pytest.fixture
+def begun(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Begun:
+    """A rollout whose first wave takes so many devices; as many others are its control."""
+
+    async def a_copy(canaries: int) -> Fleet:
+        if canaries not in BEGUN:
+            BEGUN[canaries] = await fleet_with_canaries(tmp_path_factory.mktemp("begun"), canaries)
+        fleet = BEGUN[canaries].copied(tmp_path / "copy")
+        for index in range(len(fleet.devices)):
+            fleet.reopen(index).kit.channel.say = well
+        return fleet
+
+    return a_copy
+
+
+def well(check_in: CheckIn) -> CheckIn:
+    return replace(check_in, health=Health(0.9, 0.01, 100.0))
 
 
 async def fleet_with_canaries(folder: Path, canaries: int) -> Fleet:
-    """A rollout whose first wave takes half of the devices; the others are its control."""
     fleet = Fleet(folder, devices=2 * canaries)
     for device in fleet.devices:
-        device.kit.channel.say = lambda check_in: replace(check_in, health=Health(0.9, 0.01, 100.0))
+        device.kit.channel.say = well
     fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
     await fleet.visits()
     await fleet.visits()
@@ -66,8 +89,8 @@ TROUBLES = pytest.mark.parametrize(
 
 
 @TROUBLES
-async def test_trouble_that_comes_with_the_release_takes_it_back(tmp_path: Path, say: Told_, canaries: int) -> None:
-    fleet = await fleet_with_canaries(tmp_path, canaries)
+async def test_trouble_that_comes_with_the_release_takes_it_back(begun: Begun, say: Told_, canaries: int) -> None:
+    fleet = await begun(canaries)
     ended = await run(fleet, dict.fromkeys(range(canaries), say))
     assert ended.rollout.stage in (Stage.ROLLING_BACK, Stage.ROLLED_BACK), ended.judgement
     assert ended.rollout.wave == 0
@@ -75,8 +98,8 @@ async def test_trouble_that_comes_with_the_release_takes_it_back(tmp_path: Path,
 
 
 @TROUBLES
-async def test_trouble_that_comes_to_everybody_at_once_does_not(tmp_path: Path, say: Told_, canaries: int) -> None:
-    fleet = await fleet_with_canaries(tmp_path, canaries)
+async def test_trouble_that_comes_to_everybody_at_once_does_not(begun: Begun, say: Told_, canaries: int) -> None:
+    fleet = await begun(canaries)
     ended = await run(fleet, dict.fromkeys(range(2 * canaries), say))
     assert ended.rollout.stage in (Stage.RUNNING, Stage.SUCCEEDED), ended.judgement
     assert ended.rollout.wave == 1

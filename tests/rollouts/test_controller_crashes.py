@@ -176,7 +176,9 @@ def test_a_step_on_what_somebody_else_has_changed_is_not_written(tmp_path: Path)
     assert fleet.verbs.get("r").rollout == paused
 
 
-@pytest.mark.parametrize("broken", [False, True], ids=["good", "broken"])
+@pytest.mark.parametrize(
+    "broken", [pytest.param(False, id="good", marks=pytest.mark.slow), pytest.param(True, id="broken")]
+)
 async def test_some_crashes_change_nothing_on_postgresql(tmp_path: Path, postgresql: str, broken: bool) -> None:
     await _one_crash_at_a_time(tmp_path, broken, every=17, url=lambda: empty_database(postgresql))
 

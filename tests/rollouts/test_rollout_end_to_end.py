@@ -6,12 +6,16 @@ from pathlib import Path
 
 from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
 from umbel_server.rollout import Stage
+from umbel_server.rollout_spec import Wave
+
+DEVICES = 12
+"""`make demo` does the same with twenty."""
 
 
 async def test_a_good_version_reaches_everybody_wave_by_wave_and_a_broken_one_is_stopped_in_its_canary(
     tmp_path: Path,
 ) -> None:
-    fleet = Fleet(tmp_path, devices=20)
+    fleet = Fleet(tmp_path, devices=DEVICES)
     fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
     await fleet.visits()
     first = set(fleet.releases())
@@ -25,7 +29,7 @@ async def test_a_good_version_reaches_everybody_wave_by_wave_and_a_broken_one_is
         if fleet.verbs.get("good").rollout.stage is Stage.SUCCEEDED:
             break
     assert fleet.verbs.get("good").rollout.stage is Stage.SUCCEEDED
-    assert 0 < reached[0] < reached[-1] == 20
+    assert 0 < reached[0] < reached[-1] == DEVICES
 
     broken = fleet.begin_rollout("broken", fleet.broken_version())
     touched = set()
@@ -53,3 +57,17 @@ async def test_a_release_reaches_devices_as_a_delta_from_the_one_before(tmp_path
     assert after.deltas - before.deltas == 2, "the weights and the golden examples"
     assert after.files - before.files == 1, "the manifest"
     assert after.bytes - before.bytes < after.spared_by_deltas
+
+
+async def test_a_release_that_no_device_has_tried_does_not_end_well(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    fleet.begin_rollout("r", fleet.good_version(), waves=(Wave(5.0, soak_seconds=10.0), Wave(100.0, soak_seconds=10.0)))
+    for _ in range(5):
+        await fleet.visits()
+    rollout = fleet.verbs.get("r").rollout
+    assert (rollout.stage, rollout.wave) == (Stage.RUNNING, 1)
+    fleet.devices.append(fleet.enrol(0))
+    for _ in range(4):
+        await fleet.visits()
+    assert fleet.verbs.get("r").rollout.stage is Stage.SUCCEEDED

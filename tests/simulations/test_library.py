@@ -24,3 +24,12 @@ def test_a_scenario_of_the_library_plays_to_its_report(name: str, tmp_path: Path
     asked = [name for name in whole.thresholds.__dataclass_fields__ if getattr(whole.thresholds, name) is not None]
     assert [check.name for check in judge(run.outcome)] == asked
     assert run.outcome.engine == "cohort" or run.outcome.invariants
+
+
+@pytest.mark.slow
+def test_the_shakespeare_scenario_learns_more_than_to_answer_with_the_commonest_character(tmp_path: Path) -> None:
+    fewer = {"task.rounds": 3, "task.goal": 10, "data.users": 40, "data.most_examples": 60}
+    run = runs.play(changed(find("shakespeare"), fewer), tmp_path, workers=2, progress=Silent())
+    assert run.outcome.rounds[-1].accuracy is not None
+    # A space everywhere is right in 16.4 % of places; too fast a gradient descent still stood there after 40 rounds.
+    assert run.outcome.rounds[-1].accuracy > 0.2

@@ -15,6 +15,7 @@ from torch import Tensor
 from umbel.errors import OperatorNotSupported
 from umbel_models.convolution import per_dimension
 from umbel_models.decompositions import decomposition_table
+from umbel_models.normalisation import layer_norm
 
 aten = torch.ops.aten
 
@@ -236,6 +237,7 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.gather.default: _gather,
     aten.max.dim: _max_along,
     aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
+    aten.native_layer_norm.default: layer_norm,
     aten.nll_loss_backward.default: _nll_loss_backward,
     aten.nll_loss_forward.default: _nll_loss_forward,
     aten.scatter.src: _scatter,

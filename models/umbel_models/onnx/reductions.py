@@ -1,10 +1,11 @@
-"""Sums, means, extremes and softmaxes along dimensions."""
+"""Sums, means, extremes, softmaxes and layer norms along dimensions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -82,3 +83,11 @@ def _log_softmax(w: Writer, n: fx.Node, x: fx.Node, dim: int, half_to_float: boo
 @translates(aten.cumsum.default)
 def _cumulative_sum(w: Writer, n: fx.Node, x: fx.Node, dim: int, dtype: Any = None) -> Any:
     return w.node("CumSum", w.cast(x, dtype_of(n)), w.ints(dim % rank_of(x)))
+
+
+@translates(aten.native_layer_norm.default)
+def _layer_norm(w: Writer, n: fx.Node, x: fx.Node, shape: Sequence[int], weight: Any, bias: Any, epsilon: float) -> Any:
+    """Output, mean and 1 / deviation, as in torch."""
+    dtype = numpy_dtype(dtype_of(x))
+    factor = w.constant(np.ones(shape), dtype) if weight is None else weight
+    return w.node("LayerNormalization", x, factor, bias, outputs=3, axis=-len(shape), epsilon=float(epsilon))

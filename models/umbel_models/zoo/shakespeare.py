@@ -6,12 +6,14 @@ stand in `umbel_models.zoo.features`; padding counts neither in the loss nor in 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from torch import Tensor, nn
 
 from umbel_models.losses import token_correct, token_count, token_cross_entropy
-from umbel_models.optimizers import SGD, Proximal
+from umbel_models.optimizers import SGD, Adam, Proximal
 from umbel_models.spec import ModelSpec
 from umbel_models.zoo.building import made_up_text, seeded
 from umbel_models.zoo.features import CONTEXT, TOKENS
@@ -72,6 +74,11 @@ def spec(seed: int = 0) -> ModelSpec:
         targets={"y": following},
         metrics={"correct": token_correct},
         count=token_count,
-        optimizer=Proximal(SGD(lr=0.5)),
+        optimizer=Proximal(SGD(lr=0.2)),
         description="The next character at each of 80 places of a text",
     )
+
+
+def adam(seed: int = 0) -> ModelSpec:
+    """The same, trained by Adam; its moments begin anew on each device in each round."""
+    return replace(spec(seed), name="shakespeare-adam", optimizer=Proximal(Adam(lr=0.003)))

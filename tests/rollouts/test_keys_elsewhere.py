@@ -1,0 +1,99 @@
+"""With too few of a role's keys on the machine, the controller goes on steering, and says who must sign."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, Fleet
+from umbel.errors import NotFound
+from umbel.visit import CheckIn
+from umbel_server.keyring import DAY
+from umbel_server.repository import role_of
+from umbel_server.rollout import Stage
+from umbel_server.rollout_spec import RolloutSpec, Wave
+
+ROLE = role_of(MODEL)
+EVERYBODY = (Wave(100.0, soak_seconds=10.0, deadline_seconds=3600.0),)
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path) -> Fleet:
+    """One device, a rollout to it that is prepared and signed, and then only one of the model's three keys."""
+    made = Fleet(tmp_path, devices=1)
+    made.verbs.publish(MODEL, made.good_version(), "stable", AUTHOR)
+    await made.visits()
+    made.begin_rollout("r", made.good_version(), waves=EVERYBODY)
+    for signer in made.keys.signers(ROLE)[:2]:
+        made.keys.forget(signer.public_key.keyid)
+    return made
+
+
+def version_of(fleet: Fleet, role: str) -> int:
+    return next(it.version for it in fleet.repository.freshness() if it.role == role)
+
+
+async def test_what_cannot_be_signed_here_waits_and_the_rollout_goes_on(fleet: Fleet) -> None:
+    before = version_of(fleet, ROLE)
+    prepared = fleet.verbs.prepare(MODEL, fleet.good_version(), "stable", AUTHOR)
+    for _ in range(4):
+        await fleet.visits()
+    assert fleet.verbs.get("r").rollout.stage is Stage.SUCCEEDED
+    assert fleet.releases() == [fleet.verbs.get("r").rollout.spec.release]
+    assert version_of(fleet, ROLE) == before, "the role was left alone"
+    spec = RolloutSpec(
+        MODEL, "stable", POPULATION, prepared.number, revert_release=prepared.revert, waves=EVERYBODY, gate=EAGER
+    )
+    with pytest.raises(
+        NotFound, match=f"{ROLE} needs 2 of its signers, 1 of their keys lie here; elsewhere"
+    ) as refused:
+        fleet.verbs.create("s", spec, AUTHOR)
+    elsewhere = [it.key_id[:8] for it in fleet.repository.key_status() if it.role == ROLE and not it.held_here]
+    assert len(elsewhere) == 2 and all(key in str(refused.value) for key in elsewhere)
+    assert "umbel releases draft" in str(refused.value)
+
+
+async def test_its_date_comes_near_and_the_controller_steers_on(fleet: Fleet) -> None:
+    before, targets = version_of(fleet, ROLE), version_of(fleet, "targets")
+    fleet.verbs.stop("r", "pause", AUTHOR, "a long holiday")
+    fleet.clock.instant += 50 * DAY
+    fleet.steer()
+    assert version_of(fleet, ROLE) == before and version_of(fleet, "targets") > targets
+    fleet.verbs.stop("r", "abort", AUTHOR, "wrong labels")
+    fleet.steer()
+    assert fleet.verbs.get("r").rollout.stage is Stage.ROLLED_BACK
+
+
+async def test_a_replaced_key_that_still_lies_here_does_not_count(fleet: Fleet) -> None:
+    """Two keys of the role on this machine, one of them not trusted any more: signing with both would be refused."""
+    fleet.keys.add(ROLE, 1)
+    before = version_of(fleet, ROLE)
+    fleet.verbs.prepare(MODEL, fleet.good_version(), "stable", AUTHOR)
+    assert fleet.coordinator.rollouts is not None
+    fleet.coordinator.rollouts.desk.settle(fleet.clock.now())
+    for _ in range(4):
+        await fleet.visits()
+    assert fleet.verbs.get("r").rollout.stage is Stage.SUCCEEDED
+    assert version_of(fleet, ROLE) == before
+
+
+async def test_without_the_online_keys_nothing_is_signed_and_a_rollout_still_goes_back(fleet: Fleet) -> None:
+    for role in ("snapshot", "timestamp"):
+        for signer in fleet.keys.signers(role):
+            fleet.keys.forget(signer.public_key.keyid)
+    taken = fleet.verbs.get("r").rollout.spec
+    await fleet.visits(1.0)
+    fleet.verbs.stop("r", "abort", AUTHOR, "wrong labels")
+    fleet.clock.instant += 13 * 3600.0
+    for _ in range(2):
+        fleet.steer()
+        await fleet.visits()
+    assert fleet.releases() == [taken.revert_release]
+    assert fleet.verbs.get("r").rollout.stage is Stage.ROLLED_BACK
+
+
+async def test_a_coordinator_with_a_listing_sends_nobody_a_bare_release(fleet: Fleet) -> None:
+    for release in (0, 1):
+        asked = CheckIn(POPULATION, ("onnx",), (), offers_work=False, release=release)
+        assert (await fleet.coordinator.check_in(fleet.id_of(0), asked)).newest is None
