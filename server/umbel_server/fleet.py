@@ -68,12 +68,19 @@ class Fleet:
         self._news = _News()
         self._active: Counter[str] = Counter()
         self._lately: OrderedDict[DeviceId, str] = OrderedDict()
+        self.learn()
+
+    def learn(self) -> None:
+        """Read the devices that aren't known here yet; where many were enrolled at once, their calls need no query."""
         query = sa.select(DEVICES.c.id, DEVICES.c.population, DEVICES.c.last_seen).order_by(DEVICES.c.last_seen)
-        with store.reading() as connection:
+        with self._store.reading() as connection:
             for row in connection.execute(query):
-                self._seen[DeviceId(row.id)] = _Seen(row.population, row.last_seen or 0.0)
+                device = DeviceId(row.id)
+                if device in self._seen:
+                    continue
+                self._seen[device] = _Seen(row.population, row.last_seen or 0.0)
                 if row.last_seen is not None:
-                    self._called(DeviceId(row.id), row.population)
+                    self._called(device, row.population)
 
     def visit(self, device: DeviceId, check_in: CheckIn, now: float) -> None:
         """Note a visit.

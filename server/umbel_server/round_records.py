@@ -13,6 +13,9 @@ from umbel_server.round import Base, Round, RoundKey, RoundState, Session, Sessi
 from umbel_server.tables import ROUNDS, SESSIONS
 
 OPEN = (RoundState.COLLECTING.value, RoundState.AGGREGATING.value, RoundState.VALIDATING.value)
+# Made once: to put such a statement together costs more than to run it.
+_NEW_SESSION = SESSIONS.insert()
+_CHANGED_SESSION = SESSIONS.update().where(SESSIONS.c.id == sa.bindparam("of"))
 
 
 def open_round(connection: sa.Connection, opened: Round) -> None:
@@ -27,10 +30,9 @@ def save(connection: sa.Connection, before: Round, after: Round, now: float, act
     for session in after.sessions.values():
         known = before.sessions.get(session.id)
         if known is None:
-            connection.execute(SESSIONS.insert().values(_session_row(after.key, session)))
+            connection.execute(_NEW_SESSION, _session_row(after.key, session))
         elif known is not session:
-            row = _session_row(after.key, session)
-            connection.execute(SESSIONS.update().where(SESSIONS.c.id == session.id).values(row))
+            connection.execute(_CHANGED_SESSION, _session_row(after.key, session) | {"of": session.id})
     if _facts(after) != _facts(before):
         connection.execute(ROUNDS.update().where(_is(after.key)).values(_round_row(after)))
     if after.state is not before.state:

@@ -186,6 +186,7 @@ class Run:
             device = id_of_key(key.public_key())
             members[device] = Member(index, device, pem, liars.get(index))
         self._house.parts.access.admit(OPERATOR, POPULATION, list(members))
+        self._house.parts.coordinator.fleet.learn()
         if self._house.helper is not None:
             for member in members.values():
                 pinned = self._house.helper.enrol(POPULATION, member.index)
