@@ -22,6 +22,7 @@ from umbel_simulations.engines import Progress, engine
 from umbel_simulations.outcome import Cost, Outcome, from_json, to_json
 from umbel_simulations.report import page
 from umbel_simulations.scenario import Scenario, to_tree
+from umbel_simulations.scratch import forget
 
 REPORT: Final = "report.json"
 PAGE: Final = "report.html"
@@ -87,6 +88,7 @@ def _claim(folder: Path, scenario: str, fresh: bool) -> None:
     if fresh:
         for old in (told, folder / REPORT, folder / PAGE):
             old.unlink(missing_ok=True)
+        forget(folder / _STATE)
         shutil.rmtree(folder / _STATE, ignore_errors=True)
     if told.is_file():
         if told.read_text(encoding="utf-8") != scenario:

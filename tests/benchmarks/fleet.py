@@ -15,11 +15,12 @@ from typing import Any
 
 from tests.benchmarks.harness import Table, child, peak_mb
 from umbel_simulations.engines import Silent
-from umbel_simulations.fleet.engine import Run, scratch
+from umbel_simulations.fleet.engine import Run
 from umbel_simulations.fleet.house import listening
 from umbel_simulations.fleet.virtual_time import run as run_loop
 from umbel_simulations.outcome import Outcome
 from umbel_simulations.scenario import Data, Scenario, TaskPart
+from umbel_simulations.scratch import scratch
 from umbel_simulations.setting import prepare
 from umbel_simulations.world import Population
 

@@ -14,12 +14,13 @@ from umbel_simulations.cohort import checkpoint
 from umbel_simulations.cohort.engine import name_of, play
 from umbel_simulations.data import Federation
 from umbel_simulations.engines import Silent
-from umbel_simulations.fleet.engine import Run, scratch
+from umbel_simulations.fleet.engine import Run
 from umbel_simulations.fleet.entropy import device_key
 from umbel_simulations.fleet.house import MODEL, listening
 from umbel_simulations.fleet.virtual_time import run as run_loop
 from umbel_simulations.outcome import Outcome
 from umbel_simulations.scenario import Data, PlanPart, Scenario, StrategyPart, TaskPart
+from umbel_simulations.scratch import scratch
 from umbel_simulations.setting import prepare
 from umbel_simulations.world import Population
 

@@ -15,6 +15,15 @@ from umbel_simulations.scenario import PrivacyPart
 from umbel_simulations.world import Adversary, RolloutPlan
 
 
+def test_two_workers_tell_what_one_tells_bit_for_bit(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    told = fleets.everything(fleets.home_of(tiny_bundle))
+    told = replace(told, rollouts=(), hours=0.6, task=replace(told.task, rounds=2))
+    one, two = (fleets.played(told, tmp_path, workers) for workers in (1, 2))
+    assert one.canonical() == two.canonical()
+    assert {"coordinator killed", "lost", "late"} <= set(one.faults)
+
+
+@pytest.mark.slow
 def test_any_number_of_workers_tells_the_same_run_bit_for_bit(tiny_bundle: Bundle, tmp_path: Path) -> None:
     told = fleets.everything(fleets.home_of(tiny_bundle))
     one, two, four = (fleets.played(told, tmp_path, workers) for workers in (1, 2, 4))
@@ -55,6 +64,7 @@ def test_private_rounds_learn_what_open_ones_learn(tiny_bundle: Bundle, tmp_path
         assert plain == pytest.approx(secret, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_good_release_reaches_everybody_and_a_broken_one_is_taken_back(tiny_bundle: Bundle, tmp_path: Path) -> None:
     good = RolloutPlan(0.5, waves=fleets.WAVES, gate=fleets.GATE)
     broken = replace(good, at_hour=2.5, content="unloadable")
@@ -78,10 +88,31 @@ def test_liars_spoil_the_outcome_or_are_refused(tiny_bundle: Bundle, tmp_path: P
     assert (found.accuracy > 0.5) == bool(REFUSED[kind])
 
 
-def test_a_scaled_update_is_clipped_on_the_device_only_if_the_plan_says_so(tiny_bundle: Bundle, tmp_path: Path) -> None:
+IN_SECRET = {"sign-flip": "", "nan": "seal-broken", "replay": "malformed-message"}
+
+
+@pytest.mark.parametrize("kind", IN_SECRET)
+def test_in_a_private_round_a_wrong_report_is_refused_and_a_wrong_direction_is_not_seen(
+    tiny_bundle: Bundle, tmp_path: Path, kind: str
+) -> None:
+    told = fleets.scenario(fleets.home_of(tiny_bundle), adversaries=(Adversary(kind, 0.4),))  # type: ignore[arg-type]
+    found = fleets.played(replace(told, task=replace(told.task, privacy=PrivacyPart(on=True))), tmp_path)
+    assert [one.verdict for one in found.rounds] == ["accepted"] * 4
+    assert " ".join(found.refusals) == IN_SECRET[kind]
+    assert found.accuracy is not None
+    assert (found.accuracy > 0.5) == bool(IN_SECRET[kind])
+
+
+def test_a_scaled_update_is_clipped_on_the_device_or_refused_by_the_server(tiny_bundle: Bundle, tmp_path: Path) -> None:
     told = fleets.scenario(fleets.home_of(tiny_bundle), adversaries=(Adversary("scaling", 0.4, factor=1000.0),))
     clipped = fleets.played(told, tmp_path)
+    assert clipped.refusals == {}
+    assert (clipped.accuracy or 0.0) > 0.6
     loose = replace(told, task=replace(told.task, plan=replace(told.task.plan, clip_norm=0.0)))
     unbounded = fleets.played(loose, tmp_path)
-    assert clipped.refusals == {}
-    assert (clipped.accuracy or 0.0) > (unbounded.accuracy or 0.0) or unbounded.refusals
+    assert set(unbounded.refusals) == {"out-of-bounds"}
+    assert [one.verdict for one in unbounded.rounds] == ["accepted"] * 4
+    # Only honest devices' reports count: the model is the better for it.
+    assert unbounded.accuracy is not None
+    assert unbounded.first_accuracy is not None
+    assert unbounded.accuracy > unbounded.first_accuracy + 0.1

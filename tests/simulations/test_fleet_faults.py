@@ -13,6 +13,7 @@ from tests.simulations import fleets
 from umbel.bundle import Bundle
 from umbel.errors import InvariantBroken
 from umbel.visit import ReportBegin
+from umbel_server import privacy_ledger
 from umbel_server.aggregation import PlainSum
 from umbel_server.round import Round
 from umbel_server.runner import TaskRunner
@@ -71,3 +72,17 @@ def test_a_bug_planted_in_the_round_logic_is_found_by_the_storm_alone(
     fleets.played(told, tmp_path)
     with pytest.raises(InvariantBroken, match=words):
         fleets.played(replace(told, faults=fleets.STORM), tmp_path)
+
+
+def test_a_coordinator_that_overspends_the_budget_is_found(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = fleets.scenario(fleets.home_of(tiny_bundle), hours=2.0)
+    privacy = PrivacyPart(on=True, noise_multiplier=4.0, epsilon=1.8, metric_bound=10.0)
+    told = replace(told, task=replace(told.task, rounds=3, privacy=privacy))
+    kept = fleets.played(told, tmp_path)
+    assert [one.verdict for one in kept.rounds] == ["accepted", "accepted", "abandoned"]
+    assert kept.epsilon is not None and 1.6 < kept.epsilon <= 1.8
+    monkeypatch.setattr(privacy_ledger, "require_budget", lambda past, opening, settings: None)
+    with pytest.raises(InvariantBroken, match=r"epsilon 2\.0.* of 1\.8 is spent"):
+        fleets.played(told, tmp_path)

@@ -46,7 +46,22 @@ def test_a_cohort_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> Non
 def test_a_fleet_is_played_again_bit_for_bit_and_leaves_nothing_in_memory(tmp_path: Path) -> None:
     scratch = tmp_path / "killed/state/scratch"
     kill_when_there(scratch, tmp_path / "killed", *FLEET)
-    left = Path(scratch.read_text("utf-8"))
-    assert left.is_dir(), "a kill leaves the run's own files behind"
+    left = left_by(scratch)
     assert digest(tmp_path / "killed", *FLEET) == digest(tmp_path / "whole", *FLEET, "--workers", "1")
     assert not left.exists() and not scratch.exists()
+
+
+def test_beginning_anew_after_a_kill_leaves_nothing_in_memory_either(tmp_path: Path) -> None:
+    scratch = tmp_path / "killed/state/scratch"
+    kill_when_there(scratch, tmp_path / "killed", *FLEET)
+    left = left_by(scratch)
+    # Another run in the same folder, by another engine: it knows nothing of the first one's files.
+    digest(tmp_path / "killed", "digits-dirichlet", "--set", "task.rounds=1", "--fresh")
+    assert not left.exists() and not scratch.exists()
+
+
+def left_by(scratch: Path) -> Path:
+    """The folder that a killed fleet left."""
+    left = Path(scratch.read_text("utf-8"))
+    assert left.is_dir(), "a kill leaves the run's own files behind"
+    return left

@@ -12,11 +12,8 @@ A run that was killed is told again from its beginning: nothing of it needs to b
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 import traceback
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -53,6 +50,7 @@ from umbel_simulations.fleet.virtual_time import Ahead, VirtualClock, VirtualLoo
 from umbel_simulations.fleet.virtual_time import run as run_loop
 from umbel_simulations.outcome import Outcome
 from umbel_simulations.scenario import Scenario
+from umbel_simulations.scratch import scratch
 from umbel_simulations.setting import Setting, bundle_folder, prepare
 from umbel_simulations.world import Crash, Outage
 
@@ -61,8 +59,6 @@ MIDNIGHT: Final = 1_789_948_800.0
 _AWAY_SECONDS: Final = 1800.0
 _LOOK_SECONDS: Final = 60.0
 _TELL_SECONDS: Final = 900.0
-_SCRATCH: Final = "umbel-fleet-"
-_IN_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only ever for a folder of our own
 
 
 def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, folder: Path) -> Outcome:
@@ -81,22 +77,6 @@ def play(scenario: Scenario, setting: Setting, *, workers: int, progress: Progre
     """`run` with the scenario's own seed, on a model and users that are at hand."""
     with scratch(folder) as place, listening() as failures:
         return run_loop(lambda loop: Run(loop, scenario, setting, workers, progress, place, failures).play())
-
-
-@contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
-    """A folder for the run's own files: in memory where the machine has such a place.
-
-    Its name stands in `folder`, so that whoever comes after a killed run deletes what that left in memory.
-    """
-    told = folder / "scratch"
-    if told.is_file() and (left := Path(told.read_text(encoding="utf-8"))).name.startswith(_SCRATCH):
-        shutil.rmtree(left, ignore_errors=True)
-    fits = _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > 1 << 30
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=_IN_MEMORY if fits else folder) as place:
-        told.write_text(place, encoding="utf-8")
-        yield Path(place)
-    told.unlink()
 
 
 class Run:
