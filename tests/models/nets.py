@@ -173,6 +173,8 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "batch norm": ((4, 9, 9), lambda: images(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())),
     "batch norm 1d": ((6,), lambda: dense(nn.BatchNorm1d(8), nn.Sigmoid())),
     "layer norm": ((6,), lambda: dense(nn.LayerNorm(8), nn.ReLU())),
+    "layer norm without bias": ((6,), lambda: dense(nn.LayerNorm(8, bias=False), nn.ReLU())),
+    "layer norm without weights": ((6,), lambda: dense(nn.LayerNorm(8, elementwise_affine=False), nn.ReLU())),
     "elu": ((6,), lambda: dense(nn.ELU())),
     "leaky relu": ((6,), lambda: dense(nn.LeakyReLU(0.1))),
     "gelu tanh": ((6,), lambda: dense(nn.GELU("tanh"))),

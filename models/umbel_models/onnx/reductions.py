@@ -90,4 +90,6 @@ def _layer_norm(w: Writer, n: fx.Node, x: fx.Node, shape: Sequence[int], weight:
     """Output, mean and 1 / deviation, as in torch."""
     dtype = numpy_dtype(dtype_of(x))
     factor = w.constant(np.ones(shape), dtype) if weight is None else weight
-    return w.node("LayerNormalization", x, factor, bias, outputs=3, axis=-len(shape), epsilon=float(epsilon))
+    # ONNX Runtime crashes on a bias that is named as absent; it has to be left out, or to be there.
+    offset = [] if bias is None else [bias]
+    return w.node("LayerNormalization", x, factor, *offset, outputs=3, axis=-len(shape), epsilon=float(epsilon))
