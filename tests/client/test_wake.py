@@ -24,6 +24,8 @@ from umbel_client.trainer import run
 
 PLAN = Plan(epochs=2, batch_size=16, hyperparameters={"lr": 0.1}, clip_norm=5.0, seed=3)
 PERSONAL = PersonalSettings(epochs=2, hyperparameters={"lr": 0.1})
+IN_TRAINING = 11
+"""So many looks at the host, and a new device is in the middle of training: one for each file, then for each step."""
 
 
 async def test_a_device_that_is_not_eligible_sends_not_a_byte(bench: Bench) -> None:
@@ -156,7 +158,7 @@ async def test_a_cancelled_visit_stops_its_training_thread_within_a_step(bench: 
 
     object.__setattr__(device.kit, "status", Watched())
     visit = asyncio.create_task(device.wake())
-    while len(steps) < 5:
+    while len(steps) < IN_TRAINING:
         training.clear()
         await training.wait()
     visit.cancel()
@@ -194,7 +196,7 @@ async def test_a_process_that_dies_in_a_call_goes_on_at_the_next_start(bench: Be
 async def test_a_session_whose_deadline_passed_is_dropped_and_told(bench: Bench) -> None:
     bench.coordinator.publish()
     bench.coordinator.tasks = [PLAN]
-    device = bench.device_with_examples(personal=PERSONAL, policy=IDLE_ONLY, status=StopsAfter(4))
+    device = bench.device_with_examples(personal=PERSONAL, policy=IDLE_ONLY, status=StopsAfter(IN_TRAINING))
     visit = await device.wake()
     assert visit.ending is Ending.INTERRUPTED
     bench.clock.instant += 3600
@@ -259,7 +261,7 @@ async def test_interrupted_training_goes_on_and_ends_as_an_unbroken_run(bench: B
     bench.coordinator.publish()
     bench.coordinator.tasks = [PLAN]
     settings = PersonalSettings(epochs=0)
-    device = bench.device_with_examples(personal=settings, policy=IDLE_ONLY, status=StopsAfter(4))
+    device = bench.device_with_examples(personal=settings, policy=IDLE_ONLY, status=StopsAfter(IN_TRAINING))
     visit = await device.wake()
     assert visit.ending is Ending.INTERRUPTED
     assert "in use" in str(visit.error)
@@ -286,7 +288,7 @@ async def test_new_examples_make_an_interrupted_run_start_anew(bench: Bench) -> 
     bench.coordinator.publish()
     bench.coordinator.tasks = [PLAN]
     settings = PersonalSettings(epochs=0)
-    device = bench.device_with_examples(personal=settings, policy=IDLE_ONLY, status=StopsAfter(4))
+    device = bench.device_with_examples(personal=settings, policy=IDLE_ONLY, status=StopsAfter(IN_TRAINING))
     await device.wake()
     device.learn_from(*recordings(7, "later"))
     assert device._sessions.progress(device.kit.examples.revision()) is None

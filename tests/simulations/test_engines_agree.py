@@ -60,14 +60,14 @@ def scenario(model: str, data: Data, plan: PlanPart, strategy: StrategyPart) -> 
 
 
 def of_the_fleet(told: Scenario, folder: Path) -> tuple[Outcome, Weights]:
-    runs = []
+    runs, setting = [], prepare(told, SEED)
     with scratch(folder) as place, listening() as failures:
 
         async def played(run: Kept) -> Outcome:
             runs.append(run)
             return await run.play()
 
-        outcome = run_loop(lambda loop: played(Kept(loop, told, SEED, 1, Silent(), place, folder, failures)))
+        outcome = run_loop(lambda loop: played(Kept(loop, told, setting, 1, Silent(), place, failures)))
     return outcome, runs[0].last
 
 
