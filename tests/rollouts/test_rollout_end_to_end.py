@@ -71,3 +71,18 @@ async def test_a_release_that_no_device_has_tried_does_not_end_well(tmp_path: Pa
     for _ in range(4):
         await fleet.visits()
     assert fleet.verbs.get("r").rollout.stage is Stage.SUCCEEDED
+
+
+async def test_a_way_back_is_taken_by_devices_that_the_release_served_better(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, devices=1)
+    fleet.verbs.publish(MODEL, fleet.broken_version(), "stable", AUTHOR)
+    await fleet.visits()
+    everybody = (Wave(100.0, soak_seconds=10.0),)
+    begun = fleet.begin_rollout("r", fleet.good_version(), waves=everybody)
+    for _ in range(4):
+        await fleet.visits()
+    assert fleet.releases() == [begun.spec.release]
+    fleet.verbs.stop("r", "roll-back", AUTHOR, "it says what it must not")
+    for _ in range(3):
+        await fleet.visits()
+    assert fleet.releases() == [begun.spec.revert_release]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from securesystemslib.signer import CryptoSigner
+from tuf.api.exceptions import DownloadLengthMismatchError
 from tuf.api.metadata import Metadata, MetaFile, TargetFile
 
 from tests.server.release_world import MODEL, NOW, ROLE, World, listed, with_evil
@@ -23,6 +24,7 @@ from umbel.errors import (
     Unreachable,
 )
 from umbel_client.listing import Listing
+from umbel_client.tuf_files import FilesAtHand
 from umbel_server.keyring import DAY
 from umbel_server.repository import role_of, sign_draft
 
@@ -205,6 +207,13 @@ async def test_endless_data_is_cut_off(world: World) -> None:
     world.lies = {"timestamp.json": b" " * 20_000}
     with pytest.raises(OutOfBounds):
         await world.device().refresh(world.fetch, NOW)
+
+
+def test_a_file_longer_than_what_was_asked_for_is_not_given_to_the_client() -> None:
+    at_hand = FilesAtHand("https://listing/", {"timestamp.json": b" " * 11})
+    assert len(at_hand.download_bytes("https://listing/timestamp.json", 11)) == 11
+    with pytest.raises(DownloadLengthMismatchError):
+        at_hand.download_bytes("https://listing/timestamp.json", 10)
 
 
 async def test_endless_roots_are_cut_off(world: World) -> None:
