@@ -181,6 +181,15 @@ def test_lost_or_damaged_slots_are_an_empty_shelf(tmp_path: Path) -> None:
         assert Shelf(tmp_path).slots == Slots()
 
 
+def test_bytes_that_are_not_those_asked_for_never_become_a_blob(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    digest = digest_of(b"asked for")
+    shelf.part(digest).write_bytes(b"sent")
+    with pytest.raises(DigestMismatch, match="fetch them again"):
+        shelf.finish(digest)
+    assert not shelf.holds(digest) and not shelf.part(digest).exists()
+
+
 def test_a_missing_or_damaged_blob_is_told_and_removed(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path)
     bundle = store(shelf, 1.0)
