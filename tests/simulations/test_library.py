@@ -18,6 +18,8 @@ def test_a_scenario_of_the_library_plays_to_its_report(name: str, tmp_path: Path
     short = {"task.rounds": 2, "task.goal": 8, "task.minimum": 4, "population.devices": devices, "hours": 3.0}
     if name == "shakespeare":
         short |= {"data.most_examples": 10, "data.users": 12}
+    if name == "night-100k":  # three devices in a hundred make no cohort of sixty
+        short |= {"population.mean_availability": 0.4, "population.check_in_hours": 0.5}
     run = runs.play(changed(whole, short), tmp_path, workers=2, progress=Silent())
     assert accepted_rounds(run.outcome) == 2, run.outcome.rounds
     assert (tmp_path / runs.PAGE).read_text("utf-8").count("<svg") >= 5
