@@ -94,13 +94,10 @@ class Device:
             channel: how to reach the coordinator; None means gRPC with mutual TLS.
             runtime: runs the graphs; None means ONNX Runtime with one thread.
             clock: None means the machine's.
-            examples: None means a SQLite file in `home`.
+            examples, shelf: None means a SQLite file and a folder in `home`.
             status: tells idleness, power, network; None asks this Linux machine.
-            policy: when to work; None means the defaults, which suit a phone.
-            personal: how to fine-tune for this device.
-            shelf: None means a folder in `home`.
-            disk: how to write durably.
-            offload: where heavy work runs.
+            policy, personal: when to work, and how to fine-tune; the defaults suit a phone.
+            disk, offload: how to write durably, and where heavy work runs.
             privacy: what it asks of private rounds; a device whose home pins a helper joins no others.
             mirror: a web server that is asked before the coordinator; it needn't be trusted.
 

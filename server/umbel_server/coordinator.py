@@ -118,17 +118,20 @@ class Coordinator:
         self._witnessed_at = 0.0
         self.rollouts: Steering | None = None
         self.verbs: RolloutVerbs | None = None
-        quantising = None
-        if listing is not None:
-            desk = ReleaseDesk(store, self.registry, *listing, clock)
-            offers = Offers(store, desk, signer, chance)
-            self.rollouts = Steering(store, desk, offers, self.fleet, clock, chance, self._watchers.tell)
-            self.verbs = RolloutVerbs(store, self.rollouts, desk, self.fleet, clock, chance)
-            quantising = Quantising(store, self.registry, blobs, desk, self._tools.runtime, clock, offload)
+        quantising = None if listing is None else self._take_listing(*listing, signer)
         self.releasing = Releasing(store, self.registry, self.deltas, self.verbs, quantising)
         self.operations = Operations(
             store, blobs, self.registry, self.fleet, clock, self.take_up, self.private, self.verbs, witness
         )
+
+    def _take_listing(self, repository: Repository, keys: Keyring, signer: ReleaseSigner) -> Quantising:
+        """Steer rollouts, and define releases, by a listing."""
+        store, tools = self.store, self._tools
+        desk = ReleaseDesk(store, self.registry, repository, keys, tools.clock)
+        offers = Offers(store, desk, signer, tools.chance)
+        self.rollouts = Steering(store, desk, offers, self.fleet, tools.clock, tools.chance, tools.tell)
+        self.verbs = RolloutVerbs(store, self.rollouts, desk, self.fleet, tools.clock, tools.chance)
+        return Quantising(store, self.registry, tools.blobs, desk, tools.runtime, tools.clock, tools.offload)
 
     # Devices.
 

@@ -74,16 +74,12 @@ def propose(
         CohortTooSmall: a cohort that hides nothing.
         BadInput: a metric with a name that is taken.
     """
-    if not clip:
-        raise OutOfBounds(
-            "a private task needs clip_norm, the largest norm of one device's delta: without a bound there is "
-            "neither head-room in the ring nor a limit to what one device can do; set plan.clip_norm (1 to 10 is usual)"
-        )
-    wide = settings.ring_bits == RING_BITS[-1] or (not settings.ring_bits and size <= WIDE_RING_NUMBERS)
-    bits = RING_BITS[-1] if wide else RING_BITS[0]
+    _require_clip(clip)
+    bits = _ring_bits(settings, size)
     sent = max(1, round(size * settings.sent_share)) if size else 0
-    transform = Transform(size, sent, not wide and size > 0, _public_seed(key, base))
+    transform = Transform(size, sent, bits == RING_BITS[0] and size > 0, _public_seed(key, base))
     weight = 1 if settings.noise_multiplier else _weight_steps(bits, cohort[1], plan.max_weight)
+    level = _level(bits, weight, cohort[1], 0)
     draft = RoundDescriptor(
         population=population,
         task=key.task,
@@ -96,9 +92,9 @@ def propose(
         rotated=transform.rotated,
         public_seed=transform.seed,
         ring_bits=bits,
-        level=_level(bits, weight, cohort[1], 0),
+        level=level,
         clip_norm=clip,
-        scale=transform.scale_for(_level(bits, weight, cohort[1], 0), clip),
+        scale=transform.scale_for(level, clip),
         max_weight=weight,
         minimum=cohort[0],
         maximum=cohort[1],
@@ -196,6 +192,19 @@ def _level(bits: int, weight: int, maximum: int, variance: int) -> int:
             "least; set ring_bits to 32, or lower goal or over_selection"
         )
     return level
+
+
+def _require_clip(clip: float) -> None:
+    if not clip:
+        raise OutOfBounds(
+            "a private task needs clip_norm, the largest norm of one device's delta: without a bound there is "
+            "neither head-room in the ring nor a limit to what one device can do; set plan.clip_norm (1 to 10 is usual)"
+        )
+
+
+def _ring_bits(settings: PrivacySettings, size: int) -> int:
+    """What the task names, or the wide ring as long as the model is small."""
+    return settings.ring_bits or (RING_BITS[-1] if size <= WIDE_RING_NUMBERS else RING_BITS[0])
 
 
 def _weight_steps(bits: int, maximum: int, most: float) -> int:

@@ -31,11 +31,6 @@ from umbel.shares import Cleartext
 
 
 @pytest.fixture
-def party() -> Party:
-    return Party()
-
-
-@pytest.fixture
 def cohort(party: Party) -> Cohort:
     """Four honest reports are in; one more is on its way."""
     cohort = party.open(minimum=4)

@@ -35,18 +35,6 @@ from umbel_server.helper.local import LocalHelper
 from umbel_server.helper.port import LeaderSigner
 
 
-@pytest.fixture
-def party() -> Party:
-    return Party()
-
-
-@pytest.fixture
-def cohort(party: Party) -> Cohort:
-    cohort = party.open(minimum=4)
-    cohort.fill(party.devices(6))
-    return cohort
-
-
 def prepared(cohort: Cohort) -> list[bytes]:
     return list(cohort.party.port.prepare(cohort.agreed.rd, cohort.items()).accepted)
 

@@ -47,11 +47,6 @@ def assignment(private: SignedDescriptor | None, **changes: Any) -> Assignment:
     return Assignment(**(values | changes), if_accepted=WINDOW, if_rejected=WINDOW, private_round=private)
 
 
-@pytest.fixture
-def party() -> Party:
-    return Party()
-
-
 def verified(party: Party, signed: SignedDescriptor, now: float = NOW, **changes: Any) -> None:
     policy = changes.pop("policy", PrivacyPolicy(minimum_cohort=4))
     base, population = changes.pop("base", BASE), changes.pop("population", POPULATION)

@@ -12,11 +12,6 @@ from umbel.errors import CertificateRefused, EnrolmentRefused, NotFound
 from umbel.participants import ParticipantCertificate, prove
 
 
-@pytest.fixture
-def party() -> Party:
-    return Party()
-
-
 def enrol(party: Party, token: str, key: Ed25519PrivateKey, population: str = POPULATION) -> ParticipantCertificate:
     public = key.public_key().public_bytes_raw()
     return party.people.enrol(token, population, public, prove(population, key))

@@ -15,18 +15,6 @@ from umbel.secure_sum import open_as_helper, open_as_leader
 from umbel.shares import LeaderShare
 
 
-@pytest.fixture
-def party() -> Party:
-    return Party()
-
-
-@pytest.fixture
-def cohort(party: Party) -> Cohort:
-    cohort = party.open(minimum=4)
-    cohort.fill(party.devices(6))
-    return cohort
-
-
 def test_neither_party_alone_can_tell_an_update_from_chance_and_both_get_only_the_sum() -> None:
     assert show_secrecy.main() == 0
 

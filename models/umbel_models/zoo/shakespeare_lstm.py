@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
-from umbel_models.losses import token_correct, token_count, token_cross_entropy
 from umbel_models.optimizers import SGD, Proximal
 from umbel_models.spec import ModelSpec
-from umbel_models.zoo.building import made_up_text, seeded
-from umbel_models.zoo.features import CONTEXT, TOKENS
+from umbel_models.zoo import shakespeare
+from umbel_models.zoo.building import seeded
+from umbel_models.zoo.features import TOKENS
 
 
 class Recurrent(nn.Module):
@@ -27,16 +29,11 @@ class Recurrent(nn.Module):
 
 
 def spec(seed: int = 0) -> ModelSpec:
-    """The model with fresh weights, and made-up text as examples."""
-    tokens, following = made_up_text(16, CONTEXT, seed)
-    return ModelSpec(
+    """The Transformer's spec with this net in its place."""
+    return replace(
+        shakespeare.spec(seed),
         name="shakespeare-lstm",
         module=seeded(Recurrent, seed),
-        loss=token_cross_entropy,
-        inputs={"x": tokens},
-        targets={"y": following},
-        metrics={"correct": token_correct},
-        count=token_count,
         optimizer=Proximal(SGD(lr=1.0)),
         description="The next character at each of 80 places of a text, by an LSTM",
     )

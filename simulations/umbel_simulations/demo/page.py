@@ -7,6 +7,7 @@ from importlib.resources import files
 from string import Template
 from typing import Final
 
+from umbel_simulations import markup
 from umbel_simulations.charts import Series, line_chart
 from umbel_simulations.demo.results import DeviceResult, Results
 
@@ -16,6 +17,7 @@ _TEMPLATE: Final = Template(files(__package__).joinpath("page.html").read_text()
 def render(results: Results) -> str:
     """The page, as text."""
     return _TEMPLATE.substitute(
+        style=markup.STYLE,
         device_count=len(results.devices),
         round_count=len(results.rounds),
         trust_mode=escape(results.trust_mode),
@@ -35,33 +37,30 @@ def _figures(results: Results) -> str:
         "fetched by devices": megabytes(results.bytes_down),
         "whole run": f"{results.seconds:.0f} s",
     }
-    entries = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures.items())
-    return f'<dl class="figures">{entries}</dl>'
-
-
-def _figure(title: str, chart: str) -> str:
-    return f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>"
+    return markup.figures(figures)
 
 
 def _accuracy(results: Results) -> str:
     points = [(entry.round, entry.accuracy) for entry in results.rounds]
     chart = line_chart([Series("global", points)], x_label="round", y_label="accuracy", y_range=(0, 1))
-    return _figure("Accuracy of each version on held-back windows", chart)
+    return markup.figure("Accuracy of each version on held-back windows", chart)
 
 
 def _time(results: Results) -> str:
     points = [(entry.round, entry.seconds) for entry in results.rounds]
-    return _figure("Seconds a round took", line_chart([Series("round", points)], x_label="round", y_label="seconds"))
+    return markup.figure(
+        "Seconds a round took", line_chart([Series("round", points)], x_label="round", y_label="seconds")
+    )
 
 
 def _traffic(results: Results) -> str:
     points = [(entry.round, entry.bytes_up / 1e3) for entry in results.rounds]
-    return _figure("Sealed updates received", line_chart([Series("up", points)], x_label="round", y_label="kB"))
+    return markup.figure("Sealed updates received", line_chart([Series("up", points)], x_label="round", y_label="kB"))
 
 
 def _devices(results: Results) -> str:
     head = ("device", "examples", "held back", "global", "personal", "runtime", "peak memory")
-    return _table(head, [_device_row(device) for device in results.devices])
+    return markup.table(head, [_device_row(device) for device in results.devices])
 
 
 def _device_row(device: DeviceResult) -> tuple[str, ...]:
@@ -78,13 +77,7 @@ def _device_row(device: DeviceResult) -> tuple[str, ...]:
 
 def _shapes(results: Results) -> str:
     ordered = sorted(results.shapes.items(), key=lambda entry: -entry[1])
-    return _table(("shape", "sessions"), [(shape, str(count)) for shape, count in ordered])
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return markup.table(("shape", "sessions"), [(shape, str(count)) for shape, count in ordered])
 
 
 def megabytes(count: int) -> str:

@@ -9,6 +9,7 @@ from importlib.resources import files
 from string import Template
 from typing import Final
 
+from umbel_simulations import markup
 from umbel_simulations.charts import Series, line_chart
 from umbel_simulations.judgement import is_go, judge
 from umbel_simulations.outcome import Cost, Outcome, RolloutOutcome, RoundOutcome
@@ -29,12 +30,14 @@ def render(outcome: Outcome, cost: Cost | None = None) -> str:
     """The page of one run."""
     name = str(outcome.scenario.get("name", "run"))
     found = {label: text for label, text in figures(outcome, cost).items() if label != "verdict"}
-    body = _verdict(outcome) + _figures(found)
+    body = _verdict(outcome) + markup.figures(found)
     body += _charts({name: outcome}) + _fleet_charts(outcome)
     body += _tables(outcome) + _settings(outcome)
     told = str(outcome.scenario.get("description", "")).rstrip(".")
     lead = f"{told}{'. ' if told else ''}Engine {outcome.engine}, seed {outcome.seed}."
-    return _TEMPLATE.substitute(title=escape(name), lead=escape(lead), body=body, digest=outcome.digest())
+    return _TEMPLATE.substitute(
+        style=markup.STYLE, title=escape(name), lead=escape(lead), body=body, digest=outcome.digest()
+    )
 
 
 def render_comparison(runs: Runs) -> str:
@@ -42,10 +45,12 @@ def render_comparison(runs: Runs) -> str:
     tables = {name: figures(outcome) for name, outcome in runs.items()}
     labels = list(next(iter(tables.values())))
     rows = [(label, *(table[label] for table in tables.values())) for label in labels]
-    body = _table(("", *runs), rows) + _charts(runs)
+    body = markup.table(("", *runs), rows) + _charts(runs)
     digests = ", ".join(str(outcome.digest())[:12] for outcome in runs.values())
     title = " and ".join(runs) if len(runs) < 4 else f"{len(runs)} runs"
-    return _TEMPLATE.substitute(title=escape(title), lead="Side by side.", body=body, digest=digests)
+    return _TEMPLATE.substitute(
+        style=markup.STYLE, title=escape(title), lead="Side by side.", body=body, digest=digests
+    )
 
 
 # Parts.
@@ -56,13 +61,8 @@ def _verdict(outcome: Outcome) -> str:
     if not checks:
         return '<p class="note">The scenario names no thresholds, so there is nothing to judge.</p>'
     word, kind = ("Go", "go") if is_go(checks) else ("No-go", "no-go")
-    table = _table(("threshold", "wanted", "found", ""), check_rows(checks))
+    table = markup.table(("threshold", "wanted", "found", ""), check_rows(checks))
     return f'<h2 class="{kind}">{word}</h2>{table}'
-
-
-def _figures(found: Mapping[str, str]) -> str:
-    entries = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in found.items())
-    return f'<dl class="figures">{entries}</dl>'
 
 
 def _charts(runs: Runs) -> str:
@@ -72,17 +72,17 @@ def _charts(runs: Runs) -> str:
         return [Series(name, _points(outcome.rounds, over, point, scale)) for name, outcome in runs.items()]
 
     charts = [
-        _figure("Accuracy over rounds", line_chart(
+        markup.figure("Accuracy over rounds", line_chart(
             series("accuracy", "number"), x_label="round", y_label="accuracy", y_range=(0, 1))),
-        _figure("Accuracy over virtual time", line_chart(
+        markup.figure("Accuracy over virtual time", line_chart(
             series("accuracy", "closed_hour"), x_label="virtual hours", y_label="accuracy", y_range=(0, 1))),
-        _figure("Loss over rounds", line_chart(series("loss", "number"), x_label="round", y_label="loss")),
-        _figure("Sent by devices", line_chart(series("bytes_up", "number", 1e-6), x_label="round", y_label="MB")),
-        _figure("Reports counted", line_chart(series("reported", "number"), x_label="round", y_label="reports")),
+        markup.figure("Loss over rounds", line_chart(series("loss", "number"), x_label="round", y_label="loss")),
+        markup.figure("Sent by devices", line_chart(series("bytes_up", "number", 1e-6), x_label="round", y_label="MB")),
+        markup.figure("Reports counted", line_chart(series("reported", "number"), x_label="round", y_label="reports")),
     ]  # fmt: skip
     if any(outcome.epsilon for outcome in runs.values()):
         epsilon = line_chart(series("epsilon", "number"), x_label="round", y_label="epsilon")
-        charts.append(_figure("Privacy spent", epsilon))
+        charts.append(markup.figure("Privacy spent", epsilon))
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
@@ -99,8 +99,8 @@ def _fleet_charts(outcome: Outcome) -> str:
         Series(name.replace("_", "-"), [(float(hour.hour), float(getattr(hour, name))) for hour in outcome.hourly])
         for name in names
     ]
-    days = _figure("Devices that were free", line_chart(lines[:1], x_label="virtual hours", y_label="devices"))
-    visits = _figure("What they did, by hour", line_chart(lines[1:], x_label="virtual hours", y_label="an hour"))
+    days = markup.figure("Devices that were free", line_chart(lines[:1], x_label="virtual hours", y_label="devices"))
+    visits = markup.figure("What they did, by hour", line_chart(lines[1:], x_label="virtual hours", y_label="an hour"))
     return f'<h2>The fleet</h2><div class="charts">{days}{visits}</div>'
 
 
@@ -122,8 +122,8 @@ def _rollouts(outcome: Outcome) -> str:
     ]  # fmt: skip
     head = ("release", "ending", "began (h)", "ended (h)", "devices reached", "have it at the end", "cleared (h)")
     events = [row for one in outcome.rollouts for row in _events(one)]
-    told = _table(("release", "hour", "what happened"), events, kind="told") if events else ""
-    return f"<h2>Rollouts</h2>{_table(head, rows)}{told}"
+    told = markup.table(("release", "hour", "what happened"), events, kind="told") if events else ""
+    return f"<h2>Rollouts</h2>{markup.table(head, rows)}{told}"
 
 
 def _events(rollout: RolloutOutcome) -> Iterator[tuple[str, str, str]]:
@@ -145,7 +145,7 @@ def _spreads(outcome: Outcome) -> str:
         for name, one in sorted(outcome.per_device.items())
     ]  # fmt: skip
     head = ("a device", "devices", "mean", "least", "5 %", "median", "95 %", "most")
-    return f"<h2>Across devices</h2>{_table(head, rows)}"
+    return f"<h2>Across devices</h2>{markup.table(head, rows)}"
 
 
 def _rounds(outcome: Outcome) -> str:
@@ -155,7 +155,7 @@ def _rounds(outcome: Outcome) -> str:
         for one in outcome.rounds[:_ROUNDS_SHOWN]
     ]  # fmt: skip
     head = ("round", "verdict", "opened (h)", "closed (h)", "invited", "reported", "accuracy", "loss", "why")
-    return f"<details><summary>Rounds</summary>{_table(head, rows)}</details>"
+    return f"<details><summary>Rounds</summary>{markup.table(head, rows)}</details>"
 
 
 def _counts(outcome: Outcome) -> str:
@@ -168,20 +168,10 @@ def _counts(outcome: Outcome) -> str:
     ):
         if counts:
             rows = [(name, f"{count:,}") for name, count in counts.items()]
-            found += f'<h2>{title}</h2><p class="note">{escape(note)}</p>{_table(("", "count"), rows)}'
+            found += f'<h2>{title}</h2><p class="note">{escape(note)}</p>{markup.table(("", "count"), rows)}'
     return found
 
 
 def _settings(outcome: Outcome) -> str:
     text = escape(json.dumps(outcome.scenario, indent=2, ensure_ascii=False))
     return f"<details><summary>The scenario</summary><pre>{text}</pre></details>"
-
-
-def _figure(title: str, chart: str) -> str:
-    return f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
