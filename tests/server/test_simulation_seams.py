@@ -15,7 +15,7 @@ from umbel_server.beat import Beat
 from umbel_server.folder import Folder
 from umbel_server.selection import Pace, window
 from umbel_server.settings import Settings
-from umbel_server.store import HASTY
+from umbel_server.store import HASTY, Store
 
 
 def names(count: int) -> list[DeviceId]:
@@ -45,6 +45,29 @@ def test_devices_that_are_admitted_in_bulk_may_call_until_they_are_revoked(
     parts.access.revoke("operator:ada", devices[7], "lost")
     with pytest.raises(CertificateRefused):
         parts.access.known(devices[7], POPULATION)
+    parts.store.close()
+
+
+def test_a_fleet_that_has_learned_its_devices_asks_the_store_for_none(
+    settings: Settings, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = build(settings, clock)
+    fleet, devices = parts.coordinator.fleet, names(4)
+    parts.access.admit("simulation", POPULATION, devices[:3])
+    fleet.visit(devices[0], offer(), clock.now())
+    fleet.learn()
+    assert set(fleet.members(POPULATION, clock.now())) == {devices[0]}, "known is not the same as having called"
+
+    def asked(_: Store) -> None:
+        raise AssertionError("the store was asked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "reading", asked)
+        fleet.visit(devices[1], offer(), clock.now())
+        with pytest.raises(AssertionError, match="asked"):
+            fleet.visit(devices[3], offer(), clock.now())
+    with pytest.raises(NotAllowed):
+        fleet.visit(devices[3], offer(), clock.now())
     parts.store.close()
 
 
