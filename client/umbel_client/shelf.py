@@ -21,7 +21,7 @@ from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage, OutOfB
 from umbel.file_delta import FileDelta
 from umbel.manifest import FileRef, Manifest
 from umbel.weights import Weights
-from umbel_client.files import BESIDE, Disk
+from umbel_client.files import BESIDE, Disk, make_folder, read
 from umbel_client.slots import Personal as Personal
 from umbel_client.slots import Slot as Slot
 from umbel_client.slots import Slots, slots_from_tree
@@ -46,8 +46,10 @@ class Shelf:
         self._lock_file = folder / "slots.lock"
         self._limit = limit
         self._disk = disk or Disk()
+        self._read_slots = b"", Slots()
+        """The file's content when it was last read, and what it says: one value, for any thread."""
         for made in (self._blobs, self._own):
-            made.mkdir(parents=True, exist_ok=True)
+            make_folder(made)
 
     # Slots.
 
@@ -55,9 +57,13 @@ class Shelf:
     def slots(self) -> Slots:
         """What the slots hold; all empty on a new shelf, or when their file was lost."""
         try:
-            return slots_from_tree(json.loads(self._slots_file.read_bytes()))
+            content, (before, slots) = read(self._slots_file), self._read_slots
+            if content != before:
+                slots = slots_from_tree(json.loads(content))
+                self._read_slots = content, slots
         except (OSError, ValueError, KeyError, TypeError, MalformedMessage):
             return Slots()
+        return slots
 
     def switch(self, slots: Slots) -> None:
         """Let `slots` serve from now on, in one step; personal weights that a slot named, and none does now, go."""

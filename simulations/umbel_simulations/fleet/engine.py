@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from umbel.errors import InvariantBroken
-from umbel.identity import DeviceId, id_of_key
+from umbel.identity import DeviceId
 from umbel.randomness import generator
 from umbel.release import STABLE
 from umbel.runtime.onnx import OnnxRuntime
@@ -150,12 +150,6 @@ class Run:
 
     def _make_crew(self) -> Crew:
         scenario, parts = self._scenario, self._house.parts
-        # Metadata of releases are read only where there are any.
-        root = parts.release_root if scenario.rollouts else b""
-
-        def identity(key: bytes) -> Identity:
-            return Identity(key, b"", b"", parts.release_key, POPULATION, "", release_root=root)
-
         return Crew(
             house=self._house,
             homes=self._homes,
@@ -168,7 +162,6 @@ class Run:
             weather=Weather(scenario.faults, self._seed, self._books.faults),
             books=self._books,
             chance=generator(self._seed, "crew"),
-            identity=identity,
             shapes=self._first.manifest.shared_shapes,
             release_key=parts.release_key,
             smallest_cohort=smallest_cohort(scenario),
@@ -182,9 +175,8 @@ class Run:
         liars = who_lies(self._scenario.adversaries, self._people.count, self._seed)
         members = {}
         for index in range(self._people.count):
-            key, pem = device_key(self._seed, index)
-            device = id_of_key(key.public_key())
-            members[device] = Member(index, device, pem, liars.get(index))
+            identity = self._identity(device_key(self._seed, index))
+            members[identity.device_id] = Member(index, identity, liars.get(index))
         self._house.parts.access.admit(OPERATOR, POPULATION, list(members))
         self._house.parts.coordinator.fleet.learn()
         if self._house.helper is not None:
@@ -194,6 +186,12 @@ class Run:
                     save_pinned(home, pinned, Disk())
                 member.home = packed[0]
         return members
+
+    def _identity(self, key: bytes) -> Identity:
+        parts = self._house.parts
+        # Metadata of releases are read only where there are any.
+        root = parts.release_root if self._scenario.rollouts else b""
+        return Identity(key, b"", b"", parts.release_key, POPULATION, "", release_root=root)
 
     # Waking.
 
