@@ -45,6 +45,7 @@ from umbel_simulations.fleet.member import Awake, Member
 from umbel_simulations.fleet.population import People
 from umbel_simulations.fleet.results import outcome_of
 from umbel_simulations.fleet.rollouts import Play
+from umbel_simulations.fleet.sleepers import Sleepers
 from umbel_simulations.fleet.time_of_device import SharedSessions
 from umbel_simulations.fleet.virtual_time import Ahead, VirtualClock, VirtualLoop
 from umbel_simulations.fleet.virtual_time import run as run_loop
@@ -103,6 +104,7 @@ class Run:
         self._federation, self._first = setting.federation, setting.bundle
         self._ahead = Ahead(workers)
         self._plays = [Play(self._house_of, plan, number, self._seed) for number, plan in enumerate(scenario.rollouts)]
+        self._sleepers = Sleepers(loop, self._begin_visit)
         self._visits: set[asyncio.Task[None]] = set()
         self._device_crashes = 0
         self._broken: BaseException | None = None
@@ -204,7 +206,7 @@ class Run:
 
     def _wake_at(self, member: Member, due: float) -> None:
         if due < min(NEVER, self._scenario.hours * 3600.0):
-            self._loop.call_at(due, self._begin_visit, member)
+            self._sleepers.add(due, member)
 
     def _begin_visit(self, member: Member) -> None:
         if self._end.is_set():
@@ -248,7 +250,7 @@ class Run:
             await asyncio.sleep(_LOOK_SECONDS)
             if not self._house.is_up:
                 continue
-            record = self._house.parts.coordinator.operations.task(scenario.name)
+            record = self._house.parts.coordinator.runner(scenario.name).record
             hours = self._loop.time() / 3600.0
             if self._loop.time() - told >= _TELL_SECONDS:
                 told = self._loop.time()
