@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,7 +66,7 @@ class Fetched:
     """Of graphs for runtimes that this device doesn't run."""
 
     def __add__(self, other: Fetched) -> Fetched:
-        return Fetched(*(getattr(self, name) + getattr(other, name) for name in _names(Fetched)))
+        return Fetched(*(getattr(self, name) + getattr(other, name) for name in Fetched.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +188,13 @@ def _plain(value: object) -> object:
 
 def _fields_of(value: Any) -> dict[str, Any]:
     # `asdict` would copy all of it first, at every visit.
-    return {name: getattr(value, name) for name in _names(type(value))}
+    return {name: getattr(value, name) for name in _NAMES[type(value)]}
 
 
-@cache
-def _names(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(entry.name for entry in fields(kind))
+_NAMES: Final = {
+    kind: tuple(entry.name for entry in fields(kind))
+    for kind in (DeviceState, Scores, SessionRecord, ReleaseOutcome, Decided, Fetched)
+}
 
 
 def load_known(path: Path) -> Known:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from umbel.identity import id_of_key
