@@ -41,7 +41,9 @@ def moved_by_torch(spec: ModelSpec, y: Tensor) -> tuple[float, list[Tensor]]:
     named = dict(zip([name for name, _ in spec.module.named_parameters()], weights, strict=True))
     loss = spec.loss(torch.func.functional_call(spec.module, named, tuple(spec.inputs.values())), y)
     gradients = torch.autograd.grad(loss, weights)
-    return float(loss.detach()), [weight.detach() - 0.1 * slope for weight, slope in zip(weights, gradients, strict=True)]
+    return float(loss.detach()), [
+        weight.detach() - 0.1 * slope for weight, slope in zip(weights, gradients, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -85,7 +87,9 @@ def test_the_learning_rate_is_multiplied_in_once(tmp_path: Path) -> None:
     assert sum("lr" in node.input for node in nodes) == 2, "for the gradients, and for the pull to the anchor"
 
 
-@pytest.mark.parametrize("optimizer", [Adam(0.01), Proximal(Adam(0.01)), SGD(0.1, momentum=0.9), Proximal(SGD(0.1), 0.3)])
+@pytest.mark.parametrize(
+    "optimizer", [Adam(0.01), Proximal(Adam(0.01)), SGD(0.1, momentum=0.9), Proximal(SGD(0.1), 0.3)]
+)
 def test_optimisers_with_a_memory_see_gradients_as_they_are(optimizer: Optimizer, tmp_path: Path) -> None:
     compiled = compile_model(dense(optimizer=optimizer), tmp_path, RUNTIMES)
     assert all(found.train_short < 1e-5 for found in compiled.parity.values())

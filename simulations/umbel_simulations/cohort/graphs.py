@@ -14,24 +14,20 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import onnx
 from onnx import (
     AttributeProto,
     GraphProto,
     NodeProto,
-    TensorProto,
     TensorShapeProto,
     ValueInfoProto,
     helper,
-    numpy_helper,
 )
 
 from umbel.bundle import Bundle
 from umbel.errors import BadInput
 from umbel.manifest import ANCHOR_PREFIX, NEXT_PREFIX, Manifest
 from umbel.runtime.onnx import NAME
-from umbel.runtime.signature import frozen_weights
 
 LAST_PREFIX: Final = "last_"
 LOSSES: Final = "losses"
@@ -75,21 +71,11 @@ def over_steps(bundle: Bundle, *, moving: Collection[str] | None = None, with_dr
         require_no_memory(manifest)
     drift = tuple(name for name in state if with_drift and name.startswith("p_"))
     model = onnx.load(str(bundle.graph_path(NAME, "train")), load_external_data=False)
-    _bind_frozen(model.graph, bundle)
     batched = [spec.name for spec in (*manifest.inputs, *manifest.targets)]
     graph = _scan(model.graph, state, batched, drift)
     wrapped = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
     constants = tuple(value.name for value in model.graph.input if value.name not in {*state, *batched})
     return StepsGraph(wrapped.SerializeToString(), state, constants, drift)
-
-
-def _bind_frozen(graph: GraphProto, bundle: Bundle) -> None:
-    """Put the bundle's own frozen weights in place of references to them."""
-    outside = [tensor for tensor in graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
-    if outside:
-        frozen = frozen_weights(bundle)
-        for tensor in outside:
-            tensor.CopyFrom(numpy_helper.from_array(np.array(frozen[tensor.name]), tensor.name))
 
 
 def state_of(manifest: Manifest, moving: Collection[str] | None) -> tuple[str, ...]:
