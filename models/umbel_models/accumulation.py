@@ -46,6 +46,7 @@ class Accumulated:
     def factor(self, hyper: Tensors) -> Tensor | None:
         """None: what is gathered are gradients."""
         del hyper
+        return None
 
     def advance(self, scalars: Tensors, hyper: Tensors) -> dict[str, Tensor]:
         """Count this batch, and begin anew where a step is taken."""

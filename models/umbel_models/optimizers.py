@@ -169,6 +169,7 @@ class Adam:
     def factor(self, hyper: Tensors) -> Tensor | None:
         """None: the moments are those of gradients."""
         del hyper
+        return None
 
     def advance(self, scalars: Tensors, hyper: Tensors) -> dict[str, Tensor]:
         """Count this step."""

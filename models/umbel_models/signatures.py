@@ -187,13 +187,14 @@ def _train(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
 def _gradients(
     spec: ModelSpec, state: State, named: Named, factor: Tensor | None = None
 ) -> tuple[Named, Tensor, Tensor, Named]:
-    """Of a batch: gradients times `factor`, the mean loss, what it counts for, and the module's tensors after the call."""
+    """Of a batch: gradients times `factor`, mean loss, what it counts for, and the module's tensors after the call."""
 
     def loss_of(trainable: Named) -> tuple[Tensor, tuple[Named, Tensor]]:
         return _loss(spec, state, named | trainable)
 
     weights = {name: named[name] for name in state.trainable}
-    loss, backwards, (tensors, count) = vjp(loss_of, weights, has_aux=True)
+    result: Any = vjp(loss_of, weights, has_aux=True)
+    loss, backwards, (tensors, count) = result
     (gradients,) = backwards(torch.ones_like(loss) if factor is None else factor.to(loss.dtype))
     return gradients, loss, count, tensors
 
