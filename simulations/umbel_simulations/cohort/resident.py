@@ -1,10 +1,11 @@
-"""Training on one resident ONNX Runtime session that all workers share.
+"""Training on resident ONNX Runtime sessions, one for each worker.
 
     examples --take--> one buffer of many batches --run--> weights after all of them
 
-The session is single-threaded and its `run` lets Python's lock go, so workers in a pool of threads keep every core
+A session is single-threaded and its `run` lets Python's lock go, so workers in a pool of threads keep every core
 busy; nothing is pickled and no process is started. Weights go in by reference and come out into buffers that each
-worker keeps from client to client.
+worker keeps from client to client. Sessions share the frozen weights, and nothing that has a lock: on one session
+for all, two workers spend a quarter of their time at the lock of its arena.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from umbel.runtime.onnx import OnnxRuntime, failures_of
 from umbel.runtime.signature import (
     BatchCheck,
     check_batch,
+    frozen_weights,
     require_finite_loss,
     resolve_hyperparameters,
     starting_slots,
@@ -52,20 +54,23 @@ class OnnxBackend:
 
     Raises:
         BundleInvalid, BadInput: see `over_steps`.
-        RuntimeFailure: ONNX Runtime can't load the graph.
     """
 
     def __init__(self, bundle: Bundle, *, moving: Collection[str] | None = None, with_drift: bool = False) -> None:
         self.bundle = bundle
         self.graph = over_steps(bundle, moving=moving, with_drift=with_drift)
         self.what = f"the training graph of {bundle.manifest.model!r}"
-        with failures_of(self.what):
-            self.session = ort.InferenceSession(self.graph.model, _options(), providers=["CPUExecutionProvider"])
+        # Kept, as sessions only borrow them.
+        self._frozen = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in frozen_weights(bundle).items()}
         self._judge = OnnxRuntime()
 
     def worker(self) -> OnnxWorker:
-        """A worker for one thread."""
-        return OnnxWorker(self)
+        """A worker for one thread; raises `RuntimeFailure` if ONNX Runtime can't load the graph."""
+        with failures_of(self.what):
+            options = _options()
+            options.add_external_initializers(list(self._frozen), list(self._frozen.values()))
+            session = ort.InferenceSession(self.graph.model, options, providers=["CPUExecutionProvider"])
+        return OnnxWorker(self, session)
 
     def evaluate(self, weights: Weights, examples: Examples) -> Metrics:
         """Metric sums over examples; see `Backend`."""
@@ -76,17 +81,18 @@ def _options() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    # Unlike on a phone, memory is there to be kept: without arena and pattern two threads are slower than one.
+    # Unlike on a phone, memory is there to be kept.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = True
     return options
 
 
 class OnnxWorker:
-    """Trains one client after the other on the shared session, with buffers of its own."""
+    """Trains one client after the other, on a session and in buffers of its own."""
 
-    def __init__(self, backend: OnnxBackend) -> None:
+    def __init__(self, backend: OnnxBackend, session: ort.InferenceSession) -> None:
         manifest = backend.bundle.manifest
         self._backend = backend
+        self._session = session
         self._graph: StepsGraph = backend.graph
         self._batched = _Batched(manifest.inputs), _Batched(manifest.targets)
         self._most = MOST_BYTES // max(1, sum(batched.bytes_each for batched in self._batched))
@@ -126,7 +132,7 @@ class OnnxWorker:
             self._batched[0].take(examples.inputs, rows, size, binding)
             self._batched[1].take(examples.targets, rows, size, binding)
             with failures_of(self._backend.what):
-                self._backend.session.run_with_iobinding(binding.native)
+                self._session.run_with_iobinding(binding.native)
             # Python's sum is in double precision too, and quicker for so few.
             total = sum(losses.tolist())
             require_finite_loss(total, steps)
@@ -150,9 +156,8 @@ class OnnxWorker:
             # What doesn't move, if anything, stands there from now on.
             vector[:] = start.vector
         first, second = self._ends
-        session = self._backend.session
         ways = ((given, first), (first, second), (second, first))
-        self._bindings = [_Binding(session, self._graph, constants, source, target) for source, target in ways]
+        self._bindings = [_Binding(self._session, self._graph, constants, source, target) for source, target in ways]
         self._begun = start, plan
 
 
