@@ -36,10 +36,13 @@ class Told:
     @classmethod
     def of(cls, check_in: CheckIn, now: float, before: Told | None) -> Told:
         """After another check-in; what it doesn't tell stays as it was."""
-        old = before.health if before and before.release == check_in.release else Health()
-        merged: dict[str, Any] = {name: _first(getattr(check_in.health, name), getattr(old, name)) for name in MEASURED}
-        troubles = sum(map(is_trouble, check_in.sessions)) + (before.troubles if before else 0)
-        return cls(check_in.population, now, check_in.release, Health(**merged), troubles)
+        health, troubles = check_in.health, sum(map(is_trouble, check_in.sessions))
+        if before is not None:
+            troubles += before.troubles
+            if before.release == check_in.release:
+                old = before.health
+                health = Health(**{name: _first(getattr(health, name), getattr(old, name)) for name in MEASURED})
+        return cls(check_in.population, now, check_in.release, health, troubles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,5 +124,5 @@ def _ratio(now: float | None, before: float | None) -> float | None:
     return now / before if now and before else None
 
 
-def _first(*values: object) -> object:
+def _first(*values: float | None) -> float | None:
     return next((value for value in values if value is not None), None)
