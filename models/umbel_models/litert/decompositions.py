@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from umbel.errors import OperatorNotSupported
-from umbel_models.convolution import per_dimension
+from umbel_models.convolution import convolution_backward, per_dimension
 from umbel_models.decompositions import decomposition_table
 from umbel_models.normalisation import layer_norm
 
@@ -50,6 +50,30 @@ def _convolution(
     turned = turned.reshape(groups, inputs // groups, outputs, -1).transpose(1, 2)
     turned = turned.reshape([groups * outputs, inputs // groups, *kernel])
     return aten.convolution(x, turned, bias, [1] * count, [0] * count, gaps, False, [0] * count, groups)  # type: ignore[no-any-return]
+
+
+def _convolution_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradient with respect to an ordinary kernel is left to the translator, which has its windows at hand."""
+    settings = (stride, padding, dilation, transposed, output_padding, groups)
+    if transposed or groups != 1 or weight.dim() > 4 or not wanted[1]:
+        return convolution_backward(gradient, x, weight, bias_sizes, *settings, wanted)
+    if not wanted[0] and not wanted[2]:
+        return NotImplemented  # type: ignore[no-any-return]
+    rest = convolution_backward(gradient, x, weight, bias_sizes, *settings, [wanted[0], False, wanted[2]])
+    kernel = aten.convolution_backward(gradient, x, weight, bias_sizes, *settings, [False, True, False])[1]
+    return rest[0], kernel, rest[2]
 
 
 def _spread(x: Tensor, dim: int, step: int) -> Tensor:
@@ -229,8 +253,12 @@ def _elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float =
     return scale * torch.where(x > 0, x, low)
 
 
+KEPT: Final = {aten.convolution_backward.default}
+"""Backward operators that the translator knows."""
+
 _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
     aten.elu.default: _elu,
     aten.embedding_dense_backward.default: _embedding_backward,
     aten.erf.default: _erf,
