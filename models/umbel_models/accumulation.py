@@ -43,6 +43,11 @@ class Accumulated:
         """`accumulate`, and those of the inner optimiser."""
         return {**self.inner.hyperparameters, ACCUMULATE: float(self.every)}
 
+    def factor(self, hyper: Tensors) -> Tensor | None:
+        """None: what is gathered are gradients."""
+        del hyper
+        return None
+
     def advance(self, scalars: Tensors, hyper: Tensors) -> dict[str, Tensor]:
         """Count this batch, and begin anew where a step is taken."""
         batches, total = scalars["gathered_batches"] + 1.0, scalars["gathered_count"] + hyper[COUNT]
@@ -59,7 +64,9 @@ class Accumulated:
         """Gather, and where enough is gathered take the inner optimiser's step by the mean."""
         ready = scalars["ready"]
         gathered = slots["gathered"] + gradient * hyper[COUNT]
-        moved, changed = self.inner.update(weight, gathered / scalars["total"], slots, scalars, hyper)
+        factor = self.inner.factor(hyper)
+        mean = gathered / scalars["total"] if factor is None else gathered * (factor / scalars["total"])
+        moved, changed = self.inner.update(weight, mean, slots, scalars, hyper)
         new = {name: torch.where(ready, value, slots[name]) for name, value in changed.items()}
         return torch.where(ready, moved, weight), {**new, "gathered": torch.where(ready, 0.0, gathered)}
 

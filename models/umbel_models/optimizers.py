@@ -66,6 +66,13 @@ class Optimizer(Protocol):
     def hyperparameters(self) -> Mapping[str, float]:
         """Scalar inputs of the training graph and their usual values."""
 
+    def factor(self, hyper: Tensors) -> Tensor | None:
+        """What gradients are multiplied by before `update` sees them; None leaves them as they are.
+
+        An optimiser whose step is a multiple of the gradient says so here, for a number that the loss is multiplied by
+        costs nothing, while one that each gradient is multiplied by costs a pass over all weights.
+        """
+
     def advance(self, scalars: Tensors, hyper: Tensors) -> dict[str, Tensor]:
         """The scalars as this step leaves them, and what else `update` wants to know of it."""
 
@@ -105,6 +112,10 @@ class SGD:
         """`lr`, and `momentum` where there is momentum."""
         return {"lr": self.lr} if self.momentum is None else {"lr": self.lr, "momentum": self.momentum}
 
+    def factor(self, hyper: Tensors) -> Tensor | None:
+        """The learning rate, unless a velocity has to see gradients first."""
+        return hyper["lr"] if self.momentum is None else None
+
     def advance(self, scalars: Tensors, hyper: Tensors) -> dict[str, Tensor]:
         """Nothing to do."""
         del hyper
@@ -116,7 +127,7 @@ class SGD:
         """One step against the gradient, or along the velocity."""
         del scalars
         if self.momentum is None:
-            return weight - hyper["lr"] * gradient, {}
+            return weight - gradient, {}
         velocity = hyper["momentum"] * slots["velocity"] + gradient
         return weight - hyper["lr"] * velocity, {"velocity": velocity}
 
@@ -154,6 +165,11 @@ class Adam:
     def hyperparameters(self) -> Mapping[str, float]:
         """`lr`; the others are fixed when compiling."""
         return {"lr": self.lr}
+
+    def factor(self, hyper: Tensors) -> Tensor | None:
+        """None: the moments are those of gradients."""
+        del hyper
+        return None
 
     def advance(self, scalars: Tensors, hyper: Tensors) -> dict[str, Tensor]:
         """Count this step."""
@@ -207,6 +223,10 @@ class Proximal:
         """`mu`, and those of the inner optimiser."""
         return {**self.inner.hyperparameters, "mu": self.mu}
 
+    def factor(self, hyper: Tensors) -> Tensor | None:
+        """That of the inner optimiser."""
+        return self.inner.factor(hyper)
+
     def advance(self, scalars: Tensors, hyper: Tensors) -> dict[str, Tensor]:
         """As the inner optimiser does."""
         return self.inner.advance(scalars, hyper)
@@ -215,8 +235,11 @@ class Proximal:
         self, weight: Tensor, gradient: Tensor, slots: Tensors, scalars: Tensors, hyper: Tensors
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """A step of the inner optimiser, pulled towards the anchor."""
-        pulled = gradient + hyper["mu"] * (weight - slots["anchor"])
-        return self.inner.update(weight, pulled, slots, scalars, hyper)
+        factor, away = self.factor(hyper), weight - slots["anchor"]
+        if factor is None:
+            return self.inner.update(weight, gradient + hyper["mu"] * away, slots, scalars, hyper)
+        # The step is a sum then: the pull first, so that a gradient that is a matrix product can be taken off at once.
+        return self.inner.update(weight - hyper["mu"] * factor * away, gradient, slots, scalars, hyper)
 
     @property
     def reach(self) -> float:

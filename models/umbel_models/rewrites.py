@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from umbel.errors import OperatorNotSupported
 from umbel_models import recurrent, resizing
 from umbel_models.attention import attend
+from umbel_models.class_loss import class_loss
 from umbel_models.dense_convolution import convolve
 
 
@@ -170,6 +171,9 @@ def _cross_entropy(
         if reduction == "none":
             raise OperatorNotSupported("cross_entropy of each place; take the mean or the sum")
         scores, target = scores.movedim(1, -1).reshape(-1, scores.shape[1]), target.reshape(-1)
+    plain = weight is None and not label_smoothing and size_average is None and reduce is None
+    if plain and reduction in ("mean", "sum") and scores.dim() == 2 and not target.is_floating_point():
+        return class_loss(scores, target, ignore_index, reduction == "mean")
     return F.cross_entropy(
         scores, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing=label_smoothing
     )

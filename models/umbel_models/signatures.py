@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad_and_value
+from torch.func import functional_call, vjp
 
 from umbel.errors import CannotCompile
 from umbel.manifest import NEXT_PREFIX
@@ -176,7 +176,7 @@ def _loss(spec: ModelSpec, state: State, named: Named) -> tuple[Tensor, tuple[Na
 
 def _train(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
     def train(named: Named) -> Named:
-        gradients, loss, count, tensors = _gradients(spec, state, named)
+        gradients, loss, count, tensors = _gradients(spec, state, named, spec.optimizer.factor(named))
         moved = _moved(spec, state, named | {COUNT: count}, gradients)
         moved |= {name: tensors[name[2:]] for name in state.buffers}
         return {NEXT_PREFIX + name: value for name, value in moved.items()} | {"loss": loss}
@@ -184,14 +184,18 @@ def _train(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
     return train
 
 
-def _gradients(spec: ModelSpec, state: State, named: Named) -> tuple[Named, Tensor, Tensor, Named]:
-    """Of a batch: the gradients, the mean loss, what it counts for, and the module's tensors after the call."""
+def _gradients(
+    spec: ModelSpec, state: State, named: Named, factor: Tensor | None = None
+) -> tuple[Named, Tensor, Tensor, Named]:
+    """Of a batch: gradients times `factor`, mean loss, what it counts for, and the module's tensors after the call."""
 
     def loss_of(trainable: Named) -> tuple[Tensor, tuple[Named, Tensor]]:
         return _loss(spec, state, named | trainable)
 
     weights = {name: named[name] for name in state.trainable}
-    gradients, (loss, (tensors, count)) = grad_and_value(loss_of, has_aux=True)(weights)
+    result: Any = vjp(loss_of, weights, has_aux=True)
+    loss, backwards, (tensors, count) = result
+    (gradients,) = backwards(torch.ones_like(loss) if factor is None else factor.to(loss.dtype))
     return gradients, loss, count, tensors
 
 
@@ -215,7 +219,7 @@ def _train_clipped(spec: ModelSpec, state: State, moving: Named, batch: Named, s
         raise CannotCompile(f"{spec.name!r}: gradients are clipped by example, and the module has {what}; leave it out")
 
     def each(named: Named) -> Named:
-        gradients, loss, _, _ = _gradients(spec, state, named)
+        gradients, loss, *_ = _gradients(spec, state, named)
         norm = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
         limit = named[EXAMPLE_CLIP]
         factor = limit / torch.maximum(norm, limit.clamp(min=1e-12))
@@ -224,7 +228,9 @@ def _train_clipped(spec: ModelSpec, state: State, moving: Named, batch: Named, s
 
     def train(named: Named) -> Named:
         count = named[SUM_PREFIX + COUNT]
-        gradients = {name: named[SUM_PREFIX + name] / count for name in state.trainable}
+        factor = spec.optimizer.factor(named)
+        share = (torch.ones([]) if factor is None else factor) / count
+        gradients = {name: named[SUM_PREFIX + name] * share for name in state.trainable}
         moved = _moved(spec, state, named | {COUNT: count}, gradients)
         new = {NEXT_PREFIX + name: value for name, value in moved.items()}
         return new | {"loss": named[SUM_PREFIX + "loss"] / count}

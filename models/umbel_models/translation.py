@@ -79,6 +79,17 @@ def unviewed(node: fx.Node) -> tuple[fx.Node, bool]:
     return found, True
 
 
+def dropped(view: fx.Node, source: fx.Node) -> list[int] | None:
+    """The dimensions that a view drops, if they are those of a sum that nothing else hangs on."""
+    if source.target is not torch.ops.aten.sum.dim_IntList or len(source.users) != 1:
+        return None
+    summed: Any = source.args[1]
+    sizes = _sizes(source)
+    axes = sorted(dim % len(sizes) for dim in summed)
+    left = [size for dim, size in enumerate(sizes) if dim not in axes]
+    return axes if axes and left == _sizes(view) else None
+
+
 def _source(node: fx.Node) -> fx.Node:
     source: Any = node.args[0]
     found: fx.Node = source

@@ -58,6 +58,8 @@ def export(lowered: Lowered, weights: External) -> bytes:
         _translate(lowered, writer, node)
     outputs = _declare_outputs(lowered, writer)
     lowered.require_open_batch("translating to ONNX")
+    if lowered.signature.name == "train":
+        writer.fold([output.name for output in outputs])
     nodes, constants = writer.used([output.name for output in outputs])
     external = [
         _external(name, lowered.signature.inputs[name], weights[name])
@@ -75,6 +77,7 @@ def _declare_inputs(lowered: Lowered, writer: Writer) -> list[ValueInfoProto]:
     declared = []
     for node, name in zip(placeholders, lowered.signature.inputs, strict=True):
         writer.values[node] = name
+        writer.shapes[name] = [str(size) for size in node.meta["val"].shape]
         summed = lowered.each is not None and name in lowered.each.outputs
         if name not in lowered.signature.weights and not summed:
             declared.append(_value_info(name, node.meta["val"]))
@@ -126,6 +129,8 @@ def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
             f"{error}"
         ) from error
     writer.values[node] = value
+    if isinstance(value, str) and isinstance(node.meta["val"], Tensor):
+        writer.shapes[value] = [str(size) for size in node.meta["val"].shape]
     if writes_in_place(node):
         # From here on the written tensor is the new one.
         writer.values[node.args[0]] = value  # type: ignore[index]

@@ -12,6 +12,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import fx
 
 from umbel.errors import OperatorNotSupported
+from umbel_models.onnx.folding import folded
 
 Handler = Callable[..., Any]
 """(writer, node, *args, **kwargs) -> the name of the node's value, or a list of names."""
@@ -83,6 +84,8 @@ class Writer:
         self.constants: dict[str, TensorProto] = {}
         self.values: dict[fx.Node, Any] = {}
         """What each ATen node became."""
+        self.shapes: dict[str, list[str]] = {}
+        """Of values by name; open sizes are symbols."""
         self.flat_indices: dict[fx.Node, str] = {}
         """Of each max-pooling, where its maxima lie in the whole tensor, as MaxUnpool wants it."""
         self._known: dict[object, str] = {}
@@ -167,6 +170,10 @@ class Writer:
         else:
             target = self.vector(sizes)
         return str(self.node("Reshape", value, target))
+
+    def fold(self, outputs: Sequence[str]) -> None:
+        """Let fewer nodes do the same; see `umbel_models.onnx.folding`."""
+        self.nodes = folded(self.used(outputs)[0], self.shapes)
 
     def used(self, outputs: Sequence[str]) -> tuple[list[NodeProto], list[TensorProto]]:
         """The nodes and constants that these outputs need, in order."""

@@ -12,7 +12,7 @@ from torch import fx
 
 from umbel.errors import OperatorNotSupported
 from umbel_models.onnx.graph import Writer, dtype_of, is_open, numpy_dtype, onnx_dtype, rank_of, shape_of, translates
-from umbel_models.translation import unviewed
+from umbel_models.translation import dropped, unviewed
 
 aten = torch.ops.aten
 _FAR = 2**62
@@ -71,7 +71,11 @@ def _item(w: Writer, n: fx.Node, x: fx.Node, index: int) -> Any:
 @translates(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 def _view(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any]) -> Any:
     source, same = unviewed(n)
-    return w.name(source) if same else w.reshape(source, sizes)
+    if same:
+        return w.name(source)
+    if (axes := dropped(n, source)) is not None:
+        return w.node("ReduceSum", *source.args[:1], w.ints(*axes), keepdims=0)
+    return w.reshape(source, sizes)
 
 
 @translates(aten.permute.default)

@@ -71,7 +71,6 @@ def over_steps(bundle: Bundle, *, moving: Collection[str] | None = None, with_dr
         require_no_memory(manifest)
     drift = tuple(name for name in state if with_drift and name.startswith("p_"))
     model = onnx.load(str(bundle.graph_path(NAME, "train")), load_external_data=False)
-    _fold_descent(model.graph)
     batched = [spec.name for spec in (*manifest.inputs, *manifest.targets)]
     graph = _scan(model.graph, state, batched, drift)
     wrapped = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
@@ -204,63 +203,3 @@ def _needed(nodes: list[NodeProto], ends: list[str]) -> list[NodeProto]:
             stack.append((name, True))
             stack.extend((need, False) for need in reversed(_needs(node)) if need not in done)
     return ordered
-
-
-def _fold_descent(graph: GraphProto) -> None:
-    """`w - lr * (a @ b)` as one `Gemm`: a dense weight is then read once and written once, not three times each."""
-    makers = {name: node for node in graph.node for name in node.output}
-    # A `Gemm` takes matrices only.
-    matrices = {value.name for value in graph.input if len(value.type.tensor_type.shape.dim) == 2}
-    folded: list[NodeProto] = []
-    for node in graph.node:
-        is_descent = node.op_type == "Sub" and node.input[0].startswith("p_") and node.input[0] in matrices
-        folded += (is_descent and _folded(node, makers)) or [node]
-    del graph.node[:]
-    graph.node.extend(folded)
-
-
-def _folded(node: NodeProto, makers: dict[str, NodeProto]) -> list[NodeProto] | None:
-    """The two nodes instead of a `Sub` from a weight, if what it takes off is `lr` times a product."""
-    scaled = makers.get(node.input[1])
-    if scaled is None or scaled.op_type != "Mul" or scaled.input[0] != "lr":
-        return None
-    product, is_turned = _before_turns(scaled.input[1], makers)
-    if product is None or product.op_type != "MatMul":
-        return None
-    left, left_turned = _unturned(product.input[0], makers)
-    right, right_turned = _unturned(product.input[1], makers)
-    # The factor of the gradient of the outputs is the small one: it is the left one in `dy.T @ x`.
-    small = node.output[0] + "@scaled"
-    scale = helper.make_node("Mul", ["lr", left], [small])
-    if is_turned:
-        first, first_turned, second, second_turned = right, not right_turned, small, not left_turned
-    else:
-        first, first_turned, second, second_turned = small, left_turned, right, right_turned
-    gemm = helper.make_node(
-        "Gemm",
-        [first, second, node.input[0]],
-        list(node.output),
-        alpha=-1.0,
-        beta=1.0,
-        transA=int(first_turned),
-        transB=int(second_turned),
-    )
-    return [scale, gemm]
-
-
-def _is_turn(node: NodeProto | None) -> bool:
-    return node is not None and node.op_type == "Transpose" and [*node.attribute[0].ints] == [1, 0]
-
-
-def _before_turns(name: str, makers: dict[str, NodeProto]) -> tuple[NodeProto | None, bool]:
-    is_turned = False
-    while _is_turn(makers.get(name)):
-        name, is_turned = makers[name].input[0], not is_turned
-    return makers.get(name), is_turned
-
-
-def _unturned(name: str, makers: dict[str, NodeProto]) -> tuple[str, bool]:
-    node = makers.get(name)
-    if node is not None and _is_turn(node):
-        return node.input[0], True
-    return name, False

@@ -1,0 +1,129 @@
+"""A training graph does in few operators what its author wrote, and not a number of it changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from umbel.bundle import Bundle
+from umbel.errors import RuntimeFailure
+from umbel.runtime.named import runtime_named
+from umbel_models.compile import compile_model
+from umbel_models.onnx.folding import folded
+from umbel_models.optimizers import SGD, Adam, Optimizer, Proximal
+from umbel_models.spec import ModelSpec
+
+RUNTIMES = ("onnx", "litert")
+
+
+def dense(loss: Any = F.cross_entropy, optimizer: Optimizer | None = None) -> ModelSpec:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    targets = {"y": torch.tensor([0, 1, 3, 4] * 3)}
+    return ModelSpec("dense", net, loss, {"x": torch.randn(12, 6)}, targets, optimizer=optimizer or SGD(0.1))
+
+
+def operators(bundle: Bundle) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(str(bundle.graph_path("onnx", "train"))).graph.node)
+
+
+def moved_by_torch(spec: ModelSpec, y: Tensor) -> tuple[float, list[Tensor]]:
+    weights = [p.detach().clone().requires_grad_() for p in spec.module.parameters()]
+    named = dict(zip([name for name, _ in spec.module.named_parameters()], weights, strict=True))
+    loss = spec.loss(torch.func.functional_call(spec.module, named, tuple(spec.inputs.values())), y)
+    gradients = torch.autograd.grad(loss, weights)
+    return float(loss.detach()), [
+        weight.detach() - 0.1 * slope for weight, slope in zip(weights, gradients, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("ignored", [-100, 2])
+def test_an_example_without_a_class_weighs_nothing(runtime: str, reduction: str, ignored: int, tmp_path: Path) -> None:
+    spec = dense(lambda out, y: F.cross_entropy(out, y, ignore_index=ignored, reduction=reduction))
+    y = torch.tensor([0, ignored, 1, 4, ignored, 3, 3, ignored, 0, 1, 4, ignored])
+    bundle = compile_model(spec, tmp_path, (runtime,)).bundle
+    session = runtime_named(runtime).train(bundle, bundle.weights())
+    loss, expected = moved_by_torch(spec, y)
+    assert session.step({"x": spec.inputs["x"].numpy()}, {"y": y.numpy()}) == pytest.approx(loss, rel=1e-5)
+    for (name, _), weight in zip(spec.module.named_parameters(), expected, strict=True):
+        np.testing.assert_allclose(session.weights()[f"p_{name}"], weight.numpy(), atol=1e-6)
+
+
+def test_a_target_that_is_no_class_is_an_error_and_moves_nothing(tmp_path: Path) -> None:
+    spec = dense()
+    bundle = compile_model(spec, tmp_path, ("onnx",)).bundle
+    session = runtime_named("onnx").train(bundle, bundle.weights())
+    with pytest.raises(RuntimeFailure, match="train"):
+        session.step({"x": spec.inputs["x"].numpy()}, {"y": np.full(12, 5)})
+    assert session.weights() == bundle.shared_weights()
+
+
+@pytest.mark.parametrize("settings", [{"label_smoothing": 0.1}, {"weight": torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])}])
+def test_smoothed_labels_and_weighted_classes_are_torchs_own(settings: dict[str, Any], tmp_path: Path) -> None:
+    compiled = compile_model(dense(lambda out, y: F.cross_entropy(out, y, **settings)), tmp_path, RUNTIMES)
+    assert all(found.train_short < 1e-5 for found in compiled.parity.values())
+
+
+def test_a_descent_of_a_dense_layer_is_one_operator(tmp_path: Path) -> None:
+    found = operators(compile_model(dense(), tmp_path, ("onnx",)).bundle)
+    assert (found["Gemm"], found["MatMul"], found["Sub"]) == (4, 1, 2), "two forth, two descents, one back, two biases"
+    assert not found["Reshape"], "a bias takes the sum over the batch as it comes"
+
+
+def test_the_learning_rate_is_multiplied_in_once(tmp_path: Path) -> None:
+    bundle = compile_model(dense(optimizer=Proximal(SGD(0.1))), tmp_path, ("onnx",)).bundle
+    nodes = onnx.load(str(bundle.graph_path("onnx", "train"))).graph.node
+    assert sum("lr" in node.input for node in nodes) == 2, "for the gradients, and for the pull to the anchor"
+
+
+@pytest.mark.parametrize(
+    "optimizer", [Adam(0.01), Proximal(Adam(0.01)), SGD(0.1, momentum=0.9), Proximal(SGD(0.1), 0.3)]
+)
+def test_optimisers_with_a_memory_see_gradients_as_they_are(optimizer: Optimizer, tmp_path: Path) -> None:
+    compiled = compile_model(dense(optimizer=optimizer), tmp_path, RUNTIMES)
+    assert all(found.train_short < 1e-5 for found in compiled.parity.values())
+
+
+def test_a_clipped_descent_takes_the_mean_of_what_was_clipped(tmp_path: Path) -> None:
+    compiled = compile_model(replace(dense(), clip_examples=0.5), tmp_path, RUNTIMES)
+    assert all(found.train_short < 1e-5 for found in compiled.parity.values())
+
+
+SHAPES = {"a": ["4", "3"], "b": ["3", "2"], "at": ["3", "4"], "bt": ["2", "3"], "p": ["4", "2"], "c": ["4", "2"]}
+
+
+def product_and(kind: str, *operands: str) -> list[onnx.NodeProto]:
+    make = onnx.helper.make_node
+    return [
+        make("Transpose", ["at"], ["a"], perm=[1, 0]),
+        make("Transpose", ["bt"], ["b"], perm=[1, 0]),
+        make("MatMul", ["a", "b"], ["p"]),
+        make(kind, list(operands), ["y"]),
+    ]
+
+
+@pytest.mark.parametrize(("kind", "operands", "sign"), [("Sub", "cp", -1.0), ("Add", "cp", 1.0), ("Add", "pc", 1.0)])
+def test_a_product_goes_into_a_sum_with_its_transposes(kind: str, operands: str, sign: float) -> None:
+    last = folded(product_and(kind, *operands), SHAPES | {"y": ["4", "2"]})[-1]
+    settings = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in last.attribute}
+    assert (last.op_type, list(last.input)) == ("Gemm", ["at", "bt", "c"])
+    assert settings == {"alpha": sign, "transA": 1, "transB": 1}
+
+
+def test_a_product_stays_apart_where_a_sum_is_another_thing() -> None:
+    taken_off = product_and("Sub", "p", "c")
+    broadcast = product_and("Add", "p", "c")
+    used_twice = [*product_and("Add", "p", "c"), onnx.helper.make_node("Relu", ["p"], ["z"])]
+    for nodes, shapes in ((taken_off, {}), (broadcast, {"c": ["2"]}), (used_twice, {}), (broadcast, {"y": []})):
+        assert folded(nodes, SHAPES | {"y": ["4", "2"]} | shapes) == nodes
