@@ -19,7 +19,7 @@ from torch import fx
 
 from umbel.errors import OperatorNotSupported
 from umbel_models.convolution import per_dimension
-from umbel_models.litert.graph import Shape, Writer, dtype_of, shape_of, translates
+from umbel_models.litert.graph import Shape, Writer, shape_of, translates
 from umbel_models.litert.shapes import cut, padded
 
 aten = torch.ops.aten

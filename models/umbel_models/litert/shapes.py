@@ -182,7 +182,7 @@ def cut(w: Writer, number: int, dim: int, bounds: tuple[int, int, int], size: An
 
 
 def _every(w: Writer, number: int, dim: int, start: int, step: int, size: int) -> int:
-    """Every step-th from start, by a dimension of its own for what a step goes over: LiteRT picks one by one otherwise."""
+    """Every step-th from start, by a dimension of its own for each step; LiteRT would pick one after the other."""
     shape = list(w.shape(number))
     whole, length = (start // step + size) * step, shape[dim]
     if whole > length:
