@@ -80,4 +80,4 @@ def test_what_has_constant_weights_is_a_layer_and_what_has_not_is_a_product(tmp_
 
 def test_windows_of_a_convolution_are_unfolded_once_for_answer_and_gradient(tmp_path: Path) -> None:
     bundle = compiled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(36, 3)), (3, 5, 5), tmp_path)
-    assert operators(bundle, "train")["CONCATENATION"] == operators(bundle, "evaluate")["CONCATENATION"] >= 2
+    assert operators(bundle, "train")["CONCATENATION"] == 2  # columns, then rows
