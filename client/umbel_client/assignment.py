@@ -125,7 +125,7 @@ class Assignments:
         state, now = self._kit.memory.state, self._kit.clock.now()
         if session.assignment.plan.kind is Kind.TRAIN:
             state = replace(state, last_contribution=now)
-        self._kit.memory.put(replace(state, contributions=state.contributions + 1))
+        self._kit.memory.note(replace(state, contributions=state.contributions + 1))
         return self._end(session.after(Event.REPORT_ACCEPTED), window)
 
     def abandon(self, session: Session) -> None:

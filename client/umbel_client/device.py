@@ -39,7 +39,7 @@ from umbel_client.backoff import retry_window
 from umbel_client.channel import Channel
 from umbel_client.enrolment import Identity, IdentityKeeper, load_identity
 from umbel_client.examples import INPUT, TARGET, Arrays, ExampleStore, as_arrays
-from umbel_client.files import Disk
+from umbel_client.files import Disk, make_folder
 from umbel_client.health import AnswerTimes, health_of
 from umbel_client.idle import Eligible, IdlePolicy, Verdict, Waiting
 from umbel_client.kit import Kit, Memory, Offload, only_visitor
@@ -106,7 +106,7 @@ class Device:
             MalformedMessage: a file in `home` is damaged; the message says which.
         """
         home = Path(home)
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(home, 0o700)
         clock, disk = clock or SystemClock(), disk or Disk()
         identities = IdentityKeeper(home, identity or load_identity(home), disk)
         kit = Kit(
@@ -239,7 +239,9 @@ class Device:
             self._prove()
             verdict = self.verdict()
             if isinstance(verdict, Waiting):
-                return self._leave(Ending.WAITED, WAITING_WINDOW, reasons=verdict.reasons)
+                visit = self._leave(Ending.WAITED, WAITING_WINDOW, reasons=verdict.reasons)
+                self._kit.memory.put(self._kit.memory.state)
+                return visit
             before = self._kit.traffic
             try:
                 return await self._visit(verdict)
@@ -335,7 +337,8 @@ class Device:
                 health=health_of(kit, self._answering.current, self._times),
             )
         )
-        kit.memory.put(state.told(len(state.sessions), len(state.outcomes)))
+        # What is told again, should the process end before the next change is saved, counts twice at the most.
+        kit.memory.note(state.told(len(state.sessions), len(state.outcomes)))
         return reply
 
     def _ended(self, ended: Ended, release: ReleaseOutcome | None) -> Visit:
@@ -362,10 +365,11 @@ class Device:
         next_wake = window.draw(generator("wake", self._kit.device, state.visits), now)
         words = f"{error.code}: {error}" if error else self._adoption.refusal
         visits = state.visits + 1
-        self._kit.memory.put(replace(state, next_wake=next_wake, visits=visits, failures=failures, last_error=words))
+        self._kit.memory.note(replace(state, next_wake=next_wake, visits=visits, failures=failures, last_error=words))
         return Visit(ending, now, next_wake, reasons, release, session, error)
 
     def _book(self, up: int, down: int) -> None:
+        """Book the visit's traffic, and save with it what was noted on the way."""
         traffic = self._kit.traffic
         state = self._kit.memory.state
         self._kit.memory.put(state.spent(self._kit.clock.now(), up=traffic.up - up, down=traffic.down - down))

@@ -7,7 +7,7 @@ known before the first byte is sent, so the token goes to nobody else.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -50,14 +50,14 @@ class Identity:
     channel: str = STABLE
     release_root: bytes = b""
     """TUF root metadata that was pinned at enrolment; empty where the release key alone is trusted."""
+    device_id: DeviceId = field(init=False)
+    """That belongs to the key; worked out once, since parsing a key costs as much as the rest of opening a device."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device_id", id_of_key(_key(self.private_key).public_key()))
 
     def __repr__(self) -> str:
         return f"Identity(device={self.device_id!r}, population={self.population!r})"
-
-    @property
-    def device_id(self) -> DeviceId:
-        """The id that belongs to the key."""
-        return id_of_key(_key(self.private_key).public_key())
 
     def renewal_due(self, now: float) -> bool:
         """Whether two thirds of the certificate's life are over.

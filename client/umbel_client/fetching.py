@@ -43,7 +43,7 @@ async def fetch_bundle(kit: Kit, release: Release, deltas: tuple[FileDelta, ...]
     try:
         return await fetching.bundle(release)
     finally:
-        kit.memory.put(replace(kit.memory.state, fetched=kit.memory.state.fetched + fetching.fetched))
+        kit.memory.note(replace(kit.memory.state, fetched=kit.memory.state.fetched + fetching.fetched))
 
 
 class _Fetching:

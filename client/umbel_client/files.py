@@ -3,6 +3,9 @@
 A file is replaced whole or not at all: written beside its place and moved over. A process that dies between any two
 steps leaves the old file or the new one. Durable writes are flushed to the medium too, file and folder, and hold when
 the power goes; they cost milliseconds, so what a device can do without is written the quick way.
+
+A visit reads and writes a dozen of them, each of a few hundred bytes: they go by the system's own calls, since `Path`
+and buffered files would cost several times what the work itself does.
 """
 
 from __future__ import annotations
@@ -28,17 +31,20 @@ class Disk:
 
     def write(self, path: Path, data: bytes, mode: int = PRIVATE, *, durable: bool = True) -> None:
         """Put `data` at `path`, whole or not at all."""
-        beside = path.with_name(path.name + BESIDE)
-        self._on_step(f"create {path.name}")
+        place, name = str(path), path.name
+        beside = place + BESIDE
+        self._on_step(f"create {name}")
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            self._on_step(f"write {path.name}")
-            file.write(data)
-            file.flush()
+        try:
+            self._on_step(f"write {name}")
+            _write_all(descriptor, data)
             if durable:
-                self._on_step(f"flush {path.name}")
-                os.fsync(file.fileno())
-        self.move(beside, path)
+                self._on_step(f"flush {name}")
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self._on_step(f"replace {name}")
+        os.replace(beside, place)  # noqa: PTH105 - see above
         if durable:
             self.flush_folder(path.parent)
 
@@ -61,6 +67,31 @@ class Disk:
         """Bring a file's bytes to the medium."""
         self._on_step(f"flush {path.name}")
         _flush(path)
+
+
+def read(path: Path) -> bytes:
+    """All of a small file; raises `OSError` if there is none."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        data = os.read(descriptor, size)
+        while len(data) < size and (more := os.read(descriptor, size - len(data))):
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder and those above it, unless it is there: which it nearly always is."""
+    if not os.path.isdir(path):  # noqa: PTH112 - see above
+        path.mkdir(mode, parents=True, exist_ok=True)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
 
 
 def _flush(path: Path) -> None:

@@ -20,13 +20,13 @@ from umbel.sealing import SEALED
 from umbel_client.channel import Channel, Traffic
 from umbel_client.enrolment import Identity, IdentityKeeper
 from umbel_client.examples import ExampleStore, Split
-from umbel_client.files import Disk
+from umbel_client.files import Disk, read
 from umbel_client.idle import IdlePolicy
 from umbel_client.listing import Listing
 from umbel_client.personal import PersonalSettings
 from umbel_client.private import Pinned, Pinning, PrivacyPolicy
 from umbel_client.shelf import Shelf
-from umbel_client.state import DeviceState, Known, load_known, load_state, save_known, save_state
+from umbel_client.state import DeviceState, Known, load_known, save_known, state_from_bytes, state_to_bytes
 from umbel_client.status import StatusSource
 
 if TYPE_CHECKING:
@@ -43,26 +43,34 @@ class Offload(Protocol):
 
 
 class Memory:
-    """The device's state and the releases it knows, saved at each change.
+    """The device's state and the releases it knows, saved at each change that a next step builds on.
 
     Raises:
         MalformedMessage: the file of known releases is damaged.
     """
 
-    state: DeviceState
     known: Known
 
     def __init__(self, home: Path, disk: Disk) -> None:
         self._state_file = home / "state.json"
         self._known_file = home / "known.json"
         self._disk = disk
+        self.state = self._saved = DeviceState()
+        self._content = b""
+        """Of the file, when it was last read or written."""
         self.refresh()
 
+    def note(self, state: DeviceState) -> None:
+        """Remember `state` from now on, and on disk from the next `put` on: a visit ends with one."""
+        self.state = state
+
     def put(self, state: DeviceState) -> None:
-        """Remember `state` from now on."""
-        if state != self.state:
-            save_state(self._state_file, state, self._disk)
-            self.state = state
+        """Remember `state` from now on, also when the process ends here."""
+        if state != self._saved:
+            content = state_to_bytes(state)
+            self._disk.write(self._state_file, content, durable=False)
+            self._saved, self._content = state, content
+        self.state = state
 
     def know(self, known: Known) -> None:
         """Know these releases from now on, through any power cut."""
@@ -72,7 +80,13 @@ class Memory:
 
     def refresh(self) -> None:
         """Take over what another process wrote meanwhile."""
-        self.state = load_state(self._state_file)
+        try:
+            content = read(self._state_file)
+        except OSError:
+            content = b""
+        if content != self._content:
+            self._content, self._saved = content, state_from_bytes(content)
+        self.state = self._saved
         self.known = load_known(self._known_file)
 
 

@@ -33,7 +33,7 @@ from umbel.sealing import SignedDescriptor
 from umbel.secure_sum import Fresh, Participant, encode_update, seal_report
 from umbel.update import Update
 from umbel.visit import Assignment
-from umbel_client.files import Disk
+from umbel_client.files import Disk, read
 
 FILE: Final = "helper.json"
 RENEW_AT: Final = 2 / 3
@@ -93,7 +93,7 @@ def save_pinned(home: Path, pinned: Pinned, disk: Disk | None = None) -> None:
 def load_pinned(home: Path) -> Pinned | None:
     """The helper pinned in a home; None if there is none. A damaged file is refused, not taken for none."""
     try:
-        tree = json.loads((home / FILE).read_bytes())
+        tree = json.loads(read(home / FILE))
         certificate = ParticipantCertificate(
             bytes.fromhex(tree["public_key"]), int(tree["not_after_ms"]), bytes.fromhex(tree["signature"])
         )

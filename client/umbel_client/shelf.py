@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage, OutOfB
 from umbel.file_delta import FileDelta
 from umbel.manifest import FileRef, Manifest
 from umbel.weights import Weights
-from umbel_client.files import BESIDE, Disk
+from umbel_client.files import BESIDE, Disk, make_folder, read
 from umbel_client.slots import Personal as Personal
 from umbel_client.slots import Slot as Slot
 from umbel_client.slots import Slots, slots_from_tree
@@ -46,8 +46,10 @@ class Shelf:
         self._lock_file = folder / "slots.lock"
         self._limit = limit
         self._disk = disk or Disk()
+        self._read_slots = b"", Slots()
+        """The file's content when it was last read, and what it says: one value, for any thread."""
         for made in (self._blobs, self._own):
-            made.mkdir(parents=True, exist_ok=True)
+            make_folder(made)
 
     # Slots.
 
@@ -55,9 +57,13 @@ class Shelf:
     def slots(self) -> Slots:
         """What the slots hold; all empty on a new shelf, or when their file was lost."""
         try:
-            return slots_from_tree(json.loads(self._slots_file.read_bytes()))
+            content, (before, slots) = read(self._slots_file), self._read_slots
+            if content != before:
+                slots = slots_from_tree(json.loads(content))
+                self._read_slots = content, slots
         except (OSError, ValueError, KeyError, TypeError, MalformedMessage):
             return Slots()
+        return slots
 
     def switch(self, slots: Slots) -> None:
         """Let `slots` serve from now on, in one step; personal weights that a slot named, and none does now, go."""
@@ -84,6 +90,7 @@ class Shelf:
         """Forget all personal weights, at once and for good."""
         self.change(Slots.without_personal)
         self._drop_own(kept=set())
+        self._disk.flush_folder(self._own)
 
     def put_personal(self, weights: Weights) -> Digest:
         """Keep weights that were fine-tuned here, until a switch that doesn't name them."""
@@ -99,9 +106,11 @@ class Shelf:
         return Weights.from_bytes(path.read_bytes())
 
     def _drop_own(self, kept: set[str]) -> None:
-        for path in (path for path in self._own.iterdir() if path.name not in kept):
-            self._disk.remove(path)
-        self._disk.flush_folder(self._own)
+        gone = [name for name in os.listdir(self._own) if name not in kept]  # noqa: PTH208 - nearly always none
+        for name in gone:
+            self._disk.remove(self._own / name)
+        if gone:
+            self._disk.flush_folder(self._own)
 
     # Blobs.
 
@@ -115,7 +124,7 @@ class Shelf:
 
     def holds(self, digest: Digest) -> bool:
         """Whether the blob is here, whole."""
-        return self.path(digest).is_file()
+        return os.path.isfile(self.path(digest))  # noqa: PTH113 - asked a dozen times for each bundle
 
     def put(self, data: bytes) -> Digest:
         """Keep some bytes under their digest."""
@@ -212,29 +221,39 @@ class Shelf:
         bundles = {*in_use, *self.held_bundles(), *(own.bundle for own in kept)}
         pinned = set[str]().union(*(self._blobs_of(bundle) for bundle in bundles))
         self._drop_own(kept=_own_weights(slots))
-        files = [path for path in self._blobs.iterdir() if path.name not in pinned]
-        for path in (path for path in files if path.name.endswith(BESIDE)):
-            path.unlink(missing_ok=True)
-        total = sum(path.stat().st_size for path in self._blobs.iterdir())
-        for path in sorted((path for path in files if path.exists()), key=lambda path: path.stat().st_mtime_ns):
+        sizes: dict[tuple[int, str], int] = {}
+        with os.scandir(self._blobs) as found:
+            for entry in found:
+                if entry.name.endswith(BESIDE):
+                    self.path(Digest(entry.name)).unlink(missing_ok=True)
+                else:
+                    facts = entry.stat()
+                    sizes[facts.st_mtime_ns, entry.name] = facts.st_size
+        total = sum(sizes.values())
+        if total > self._limit:
+            self._make_room(total, {key: size for key, size in sizes.items() if key[1] not in pinned})
+
+    def _make_room(self, total: int, sizes: Mapping[tuple[int, str], int]) -> None:
+        """Drop blobs, given as (when last used, name) -> size, until those that take `total` bytes fit the limit."""
+        for (_, name), size in sorted(sizes.items()):
             if total <= self._limit:
                 break
-            total -= path.stat().st_size
-            path.unlink(missing_ok=True)
+            total -= size
+            self.path(Digest(name)).unlink(missing_ok=True)
 
     def _blobs_of(self, bundle: Digest) -> set[str]:
         try:
-            manifest = Manifest.from_bytes(self.path(bundle).read_bytes())
+            manifest = Manifest.from_bytes(read(self.path(bundle)))
         except (OSError, UmbelError):
             return {bundle}
         return {bundle, *(ref.digest for ref in manifest.files.values())}
 
     def _read(self, digest: Digest) -> bytes:
         self._verified(self.path(digest), digest)
-        return self.path(digest).read_bytes()
+        return read(self.path(digest))
 
     def _verified(self, path: Path, digest: Digest) -> None:
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - as in `holds`
             raise BundleInvalid(f"blob {digest} isn't on this device's shelf; fetch the bundle again")
         if digest_of_file(path) != digest:
             path.unlink()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from umbel.digests import Digest, parse_digest
 from umbel.errors import MalformedMessage
 from umbel.fields import MAX_ENTRIES, as_text
 from umbel.visit import Outcome, ReleaseOutcome, SessionRecord
-from umbel_client.files import Disk
+from umbel_client.files import Disk, read
 from umbel_client.idle import DAY_SECONDS, History
 from umbel_client.trust import Seen
 
@@ -66,8 +66,7 @@ class Fetched:
     """Of graphs for runtimes that this device doesn't run."""
 
     def __add__(self, other: Fetched) -> Fetched:
-        mine, more = astuple(self), astuple(other)
-        return Fetched(*(one + another for one, another in zip(mine, more, strict=True)))
+        return Fetched(*(getattr(self, name) + getattr(other, name) for name in Fetched.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,17 +169,17 @@ class DeviceState:
         return replace(self, sessions=self.sessions[sessions:], outcomes=self.outcomes[outcomes:])
 
 
-def load_state(path: Path) -> DeviceState:
-    """The history in a file; a new device's when there is no file, or it is damaged."""
+def state_from_bytes(data: bytes) -> DeviceState:
+    """The history in a file; a new device's if it is damaged."""
     try:
-        return _from_tree(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MalformedMessage):
+        return _from_tree(json.loads(data))
+    except (ValueError, KeyError, TypeError, AttributeError, MalformedMessage):
         return DeviceState()
 
 
-def save_state(path: Path, state: DeviceState, disk: Disk) -> None:
-    """Replace the history's file."""
-    disk.write(path, json.dumps(_fields_of(state), default=_plain).encode(), durable=False)
+def state_to_bytes(state: DeviceState) -> bytes:
+    """The content of the history's file."""
+    return json.dumps(_fields_of(state), default=_plain).encode()
 
 
 def _plain(value: object) -> object:
@@ -189,7 +188,13 @@ def _plain(value: object) -> object:
 
 def _fields_of(value: Any) -> dict[str, Any]:
     # `asdict` would copy all of it first, at every visit.
-    return {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    return {name: getattr(value, name) for name in _NAMES[type(value)]}
+
+
+_NAMES: Final = {
+    kind: tuple(entry.name for entry in fields(kind))
+    for kind in (DeviceState, Scores, SessionRecord, ReleaseOutcome, Decided, Fetched)
+}
 
 
 def load_known(path: Path) -> Known:
@@ -199,7 +204,7 @@ def load_known(path: Path) -> Known:
         MalformedMessage: the file is damaged.
     """
     try:
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(read(path))
         seen = {key: Seen(int(entry["number"]), parse_digest(entry["bundle"])) for key, entry in tree["seen"].items()}
         return Known(str(tree["model"]), seen)
     except FileNotFoundError:

@@ -12,6 +12,7 @@ from umbel.errors import DigestMismatch, MalformedMessage
 Digest = NewType("Digest", str)
 """64 lower-case hex digits: the SHA-256 of some bytes."""
 
+_PIECE = 256 << 10
 _FORM = re.compile(r"[0-9a-f]{64}")
 
 
@@ -22,8 +23,11 @@ def digest_of(data: bytes | memoryview) -> Digest:
 
 def digest_of_file(path: Path) -> Digest:
     """The name of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return Digest(hashlib.file_digest(file, "sha256").hexdigest())
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return Digest(digest.hexdigest())
 
 
 def parse_digest(text: str) -> Digest:

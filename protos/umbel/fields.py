@@ -36,6 +36,8 @@ def text(value: str, what: str) -> str:
 
 def as_text(value: str) -> str:
     """Make words for a person pass `text`: unprintable characters become blanks, what is too long is cut."""
+    if len(value) <= MAX_TEXT and value.isprintable():
+        return value
     return "".join(letter if letter.isprintable() else " " for letter in value[:MAX_TEXT])
 
 

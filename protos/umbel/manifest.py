@@ -25,6 +25,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from umbel.digests import Digest, digest_of, parse_digest
@@ -171,13 +172,19 @@ class Manifest:
         """
         if len(data) > MAX_MANIFEST_BYTES:
             raise MalformedMessage(f"a manifest of {len(data)} bytes; the limit is {MAX_MANIFEST_BYTES}")
-        try:
-            tree = json.loads(data)
-            if tree["format"] != FORMAT:
-                raise BundleInvalid(f"manifest format {tree['format']} is not known here; update umbel")
-            return _from_tree(tree)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise MalformedMessage(f"not a manifest: {type(error).__name__}: {error}") from error
+        return _read(data)
+
+
+@lru_cache(maxsize=8)
+def _read(data: bytes) -> Manifest:
+    # The same few manifests are read again and again: thrice on a visit that trains, at each check-in of a deployment.
+    try:
+        tree = json.loads(data)
+        if tree["format"] != FORMAT:
+            raise BundleInvalid(f"manifest format {tree['format']} is not known here; update umbel")
+        return _from_tree(tree)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise MalformedMessage(f"not a manifest: {type(error).__name__}: {error}") from error
 
 
 _SPEC_FIELDS: Final = ("inputs", "targets", "outputs", "trainable", "buffers", "frozen", "slots")

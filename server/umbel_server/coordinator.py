@@ -263,14 +263,14 @@ class Coordinator:
 
     async def run_cohort(self, task: str, order: CohortOrder, longest: float | None = None) -> Answers:
         """Run one cohort of a driven task; see `umbel_server.cohort.run_cohort`."""
-        return await cohort.run_cohort(self._runner(task), order, longest, self.wake)
+        return await cohort.run_cohort(self.runner(task), order, longest, self.wake)
 
     def devices_of(self, task: str) -> list[DeviceId]:
         """The devices that a program may ask: those of the task's population that have called lately."""
         now = self._clock.now()
         self.fleet.flush(now)
         with self.store.reading() as connection:
-            return fleet.lately(connection, self._runner(task).task.population, now)
+            return fleet.lately(connection, self.runner(task).task.population, now)
 
     # Time.
 
@@ -343,7 +343,8 @@ class Coordinator:
         }
         self._blobs.sweep_spool(counted, drop_partial=not rounds)
 
-    def _runner(self, task: str) -> TaskRunner:
+    def runner(self, task: str) -> TaskRunner:
+        """What runs a task's rounds; raises `NotFound`."""
         if task not in self._runners:
             raise NotFound(f"no task is called {task!r}; `umbel tasks list` shows what there is")
         return self._runners[task]

@@ -71,7 +71,7 @@ class DeviceGateway:
             raise OutOfBounds(f"offset {message.offset} lies beyond the blob's {size} bytes; begin again at 0")
         with self._stream(device.id):
             response = pb.FetchResponse(total_size=size)
-            async for chunk in _read(path, message.offset):
+            async for chunk in _read(path, message.offset, size):
                 response.chunk = chunk
                 self._coordinator.count_fetched(len(chunk), digest)
                 yield response
@@ -135,11 +135,17 @@ class EnrolmentGateway:
         )
 
 
-async def _read(path: Path, offset: int) -> AsyncIterator[bytes]:
-    with await asyncio.to_thread(path.open, "rb") as file:
+async def _read(path: Path, offset: int, size: int) -> AsyncIterator[bytes]:
+    # Opened anew for each chunk: most files are one, and to go to a thread and back costs more than to open.
+    while offset < size and (chunk := await asyncio.to_thread(_piece, path, offset)):
+        offset += len(chunk)
+        yield chunk
+
+
+def _piece(path: Path, offset: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
         file.seek(offset)
-        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-            yield chunk
+        return file.read(CHUNK_BYTES)
 
 
 def _chunk(message: pb.ReportRequest | None, offset: int) -> bytes:

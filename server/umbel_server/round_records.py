@@ -16,6 +16,13 @@ OPEN = (RoundState.COLLECTING.value, RoundState.AGGREGATING.value, RoundState.VA
 # Made once: to put such a statement together costs more than to run it.
 _NEW_SESSION = SESSIONS.insert()
 _CHANGED_SESSION = SESSIONS.update().where(SESSIONS.c.id == sa.bindparam("of"))
+_CHANGED_ROUND = ROUNDS.update().where(
+    ROUNDS.c.task == sa.bindparam("of_task"),
+    ROUNDS.c.number == sa.bindparam("of_number"),
+    ROUNDS.c.kind == sa.bindparam("of_kind"),
+)
+_SESSION_OF_REPORT = sa.select(SESSIONS.c.id).where(SESSIONS.c.report_id == sa.bindparam("report"))
+_SESSION = sa.select(SESSIONS).where(SESSIONS.c.id == sa.bindparam("session"))
 
 
 def open_round(connection: sa.Connection, opened: Round) -> None:
@@ -34,7 +41,8 @@ def save(connection: sa.Connection, before: Round, after: Round, now: float, act
         elif known is not session:
             connection.execute(_CHANGED_SESSION, _session_row(after.key, session) | {"of": session.id})
     if _facts(after) != _facts(before):
-        connection.execute(ROUNDS.update().where(_is(after.key)).values(_round_row(after)))
+        of = {"of_task": after.key.task, "of_number": after.key.number, "of_kind": after.key.kind.value}
+        connection.execute(_CHANGED_ROUND, _round_row(after) | of)
     if after.state is not before.state:
         action = f"round.{after.state.value}"
         audit.append(connection, now, actor, action, str(after.key), _audit_body(after))
@@ -80,13 +88,14 @@ def last_number(connection: sa.Connection, task: str) -> int:
 
 def find_session(connection: sa.Connection, session_id: str) -> Session | None:
     """One session of any round, over or not."""
-    row = connection.execute(sa.select(SESSIONS).where(SESSIONS.c.id == session_id)).first()
+    row = connection.execute(_SESSION, {"session": session_id}).first()
     return _session(row) if row else None
 
 
 def session_of_report(connection: sa.Connection, report_id: str) -> str | None:
     """The session that a report counts for, in any round, over or not."""
-    return connection.scalar(sa.select(SESSIONS.c.id).where(SESSIONS.c.report_id == report_id))
+    found: str | None = connection.scalar(_SESSION_OF_REPORT, {"report": report_id})
+    return found
 
 
 def report_delays(connection: sa.Connection, task: str, kind: Kind, limit: int = 200) -> list[tuple[float, float]]:

@@ -181,6 +181,16 @@ def test_lost_or_damaged_slots_are_an_empty_shelf(tmp_path: Path) -> None:
         assert Shelf(tmp_path).slots == Slots()
 
 
+def test_a_switch_by_another_process_is_seen_at_the_next_look(tmp_path: Path) -> None:
+    mine, other = Shelf(tmp_path), Shelf(tmp_path)
+    for number in (1, 2):
+        active = slot(number, digest_of(b"%d" % number))
+        other.change(lambda now, active=active: replace(now, active=active))
+        assert mine.slots.active == active
+    (tmp_path / "slots.json").unlink()
+    assert mine.slots == Slots()
+
+
 def test_bytes_that_are_not_those_asked_for_never_become_a_blob(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path)
     digest = digest_of(b"asked for")

@@ -16,7 +16,7 @@ from umbel.messages import release_to_bytes
 from umbel.release import Release, SignedRelease, sign_statement
 from umbel_client.files import Disk
 from umbel_client.kit import Memory
-from umbel_client.state import DeviceState, Known, load_known, load_state
+from umbel_client.state import DeviceState, Known, load_known
 from umbel_client.trust import Seen, Trust
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -126,4 +126,4 @@ def test_known_releases_survive_and_a_damaged_file_is_not_taken_for_a_new_device
 def test_a_damaged_history_starts_anew(tmp_path: Path) -> None:
     for damage in (b"", b"{", b"[1]", b'{"visits": 3}'):
         (tmp_path / "state.json").write_bytes(damage)
-        assert load_state(tmp_path / "state.json") == DeviceState()
+        assert Memory(tmp_path, Disk()).state == DeviceState()

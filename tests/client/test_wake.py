@@ -12,11 +12,12 @@ import pytest
 import umbel_client
 from tests.client.conftest import Bench
 from tests.client.recordings import recordings
-from umbel.errors import Unreachable, WrongState
+from umbel.errors import UmbelError, Unreachable, WrongState
 from umbel.plan import Kind, Plan
 from umbel.visit import Outcome, ReportBegin, RetryWindow
 from umbel_client import ALWAYS, Device, Ending, IdlePolicy, PersonalSettings
 from umbel_client.enrolment import new_key
+from umbel_client.files import Disk
 from umbel_client.kit import only_visitor
 from umbel_client.session import Session
 from umbel_client.status import DeviceStatus
@@ -325,6 +326,44 @@ async def test_failures_back_off_and_success_forgets_them(bench: Bench) -> None:
     bench.channel.down = None
     await device.wake()
     assert device.kit.memory.state.failures == 0
+
+
+@pytest.mark.parametrize(("ending", "parts", "down"), [
+    (Ending.RESTED, {}, None),
+    (Ending.WAITED, {"policy": IdlePolicy()}, None),
+    (Ending.FAILED, {}, Unreachable("no answer")),
+])  # fmt: skip
+async def test_a_visit_with_nothing_to_do_saves_its_history_once_and_whole(
+    bench: Bench, ending: Ending, parts: dict[str, Any], down: UmbelError | None
+) -> None:
+    steps: list[str] = []
+    bench.channel.down = down
+    device = bench.open(disk=Disk(steps.append), **parts)
+    visit = await device.wake()
+    assert visit.ending is ending
+    assert steps.count("replace state.json") == 1
+    kept = bench.open().kit.memory.state
+    assert kept == device.kit.memory.state
+    assert (kept.visits, kept.next_wake) == (1, visit.next_wake)
+
+
+async def test_a_process_that_dies_before_its_history_is_saved_tells_its_session_again_never_not_at_all(
+    bench: Bench,
+) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    first = await bench.device_with_examples().wake()
+
+    def dies(step: str) -> None:
+        if step == "create state.json":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await bench.open(disk=Disk(dies)).wake()
+    await bench.open().wake()
+    await bench.open().wake()
+    told = [check_in.sessions for check_in in bench.coordinator.check_ins]
+    assert told == [(), (first.session,), (first.session,), ()]
 
 
 async def test_a_device_without_a_model_says_how_to_get_one(bench: Bench) -> None:

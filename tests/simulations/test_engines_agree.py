@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from umbel.identity import id_of_key
 from umbel.weights import Weights
@@ -75,7 +76,7 @@ def of_the_cohort(told: Scenario, folder: Path) -> tuple[Outcome, Weights]:
     """The same users under the names of the fleet's devices: by these, each draws the order of its examples."""
     told = replace(told, engine="cohort")
     setting = prepare(told, SEED)
-    names = [id_of_key(device_key(SEED, index)[0].public_key()) for index in range(DEVICES)]
+    names = [id_of_key(load_pem_private_key(device_key(SEED, index), None).public_key()) for index in range(DEVICES)]
     clients = tuple(replace(one, name=name) for one, name in zip(setting.federation.clients, names, strict=True))
     setting = replace(setting, federation=Federation("same", clients, setting.federation.central))
     outcome = play(told, setting, workers=2, progress=Silent(), folder=folder)

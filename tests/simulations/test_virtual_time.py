@@ -9,6 +9,7 @@ import time
 import pytest
 
 from umbel.errors import SimulationStuck
+from umbel_simulations.fleet.sleepers import Sleepers
 from umbel_simulations.fleet.virtual_time import Ahead, VirtualClock, VirtualLoop, run
 
 
@@ -77,3 +78,39 @@ def test_work_that_runs_ahead_is_joined_at_the_same_moment_for_any_number_of_thr
 
     run(main)
     assert told == [(round(10.0 + number * 0.1, 6), number) for number in range(5)]
+
+
+def test_sleepers_wake_when_they_are_due_whoever_lay_down_first() -> None:
+    told: list[tuple[float, str]] = []
+
+    async def main(loop: VirtualLoop) -> int:
+        sleepers: Sleepers[str] = Sleepers(loop, lambda name: told.append((round(loop.time(), 6), name)))
+        for due, name in ((5.0, "late"), (2.0, "early"), (5.0, "late too"), (3.0, "between"), (9.0, "never")):
+            sleepers.add(due, name)
+        await asyncio.sleep(4.0)
+        sleepers.add(4.5, "added on the way")
+        sleepers.add(1.0, "overdue")
+        await asyncio.sleep(2.0)
+        return len(sleepers)
+
+    assert run(main) == 1
+    assert told == [
+        (2.0, "early"), (3.0, "between"), (4.0, "overdue"), (4.5, "added on the way"), (5.0, "late"), (5.0, "late too"),
+    ]  # fmt: skip
+
+
+def test_who_wakes_may_lie_down_again_at_once() -> None:
+    told: list[float] = []
+
+    async def main(loop: VirtualLoop) -> None:
+        def wake(left: int) -> None:
+            told.append(round(loop.time(), 6))
+            if left:
+                sleepers.add(loop.time() + 1.0, left - 1)
+
+        sleepers = Sleepers(loop, wake)
+        sleepers.add(1.0, 2)
+        await asyncio.sleep(10.0)
+
+    run(main)
+    assert told == [1.0, 2.0, 3.0]

@@ -207,16 +207,18 @@ class OnnxTrain:
         self._next = {name: np.empty_like(array) for name, array in self._now.items()}
         self._loss = np.zeros((), np.float32)
         with failures_of(self._what):
-            self._forth = self._binding(self._now, self._next)
-            self._back = self._binding(self._next, self._now)
+            self._forth: ort.IOBinding | None = self._binding(self._now, self._next)
+        self._back: ort.IOBinding | None = None
+        """Made for the second step, which many a device with few examples never takes."""
 
     def step(self, inputs: Arrays, targets: Arrays) -> float:
         """Take one optimiser step on a batch; see `TrainSession`."""
         check_batch(self._inputs, self._targets, inputs, targets)
         with failures_of(self._what):
+            binding = self._forth = self._forth or self._binding(self._now, self._next)
             for name, array in (*inputs.items(), *targets.items()):
-                self._forth.bind_cpu_input(name, array)
-            self._session.run_with_iobinding(self._forth)
+                binding.bind_cpu_input(name, array)
+            self._session.run_with_iobinding(binding)
         loss = float(self._loss)
         require_finite_loss(loss, self._steps)
         self._now, self._next = self._next, self._now

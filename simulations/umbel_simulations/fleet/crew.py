@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from umbel.runtime import Runtime
-from umbel_client import Identity
 from umbel_simulations.data import Federation
 from umbel_simulations.fleet.books import Books
 from umbel_simulations.fleet.faults import Weather
@@ -34,8 +33,6 @@ class Crew:
     weather: Weather
     books: Books
     chance: np.random.Generator
-    identity: Callable[[bytes], Identity]
-    """Private key -> who that is."""
     shapes: Mapping[str, tuple[int, ...]]
     """Of the model's shared weights."""
     release_key: bytes

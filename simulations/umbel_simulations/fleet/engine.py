@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from umbel.errors import InvariantBroken
-from umbel.identity import DeviceId, id_of_key
+from umbel.identity import DeviceId
 from umbel.randomness import generator
 from umbel.release import STABLE
 from umbel.runtime.onnx import OnnxRuntime
@@ -45,6 +45,7 @@ from umbel_simulations.fleet.member import Awake, Member
 from umbel_simulations.fleet.population import People
 from umbel_simulations.fleet.results import outcome_of
 from umbel_simulations.fleet.rollouts import Play
+from umbel_simulations.fleet.sleepers import Sleepers
 from umbel_simulations.fleet.time_of_device import SharedSessions
 from umbel_simulations.fleet.virtual_time import Ahead, VirtualClock, VirtualLoop
 from umbel_simulations.fleet.virtual_time import run as run_loop
@@ -103,6 +104,7 @@ class Run:
         self._federation, self._first = setting.federation, setting.bundle
         self._ahead = Ahead(workers)
         self._plays = [Play(self._house_of, plan, number, self._seed) for number, plan in enumerate(scenario.rollouts)]
+        self._sleepers = Sleepers(loop, self._begin_visit)
         self._visits: set[asyncio.Task[None]] = set()
         self._device_crashes = 0
         self._broken: BaseException | None = None
@@ -150,12 +152,6 @@ class Run:
 
     def _make_crew(self) -> Crew:
         scenario, parts = self._scenario, self._house.parts
-        # Metadata of releases are read only where there are any.
-        root = parts.release_root if scenario.rollouts else b""
-
-        def identity(key: bytes) -> Identity:
-            return Identity(key, b"", b"", parts.release_key, POPULATION, "", release_root=root)
-
         return Crew(
             house=self._house,
             homes=self._homes,
@@ -168,7 +164,6 @@ class Run:
             weather=Weather(scenario.faults, self._seed, self._books.faults),
             books=self._books,
             chance=generator(self._seed, "crew"),
-            identity=identity,
             shapes=self._first.manifest.shared_shapes,
             release_key=parts.release_key,
             smallest_cohort=smallest_cohort(scenario),
@@ -182,9 +177,8 @@ class Run:
         liars = who_lies(self._scenario.adversaries, self._people.count, self._seed)
         members = {}
         for index in range(self._people.count):
-            key, pem = device_key(self._seed, index)
-            device = id_of_key(key.public_key())
-            members[device] = Member(index, device, pem, liars.get(index))
+            identity = self._identity(device_key(self._seed, index))
+            members[identity.device_id] = Member(index, identity, liars.get(index))
         self._house.parts.access.admit(OPERATOR, POPULATION, list(members))
         self._house.parts.coordinator.fleet.learn()
         if self._house.helper is not None:
@@ -194,6 +188,12 @@ class Run:
                     save_pinned(home, pinned, Disk())
                 member.home = packed[0]
         return members
+
+    def _identity(self, key: bytes) -> Identity:
+        parts = self._house.parts
+        # Metadata of releases are read only where there are any.
+        root = parts.release_root if self._scenario.rollouts else b""
+        return Identity(key, b"", b"", parts.release_key, POPULATION, "", release_root=root)
 
     # Waking.
 
@@ -206,7 +206,7 @@ class Run:
 
     def _wake_at(self, member: Member, due: float) -> None:
         if due < min(NEVER, self._scenario.hours * 3600.0):
-            self._loop.call_at(due, self._begin_visit, member)
+            self._sleepers.add(due, member)
 
     def _begin_visit(self, member: Member) -> None:
         if self._end.is_set():
@@ -250,7 +250,7 @@ class Run:
             await asyncio.sleep(_LOOK_SECONDS)
             if not self._house.is_up:
                 continue
-            record = self._house.parts.coordinator.operations.task(scenario.name)
+            record = self._house.parts.coordinator.runner(scenario.name).record
             hours = self._loop.time() / 3600.0
             if self._loop.time() - told >= _TELL_SECONDS:
                 told = self._loop.time()

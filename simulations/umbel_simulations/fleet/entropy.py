@@ -28,12 +28,12 @@ class Told:
         return hashlib.shake_256(f"{self._prefix}{self._count}".encode()).digest(size)
 
 
-def device_key(seed: int, device: int) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
-    """A device's key (EC P-256), and the same as PEM."""
+def device_key(seed: int, device: int) -> bytes:
+    """A device's key: EC P-256, PEM."""
     # 1 to 2**255: below the curve's order, whatever the digest is.
     secret = int.from_bytes(Told(seed, f"device/{device}")(_SECRET), "big") >> 1
     key = ec.derive_private_key(secret + 1, ec.SECP256R1())
-    return key, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def signing_key(seed: int, whose: str) -> Ed25519PrivateKey:

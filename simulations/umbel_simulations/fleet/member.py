@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from umbel.identity import DeviceId
 from umbel.plan import Kind, Plan
 from umbel.runtime import Runtime
 from umbel.visit import Assignment
@@ -76,9 +75,8 @@ class Member:
     """A device between its visits."""
 
     index: int
-    id: DeviceId
-    key: bytes
-    """Its private key, PEM."""
+    identity: Identity
+    """Who it is, its key parsed once: a device that opens at each visit would do it each time."""
     adversary: Adversary | None = None
     home: Packed = EMPTY
     taken: tuple[float, float] = (NEVER, NEVER)
@@ -115,7 +113,7 @@ class Awake:
         crew, member = self._crew, self._member
         with crew.homes.awake(member.home) as (home, packed):
             try:
-                visit = await self._device(home, crew.identity(member.key)).wake()
+                visit = await self._device(home).wake()
             except ProcessKilled:
                 visit = None
                 crew.books.faults["device killed"] += 1
@@ -154,7 +152,7 @@ class Awake:
             utc_offset_minutes=self._profile.utc_offset_minutes,
         )
 
-    def _device(self, home: Any, identity: Identity) -> Device:
+    def _device(self, home: Any) -> Device:
         crew = self._crew
         adversary = self._member.adversary
         runtime: Runtime = PacedRuntime(crew.runtime, self.time, self._profile.speed, crew.house.slow_bundles)
@@ -162,7 +160,7 @@ class Awake:
             runtime = lying_runtime(runtime, adversary)
         return Device.open(
             home,
-            identity=identity,
+            identity=self._member.identity,
             channel=self._channel(adversary),
             runtime=runtime,
             clock=self.time,
@@ -186,7 +184,7 @@ class Awake:
             forge = replaying(self._member.loot)
         return VirtualChannel(
             crew.house,
-            self._member.id,
+            self._member.identity.device_id,
             self._profile,
             crew.weather,
             lambda: self._is_free(crew.now()),
