@@ -153,10 +153,8 @@ def _select_backward(gradient: Tensor, sizes: Sequence[int], dim: int, index: in
 
 
 def _one_hot(places: Tensor, count: int) -> Tensor:
-    """Rows of ones and zeros; looking the places up first lets LiteRT refuse those that aren't there."""
-    rows = torch.arange(count, dtype=torch.int32)
-    known = aten.index_select(rows, 0, places)
-    return (known.unsqueeze(1) == rows.unsqueeze(0)).to(torch.float32)  # type: ignore[no-any-return]
+    """Rows of ones and zeros, one for each place."""
+    return _marks(places.unsqueeze(1), 1, count)
 
 
 def _shares(scores: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
@@ -209,12 +207,17 @@ def _embedding_backward(
 
 
 def _marks(places: Tensor, dim: int, size: int) -> Tensor:
-    """Ones at the one place that is given along a dimension, zeros elsewhere."""
+    """Ones at the one place that is given along a dimension, zeros elsewhere.
+
+    Looking the places up first lets LiteRT refuse those that aren't there.
+    """
     if places.shape[dim] != 1:
         raise OperatorNotSupported("looking up several places along a dimension; use an embedding or index_select")
     counts = [1] * places.dim()
     counts[dim] = size
-    return (places == torch.arange(size, dtype=places.dtype).reshape(counts)).to(torch.float32)
+    all_places = torch.arange(size, dtype=torch.int32)
+    known = aten.index_select(all_places, 0, places.reshape(-1)).reshape(places.shape)
+    return (known == all_places.reshape(counts)).to(torch.float32)  # type: ignore[no-any-return]
 
 
 def _gather(x: Tensor, dim: int, places: Tensor, sparse_grad: bool = False) -> Tensor:
