@@ -1,8 +1,11 @@
 """A layer of LSTM (Hochreiter and Schmidhuber, 1997) in one direction, with a gradient of its own.
 
 Unrolled, a step costs what its operators cost to start, not what they compute. So whatever hangs on no other step is
-worked out for all steps at once: the inputs' part of the gates, the slopes of all gates, the weights' gradients. What
+worked out for many steps at once: the inputs' part of the gates, the slopes of all gates, the weights' gradients. What
 is left is ten small operators a step on the way forth and six on the way back, a third of what autograd would leave.
+
+Steps lie one after the other, [T * N, ...], so that each is cut out and joined as one piece of memory. A gate s that
+lets s v through has the slope v s (1 - s) = s v - s (s v), and s v is what the way forth gave.
 """
 
 from __future__ import annotations
@@ -16,6 +19,10 @@ import torch
 from torch import Tensor
 
 State = tuple[Tensor, ...]
+_TOGETHER: Final = 20
+"""How many steps' slopes are worked out at once: few enough that they stay in a processor's second cache."""
+_KEPT: Final = 8
+"""What `_slopes` asks for."""
 _whole: Final[ContextVar[bool]] = ContextVar("whole", default=False)
 
 
@@ -60,13 +67,12 @@ def lstm_direction(x: Tensor, state: State, weights: Sequence[Tensor], backwards
     if _whole.get():
         return _as_one(x.flip(1) if backwards else x, state, weights, backwards)
     to_input, to_state, *biases = (_sigmoids_first(weight, size) for weight in weights)
-    flat = (x.flip(1) if backwards else x).reshape(-1, x.shape[2])
+    flat = (x.flip(1) if backwards else x).transpose(0, 1).reshape(-1, x.shape[2])
     given = torch.addmm(biases[0] + biases[1], flat, to_input.t()) if biases else torch.mm(flat, to_input.t())
-    # Steps side by side in one dimension, so that each is cut out and joined without another operator.
-    hidden, cell, *_ = _Sequence.apply(given.reshape(-1, steps * 4 * size), to_state, *state)  # type: ignore[no-untyped-call]
-    last = hidden[:, (steps - 1) * size :]
-    output = hidden.reshape(-1, steps, size)
-    return (output.flip(1) if backwards else output), (last, cell)
+    hidden, cell, *_ = _Sequence.apply(given, to_state, *state, steps)  # type: ignore[no-untyped-call]
+    hidden = hidden.reshape(steps, -1, size)
+    output = hidden.transpose(0, 1)
+    return (output.flip(1) if backwards else output), (hidden[steps - 1], cell)
 
 
 def _as_one(x: Tensor, state: State, weights: Sequence[Tensor], backwards: bool) -> tuple[Tensor, State]:
@@ -89,58 +95,70 @@ def _sigmoids_first(weight: Tensor, size: int) -> Tensor:
 
 
 class _Sequence(torch.autograd.Function):
-    """All steps [N, T * 4H] to hidden states [N, T * H], the last cell [N, H], and what the way back needs."""
+    """All steps [T * N, 4H] to hidden states [T * N, H], the last cell [N, H], and what the way back needs."""
 
     @staticmethod
-    def forward(given: Tensor, recurrent: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, ...]:
+    def forward(given: Tensor, recurrent: Tensor, hidden: Tensor, cell: Tensor, steps: int) -> tuple[Tensor, ...]:
         size, turned = recurrent.shape[1], recurrent.t()
-        kept: list[State] = []
-        for step in torch.split(given, 4 * size, 1):
+        before, keeps, kept, joined = [hidden], [], [], []
+        for at, step in enumerate(_by_step(given, hidden, steps)):
             raw, new = torch.split(torch.addmm(step, hidden, turned), [3 * size, size], 1)
-            gates, new = torch.sigmoid(raw), torch.tanh(new)
-            let_in, keep, give = torch.split(gates, size, 1)
-            cell = keep * cell + let_in * new
+            let_in, keep, give = torch.split(torch.sigmoid(raw), size, 1)
+            new = torch.tanh(new)
+            entered, stayed = let_in * new, keep * cell
+            cell = stayed + entered
             squashed = torch.tanh(cell)
             hidden = give * squashed
-            kept.append((hidden, gates, new, cell, squashed))
-        hiddens, *others = (torch.cat(list(parts), 1) for parts in zip(*kept, strict=True))
-        return hiddens, cell, *others
+            before.append(hidden)
+            keeps.append(keep)
+            kept.append((hidden, let_in, keep, give, new, entered, stayed, squashed))
+            if at == steps - 1 or len(kept) == _TOGETHER:
+                joined += [torch.cat(parts) for parts in zip(*kept, strict=True)]
+                kept = []
+        return torch.cat(before[1:]), cell, torch.cat(before[:-1]), *keeps, *joined
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, recurrent, hidden, cell = inputs
+        _, recurrent, hidden, _, ctx.steps = inputs
         ctx.mark_non_differentiable(*output[2:])
-        ctx.save_for_backward(recurrent, hidden, cell, output[0], *output[2:])
+        ctx.save_for_backward(recurrent, hidden, *output[2:])
 
     @staticmethod
-    def backward(ctx: Any, to_hidden: Tensor, to_cell: Tensor, *_: Any) -> tuple[Tensor, ...]:
-        recurrent, hidden, cell, hiddens, *others = ctx.saved_tensors
-        size = recurrent.shape[1]
-        slopes, through, keeps = _slopes(cell, size, *others)
-        wanted = torch.split(to_hidden, size, 1)
+    def backward(ctx: Any, to_hidden: Tensor, to_cell: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        recurrent, hidden, before, *others = ctx.saved_tensors
+        steps: int = ctx.steps
+        keeps, joined = others[:steps], others[steps:]
+        wanted = _by_step(to_hidden, hidden, steps)
         to_gates: list[Tensor] = []
         now = wanted[-1]
-        for at in reversed(range(len(wanted))):
-            to_cell = now * through[at] + to_cell
-            to_gates.append(torch.cat([to_cell, to_cell, now, to_cell], 1) * slopes[at])
-            to_cell = to_cell * keeps[at]
-            now = torch.addmm(wanted[at - 1], to_gates[-1], recurrent) if at else torch.mm(to_gates[-1], recurrent)
-        every = torch.cat(to_gates[::-1], 1)
-        before = torch.cat([hidden, hiddens[:, : hiddens.shape[1] - size]], 1).reshape(-1, size)
-        to_recurrent = torch.mm(every.reshape(-1, 4 * size).t(), before)
-        return every, to_recurrent, now, to_cell
+        for first in reversed(range(0, steps, _TOGETHER)):
+            until = min(first + _TOGETHER, steps)
+            kept, joined = joined[-_KEPT:], joined[:-_KEPT]
+            slopes, through = (_by_step(part, hidden, until - first) for part in _slopes(*kept))
+            for at in reversed(range(first, until)):
+                to_cell = now * through[at - first] + to_cell
+                to_gates.append(torch.cat([to_cell, to_cell, now, to_cell], 1) * slopes[at - first])
+                to_cell = to_cell * keeps[at]
+                now = torch.addmm(wanted[at - 1], to_gates[-1], recurrent) if at else torch.mm(to_gates[-1], recurrent)
+        every = torch.cat(to_gates[::-1])
+        return every, torch.mm(every.t(), before), now, to_cell, None
+
+
+def _by_step(every: Tensor, one: Tensor, steps: int) -> Sequence[Tensor]:
+    """[T * N, ...] cut into T times [N, ...], as many rows as `one` has."""
+    return torch.split_with_sizes(every, [one.shape[0]] * steps)
 
 
 def _slopes(
-    cell: Tensor, size: int, gates: Tensor, new: Tensor, cells: Tensor, squashed: Tensor
-) -> tuple[Sequence[Tensor], ...]:
-    """Step by step: how gates act on what they move, how the hidden state hangs on the cell, how much a cell keeps."""
-    steps = new.shape[1] // size
-    gates, new, squashed = (part.reshape(-1, steps, part.shape[1] // steps) for part in (gates, new, squashed))
-    before = torch.cat([cell, cells[:, : cells.shape[1] - size]], 1).reshape(-1, steps, size)
-    let_in, keep, give = torch.split(gates, size, 2)
-    moved = torch.cat([new, before, squashed], 2) * (gates * (1 - gates))
-    slopes = torch.cat([moved, let_in * (1 - new * new)], 2).reshape(-1, steps * 4 * size)
-    through = (give * (1 - squashed * squashed)).reshape(-1, steps * size)
-    keep = keep.reshape(-1, steps * size)
-    return torch.split(slopes, 4 * size, 1), torch.split(through, size, 1), torch.split(keep, size, 1)
+    hidden: Tensor,
+    let_in: Tensor,
+    keep: Tensor,
+    give: Tensor,
+    new: Tensor,
+    entered: Tensor,
+    stayed: Tensor,
+    squashed: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """How gates act on what they move, [T * N, 4H], and how hidden states hang on cells, [T * N, H]."""
+    parts = [entered - entered * let_in, stayed - stayed * keep, hidden - hidden * give, let_in - entered * new]
+    return torch.cat(parts, 1), give - hidden * squashed

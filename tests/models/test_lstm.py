@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -29,9 +30,10 @@ class Ends(nn.Module):
         return logits
 
 
-def test_its_gradient_is_that_of_torch_for_every_weight_and_both_ends() -> None:
+@pytest.mark.parametrize("steps", [1, 6, 20, 47])
+def test_its_gradient_is_that_of_torch_for_every_weight_and_both_ends(steps: int) -> None:
     torch.manual_seed(0)
-    x, hidden, cell = torch.randn(3, 6, 5), torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+    x, hidden, cell = torch.randn(3, steps, 5), torch.randn(1, 3, 4), torch.randn(1, 3, 4)
     for biases in (True, False):
         layer = nn.LSTM(5, 4, batch_first=True, bias=biases)
         weights = list(layer.parameters())

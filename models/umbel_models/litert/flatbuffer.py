@@ -34,6 +34,7 @@ _OPTIONS: Final = {
     "REDUCE_PROD": "Reducer",
     "SHAPE": "Shape",
     "SOFTMAX": "Softmax",
+    "SPLIT": "Split",
     "STRIDED_SLICE": "StridedSlice",
     "SUM": "Reducer",
     "WHILE": "While",

@@ -239,8 +239,13 @@ def _concat(w: Writer, n: fx.Node, parts: Sequence[fx.Node], dim: int = 0) -> An
 
 @translates(aten.split_with_sizes.default)
 def _split(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[int], dim: int = 0) -> Any:
-    starts = np.cumsum([0, *sizes])
     dim = dim % len(shape_of(x))
+    if any(is_open(size) for size in sizes):
+        if len(set(sizes)) > 1:
+            raise OperatorNotSupported("the batch cut into parts of unequal sizes; cut another dimension")
+        parts = [(tuple(part.shape), dtype_of(x)) for part in n.meta["val"]]
+        return w.several("SPLIT", [w.constant(dim, np.int32), x], parts, numSplits=len(sizes))
+    starts = np.cumsum([0, *sizes])
     return [
         cut(w, w.number(x), dim, (int(start), int(start) + size, 1), size)
         for start, size in zip(starts[:-1], sizes, strict=True)

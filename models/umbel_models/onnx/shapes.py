@@ -168,7 +168,12 @@ def _concat(w: Writer, n: fx.Node, parts: Sequence[fx.Node], dim: int = 0) -> An
 
 @translates(aten.split_with_sizes.default)
 def _split(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[int], dim: int = 0) -> Any:
-    made = w.node("Split", x, w.ints(*sizes), axis=dim % rank_of(x), outputs=len(sizes))
+    if any(is_open(size) for size in sizes):
+        if len(set(sizes)) > 1:
+            raise OperatorNotSupported("the batch cut into parts of unequal sizes; cut another dimension")
+        made = w.node("Split", x, axis=dim % rank_of(x), outputs=len(sizes), num_outputs=len(sizes))
+    else:
+        made = w.node("Split", x, w.ints(*sizes), axis=dim % rank_of(x), outputs=len(sizes))
     return [made] if len(sizes) == 1 else made
 
 
