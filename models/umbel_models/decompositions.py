@@ -25,8 +25,6 @@ from umbel_models.normalisation import (
     batch_norm,
     batch_norm_backward,
     batch_norm_frozen,
-    group_norm,
-    group_norm_backward,
     layer_norm_backward,
 )
 
@@ -276,8 +274,6 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.mish_backward.default: _mish_backward,
     aten.native_batch_norm.default: batch_norm,
     aten.native_batch_norm_backward.default: batch_norm_backward,
-    aten.native_group_norm.default: group_norm,
-    aten.native_group_norm_backward.default: group_norm_backward,
     aten.native_layer_norm_backward.default: layer_norm_backward,
     aten.nll_loss_backward.default: _nll_loss_backward,
     aten.nll_loss_forward.default: _nll_loss_forward,

@@ -38,10 +38,11 @@ def convolve(plain: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tens
     inputs, outputs = weight.shape[1], weight.shape[0]
     seen, given = math.prod(x.shape[2:]), math.prod(sizes)
     channels_last = [0, *range(2, count + 2), 1]
-    by_tap = weight.permute([*range(2, count + 2), 1, 0]).reshape(-1, inputs * outputs)
-    pairs = torch.mm(torch.from_numpy(table), by_tap).reshape(seen, given, inputs, outputs)
-    dense = pairs.permute(0, 2, 1, 3).reshape(seen * inputs, given * outputs)
-    y = torch.mm(x.permute(channels_last).reshape(-1, seen * inputs), dense).reshape([-1, *sizes, outputs])
+    # Written so that nothing but whole rows of inputs moves: transposes at either end of a product cost nothing.
+    by_tap = weight.reshape(outputs * inputs, -1).t()
+    pairs = torch.mm(torch.from_numpy(table), by_tap).reshape(seen, given, outputs, inputs)
+    dense = pairs.permute(1, 2, 0, 3).reshape(given * outputs, seen * inputs)
+    y = torch.mm(x.permute(channels_last).reshape(-1, seen * inputs), dense.t()).reshape([-1, *sizes, outputs])
     y = y if bias is None else y + bias
     return y.permute([0, count + 1, *range(1, count + 1)])
 

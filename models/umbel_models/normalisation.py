@@ -76,67 +76,6 @@ def _mean_of_product(along: Tensor, weight: Tensor | None, inner: list[int]) -> 
     return torch.mm(along.reshape(-1, weight.numel()), column).reshape([*along.shape[: -len(inner)], *[1] * len(inner)])
 
 
-# Over groups of channels.
-
-
-def group_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    batch: int,
-    channels: int,
-    area: int,
-    groups: int,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Group norm (Wu and He, 2018): output, mean and 1 / deviation of each group [N, groups]."""
-    each = channels // groups
-    centred, mean, _, scale = _centred(x.reshape(batch, groups, each * area), [2], epsilon)
-    offset = None if bias is None else bias.reshape([1, channels, 1])
-    if weight is None:
-        y = _scaled((centred * scale).reshape(batch, channels, area), torch.ones([]), offset)
-    else:
-        factor = (scale * weight.reshape([1, groups, each])).reshape(batch, channels, 1)
-        y = _scaled(centred.reshape(batch, channels, area), factor, offset)
-    return y.reshape(x.shape), mean.reshape(batch, groups), scale.reshape(batch, groups)
-
-
-def group_norm_backward(
-    gradient: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    scale: Tensor,
-    weight: Tensor | None,
-    batch: int,
-    channels: int,
-    area: int,
-    groups: int,
-    wanted: Sequence[bool],
-) -> Gradients:
-    """The gradients of `group_norm`."""
-    each = channels // groups
-    scale = scale.reshape(batch, groups, 1)
-    centred = x.reshape(batch, groups, each * area) - mean.reshape(batch, groups, 1)
-    flat, by_channel = gradient.reshape(batch, channels, area), centred.reshape(batch, channels, area)
-    total, along = flat.sum(2), (flat * by_channel).sum(2)
-    grouped = along.reshape(batch, groups, each) * scale
-    to_x = to_weight = to_bias = None
-    if wanted[0]:
-        factor = scale if weight is None else scale * weight.reshape([1, groups, each])
-        level = (total.reshape(batch, groups, each) * factor).sum(2, keepdim=True) / (each * area)
-        slope = (grouped * factor).sum(2, keepdim=True) * scale / (each * area)
-        if weight is None:
-            pulled = gradient.reshape(batch, groups, each * area) * factor
-        else:
-            pulled = (flat * factor.reshape(batch, channels, 1)).reshape(batch, groups, each * area)
-        to_x = (pulled - (centred * slope + level)).reshape(x.shape)
-    if wanted[1]:
-        to_weight = grouped.reshape(batch, channels).sum(0)
-    if wanted[2]:
-        to_bias = total.sum(0)
-    return to_x, to_weight, to_bias
-
-
 # Over the batch.
 
 

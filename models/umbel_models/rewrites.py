@@ -22,6 +22,7 @@ from umbel_models import recurrent, resizing
 from umbel_models.attention import attend
 from umbel_models.class_loss import class_loss
 from umbel_models.dense_convolution import convolve
+from umbel_models.group_norm import group_norm
 
 
 class Rewrites(TorchFunctionMode):
@@ -201,6 +202,8 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     F.alpha_dropout: _alpha_dropout,
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
+    F.group_norm: group_norm,
+    torch.group_norm: group_norm,
     F.instance_norm: _instance_norm,
     F.adaptive_max_pool1d: partial(_adaptive_max_pool, F.max_pool1d),
     F.adaptive_max_pool2d: partial(_adaptive_max_pool, F.max_pool2d),

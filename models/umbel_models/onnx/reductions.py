@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import fx
 
@@ -89,7 +88,8 @@ def _cumulative_sum(w: Writer, n: fx.Node, x: fx.Node, dim: int, dtype: Any = No
 def _layer_norm(w: Writer, n: fx.Node, x: fx.Node, shape: Sequence[int], weight: Any, bias: Any, epsilon: float) -> Any:
     """Output, mean and 1 / deviation, as in torch."""
     dtype = numpy_dtype(dtype_of(x))
-    factor = w.constant(np.ones(shape), dtype) if weight is None else weight
+    # The ones become a constant when a runtime opens the graph; in the file they would take a row's bytes.
+    factor = w.node("Expand", w.constant(1, dtype), w.ints(*shape)) if weight is None else weight
     # ONNX Runtime crashes on a bias that is named as absent; it has to be left out, or to be there.
     offset = [] if bias is None else [bias]
     return w.node("LayerNormalization", x, factor, *offset, outputs=3, axis=-len(shape), epsilon=float(epsilon))
