@@ -1,7 +1,6 @@
 """Who sleeps until when. The loop has one timer, for the first of them, however many there are.
 
-A timer of the loop's own for each of 100,000 devices would take 400 bytes each, and each new one would be compared with
-a dozen others in Python.
+With a timer of the loop's own for each of 100,000 devices, each new one would be compared with a dozen others in Python.
 """
 
 from __future__ import annotations
