@@ -319,13 +319,13 @@ class Device:
 
     async def _check_in(self, offers_work: bool) -> CheckInReply:
         kit, state = self._kit, self._kit.memory.state
-        held = kit.examples.stats(kit.clock.now())
+        held, slots = kit.examples.stats(kit.clock.now()), kit.shelf.slots
         reply = await kit.channel.check_in(
             CheckIn(
                 population=kit.identity.population,
                 runtimes=(kit.runtime.name,),
                 suites=kit.suites,
-                held_bundles=kit.shelf.held_bundles(state.bases),
+                held_bundles=kit.shelf.held_bundles(slots, state.bases),
                 offers_work=offers_work,
                 training_examples=held.training,
                 held_back_examples=held.held_back,
@@ -333,12 +333,13 @@ class Device:
                 outcomes=state.outcomes,
                 channel=kit.identity.channel,
                 sdk=f"umbel-python/{VERSION}",
-                release=active.number if (active := kit.shelf.slots.active) else 0,
+                release=slots.active.number if slots.active else 0,
                 health=health_of(kit, self._answering.current, self._times),
             )
         )
-        # What is told again, should the process end before the next change is saved, counts twice at the most.
-        kit.memory.note(state.told(len(state.sessions), len(state.outcomes)))
+        if state.sessions or state.outcomes:
+            # Told again should the process end before the next change is saved: twice, never not at all.
+            kit.memory.note(state.told(len(state.sessions), len(state.outcomes)))
         return reply
 
     def _ended(self, ended: Ended, release: ReleaseOutcome | None) -> Visit:

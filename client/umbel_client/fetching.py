@@ -132,7 +132,7 @@ class _Fetching:
     def _note_spared(self, manifest: Manifest, files: dict[str, FileRef]) -> None:
         here = sum(ref.size for ref in files.values() if self._shelf.holds(ref.digest))
         # Graphs that an earlier bundle listed too would have come with that one.
-        seen = {ref.digest for bundle in self._shelf.held_bundles() for ref in self._files_of(bundle)}
+        seen = {ref.digest for bundle in self._shelf.held_bundles(self._shelf.slots) for ref in self._files_of(bundle)}
         others = sum(ref.size for name, ref in manifest.files.items() if name not in files and ref.digest not in seen)
         self.fetched += Fetched(spared_by_reuse=here, spared_by_runtime=others)
 

@@ -82,6 +82,16 @@ def read(path: Path) -> bytes:
         os.close(descriptor)
 
 
+def read_any(path: Path) -> bytes | None:
+    """All of a small file; None if there is none, which costs less to ask than to be told by an error."""
+    if not os.access(path, os.F_OK):
+        return None
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+
+
 def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder and those above it, unless it is there: which it nearly always is."""
     if not os.path.isdir(path):  # noqa: PTH112 - see above

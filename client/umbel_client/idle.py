@@ -99,13 +99,14 @@ class IdlePolicy:
             yield from self._no(unmetered, "network", "the network is metered")
         if self.max_temperature is not None:
             cool = None if status.temperature is None else status.temperature <= self.max_temperature
-            yield from self._no(
-                cool, "temperature", f"it is too hot: {status.temperature} °C, the limit is {self.max_temperature} °C"
-            )
+            if cool is not True:
+                words = f"it is too hot: {status.temperature} °C, the limit is {self.max_temperature} °C"
+                yield from self._no(cool, "temperature", words)
         if self.min_free_bytes:
             room = None if status.free_bytes is None else status.free_bytes >= self.min_free_bytes
-            words = f"storage is short: {_megabytes(status.free_bytes)} free, {_megabytes(self.min_free_bytes)} needed"
-            yield from self._no(room, "storage", words)
+            if room is not True:
+                free, needed = _megabytes(status.free_bytes), _megabytes(self.min_free_bytes)
+                yield from self._no(room, "storage", f"storage is short: {free} free, {needed} needed")
         minute = int(now / 60 + status.utc_offset_minutes) % _DAY_MINUTES
         for start, end in self.quiet_hours:
             if (start <= minute < end) if start <= end else (minute >= start or minute < end):

@@ -20,7 +20,7 @@ from umbel.sealing import SEALED
 from umbel_client.channel import Channel, Traffic
 from umbel_client.enrolment import Identity, IdentityKeeper
 from umbel_client.examples import ExampleStore, Split
-from umbel_client.files import Disk, read
+from umbel_client.files import Disk, read_any
 from umbel_client.idle import IdlePolicy
 from umbel_client.listing import Listing
 from umbel_client.personal import PersonalSettings
@@ -81,7 +81,7 @@ class Memory:
     def refresh(self) -> None:
         """Take over what another process wrote meanwhile."""
         try:
-            content = read(self._state_file)
+            content = read_any(self._state_file) or b""
         except OSError:
             content = b""
         if content != self._content:

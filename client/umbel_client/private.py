@@ -33,7 +33,7 @@ from umbel.sealing import SignedDescriptor
 from umbel.secure_sum import Fresh, Participant, encode_update, seal_report
 from umbel.update import Update
 from umbel.visit import Assignment
-from umbel_client.files import Disk, read
+from umbel_client.files import Disk, read_any
 
 FILE: Final = "helper.json"
 RENEW_AT: Final = 2 / 3
@@ -93,14 +93,15 @@ def save_pinned(home: Path, pinned: Pinned, disk: Disk | None = None) -> None:
 def load_pinned(home: Path) -> Pinned | None:
     """The helper pinned in a home; None if there is none. A damaged file is refused, not taken for none."""
     try:
-        tree = json.loads(read(home / FILE))
+        content = read_any(home / FILE)
+        if content is None:
+            return None
+        tree = json.loads(content)
         certificate = ParticipantCertificate(
             bytes.fromhex(tree["public_key"]), int(tree["not_after_ms"]), bytes.fromhex(tree["signature"])
         )
         card = HelperCard.from_text(json.dumps(tree["card"]))
         return Pinned(card, bytes.fromhex(tree["key"]), certificate, float(tree["renew_after"]))
-    except FileNotFoundError:
-        return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MalformedMessage(f"{home / FILE} is damaged ({error!r}); enrol at the helper again") from error
 

@@ -26,7 +26,7 @@ from umbel.sealing import Binding
 from umbel.v1 import device_pb2 as pb
 from umbel.visit import Assignment, CheckInReply, Event, ReportBegin, SessionRecord
 from umbel.weights import Weights
-from umbel_client.files import Disk, make_folder, read
+from umbel_client.files import Disk, make_folder, read_any
 from umbel_client.trainer import Job, Progress
 
 _LONGEST_SHAPE: Final = 64
@@ -91,7 +91,10 @@ class SessionFolder:
     def load(self) -> Session | None:
         """The open session; None if there is none, or what was kept of it can't be read any more."""
         try:
-            tree = json.loads(read(self._session))
+            content = read_any(self._session)
+            if content is None:
+                return None
+            tree = json.loads(content)
             answer = check_in_reply_from_message(parse(pb.CheckInResponse, base64.b64decode(tree["assignment"])))
             if not isinstance(answer.reply, Assignment):
                 return None

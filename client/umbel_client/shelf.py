@@ -21,13 +21,14 @@ from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage, OutOfB
 from umbel.file_delta import FileDelta
 from umbel.manifest import FileRef, Manifest
 from umbel.weights import Weights
-from umbel_client.files import BESIDE, Disk, make_folder, read
+from umbel_client.files import BESIDE, Disk, make_folder, read, read_any
 from umbel_client.slots import Personal as Personal
 from umbel_client.slots import Slot as Slot
 from umbel_client.slots import Slots, slots_from_tree
 
 DEFAULT_LIMIT: Final = 512 << 20
 PART: Final = ".part"
+_EMPTY: Final = Slots()
 
 
 class Shelf:
@@ -46,7 +47,7 @@ class Shelf:
         self._lock_file = folder / "slots.lock"
         self._limit = limit
         self._disk = disk or Disk()
-        self._read_slots = b"", Slots()
+        self._read_slots = b"", _EMPTY
         """The file's content when it was last read, and what it says: one value, for any thread."""
         for made in (self._blobs, self._own):
             make_folder(made)
@@ -57,12 +58,14 @@ class Shelf:
     def slots(self) -> Slots:
         """What the slots hold; all empty on a new shelf, or when their file was lost."""
         try:
-            content, (before, slots) = read(self._slots_file), self._read_slots
+            content, (before, slots) = read_any(self._slots_file), self._read_slots
+            if content is None:
+                return _EMPTY
             if content != before:
                 slots = slots_from_tree(json.loads(content))
                 self._read_slots = content, slots
         except (OSError, ValueError, KeyError, TypeError, MalformedMessage):
-            return Slots()
+            return _EMPTY
         return slots
 
     def switch(self, slots: Slots) -> None:
@@ -199,9 +202,8 @@ class Shelf:
         """The manifest of this name, verified; raises as `bundle`."""
         return Manifest.from_bytes(self._read(digest))
 
-    def held_bundles(self, also: Iterable[Digest] = ()) -> tuple[Digest, ...]:
+    def held_bundles(self, slots: Slots, also: Iterable[Digest] = ()) -> tuple[Digest, ...]:
         """The bundles in slots, and those of `also` that are still here: what a device tells when it checks in."""
-        slots = self.slots
         serving = [slot.bundle for slot in (slots.active, slots.previous) if slot is not None]
         return tuple(dict.fromkeys((*serving, *(bundle for bundle in also if self.holds(bundle)))))
 
@@ -218,7 +220,7 @@ class Shelf:
         """
         slots = self.slots
         kept = [own for own in (slots.personal, slots.previous_personal) if own is not None]
-        bundles = {*in_use, *self.held_bundles(), *(own.bundle for own in kept)}
+        bundles = {*in_use, *self.held_bundles(slots), *(own.bundle for own in kept)}
         pinned = set[str]().union(*(self._blobs_of(bundle) for bundle in bundles))
         self._drop_own(kept=_own_weights(slots))
         sizes: dict[tuple[int, str], int] = {}

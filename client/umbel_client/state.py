@@ -17,7 +17,7 @@ from umbel.digests import Digest, parse_digest
 from umbel.errors import MalformedMessage
 from umbel.fields import MAX_ENTRIES, as_text
 from umbel.visit import Outcome, ReleaseOutcome, SessionRecord
-from umbel_client.files import Disk, read
+from umbel_client.files import Disk, read_any
 from umbel_client.idle import DAY_SECONDS, History
 from umbel_client.trust import Seen
 
@@ -197,6 +197,9 @@ _NAMES: Final = {
 }
 
 
+_NONE_KNOWN: Final = Known()
+
+
 def load_known(path: Path) -> Known:
     """The known releases in a file; none when there is no file.
 
@@ -204,11 +207,12 @@ def load_known(path: Path) -> Known:
         MalformedMessage: the file is damaged.
     """
     try:
-        tree = json.loads(read(path))
+        content = read_any(path)
+        if content is None:
+            return _NONE_KNOWN
+        tree = json.loads(content)
         seen = {key: Seen(int(entry["number"]), parse_digest(entry["bundle"])) for key, entry in tree["seen"].items()}
         return Known(str(tree["model"]), seen)
-    except FileNotFoundError:
-        return Known()
     except (ValueError, KeyError, TypeError, AttributeError, MalformedMessage) as error:
         raise MalformedMessage(
             f"{path} is damaged ({type(error).__name__}: {error}); remove it to start anew. The device then forgets "

@@ -51,10 +51,10 @@ def _to_onnx(spec: ModelSpec, signature: Signature, weights: Weights) -> bytes:
 
 
 def _to_litert(spec: ModelSpec, signature: Signature, weights: Weights) -> bytes:
-    from umbel_models.litert import export, litert_table
+    from umbel_models import litert
 
     del weights  # the runtime binds them
-    return export(lower(signature, spec.module, litert_table()))
+    return litert.export(lower(signature, spec.module, litert.litert_table(), litert.KEPT))
 
 
 BACKENDS: Final = {

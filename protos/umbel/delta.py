@@ -1,6 +1,6 @@
 """Deltas: how a file becomes its next version, in a fraction of its bytes (`umbel-delta/1`).
 
-    header (104 bytes)   magic[16] | SHA-256 of the base[32] | of the target[32] | size u64 | payload size u64
+    header (96 bytes)    magic[16] | SHA-256 of the base[32] | of the target[32] | size u64 | payload size u64
     one zstd frame       segments, until `size` bytes of the target are covered:
                          kind u8, a u64, b u64, then
         0 keep   nothing              `a` bytes of the base as they are

@@ -229,7 +229,9 @@ def check_in_reply_to_message(answer: CheckInReply) -> pb.CheckInResponse:
         case Assignment() as assignment:
             message.assignment.CopyFrom(_assignment_to_message(assignment))
         case Retry(window, reason):
-            message.retry.CopyFrom(pb.Retry(window=window_to_message(window), reason=fields.as_text(reason)))
+            message.retry.window.earliest_seconds = window.earliest
+            message.retry.window.latest_seconds = window.latest
+            message.retry.reason = fields.as_text(reason)
     if answer.newest is not None:
         message.newest.CopyFrom(signed_to_message(answer.newest))
     if answer.offer is not None:

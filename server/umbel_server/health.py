@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from umbel.errors import BY_CODE, BadInput, ModelUnusable
 from umbel.visit import CheckIn, Event, Health, SessionRecord
@@ -18,7 +20,7 @@ from umbel_server.gates import Drift
 from umbel_server.tables import HEALTH
 
 MEASURED: Final = ("accuracy", "latency_seconds", "memory_mb")
-_AT_ONCE: Final = 500
+_INSERTS: Final = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,13 @@ class Told:
     @classmethod
     def of(cls, check_in: CheckIn, now: float, before: Told | None) -> Told:
         """After another check-in; what it doesn't tell stays as it was."""
-        old = before.health if before and before.release == check_in.release else Health()
-        merged: dict[str, Any] = {name: _first(getattr(check_in.health, name), getattr(old, name)) for name in MEASURED}
-        troubles = sum(map(is_trouble, check_in.sessions)) + (before.troubles if before else 0)
-        return cls(check_in.population, now, check_in.release, Health(**merged), troubles)
+        health, troubles = check_in.health, sum(map(is_trouble, check_in.sessions))
+        if before is not None:
+            troubles += before.troubles
+            if before.release == check_in.release:
+                old = before.health
+                health = Health(**{name: _first(getattr(health, name), getattr(old, name)) for name in MEASURED})
+        return cls(check_in.population, now, check_in.release, health, troubles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +65,37 @@ def is_trouble(session: SessionRecord) -> bool:
 
 def write(connection: sa.Connection, told: Mapping[str, Told]) -> None:
     """Write what devices told, beside what they had told when the window began."""
-    devices = sorted(told)
-    for start in range(0, len(devices), _AT_ONCE):
-        batch = devices[start : start + _AT_ONCE]
-        query = sa.select(HEALTH).where(HEALTH.c.device.in_(batch))
-        known = {row["device"]: dict(row) for row in connection.execute(query).mappings()}
-        rows = [_merged(device, told[device], known.get(device)) for device in batch]
-        connection.execute(HEALTH.delete().where(HEALTH.c.device.in_(batch)))
-        connection.execute(HEALTH.insert(), rows)
+    # In an order that is everybody's, so that no two processes wait for each other.
+    rows = [_row(device, told[device]) for device in sorted(told)]
+    if rows:
+        connection.execute(_merging(connection.dialect.name), rows)
 
 
-def _merged(device: str, told: Told, known: Mapping[str, object] | None) -> dict[str, object]:
-    row: dict[str, object] = {"device": device, "population": told.population, "at": told.at, "release": told.release}
-    before = known or {}
-    same = before.get("release") == told.release
-    for name in MEASURED:
-        row[name] = _first(getattr(told.health, name), before.get(name) if same else None)
-        row[f"before_{name}"] = before.get(f"before_{name}")
-    return row | {"troubles": told.troubles + int(str(before.get("troubles", 0)))}
+@cache
+def _merging(dialect: str) -> sa.Insert:
+    """Write a row, or merge it into the one that is there; what it doesn't tell of the same release stays."""
+    insert: Any = _INSERTS[dialect](HEALTH)
+    new = insert.excluded
+    same = HEALTH.c.release == new.release
+    changed: dict[str, Any] = {name: sa.func.coalesce(new[name], sa.case((same, HEALTH.c[name]))) for name in MEASURED}
+    changed |= {name: new[name] for name in ("population", "at", "release")}
+    changed["troubles"] = HEALTH.c.troubles + new.troubles
+    merging: sa.Insert = insert.on_conflict_do_update(index_elements=[HEALTH.c.device], set_=changed)
+    return merging
+
+
+def _row(device: str, told: Told) -> dict[str, object]:
+    health = told.health
+    return {
+        "device": device,
+        "population": told.population,
+        "at": told.at,
+        "release": told.release,
+        "troubles": told.troubles,
+        "accuracy": health.accuracy,
+        "latency_seconds": health.latency_seconds,
+        "memory_mb": health.memory_mb,
+    }
 
 
 def begin_window(connection: sa.Connection, population: str) -> None:
@@ -106,5 +124,5 @@ def _ratio(now: float | None, before: float | None) -> float | None:
     return now / before if now and before else None
 
 
-def _first(*values: object) -> object:
+def _first(*values: float | None) -> float | None:
     return next((value for value in values if value is not None), None)

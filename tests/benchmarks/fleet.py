@@ -1,6 +1,7 @@
 """The fleet engine: a day of 10,000 devices, what a check-in costs in fleets of any size, and a sleeping device.
 
-Processor time, since everything runs on one thread. Each fleet has a process of its own.
+Check-ins are told in processor time, since all of them run on one thread; the day in real time too, with the two
+threads for training that `umbel-simulate run` takes. Each fleet has a process of its own.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from umbel_simulations.world import Population
 
 FLEETS = (1_000, 10_000, 100_000)
 CHECK_INS = 4_000
+WORKERS = 2
 DAY, FLAT, ASLEEP = (
     "real seconds of a day, 10,000 devices, 50 rounds",
     "cost of a check-in, 100,000 devices over 1,000",
     "bytes of memory per device, 100,000 devices",
 )
-COLUMNS = ("fleet", "devices", "check-ins", "sessions", "ms/check-in", "s in all", "peak MB")
+COLUMNS = ("fleet", "devices", "check-ins", "sessions", "ms/check-in", "processor s", "real s", "peak MB")
 
 
 def run() -> Table:
@@ -41,12 +43,16 @@ def run() -> Table:
     for devices in FLEETS:
         found = child("tests.benchmarks.fleet", "check-ins", str(devices))
         cost[devices], asleep = found["ms"], found["bytes"]
-        rows.append(("only looking in", devices, found["check_ins"], 0, cost[devices], found["all"], found["peak"]))
+        rows.append(("only looking in", devices, found["check_ins"], 0, *_told(found)))
     day = child("tests.benchmarks.fleet", "day", "10000")
-    rows.append(("a day", 10_000, day["check_ins"], day["sessions"], day["ms"], day["all"], day["peak"]))
+    rows.append(("a day", 10_000, day["check_ins"], day["sessions"], *_told(day)))
     ratios = {DAY: day["all"], FLAT: cost[FLEETS[-1]] / cost[FLEETS[0]], ASLEEP: asleep}
     aims = {DAY: ("<=", 60.0), FLAT: ("<=", 1.5), ASLEEP: ("<=", 20_000.0)}
     return Table("The fleet engine: real devices and a real coordinator on virtual time", COLUMNS, rows, ratios, aims)
+
+
+def _told(found: dict[str, Any]) -> tuple[float, ...]:
+    return found["ms"], found["cpu"], found["all"], found["peak"]
 
 
 class Timed(Run):
@@ -94,12 +100,12 @@ def day(devices: int) -> Scenario:
     return Scenario("day", "smartwatch", Data("smartwatch", most_examples=16), task=task, population=population)
 
 
-def measure(scenario: Scenario) -> dict[str, float]:
+def measure(scenario: Scenario, workers: int = WORKERS) -> dict[str, float]:
     """Play it, and tell what it cost."""
     runs: list[Timed] = []
 
     def timed(loop: Any) -> Any:
-        runs.append(Timed(loop, scenario, prepare(scenario, scenario.seed), 1, Silent(), place, failures))
+        runs.append(Timed(loop, scenario, prepare(scenario, scenario.seed), workers, Silent(), place, failures))
         return runs[0].play()
 
     began, spent = time.perf_counter(), time.process_time()
@@ -120,4 +126,4 @@ def measure(scenario: Scenario) -> dict[str, float]:
 
 if __name__ == "__main__":
     scenario = (looking_in if sys.argv[1] == "check-ins" else day)(int(sys.argv[2]))
-    print(json.dumps(measure(scenario)))
+    print(json.dumps(measure(scenario, int(sys.argv[3]) if sys.argv[3:] else WORKERS)))

@@ -115,7 +115,7 @@ def test_an_unknown_hyperparameter_is_told() -> None:
 def test_numbers_that_are_none_stay_on_the_device() -> None:
     with pytest.raises(NotFinite):
         train(replace(PLAN, hyperparameters={"lr": 1e30}))
-    wild = Examples({"x": np.full((4, 6, 100), 3e38, np.float32)}, {"y": np.zeros(4, np.int64)}, 4)
+    wild = Examples({"x": np.full((4, 6, 100), np.inf, np.float32)}, {"y": np.zeros(4, np.int64)}, 4)
     with pytest.raises(NotFinite):
         train(PLAN, Split(SPLIT.training, wild))
 

@@ -105,12 +105,12 @@ GUARDS: Final = (
         ("a blob that rotted", "        if digest_of_file(path) != digest:", "        if False:"),
         ("bytes that aren't those asked for", "        if found != digest:", "        if False:"),
         ("room for a bundle", "if size > self._limit:", "if False:"),
-        ("blobs in a slot stay", "if path.name not in pinned]", "if True]"),
+        ("blobs in a slot stay", " if key[1] not in pinned}", "}"),
         ("personal weights go with their slot", "if own is not None and own.weights not in _own_weights(slots):", "if False:"),
     ),
     *of(
         "client/umbel_client/files.py", _SHELF,
-        ("whole or not at all", "beside = path.with_name(path.name + BESIDE)", "beside = path"),
+        ("whole or not at all", "beside = place + BESIDE", "beside = place"),
     ),
     *of(
         "client/umbel_client/fetching.py", ("tests/client/test_fetching.py", "tests/client/test_deltas.py"),

@@ -18,6 +18,7 @@ _STEERING: Final = (
     "tests/rollouts/test_controller_restart.py",
     "tests/rollouts/test_rollout_end_to_end.py",
 )
+_CONTROLLERS: Final = ("tests/rollouts/test_controller_crashes.py",)
 _DESK: Final = (
     "tests/rollouts/test_offers.py",
     "tests/rollouts/test_controller_restart.py",
@@ -123,7 +124,6 @@ GUARDS: Final = (
     ),
     *of(
         "server/umbel_server/steering.py", _STEERING,
-        ("one controller at a time", "return now < self._leads_until", "return True"),
         ("one rollout moves a device", "            elif other.stage in rollout.UNDER_WAY:\n", "            elif False:\n"),
         ("nobody is left", "if left and found.spec.revert_release and now < deadline:", "if False:"),
         ("the channel goes back too", "if spec.revert_release and self.desk.head(connection, spec.model, spec.channel) == number:", "if False:"),
@@ -131,13 +131,20 @@ GUARDS: Final = (
         ("a request is carried out once", "if enter(connection, Call(request_id), actor, action, rollout_id, now) is not None:", "if enter(connection, Call(request_id), actor, action, rollout_id, now) is not None and False:"),
     ),
     *of(
+        "server/umbel_server/steering.py", _CONTROLLERS,
+        ("one controller at a time", "return now < self._leads_until", "return True"),
+    ),
+    *of(
+        "server/umbel_server/rollout_records.py", _CONTROLLERS,
+        ("a step on an old revision", "(ROLLOUTS.c.id == before.id) & (ROLLOUTS.c.revision == before.revision)", "(ROLLOUTS.c.id == before.id)"),
+    ),
+    *of(
         "server/umbel_server/rollout_records.py", _STEERING,
         ("the lease", "if row.holder != holder and now < row.until:", "if False:"),
-        ("a step on an old revision", "(ROLLOUTS.c.id == before.id) & (ROLLOUTS.c.revision == before.revision)", "(ROLLOUTS.c.id == before.id)"),
         ("an id is used once", "if connection.scalar(sa.select(ROLLOUTS.c.id).where(ROLLOUTS.c.id == rollout.id)):", "if False:"),
     ),
     *of(
-        "server/umbel_server/fleet.py", ("tests/rollouts/test_offers.py", "tests/rollouts/test_controller_crashes.py"),
+        "server/umbel_server/fleet.py", ("tests/rollouts/test_offers.py", *_CONTROLLERS),
         ("devices of all processes", "return sorted((written | {", "return sorted(({"),
         ("revoked devices are in no wave", "LATELY_SECONDS}) - denied)", "LATELY_SECONDS}))"),
     ),

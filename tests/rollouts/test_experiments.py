@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,17 @@ def good(count: int, change: float = 0.0) -> list[Exposure]:
     return [Exposure(Arm.CANARY, answered=True, accuracy_change=change) for _ in range(count)]
 
 
-def judged(first: list[Exposure], second: list[Exposure], *, soaked: bool = True, last: bool = False) -> Any:
+def judged(
+    first: list[Exposure],
+    second: list[Exposure],
+    control: Sequence[Exposure] = (),
+    *,
+    soaked: bool = True,
+    last: bool = False,
+) -> Any:
     sizes = {7: len(first), 8: len(second)}
     look = lambda release: Look(soaked, last, sizes[release])  # noqa: E731
-    return judge_experiment(ARMS, {7: first, 8: second}, [], SMALL, look)
+    return judge_experiment(ARMS, {7: first, 8: second}, control, SMALL, look)
 
 
 def test_an_experiment_passes_when_both_arms_do() -> None:
@@ -131,6 +139,17 @@ def test_one_arm_that_fails_fails_the_experiment_and_is_named() -> None:
     judgement = judged(good(40), good(20) + failed)
     assert judgement.decision is Decision.FAIL
     assert "release 8, ceiling: 20 of 40 devices failed" in judgement.explain()
+
+
+def test_what_fails_as_often_on_devices_without_either_arm_is_no_arms_fault() -> None:
+    failed = [Exposure(Arm.CANARY, answered=True, failed=True)] * 15
+    beside = [replace(it, arm=Arm.CONTROL) for it in good(135) + failed]
+    assert judged(good(135) + failed, good(135) + failed).decision is Decision.FAIL
+    assert judged(good(135) + failed, good(135) + failed, beside).decision is Decision.PASS
+
+
+def test_all_arms_together_share_what_a_faultless_experiment_may_be_stopped_for() -> None:
+    assert judged(good(40), good(44)).explain().count("(stops at 800)") == 8
 
 
 def test_an_arm_that_cannot_tell_by_its_deadline_pauses_the_experiment() -> None:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from umbel.errors import CertificateRefused, EnrolmentRefused, MalformedMessage, NotAllowed, NotFound, OutOfBounds
 from umbel.identity import DeviceId, id_of_key
 from umbel_server import audit
-from umbel_server.access import AcceptAll, Access, Attestation, Authorities, RefuseAll
+from umbel_server.access import MAX_ATTESTATION_BYTES, AcceptAll, Access, Attestation, Authorities, RefuseAll
 from umbel_server.authority import Authority, PeerKind, make_request
 from umbel_server.store import Store
 from umbel_server.tables import DEVICES, TOKENS
@@ -185,7 +185,7 @@ def test_a_certificate_ends_even_on_a_connection_that_does_not(
 
 
 def test_no_certificate_is_no_device(access: Access) -> None:
-    with pytest.raises(CertificateRefused):
+    with pytest.raises(CertificateRefused, match="that enrolment gave"):
         access.device(None)
 
 
@@ -215,6 +215,23 @@ def test_a_verifier_of_attestations_sees_evidence_and_key(
     with pytest.raises(EnrolmentRefused, match="convince"):
         access.enrol(token, make_request(key), b"bad")
     access.enrol(token, make_request(key), b"good for " + id_of_key(key.public_key()).encode())
+
+
+def test_an_attestation_of_any_length_does_not_reach_its_verifier(
+    store: Store, clock: HandClock, key: ec.EllipticCurvePrivateKey
+) -> None:
+    seen: list[int] = []
+
+    class Measuring:
+        def verify(self, evidence: bytes, device: DeviceId) -> None:
+            seen.append(len(evidence))
+
+    access = open_access(store, clock, Measuring())
+    token = token_of(access)
+    with pytest.raises(EnrolmentRefused, match="the limit is"):
+        access.enrol(token, make_request(key), bytes(MAX_ATTESTATION_BYTES + 1))
+    access.enrol(token, make_request(key), bytes(MAX_ATTESTATION_BYTES))
+    assert seen == [MAX_ATTESTATION_BYTES]
 
 
 def test_a_device_is_written_down_once(access: Access, store: Store, key: ec.EllipticCurvePrivateKey) -> None:

@@ -21,7 +21,7 @@ from umbel.identity import DeviceId
 from umbel.v1 import admin_pb2
 from umbel_server.authority import Authority, PeerKind, make_request
 from umbel_server.operators import FIRST, REALM, Operator, Operators
-from umbel_server.roles import ALLOWED, Role, parse_role, require_role
+from umbel_server.roles import ALLOWED, Role, parse_role, reaches, require_role
 from umbel_server.store import Store
 
 NOW = 1_700_000_000.0
@@ -73,6 +73,7 @@ def test_the_table_names_every_method_and_no_other() -> None:
 def test_a_method_without_a_row_is_nobodys() -> None:
     with pytest.raises(NotAllowed):
         require_role("DropEverything", Role.ADMIN)
+    assert not any(reaches("DropEverything", role) for role in Role)
 
 
 def test_going_and_stopping_and_signing_and_looking_are_different_peoples() -> None:
@@ -133,7 +134,7 @@ def test_a_signed_certificate_without_a_row_opens_nothing(operators: Operators, 
 
 
 def test_no_certificate_opens_nothing(operators: Operators) -> None:
-    with pytest.raises(CertificateRefused):
+    with pytest.raises(CertificateRefused, match="an operator's certificate"):
         operators.authorize("GetStatus", None)
 
 

@@ -171,6 +171,8 @@ def test_drift_in_use_says_nothing_before_the_soak_time_is_over_or_beside_too_fe
     assert _judge(wave, soaked=False).decision is Decision.CONTINUE
     assert _judge(_in_use(60, worse) + _in_use(19, steady, Arm.CONTROL)).decision is Decision.PASS
     assert _judge(_in_use(60, worse) + _in_use(20, steady, Arm.CONTROL)).decision is Decision.FAIL
+    silent = _in_use(20, Drift(), Arm.CONTROL)
+    assert _judge(_in_use(60, worse) + _in_use(19, steady, Arm.CONTROL) + silent).decision is Decision.PASS
 
 
 def test_trouble_on_canaries_alone_fails_and_trouble_everywhere_does_not() -> None:
@@ -199,7 +201,15 @@ def test_a_control_that_fails_as_often_clears_a_release() -> None:
 
 def test_one_absurd_measurement_speaks_for_one_device_only() -> None:
     wave = [*_canaries(19, latency_ratio=1.0), Exposure(Arm.CANARY, answered=True, latency_ratio=1e300)]
-    assert _judge(wave).decision is Decision.PASS
+    judgement = _judge(wave)
+    assert judgement.decision is Decision.PASS
+    assert "latency: 1.11 times the old one over 20 devices" in judgement.explain(), "as if eight times as slow"
+
+
+def test_a_control_that_tells_absurdly_small_numbers_makes_no_release_look_large() -> None:
+    """Every control device lies; beside half of what there was, which counts most, these canaries are within bounds."""
+    lying = _in_use(60, Drift(memory_ratio=1e-300), Arm.CONTROL)
+    assert _of(_judge(_in_use(60, Drift(memory_ratio=1.0)) + lying), "memory") is Decision.PASS
 
 
 def test_a_margin_asks_for_evidence_that_only_many_devices_give() -> None:
@@ -234,6 +244,12 @@ def test_evidence_about_a_mean_does_not_depend_on_the_order(values: list[float],
     wealth = mean_evidence(values, limit, -1, 1)
     assert wealth >= 0
     assert mean_evidence(values[::-1], limit, -1, 1) == pytest.approx(wealth)
+
+
+@pytest.mark.parametrize("value,counts_as", [(1e9, 1.0), (-1e9, -1.0), (float("-inf"), -1.0)])
+def test_a_value_beyond_its_bounds_is_bet_on_as_if_it_lay_on_them(value: float, counts_as: float) -> None:
+    """A bet on more than that could lose more than there is: wealth below nothing is no evidence."""
+    assert mean_evidence([0.1, value, 0.2], 0.0, -1, 1) == mean_evidence([0.1, counts_as, 0.2], 0.0, -1, 1)
 
 
 def test_an_experiment_whose_arms_got_the_wrong_shares_is_noticed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from umbel.errors import (
     SignatureInvalid,
     Unreachable,
 )
+from umbel.listing import facts_of, target_path
 from umbel_client.listing import Listing
 from umbel_client.tuf_files import FilesAtHand
 from umbel_server.keyring import DAY
@@ -173,14 +175,16 @@ async def test_unknown_keys_count_for_nothing(world: World) -> None:
         await world.device().find(world.fetch, NOW, MODEL, 66)
 
 
-async def test_the_signers_of_one_model_cannot_release_another(world: World) -> None:
+@pytest.mark.parametrize("theirs,ours", [("other", MODEL), (MODEL, "other")], ids=["named later", "named earlier"])
+async def test_the_signers_of_one_model_cannot_release_another(world: World, theirs: str, ours: str) -> None:
     world.name_signers("other")
-    _, metadata = world.current(role_of("other"))
-    path = f"models/{MODEL}/66.json"
-    metadata.signed.targets[path] = TargetFile(6, {"sha256": digest_of(b"evil")}, path)
-    world.forge(role_of("other"), metadata, world.keys.signers(role_of("other"))[:2])
+    _, metadata = world.current(role_of(theirs))
+    evil = replace(listed(66), model=ours)
+    path = target_path(ours, 66)
+    metadata.signed.targets[path] = TargetFile(900, {"sha256": evil.bundle}, path, {"custom": facts_of(evil)})
+    world.forge(role_of(theirs), metadata, world.keys.signers(role_of(theirs))[:2])
     with pytest.raises(NotFound):
-        await world.device().find(world.fetch, NOW, MODEL, 66)
+        await world.device().find(world.fetch, NOW, ours, 66)
 
 
 async def test_changed_facts_are_noticed(world: World) -> None:

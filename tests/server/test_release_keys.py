@@ -114,14 +114,25 @@ def test_a_new_root_needs_the_signers_of_the_one_before_and_its_own(world: World
     assert world.repository.first_root
 
 
-def _root_of(keys: Keyring, draft: bytes) -> bytes:
-    """The same root, but naming and signed by these keys alone."""
+def test_a_root_whose_own_signers_have_not_signed_it_is_not_published(world: World) -> None:
+    """All of the old signers, and none of those whom it names: after it, nobody could sign another one."""
+    old = next(key.key_id for key in world.repository.key_status() if key.role == "root")
+    draft = world.repository.draft_rotation("root", old, world.keys.add("root", 1)[0].public_key, NOW)
+    successors = Keyring.create(world.folder / "successors")
+    handed_on = _root_of(successors, draft, by=world.keys)
+    with pytest.raises(SignatureInvalid):
+        world.repository.publish("root", handed_on, NOW)
+    world.repository.publish("root", sign_draft(handed_on, successors.signers("root")), NOW)
+
+
+def _root_of(keys: Keyring, draft: bytes, by: Keyring | None = None) -> bytes:
+    """The same root, but naming these keys alone; signed by them, or by others."""
     metadata = Metadata[Root].from_bytes(draft)
     for key_id in tuple(metadata.signed.roles["root"].keyids):
         metadata.signed.revoke_key(key_id, "root")
     for key in keys.public_keys("root"):
         metadata.signed.add_key(key, "root")
-    return sign_draft(metadata.to_bytes(), keys.signers("root"))
+    return sign_draft(metadata.to_bytes(), (by or keys).signers("root"))
 
 
 def test_a_model_gets_its_signers_once(world: World) -> None:

@@ -31,7 +31,7 @@ def cases(base: bytes) -> dict[str, tuple[bytes, bytes]]:
     summed = base[:-24] + _sums(base[-24:], steps, scales)
     by_hand = (segment(KEEP, len(base) - 24), segment(ADD, 2, 3), scales.tobytes(), steps.tobytes())
     spoilt = bytearray(good)
-    spoilt[HEADER_BYTES + 40] ^= 4
+    spoilt[HEADER_BYTES + 48] ^= 4
     return {
         "lossless": (good, new),
         "int8": (made.delta, made.weights),

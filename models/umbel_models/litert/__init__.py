@@ -5,7 +5,7 @@ open (`docs/decisions/0006-litert-without-a-converter.md`). `graph.py` holds the
 it collected, the other modules hold one family of operators each.
 """
 
-from umbel_models.litert.decompositions import litert_table
+from umbel_models.litert.decompositions import KEPT, litert_table
 from umbel_models.litert.export import export
 
-__all__ = ["export", "litert_table"]
+__all__ = ["KEPT", "export", "litert_table"]

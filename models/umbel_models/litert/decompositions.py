@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from umbel.errors import OperatorNotSupported
-from umbel_models.convolution import per_dimension
+from umbel_models.convolution import convolution_backward, per_dimension
 from umbel_models.decompositions import decomposition_table
 from umbel_models.normalisation import layer_norm
 
@@ -50,6 +50,30 @@ def _convolution(
     turned = turned.reshape(groups, inputs // groups, outputs, -1).transpose(1, 2)
     turned = turned.reshape([groups * outputs, inputs // groups, *kernel])
     return aten.convolution(x, turned, bias, [1] * count, [0] * count, gaps, False, [0] * count, groups)  # type: ignore[no-any-return]
+
+
+def _convolution_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradient with respect to an ordinary kernel is left to the translator, which has its windows at hand."""
+    settings = (stride, padding, dilation, transposed, output_padding, groups)
+    if transposed or groups != 1 or weight.dim() > 4 or not wanted[1]:
+        return convolution_backward(gradient, x, weight, bias_sizes, *settings, wanted)
+    if not wanted[0] and not wanted[2]:
+        return NotImplemented  # type: ignore[no-any-return]
+    rest = convolution_backward(gradient, x, weight, bias_sizes, *settings, [wanted[0], False, wanted[2]])
+    kernel = aten.convolution_backward(gradient, x, weight, bias_sizes, *settings, [False, True, False])[1]
+    return rest[0], kernel, rest[2]
 
 
 def _spread(x: Tensor, dim: int, step: int) -> Tensor:
@@ -129,10 +153,8 @@ def _select_backward(gradient: Tensor, sizes: Sequence[int], dim: int, index: in
 
 
 def _one_hot(places: Tensor, count: int) -> Tensor:
-    """Rows of ones and zeros; looking the places up first lets LiteRT refuse those that aren't there."""
-    rows = torch.arange(count, dtype=torch.int32)
-    known = aten.index_select(rows, 0, places)
-    return (known.unsqueeze(1) == rows.unsqueeze(0)).to(torch.float32)  # type: ignore[no-any-return]
+    """Rows of ones and zeros, one for each place."""
+    return _marks(places.unsqueeze(1), 1, count)
 
 
 def _shares(scores: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
@@ -185,12 +207,17 @@ def _embedding_backward(
 
 
 def _marks(places: Tensor, dim: int, size: int) -> Tensor:
-    """Ones at the one place that is given along a dimension, zeros elsewhere."""
+    """Ones at the one place that is given along a dimension, zeros elsewhere.
+
+    Looking the places up first lets LiteRT refuse those that aren't there.
+    """
     if places.shape[dim] != 1:
         raise OperatorNotSupported("looking up several places along a dimension; use an embedding or index_select")
     counts = [1] * places.dim()
     counts[dim] = size
-    return (places == torch.arange(size, dtype=places.dtype).reshape(counts)).to(torch.float32)
+    all_places = torch.arange(size, dtype=torch.int32)
+    known = aten.index_select(all_places, 0, places.reshape(-1)).reshape(places.shape)
+    return (known == all_places.reshape(counts)).to(torch.float32)  # type: ignore[no-any-return]
 
 
 def _gather(x: Tensor, dim: int, places: Tensor, sparse_grad: bool = False) -> Tensor:
@@ -229,8 +256,12 @@ def _elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float =
     return scale * torch.where(x > 0, x, low)
 
 
+KEPT: Final = {aten.convolution_backward.default}
+"""Backward operators that the translator knows."""
+
 _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
     aten.elu.default: _elu,
     aten.embedding_dense_backward.default: _embedding_backward,
     aten.erf.default: _erf,

@@ -7,7 +7,7 @@ from typing import Any, Final
 from torch import fx
 
 from umbel.errors import CannotCompile, OperatorNotSupported
-from umbel_models.litert import linear, pointwise, reductions, shapes
+from umbel_models.litert import convolution, linear, pointwise, reductions, shapes
 from umbel_models.litert.flatbuffer import Part, pack
 from umbel_models.litert.graph import HANDLERS, Writer, dtype_of, shape_of
 from umbel_models.litert.loop import add_loop
@@ -15,7 +15,7 @@ from umbel_models.lowering import Lowered, module_of, require_no_write_through
 from umbel_models.onnx.graph import HANDLERS as ONNX_HANDLERS
 from umbel_models.translation import attribute_of, instead_of, not_in_place, writes_in_place
 
-FAMILIES: Final = (linear, pointwise, reductions, shapes)
+FAMILIES: Final = (convolution, linear, pointwise, reductions, shapes)
 """Importing a family registers its operators."""
 
 
@@ -26,7 +26,7 @@ def export(lowered: Lowered) -> bytes:
         OperatorNotSupported: an operator has no translation.
         CannotCompile: the translation pinned the batch size.
     """
-    writer = Writer()
+    writer = Writer(has_constant_weights=lowered.signature.name == "infer")
     inputs: dict[str, int] = {}
     sums = {} if lowered.each is None else dict.fromkeys(lowered.each.outputs, -1)
     placeholders = [node for node in lowered.graph.graph.nodes if node.op == "placeholder"]

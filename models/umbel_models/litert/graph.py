@@ -74,9 +74,14 @@ class OperatorEntry:
 
 
 class Writer:
-    """Collects the tensors and operators of one graph."""
+    """Collects the tensors and operators of one graph.
 
-    def __init__(self) -> None:
+    Args:
+        has_constant_weights: the runtime binds all weights as constants before it loads the graph.
+    """
+
+    def __init__(self, has_constant_weights: bool = False) -> None:
+        self.has_constant_weights = has_constant_weights
         self.tensors: list[TensorEntry] = []
         self.operators: list[OperatorEntry] = []
         self.values: dict[fx.Node, Any] = {}

@@ -1,4 +1,4 @@
-"""Matrix products, convolutions, pooling, and looking things up."""
+"""Matrix products, pooling, and looking things up."""
 
 from __future__ import annotations
 
@@ -29,11 +29,20 @@ def _turned(node: fx.Node) -> fx.Node | None:
 
 
 def _dense(w: Writer, n: fx.Node, x: fx.Node, y: fx.Node, bias: Any = None) -> Any:
-    """x [N, K] times y [K, M]; LiteRT wants the rows of y's transpose."""
+    """x [N, K] times y [K, M]: a dense layer if y is a constant, else a product.
+
+    LiteRT's quick kernels (XNNPACK) take a dense layer only with constant weights; any other is worked out by a kernel
+    that takes two to four times as long. A product of any two tensors is quick.
+    """
     rows = _turned(y)
-    number = w.transpose(y, [1, 0]) if rows is None else w.number(rows)
-    options = {"keepNumDims": False, "asymmetricQuantizeInputs": False}
-    return w.op("FULLY_CONNECTED", [x, number, bias], shape_of(n), dtype_of(n), **options)
+    if w.has_constant_weights:
+        # LiteRT wants the rows of y's transpose.
+        number = w.transpose(y, [1, 0]) if rows is None else w.number(rows)
+        options = {"keepNumDims": False, "asymmetricQuantizeInputs": False}
+        return w.op("FULLY_CONNECTED", [x, number, bias], shape_of(n), dtype_of(n), **options)
+    operands, is_turned = [x, y if rows is None else rows], rows is not None
+    product = w.op("BATCH_MATMUL", operands, shape_of(n), dtype_of(n), adjX=False, adjY=is_turned)
+    return product if bias is None else w.op("ADD", [product, bias], shape_of(n), dtype_of(n))
 
 
 @translates(aten.mm.default)
@@ -66,56 +75,6 @@ def _batched_affine(
         return product
     scaled = bias if beta == 1 else w.op("MUL", [bias, w.cast(beta, dtype)], shape_of(bias), dtype)
     return w.op("ADD", [product, scaled], shape_of(n), dtype)
-
-
-@translates(aten.convolution.default)
-def _convolution(
-    w: Writer,
-    n: fx.Node,
-    x: fx.Node,
-    weight: fx.Node,
-    bias: fx.Node | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Any:
-    count = len(shape_of(weight)) - 2
-    if transposed or count not in (1, 2):
-        raise OperatorNotSupported(f"a convolution over {count} dimensions; only one and two are known")
-    steps, gaps = per_dimension(stride, count), per_dimension(dilation, count)
-    pads, kernel = per_dimension(padding, count), list(shape_of(weight)[2:])
-    image = w.channels_last(x)
-    same = all(s == 1 and 2 * p == g * (k - 1) for s, p, g, k in zip(steps, pads, gaps, kernel, strict=True))
-    if any(pads) and not same:
-        shape = [w.shape(image)[0], *(z + 2 * p for z, p in zip(w.shape(image)[1:-1], pads, strict=True))]
-        amounts = w.constant([(0, 0), *((pad, pad) for pad in pads), (0, 0)], np.int32)
-        image = w.op("PAD", [image, amounts], [*shape, w.shape(image)[-1]], dtype_of(n))
-    out = shape_of(n)
-    last = [out[0], *out[2:], out[1]]
-    options: dict[str, Any] = {"padding": "SAME" if same and any(pads) else "VALID"}
-    if count == 1:
-        image = w.reshape(image, [w.shape(image)[0], 1, *w.shape(image)[1:]])
-        last, steps, gaps, kernel = [last[0], 1, *last[1:]], [1, *steps], [1, *gaps], [1, *kernel]
-    options |= {"strideH": steps[0], "strideW": steps[1]}
-    options |= {"dilationHFactor": gaps[0], "dilationWFactor": gaps[1]}
-    number, kind = _kernel(w, weight, kernel, groups, options)
-    # The native kernels want a bias.
-    offset = w.number(bias) if bias is not None else w.constant(np.zeros(shape_of(weight)[0], np.float32))
-    made = w.op(kind, [image, number, offset], last, dtype_of(n), **options)
-    return w.from_channels_last(w.reshape(made, [last[0], *last[2:]]) if count == 1 else made)
-
-
-def _kernel(w: Writer, weight: fx.Node, kernel: Sequence[int], groups: int, options: dict[str, Any]) -> tuple[int, str]:
-    outputs, inputs = shape_of(weight)[:2]
-    if inputs == 1 and groups > 1:
-        rows = w.transpose(w.reshape(weight, [outputs, kernel[0] * kernel[1]]), [1, 0])
-        options["depthMultiplier"] = outputs // groups
-        return w.reshape(rows, [1, *kernel, outputs]), "DEPTHWISE_CONV_2D"
-    square = w.reshape(weight, [outputs, inputs, *kernel]) if len(shape_of(weight)) == 3 else weight
-    return w.transpose(square, [0, 2, 3, 1]), "CONV_2D"
 
 
 def _pool(

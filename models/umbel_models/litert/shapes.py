@@ -165,9 +165,12 @@ def _repeat(w: Writer, n: fx.Node, x: fx.Node, times: Sequence[Any]) -> Any:
 # Parts and joins.
 
 
-def _cut(w: Writer, number: int, dim: int, bounds: tuple[int, int, int], size: Any) -> int:
+def cut(w: Writer, number: int, dim: int, bounds: tuple[int, int, int], size: Any) -> int:
+    """From start up to end by step along a dimension, which has this size then."""
     shape = list(w.shape(number))
     rank, (start, end, step) = len(shape), bounds
+    if step > 1 and start >= 0 and not is_open(shape[dim]):
+        return _every(w, number, dim, start, step, size)
     begins, ends, steps = [0] * rank, [0] * rank, [1] * rank
     begins[dim], ends[dim], steps[dim] = start, min(end, _FAR), step
     shape[dim] = size
@@ -176,6 +179,22 @@ def _cut(w: Writer, number: int, dim: int, bounds: tuple[int, int, int], size: A
     operands = [number, w.ints(*begins), w.ints(*ends), w.ints(*steps)]
     dtype = w.tensors[number].dtype
     return w.op("STRIDED_SLICE", operands, shape, dtype, beginMask=others, endMask=others | open_end)
+
+
+def _every(w: Writer, number: int, dim: int, start: int, step: int, size: int) -> int:
+    """Every step-th from start, by a dimension of its own for each step; LiteRT would pick one after the other."""
+    shape = list(w.shape(number))
+    whole, length = (start // step + size) * step, shape[dim]
+    if whole > length:
+        number = padded(w, number, [(0, whole - length if at == dim else 0) for at in range(len(shape))])
+    elif whole < length:
+        number = cut(w, number, dim, (0, whole, 1), whole)
+    before, after, dtype = shape[:dim], shape[dim + 1 :], w.tensors[number].dtype
+    steps = w.reshape(number, [*before, whole // step, step, *after])
+    begins, sizes = [0] * (len(shape) + 1), [-1] * (len(shape) + 1)
+    begins[dim : dim + 2], sizes[dim : dim + 2] = [start // step, start % step], [size, 1]
+    picked = w.op("SLICE", [steps, w.ints(*begins), w.ints(*sizes)], [*before, size, 1, *after], dtype)
+    return w.reshape(picked, [*before, size, *after])
 
 
 @translates(aten.slice.Tensor)
@@ -190,8 +209,8 @@ def _slice(w: Writer, n: fx.Node, x: fx.Node, dim: int = 0, start: Any = None, e
     bounds, number, size = (start, end, step), w.number(x), shape_of(n)[dim]
     if w.has_twin(number):
         turned = 0 if dim == 0 else len(shape) - 1 if dim == 1 else dim - 1
-        return w.from_channels_last(_cut(w, w.channels_last(number), turned, bounds, size))
-    return _cut(w, number, dim, bounds, size)
+        return w.from_channels_last(cut(w, w.channels_last(number), turned, bounds, size))
+    return cut(w, number, dim, bounds, size)
 
 
 @translates(aten.select.int)
@@ -201,7 +220,7 @@ def _select(w: Writer, n: fx.Node, x: fx.Node, dim: int, index: int) -> Any:
     if is_open(shape[dim]):
         raise OperatorNotSupported("picking one example out of the batch")
     at = index % shape[dim]
-    return w.reshape(_cut(w, w.number(x), dim, (at, at + 1, 1), 1), shape_of(n))
+    return w.reshape(cut(w, w.number(x), dim, (at, at + 1, 1), 1), shape_of(n))
 
 
 @translates(aten.cat.default)
@@ -228,7 +247,7 @@ def _split(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[int], dim: int = 0
         return w.several("SPLIT", [w.constant(dim, np.int32), x], parts, numSplits=len(sizes))
     starts = np.cumsum([0, *sizes])
     return [
-        _cut(w, w.number(x), dim, (int(start), int(start) + size, 1), size)
+        cut(w, w.number(x), dim, (int(start), int(start) + size, 1), size)
         for start, size in zip(starts[:-1], sizes, strict=True)
     ]
 
@@ -251,20 +270,21 @@ def _pad(w: Writer, n: fx.Node, x: fx.Node, padding: Sequence[int], value: float
         if min(before, after) < 0:
             # What is padded by less than nothing is cut.
             size = w.shape(number)[dim] + min(before, 0) + min(after, 0)
-            number = _cut(w, number, dim, (max(-before, 0), max(-before, 0) + size, 1), size)
+            number = cut(w, number, dim, (max(-before, 0), max(-before, 0) + size, 1), size)
     grown = [(max(before, 0), max(after, 0)) for before, after in pairs]
-    if not any(map(sum, grown)):
-        return number
     if w.has_twin(number):
-        shape, last = shape_of(n), [grown[0], *grown[2:], grown[1]]
-        turned = [shape[0], *shape[2:], shape[1]]
-        return w.from_channels_last(_padded(w, w.channels_last(number), last, turned, value))
-    return _padded(w, number, grown, shape_of(n), value)
+        last = [grown[0], *grown[2:], grown[1]]
+        return w.from_channels_last(padded(w, w.channels_last(number), last, value))
+    return padded(w, number, grown, value)
 
 
-def _padded(w: Writer, number: int, pairs: Sequence[tuple[int, int]], shape: Sequence[Any], value: float) -> int:
-    dtype = w.tensors[number].dtype
-    amounts = w.constant(pairs, np.int32)
+def padded(w: Writer, number: int, pairs: Sequence[tuple[int, int]], value: float = 0.0) -> int:
+    """A value before and after along each dimension."""
+    if not any(map(sum, pairs)):
+        return number
+    dtype, amounts = w.tensors[number].dtype, w.constant(pairs, np.int32)
+    # Added only where there is something to add: a sum with an open size would be another symbol.
+    shape = [size + sum(pair) if any(pair) else size for size, pair in zip(w.shape(number), pairs, strict=True)]
     if value == 0 and dtype != np.bool_:
         return w.op("PAD", [number, amounts], shape, dtype)
     return w.op("PADV2", [number, amounts, w.constant(value, dtype)], shape, dtype)

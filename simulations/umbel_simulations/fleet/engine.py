@@ -262,7 +262,8 @@ class Run:
                 self._end.set()
 
     async def _count_the_free(self) -> None:
-        while True:
+        # The last hour's end is no hour's beginning, whichever of two timers of one instant comes first there.
+        while self._loop.time() < self._scenario.hours * 3600.0:
             self._available.append(self._people.availability.count(self._loop.time()))
             await asyncio.sleep(3600.0)
 

@@ -53,7 +53,8 @@ class Homes:
         self._pooled: set[str] = set()
         self._free: list[Path] = []
         self._made = 0
-        self._names: dict[str, str] = {}
+        self._folders: dict[str, bool] = {}
+        """Paths within homes, each of which is a folder in all of them or in none."""
         self._shared: dict[bytes, bytes] = {}
 
     @contextmanager
@@ -101,32 +102,29 @@ class Homes:
         return Packed(tuple(files), tuple(blobs))
 
     def _gather(self, place: str, prefix: str, files: list[tuple[str, bytes]], blobs: list[str]) -> None:
-        with os.scandir(place) as found:
-            entries = sorted(found, key=_by_name)
         in_pool, shared = prefix.endswith(f"{_BLOBS}/"), prefix.startswith(_SHARED)
-        for entry in entries:
-            name = self._name(prefix + entry.name)
-            if entry.is_dir(follow_symlinks=False):
-                self._gather(entry.path, f"{name}/", files, blobs)
+        for entry in sorted(os.listdir(place)):  # noqa: PTH208 - see below
+            path, name = f"{place}/{entry}", sys.intern(prefix + entry)
+            if self._is_folder(path, name):
+                self._gather(path, f"{name}/", files, blobs)
                 continue
-            if in_pool and "." not in entry.name:
-                if entry.name not in self._pooled:
-                    os.link(entry.path, f"{self._pool}/{entry.name}")
-                    self._pooled.add(entry.name)
+            if in_pool and "." not in entry:
+                if entry not in self._pooled:
+                    os.link(path, f"{self._pool}/{entry}")
+                    self._pooled.add(entry)
                 blobs.append(name)
-            elif content := _read(entry.path):
+            elif content := _read(path):
                 files.append((name, self._shared.setdefault(content, content) if shared else content))
-            os.unlink(entry.path)  # noqa: PTH108 - see below
+            os.unlink(path)  # noqa: PTH108 - see below
 
-    def _name(self, name: str) -> str:
-        return self._names.setdefault(name, name)
+    def _is_folder(self, path: str, name: str) -> bool:
+        known = self._folders.get(name)
+        if known is None:
+            known = self._folders[name] = os.path.isdir(path)  # noqa: PTH112 - see below
+        return known
 
 
 # Strings and the system's own calls: with `Path` a visit's files would cost more than its work.
-
-
-def _by_name(entry: os.DirEntry[str]) -> str:
-    return entry.name
 
 
 def _write(path: str, content: bytes) -> None:
