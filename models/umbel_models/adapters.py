@@ -36,7 +36,8 @@ class Adapted(nn.Module):
         """The layer's answer [..., out] to [..., in], with the adapter's added."""
         if self.merged:
             return F.linear(x, self.weight + self.scale * (self.lora_b @ self.lora_a), self.bias)
-        return F.linear(x, self.weight, self.bias) + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
+        # The scale goes on the small matrix, so that a runtime can add the second product to the first in one pass.
+        return F.linear(x, self.weight, self.bias) + F.linear(F.linear(x, self.lora_a), self.scale * self.lora_b)
 
 
 def merge_adapters(module: nn.Module, merged: bool) -> None:

@@ -53,8 +53,10 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         query, key, value, output, shares = ctx.saved_tensors
-        along = (gradient * output).sum(-1, keepdim=True)
-        to_scores = shares * (torch.bmm(gradient, value.transpose(1, 2)) - along)
+        along = -(gradient * output).sum(-1, keepdim=True)
+        # The sum is taken off within the product, as one more feature: a pass over all scores less.
+        pulled, against = torch.cat([gradient, along], 2), torch.cat([value, torch.ones_like(value[..., :1])], 2)
+        to_scores = shares * torch.bmm(pulled, against.transpose(1, 2))
         to_query = torch.bmm(to_scores, key) * ctx.factor
         to_key = torch.bmm(to_scores.transpose(1, 2), query * ctx.factor)
         return to_query, to_key, torch.bmm(shares.transpose(1, 2), gradient), None, None, None, None

@@ -199,12 +199,11 @@ def _gelu_backward(gradient: Tensor, x: Tensor, approximate: str = "none") -> Te
     if approximate == "none":
         exact: Tensor = torch_table[aten.gelu_backward.default](gradient, x, approximate=approximate)
         return exact
-    # x sigmoid(2 u) is x (1 + tanh u) / 2; here u = k (x + c x^3).
-    k, c = math.sqrt(2 / math.pi), 0.044715
-    square = x * x
-    gate = torch.sigmoid(x * (2 * k * c * square + 2 * k))
-    slope = x * (6 * k * c * square + 2 * k)
-    return gradient * (gate * (slope * (1 - gate) + 1))
+    # y = x sigmoid(u) is x (1 + tanh(u / 2)) / 2; here u = x (a x^2 + b). Its slope is gate + u' y (1 - gate).
+    b = 2 * math.sqrt(2 / math.pi)
+    inner = 0.044715 * b * (x * x) + b
+    gate, y = torch.sigmoid(x * inner), torch.nn.functional.gelu(x, approximate="tanh")
+    return gradient * (gate + (3 * inner - 2 * b) * y * (1 - gate))
 
 
 def _silu_backward(gradient: Tensor, x: Tensor) -> Tensor:

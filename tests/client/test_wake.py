@@ -390,6 +390,25 @@ async def test_contributing_lately_leaves_only_the_question_for_releases(bench: 
     assert (await device.wake()).ending is Ending.CONTRIBUTED
 
 
+async def test_a_process_that_dies_once_its_report_is_accepted_rests_all_the_same(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN, PLAN]
+    policy = IdlePolicy(**{**_fields(ALWAYS), "min_seconds_between_contributions": 600.0})
+    steps: list[str] = []
+
+    def dies(step: str) -> None:
+        steps.append(step)
+        if step == "create state.json" and "remove sealed.bin" in steps:
+            raise KeyboardInterrupt
+
+    device = bench.device_with_examples(policy=policy, disk=Disk(dies))
+    with pytest.raises(KeyboardInterrupt):
+        await device.wake()
+    visit = await bench.open(policy=policy).wake()
+    assert visit.ending is Ending.RESTED
+    assert any("contributed lately" in reason for reason in visit.reasons)
+
+
 async def test_two_devices_with_the_same_history_draw_different_moments(bench: Bench, tmp_path: Any) -> None:
     bench.channel.down = Unreachable("no answer")
     first = (await bench.open().wake()).next_wake

@@ -18,9 +18,10 @@ from umbel.bundle import Bundle
 from umbel.errors import RuntimeFailure
 from umbel.runtime.named import runtime_named
 from umbel_models.compile import compile_model
-from umbel_models.onnx.folding import folded
+from umbel_models.onnx.folding import folded, views_last
 from umbel_models.optimizers import SGD, Adam, Optimizer, Proximal
 from umbel_models.spec import ModelSpec
+from umbel_models.trainable import LoRA
 
 RUNTIMES = ("onnx", "litert")
 
@@ -100,6 +101,11 @@ def test_a_clipped_descent_takes_the_mean_of_what_was_clipped(tmp_path: Path) ->
     assert all(found.train_short < 1e-5 for found in compiled.parity.values())
 
 
+def test_an_adapter_is_added_within_its_second_product(tmp_path: Path) -> None:
+    spec = replace(dense(), trainable=LoRA(2, ("0",), also=("2.*",)))
+    assert not operators(compile_model(spec, tmp_path, ("onnx",)).bundle)["Add"]
+
+
 SHAPES = {"a": ["4", "3"], "b": ["3", "2"], "at": ["3", "4"], "bt": ["2", "3"], "p": ["4", "2"], "c": ["4", "2"]}
 
 
@@ -127,3 +133,26 @@ def test_a_product_stays_apart_where_a_sum_is_another_thing() -> None:
     used_twice = [*product_and("Add", "p", "c"), onnx.helper.make_node("Relu", ["p"], ["z"])]
     for nodes, shapes in ((taken_off, {}), (broadcast, {"c": ["2"]}), (used_twice, {}), (broadcast, {"y": []})):
         assert folded(nodes, SHAPES | {"y": ["4", "2"]} | shapes) == nodes
+
+
+def seen_in_another_shape(kind: str) -> list[onnx.NodeProto]:
+    make = onnx.helper.make_node
+    views = [make("Reshape", [name, "sizes"], [f"{name}_seen"]) for name in ("p", "c")]
+    return [*product_and("Relu", "c")[:3], *views, make(kind, ["p_seen", "c_seen"], ["y"])]
+
+
+def test_a_sum_of_views_is_taken_before_them_and_takes_in_a_product() -> None:
+    shapes = SHAPES | {"p_seen": ["2", "2", "2"], "c_seen": ["2", "2", "2"], "y": ["2", "2", "2"]}
+    *_, total, view = views_last(seen_in_another_shape("Add"), shapes)
+    assert (total.op_type, list(total.input), view.op_type) == ("Add", ["p", "c"], "Reshape")
+    assert (list(view.input), list(view.output)) == ([*total.output, "sizes"], ["y"])
+    kept = [*seen_in_another_shape("Add")[:3], total, view]
+    assert [node.op_type for node in folded(kept, shapes)][-2:] == ["Gemm", "Reshape"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"), [("Mul", {}), ("Add", {"c": ["2", "4"]}), ("Add", {"p": ["8"], "c": ["8"]})]
+)
+def test_views_of_other_things_stay_where_they_are(kind: str, change: dict[str, list[str]]) -> None:
+    nodes = seen_in_another_shape(kind)
+    assert views_last(nodes, SHAPES | {"y": ["2", "2", "2"]} | change) == nodes

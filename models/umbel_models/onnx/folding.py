@@ -15,6 +15,31 @@ Shape = Sequence[str]
 """Sizes as text, so that open ones compare too."""
 
 
+def views_last(nodes: Sequence[NodeProto], shapes: dict[str, Shape]) -> list[NodeProto]:
+    """The same graph with sums of matrices that were seen in another shape taken before that, and then seen so.
+
+    Args:
+        nodes: in order, and each with something that hangs on it.
+        shapes: of their values, as far as they are known; those of new values are put in.
+    """
+    graph = _Graph.of(nodes, shapes)
+    made: list[NodeProto] = []
+    for node in nodes:
+        views = [graph.only_for_this(name, "Reshape") for name in node.input]
+        sources = [view.input[0] for view in views if view is not None]
+        shape = shapes.get(sources[0], ()) if sources else ()
+        same = len(shape) == 2 and all(shapes.get(source) == shape for source in sources)
+        if node.op_type != "Add" or views[0] is None or len(sources) != 2 or not same:
+            made.append(node)
+            continue
+        flat = f"{node.output[0]}_flat"
+        total = helper.make_node("Add", sources, [flat], name=f"{node.name}_flat")
+        view = helper.make_node("Reshape", [flat, views[0].input[1]], node.output, name=node.name)
+        graph.makers[node.output[0]], shapes[flat] = view, shape
+        made += [total, view]
+    return made
+
+
 def folded(nodes: Sequence[NodeProto], shapes: Mapping[str, Shape]) -> list[NodeProto]:
     """The same graph with sums and products in one; the products that nothing hangs on any more are still there.
 
@@ -22,19 +47,20 @@ def folded(nodes: Sequence[NodeProto], shapes: Mapping[str, Shape]) -> list[Node
         nodes: in order, and each with something that hangs on it.
         shapes: of their values, as far as they are known.
     """
-    graph = _Graph(
-        {name: node for node in nodes for name in node.output},
-        Counter(name for node in nodes for name in node.input),
-        shapes,
-    )
+    graph = _Graph.of(nodes, shapes)
     return [_with_product(node, graph) or node for node in nodes]
 
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    makers: Mapping[str, NodeProto]
+    makers: dict[str, NodeProto]
     uses: Mapping[str, int]
     shapes: Mapping[str, Shape]
+
+    @classmethod
+    def of(cls, nodes: Sequence[NodeProto], shapes: Mapping[str, Shape]) -> _Graph:
+        makers = {name: node for node in nodes for name in node.output}
+        return cls(makers, Counter(name for node in nodes for name in node.input), shapes)
 
     def only_for_this(self, name: str, kind: str) -> NodeProto | None:
         """What made a value, if it is an operator of this kind and the value has one use."""

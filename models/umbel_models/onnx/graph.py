@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import fx
 
 from umbel.errors import OperatorNotSupported
-from umbel_models.onnx.folding import folded
+from umbel_models.onnx.folding import Shape, folded, views_last
 
 Handler = Callable[..., Any]
 """(writer, node, *args, **kwargs) -> the name of the node's value, or a list of names."""
@@ -84,7 +84,7 @@ class Writer:
         self.constants: dict[str, TensorProto] = {}
         self.values: dict[fx.Node, Any] = {}
         """What each ATen node became."""
-        self.shapes: dict[str, list[str]] = {}
+        self.shapes: dict[str, Shape] = {}
         """Of values by name; open sizes are symbols."""
         self.flat_indices: dict[fx.Node, str] = {}
         """Of each max-pooling, where its maxima lie in the whole tensor, as MaxUnpool wants it."""
@@ -173,7 +173,8 @@ class Writer:
 
     def fold(self, outputs: Sequence[str]) -> None:
         """Let fewer nodes do the same; see `umbel_models.onnx.folding`."""
-        self.nodes = folded(self.used(outputs)[0], self.shapes)
+        for change in (views_last, folded):
+            self.nodes = change(self.used(outputs)[0], self.shapes)
 
     def used(self, outputs: Sequence[str]) -> tuple[list[NodeProto], list[TensorProto]]:
         """The nodes and constants that these outputs need, in order."""
