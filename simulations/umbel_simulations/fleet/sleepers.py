@@ -1,6 +1,7 @@
 """Who sleeps until when. The loop has one timer, for the first of them, however many there are.
 
-With a timer of the loop's own for each of 100,000 devices, each new one would be compared with a dozen others in Python.
+With a timer of the loop's own for each of 100,000 devices, each new one would be compared with a dozen others, in
+Python.
 """
 
 from __future__ import annotations
