@@ -22,7 +22,7 @@ TREES := protos models client server simulations tests .ci hatch_build.py
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: help demo dev test test-all lint fix protos docs bench bench-private bench-deltas bench-simulation mutants mutants-releases tuf-conformance show-secrecy pins clean
+.PHONY: help demo dev test test-all lint fix protos docs bench bench-private bench-deltas bench-runtime bench-simulation mutants mutants-releases tuf-conformance show-secrecy pins clean
 
 help: ## List these words.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
