@@ -92,10 +92,8 @@ class Device:
             home: the folder; enrolled, unless `identity` is given.
             identity: who it is; None reads what enrolment left in `home`.
             channel: how to reach the coordinator; None means gRPC with mutual TLS.
-            runtime: runs the graphs; None means ONNX Runtime with one thread.
-            clock: None means the machine's.
+            runtime, clock, status: None means ONNX Runtime with one thread, and what this Linux machine tells.
             examples, shelf: None means a SQLite file and a folder in `home`.
-            status: tells idleness, power, network; None asks this Linux machine.
             policy, personal: when to work, and how to fine-tune; the defaults suit a phone.
             disk, offload: how to write durably, and where heavy work runs.
             privacy: what it asks of private rounds; a device whose home pins a helper joins no others.

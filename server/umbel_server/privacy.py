@@ -61,8 +61,7 @@ def propose(
 
     Args:
         population, key, base, plan: what the round does, with which version (the bundle's digest).
-        lanes: names of metrics that are summed.
-        size: numbers of a delta.
+        lanes, size: names of metrics that are summed, and the numbers of a delta.
         cohort: fewest and most reports.
         validity: first and last moment, POSIX seconds.
         keys: the leader's and the helper's public key (X25519, raw).
@@ -104,9 +103,13 @@ def propose(
         helper_keys=(keys[1],),
         lanes=_metric_lanes(lanes, settings.metric_bound or METRIC_BOUND),
     )
+    return _noised(draft, settings)
+
+
+def _noised(draft: RoundDescriptor, settings: PrivacySettings) -> RoundDescriptor:
     if not settings.noise_multiplier:
         return draft
-    votes = vote_noise(settings, cohort[1]) if settings.clip_quantile and size else 0.0
+    votes = vote_noise(settings, draft.maximum) if settings.clip_quantile and draft.size else 0.0
     return with_noise(draft, settings.noise_multiplier, votes)
 
 

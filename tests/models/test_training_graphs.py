@@ -61,13 +61,38 @@ def test_an_example_without_a_class_weighs_nothing(runtime: str, reduction: str,
         np.testing.assert_allclose(session.weights()[f"p_{name}"], weight.numpy(), atol=1e-6)
 
 
-def test_a_target_that_is_no_class_is_an_error_and_moves_nothing(tmp_path: Path) -> None:
-    spec = dense()
-    bundle = compile_model(spec, tmp_path, ("onnx",)).bundle
-    session = runtime_named("onnx").train(bundle, bundle.weights())
-    with pytest.raises(RuntimeFailure, match="train"):
-        session.step({"x": spec.inputs["x"].numpy()}, {"y": np.full(12, 5)})
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_target_that_is_no_class_is_an_error_and_moves_nothing(
+    runtime: str, smoothing: float, tmp_path: Path
+) -> None:
+    spec = dense(lambda out, y: F.cross_entropy(out, y, label_smoothing=smoothing))
+    bundle = compile_model(spec, tmp_path, (runtime,)).bundle
+    session = runtime_named(runtime).train(bundle, bundle.weights())
+    judge, x = runtime_named(runtime).evaluate(bundle, bundle.weights()), {"x": spec.inputs["x"].numpy()}
+    for wrong in (5, -1, -6, 2**40):
+        y = {"y": np.array([0, 1, 3, 4, wrong, *[0] * 7])}
+        with pytest.raises(RuntimeFailure, match="train"):
+            session.step(x, y)
+        with pytest.raises(RuntimeFailure, match="evaluate"):
+            judge(x, y)
     assert session.weights() == bundle.shared_weights()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_token_that_is_not_in_the_table_is_an_error(runtime: str, tmp_path: Path) -> None:
+    spec = ModelSpec(
+        "tokens",
+        nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(20, 3)),
+        F.cross_entropy,
+        {"x": torch.randint(0, 11, (12, 5))},
+        {"y": torch.arange(12) % 3},
+    )
+    bundle = compile_model(spec, tmp_path, (runtime,)).bundle
+    answer = runtime_named(runtime).infer(bundle, bundle.weights())
+    for wrong in (11, -1, -12):
+        with pytest.raises(RuntimeFailure, match="infer"):
+            answer({"x": np.array([[0, 1, wrong, 3, 10]])})
 
 
 @pytest.mark.parametrize("settings", [{"label_smoothing": 0.1}, {"weight": torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])}])

@@ -145,6 +145,8 @@ class StopAndGo(RuleBasedStateMachine):
             self.broken.step({"x": np.full_like(inputs["x"], np.nan)}, targets)
         with pytest.raises(RuntimeFailure):
             self.broken.step(inputs, {"y": np.array([0, 99])})
+        with pytest.raises(RuntimeFailure):
+            self.broken.step(inputs, {"y": np.array([0, -1])})
 
     @invariant()
     def both_hold_the_same(self) -> None:

@@ -10,40 +10,51 @@ import torch
 from torch import fx
 
 from umbel.errors import OperatorNotSupported
-from umbel_models.onnx.graph import Writer, dtype_of, rank_of, translates
+from umbel_models.onnx.graph import Writer, dtype_of, numpy_dtype, rank_of, translates
 
 aten = torch.ops.aten
 
 
+def _there(w: Writer, places: fx.Node) -> Any:
+    """Places that count from the front: ONNX would count negative ones from the back, where torch and LiteRT refuse.
+
+    Without its sign a negative number is larger than any size, and ONNX Runtime refuses it too.
+    """
+    if places.op == "get_attr":
+        return places
+    dtype = numpy_dtype(dtype_of(places))
+    return w.node("BitwiseAnd", places, w.constant(np.iinfo(dtype).max, dtype))
+
+
 @translates(aten.gather.default)
 def _gather(w: Writer, n: fx.Node, x: fx.Node, dim: int, places: fx.Node, sparse_grad: bool = False) -> Any:
-    return w.node("GatherElements", x, places, axis=dim % rank_of(x))
+    return w.node("GatherElements", x, _there(w, places), axis=dim % rank_of(x))
 
 
 @translates(aten.scatter_add.default)
 def _scatter_add(w: Writer, n: fx.Node, x: fx.Node, dim: int, places: fx.Node, source: fx.Node) -> Any:
-    return w.node("ScatterElements", x, places, source, axis=dim % rank_of(x), reduction="add")
+    return w.node("ScatterElements", x, _there(w, places), source, axis=dim % rank_of(x), reduction="add")
 
 
 @translates(aten.scatter.src)
 def _scatter(w: Writer, n: fx.Node, x: fx.Node, dim: int, places: fx.Node, source: fx.Node) -> Any:
-    return w.node("ScatterElements", x, places, source, axis=dim % rank_of(x))
+    return w.node("ScatterElements", x, _there(w, places), source, axis=dim % rank_of(x))
 
 
 @translates(aten.scatter.value)
 def _scatter_value(w: Writer, n: fx.Node, x: fx.Node, dim: int, places: fx.Node, value: float) -> Any:
     source = w.node("Expand", w.cast(value, dtype_of(n)), w.node("Shape", places))
-    return w.node("ScatterElements", x, places, source, axis=dim % rank_of(x))
+    return w.node("ScatterElements", x, _there(w, places), source, axis=dim % rank_of(x))
 
 
 @translates(aten.embedding.default)
 def _embedding(w: Writer, n: fx.Node, weight: fx.Node, places: fx.Node, *_: Any) -> Any:
-    return w.node("Gather", weight, places, axis=0)
+    return w.node("Gather", weight, _there(w, places), axis=0)
 
 
 @translates(aten.index_select.default)
 def _index_select(w: Writer, n: fx.Node, x: fx.Node, dim: int, places: fx.Node) -> Any:
-    return w.node("Gather", x, places, axis=dim % rank_of(x))
+    return w.node("Gather", x, _there(w, places), axis=dim % rank_of(x))
 
 
 @translates(aten.index.Tensor)
