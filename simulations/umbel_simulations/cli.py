@@ -20,7 +20,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"umbel-simulate needs {missing.name}: pip install 'umbel[simulate]'") from missing
 
 from umbel.errors import BadInput, NotFound, UmbelError
-from umbel_simulations.runs import Run, play, read
+from umbel_simulations.runs import Run, play, read, unusable
 from umbel_simulations.scenario import Scenario
 from umbel_simulations.scenario_file import changed, find, library
 
@@ -130,7 +130,7 @@ def compare(
 
     Example: `umbel-simulate compare before after -o compare.html`
     """
-    from umbel_simulations.report.figures import figures
+    from umbel_simulations.report.figures import measures
     from umbel_simulations.report.page import render_comparison
 
     found = {name: read(path).outcome for name, path in zip(_names(runs), runs, strict=True)}
@@ -139,7 +139,7 @@ def compare(
         output.write_text(render_comparison(found), encoding="utf-8")
         _err().print(f"The page: {output}", soft_wrap=True)
     if as_json:
-        _print_json({name: figures(outcome) | {"digest": outcome.digest()} for name, outcome in found.items()})
+        _print_json({name: measures(outcome) | {"digest": outcome.digest()} for name, outcome in found.items()})
     else:
         from umbel_simulations.terminal import figures_table
 
@@ -165,14 +165,15 @@ def sweep(
     from umbel_simulations import sweep as grids
 
     base = _chosen(scenario, seed, engine, sets)
-    grid = {key: grids.values_of(text) for key, text in map(grids.pair_of, over)}
+    grid = grids.grid_of(over)
     found = grids.points(base, grid)
     folder = output or ROOT / f"{base.name}-sweep"
     results = []
-    for done, result in enumerate(grids.sweep(found, folder, parallel=parallel, workers=workers), start=1):
-        told = ", ".join(f"{key}={value}" for key, value in result.point.values.items())
-        _err().print(f"{done} of {len(found)}: {told}{': ' + result.error if result.error else ''}", soft_wrap=True)
-        results.append(result)
+    with _stoppable():
+        for done, result in enumerate(grids.sweep(found, folder, parallel=parallel, workers=workers), start=1):
+            told = ", ".join(f"{key}={value}" for key, value in result.point.values.items())
+            _err().print(f"{done} of {len(found)}: {told}{': ' + result.error if result.error else ''}", soft_wrap=True)
+            results.append(result)
     results.sort(key=lambda result: found.index(result.point))
     _show_sweep(results, list(grid), as_json)
     if any(result.error for result in results):
@@ -230,34 +231,42 @@ def default_folder(scenario: Scenario) -> Path:
 def _played(scenario: Scenario, output: Path | None, workers: int, fresh: bool) -> Run:
     from umbel_simulations.terminal import Bar
 
+    with _stoppable(), Bar(scenario.name, _err()) as bar:
+        return play(scenario, output or default_folder(scenario), workers=workers, progress=bar, fresh=fresh)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Say what Ctrl-C has left."""
     try:
-        with Bar(scenario.name, _err()) as bar:
-            return play(scenario, output or default_folder(scenario), workers=workers, progress=bar, fresh=fresh)
+        yield
     except KeyboardInterrupt:
         _err().print("Stopped; the same command goes on.")
         raise typer.Exit(130) from None
 
 
 def _show_run(found: Run, as_json: bool) -> None:
-    from umbel_simulations.report.figures import figures
+    from umbel_simulations.report.figures import figures, measures
 
-    main = figures(found.outcome, found.cost) | {"report": str(found.folder / "report.html")}
+    report = {"report": str(found.folder / "report.html")}
     if as_json:
-        _print_json(main | {"digest": found.outcome.digest(), "checks": _checks_tree(found)})
+        told = {"digest": found.outcome.digest(), "checks": _checks_tree(found)}
+        _print_json(measures(found.outcome, found.cost) | report | told)
         return
     from umbel_simulations.terminal import judgement_table, table
 
-    _out().print(table(("", ""), list(main.items()), words=True))
+    _out().print(table(("", ""), list((figures(found.outcome, found.cost) | report).items()), words=True))
     if found.outcome.scenario.get("thresholds"):
         _out().print(judgement_table(found.outcome))
 
 
 def _show_sweep(results: list[Any], keys: list[str], as_json: bool) -> None:
-    from umbel_simulations.report.figures import figures
+    from umbel_simulations.report.figures import figures, measures
 
+    told = measures if as_json else figures
     rows: list[Mapping[str, Any]] = [
         {key: result.point.values[key] for key in keys}
-        | (figures(result.run.outcome, result.run.cost) if result.run else {"error": result.error})
+        | (told(result.run.outcome, result.run.cost) if result.run else {"verdict": "failed", "error": result.error})
         for result in results
     ]
     if as_json:
@@ -266,7 +275,7 @@ def _show_sweep(results: list[Any], keys: list[str], as_json: bool) -> None:
     from umbel_simulations.terminal import table
 
     shown = (*keys, "verdict", "accuracy", "worst twentieth", "personal", "wasted", "virtual hours", "real seconds")
-    _out().print(table(shown, [[str(row.get(column, row.get("error", ""))) for column in shown] for row in rows]))
+    _out().print(table(shown, [[str(row.get(column, "")) for column in shown] for row in rows]))
 
 
 def _checks_tree(found: Run) -> list[dict[str, Any]]:
@@ -307,6 +316,9 @@ def _refusals() -> Iterator[None]:
         raise SystemExit(2) from error
     except UmbelError as error:
         sys.stderr.write(f"umbel-simulate: {error}\n")
+        raise SystemExit(1) from error
+    except OSError as error:
+        sys.stderr.write(f"umbel-simulate: {unusable(error)}\n")
         raise SystemExit(1) from error
 
 

@@ -86,15 +86,23 @@ def _broken(outcome: Outcome) -> list[RolloutOutcome]:
 
 
 def _roll_back_hours(outcome: Outcome) -> Number:
-    broken = _broken(outcome)
-    if not broken or any(rollout.cleared_hour is None for rollout in broken):
+    times = [_hours_to_clear(rollout) for rollout in _broken(outcome)]
+    known = [time for time in times if time is not None]
+    return max(known) if known and len(known) == len(times) else None
+
+
+def _hours_to_clear(rollout: RolloutOutcome) -> Number:
+    if rollout.started_hour is None or rollout.cleared_hour is None:
         return None
-    return max(rollout.cleared_hour - rollout.started_hour for rollout in broken if rollout.cleared_hour is not None)
+    return rollout.cleared_hour - rollout.started_hour
 
 
 def _exposed(outcome: Outcome) -> Number:
     broken = _broken(outcome)
-    return max(rollout.devices_reached for rollout in broken) / outcome.devices if broken and outcome.devices else None
+    # One that never began has shown nothing, least of all that it reaches nobody.
+    if not broken or not outcome.devices or any(rollout.started_hour is None for rollout in broken):
+        return None
+    return max(rollout.devices_reached for rollout in broken) / outcome.devices
 
 
 def accepted_rounds(outcome: Outcome) -> int:

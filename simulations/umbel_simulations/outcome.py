@@ -102,8 +102,8 @@ class RolloutOutcome:
     content: str
     """As in the scenario: trained, noisy, unloadable, slow."""
     ending: str
-    """completed, rolled-back, paused, running."""
-    started_hour: float
+    """completed, rolled-back, paused, running; not-begun: the run's hours were over before."""
+    started_hour: float | None
     ended_hour: float | None
     devices_reached: int
     """Devices that ever switched to it, on trial or for good."""
@@ -160,8 +160,13 @@ class Outcome:
 
     @property
     def wasted_share(self) -> float | None:
-        """Sessions that trained for nothing, as a share of those that trained."""
-        return self.wasted / self.trained if self.trained else None
+        """Sessions that trained for nothing, as a share of those that trained; None where no engine counts them."""
+        return self.wasted / self.trained if self.trained and self.engine == "fleet" else None
+
+    @property
+    def dropped_share(self) -> float | None:
+        """Sessions in which the device was taken away, as a share of all; None where none can be."""
+        return self.dropped / self.sessions if self.sessions and self.engine == "fleet" else None
 
     def canonical(self) -> str:
         """The same text, byte for byte, for the same run."""

@@ -8,15 +8,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import resource
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from umbel.errors import AlreadyExists, NotFound
+from umbel.errors import AlreadyExists, MalformedMessage, NotFound, WrongState
 from umbel_server.json_text import to_text
 from umbel_simulations.engines import Progress, engine
 from umbel_simulations.outcome import Cost, Outcome, from_json, to_json
@@ -28,6 +32,7 @@ REPORT: Final = "report.json"
 PAGE: Final = "report.html"
 _SCENARIO: Final = "scenario.json"
 _STATE: Final = "state"
+_DRAFT: Final = ".draft"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +56,26 @@ def play(scenario: Scenario, folder: Path, *, workers: int, progress: Progress, 
 
     Raises:
         AlreadyExists: the folder holds a run of something else.
+        WrongState: another process plays in the folder at this moment.
+        MalformedMessage: what the folder holds is damaged.
+        OSError: the folder can't be made or written to.
         UmbelError: the engine's reasons.
     """
-    _claim(folder, to_text(to_tree(scenario)), fresh)
-    if (folder / REPORT).is_file():
-        return read(folder)
-    state = folder / _STATE
-    state.mkdir(exist_ok=True)
-    watch = _Watch(progress)
-    outcome = engine(scenario.engine)(scenario, seed=scenario.seed, workers=workers, progress=watch, folder=state)
-    cost = watch.cost(workers)
-    # The page first: whoever sees the report finds both.
-    (folder / PAGE).write_text(page.render(outcome, cost), encoding="utf-8")
-    _write(folder / REPORT, to_json(outcome, cost))
-    shutil.rmtree(state)
-    return Run(outcome, cost, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        _claim(folder, to_text(to_tree(scenario)), fresh)
+        if (folder / REPORT).is_file():
+            return _with_page(read(folder))
+        state = folder / _STATE
+        state.mkdir(exist_ok=True)
+        watch = _Watch(progress)
+        outcome = engine(scenario.engine)(scenario, seed=scenario.seed, workers=workers, progress=watch, folder=state)
+        cost = watch.cost(workers)
+        # The page first: whoever sees the report finds both.
+        _write(folder / PAGE, page.render(outcome, cost))
+        _write(folder / REPORT, to_json(outcome, cost))
+        shutil.rmtree(state)
+        return Run(outcome, cost, folder)
 
 
 def read(path: Path) -> Run:
@@ -73,38 +83,73 @@ def read(path: Path) -> Run:
 
     Raises:
         NotFound: there is no report.
-        MalformedMessage: it isn't one.
+        MalformedMessage: it isn't one; says which.
     """
     report = path / REPORT if path.is_dir() else path
     if not report.is_file():
         raise NotFound(f"there is no finished run at {path}; play one: umbel-simulate run SCENARIO -o {path}")
-    outcome, cost = from_json(report.read_bytes())
+    try:
+        outcome, cost = from_json(report.read_bytes())
+    except MalformedMessage as error:
+        raise MalformedMessage(f"{report}: {error}; play the run again by --fresh") from error
     return Run(outcome, cost, report.parent)
+
+
+def unusable(error: OSError) -> str:
+    """A file or a folder that doesn't do, in words."""
+    return f"can't use {error.filename or 'a file'}: {error.strerror or error}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; the kernel lets go of it when the process ends, however it ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WrongState(
+                f"another process plays in {folder} at this moment; wait for it, or choose another folder by -o"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def _claim(folder: Path, scenario: str, fresh: bool) -> None:
     """Make the folder this scenario's own."""
     told = folder / _SCENARIO
-    if fresh:
-        for old in (told, folder / REPORT, folder / PAGE):
-            old.unlink(missing_ok=True)
+    if fresh and told.is_file():
         forget(folder / _STATE)
         shutil.rmtree(folder / _STATE, ignore_errors=True)
+        # What shows that the folder is a run's goes last: nothing in a folder of other things is ours to delete.
+        for old in (folder / REPORT, folder / PAGE, told):
+            old.unlink(missing_ok=True)
     if told.is_file():
-        if told.read_text(encoding="utf-8") != scenario:
+        if told.read_bytes() != scenario.encode():
             raise AlreadyExists(f"{folder} holds another run; choose another folder by -o, or begin anew by --fresh")
         return
-    if folder.is_dir() and any(folder.iterdir()):
+    if any(path.suffix != _DRAFT for path in folder.iterdir()):
         raise AlreadyExists(f"{folder} isn't empty and isn't a run's; choose another folder by -o")
-    folder.mkdir(parents=True, exist_ok=True)
     _write(told, scenario)
 
 
+def _with_page(run: Run) -> Run:
+    """A finished run whose page is there too, should somebody have deleted it."""
+    if not (run.folder / PAGE).is_file():
+        _write(run.folder / PAGE, page.render(run.outcome, run.cost))
+    return run
+
+
 def _write(path: Path, text: str) -> None:
-    """All or nothing: a kill leaves no half of a file."""
-    draft = path.with_suffix(".draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    """All or nothing: a kill leaves no half of a file, and a full disk nothing at all."""
+    draft = path.with_suffix(_DRAFT)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from umbel.bundle import MANIFEST_FILE
 from umbel.errors import BadInput, MalformedMessage, NotFound, UmbelError
 from umbel_simulations import toml_lines
 from umbel_simulations.scenario import SCENARIOS, Scenario, to_tree
@@ -103,7 +104,7 @@ def _inside(tree: Any, part: str, key: str) -> Any:
 
 def _from_folder(scenario: Scenario, folder: Path) -> Scenario:
     """Names of files, made to hold from anywhere."""
-    if "/" in scenario.model:
+    if "/" in scenario.model or (folder / scenario.model / MANIFEST_FILE).is_file():
         scenario = replace(scenario, model=str((folder / scenario.model).resolve()))
     if trace := scenario.population.trace:
         population = replace(scenario.population, trace=str((folder / trace).resolve()))

@@ -79,7 +79,7 @@ def _kind(entry: dict[str, Any]) -> str:
     match entry.get("type"):
         case "array":
             inner = entry.get("items", {})
-            return "tables" if "$ref" in inner else f"a list of {_kind(inner)}s"
+            return "tables" if "$ref" in inner else f"a list of {_kind(inner).removeprefix('a ')}s"
         case "object":
             return "numbers by name"
         case "string":

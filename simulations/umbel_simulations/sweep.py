@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import signal
+import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from umbel.digests import digest_of
 from umbel.errors import MalformedMessage, OutOfBounds, UmbelError
 from umbel_server.json_text import to_text
 from umbel_simulations.engines import Silent
-from umbel_simulations.runs import Run, play
+from umbel_simulations.runs import Run, play, unusable
 from umbel_simulations.scenario import Scenario
 from umbel_simulations.scenario_file import changed
 
@@ -70,6 +73,23 @@ def pair_of(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
+def grid_of(texts: Sequence[str]) -> Grid:
+    """The grid of "task.plan.lr=0.05,0.1", "task.goal=10,20".
+
+    Raises:
+        MalformedMessage: see `pair_of`; or a key comes twice, or a value of one.
+    """
+    grid: dict[str, list[Any]] = {}
+    for key, text in map(pair_of, texts):
+        values = values_of(text)
+        if key in grid:
+            raise MalformedMessage(f"{key} comes twice; name all its values at once: {key}={text},…")
+        if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+            raise MalformedMessage(f"{key} gets {twice[0]!r} twice; each combination is played once")
+        grid[key] = values
+    return grid
+
+
 def points(scenario: Scenario, grid: Grid) -> list[Point]:
     """All combinations, in the order of the grid; each is checked before any is run.
 
@@ -95,18 +115,39 @@ def sweep(found: Sequence[Point], folder: Path, *, parallel: int, workers: int) 
     # Fresh processes: threads and sessions of this one can't be taken along by a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(parallel, mp_context=context) as pool:
-        tasks: dict[Future[Run], Point] = {
-            pool.submit(_play, point.scenario, folder / name_of(point), workers): point for point in found
-        }
-        for task in as_completed(tasks):
-            try:
-                yield Result(tasks[task], task.result())
-            except UmbelError as error:
-                yield Result(tasks[task], None, str(error))
-            except BrokenProcessPool:
-                yield Result(
-                    tasks[task], None, "its process was killed, perhaps for want of memory; the command goes on"
-                )
+        with _deaf_to_ctrl_c():
+            tasks = {pool.submit(_play, point.scenario, folder / name_of(point), workers): point for point in found}
+        try:
+            for task in as_completed(tasks):
+                yield _result(tasks[task], task)
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def _result(point: Point, task: Future[Run]) -> Result:
+    try:
+        return Result(point, task.result())
+    except UmbelError as error:
+        return Result(point, None, str(error))
+    except OSError as error:
+        return Result(point, None, unusable(error))
+    except BrokenProcessPool:
+        return Result(point, None, "its process was killed, perhaps for want of memory; the command goes on")
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that begin in here don't hear Ctrl-C, which a terminal sends to all: who began them ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def name_of(point: Point) -> str:

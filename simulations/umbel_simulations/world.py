@@ -32,7 +32,7 @@ class Population:
     day_night_swing: NotNegative = 4.0
     """For "diurnal": free devices at the best hour, as a multiple of those at the worst."""
     time_zones: tuple[float, ...] = (0.0,)
-    """Hours before UTC; devices are spread over them evenly."""
+    """Hours ahead of UTC: 2 is UTC+2, -8 is UTC-8. Devices are spread over them evenly."""
     examples_per_second: Positive = 200.0
     """Median speed of training."""
     speed_decades: NotNegative = 2.0
@@ -76,7 +76,7 @@ class Crash:
     """A process that is killed and started again from what it has on disk."""
 
     process: Process
-    """What is killed; the leader is the coordinator while it combines a sum."""
+    """What is killed; the leader is the coordinator while it combines a sum. Only private rounds have a helper."""
     times: AtLeastOne = 1
     """How often; for devices: over the whole population."""
     from_hour: NotNegative = 0.0
@@ -86,6 +86,10 @@ class Crash:
     down_seconds: NotNegative = 5.0
     """How long it stays away."""
 
+    def __post_init__(self) -> None:
+        if 0 < self.until_hour < self.from_hour:
+            raise OutOfBounds(f"faults: crashes can't come from hour {self.from_hour} until hour {self.until_hour}")
+
 
 @with_config(STRICT)
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ class Outage:
     """A time in which something can't be reached."""
 
     process: Literal["helper", "coordinator"]
-    """What can't be reached."""
+    """What can't be reached. Only private rounds have a helper."""
     from_hour: NotNegative
     """When it begins."""
     until_hour: NotNegative
@@ -101,7 +105,7 @@ class Outage:
 
     def __post_init__(self) -> None:
         if self.until_hour <= self.from_hour:
-            raise OutOfBounds(f"an outage must end after it began: {self.from_hour} to {self.until_hour}")
+            raise OutOfBounds(f"faults: an outage must end after it began: {self.from_hour} to {self.until_hour}")
 
 
 @with_config(STRICT)

@@ -1,13 +1,17 @@
 """`umbel-simulate`: real runs of the cohort engine, small; what goes wrong is told with an exit code of its own."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from umbel.errors import AlreadyExists, BadInput, MalformedMessage, NotFound
+from umbel.errors import AlreadyExists, BadInput, MalformedMessage, NotFound, WrongState
 from umbel_simulations import cli, runs
 from umbel_simulations.engines import Silent
 from umbel_simulations.scenario import Scenario
@@ -41,7 +45,9 @@ def small(**values: object) -> Scenario:
 def test_run_writes_a_page_that_needs_nothing_else_and_its_json(simulate: Told, tmp_path: Path) -> None:
     code, out, _ = simulate("run", "digits-dirichlet", *SMALL, "--json", "-o", "mine")
     assert code == 0
-    assert json.loads(out)["accepted rounds"] == "4 of 4"
+    found = json.loads(out)
+    assert (found["accepted rounds"], found["rounds"], found["wasted"]) == (4, 4, None)
+    assert 0 < found["accuracy"] < 1
     page = (tmp_path / "mine/report.html").read_text()
     assert "<svg" in page and "Accuracy over rounds" in page
     assert not any(word in page for word in ("http://", "https://", "src=", "<script", "@import", "url("))
@@ -72,6 +78,8 @@ def test_what_makes_no_sense_is_2(simulate: Told) -> None:
         (("run", "smartwatch", "--engine", "flete"), "engine is 'flete'"),
         (("compare", "nowhere"), "no finished run"),
         (("sweep", "smartwatch", "--over", "task.goal=0,1"), "task.goal is 0"),
+        (("sweep", "smartwatch", "--over", "seed=1,2,1"), "seed gets 1 twice"),
+        (("sweep", "smartwatch", "--over", "seed=1", "--over", "seed=2"), "name all its values at once"),
         (("run", "smartwatch", "--seed", "-1"), "Invalid value"),
     ):
         code, _, err = simulate(*arguments)
@@ -88,6 +96,29 @@ def test_sweep_plays_a_grid_and_compare_puts_its_runs_side_by_side(simulate: Tol
     assert (tmp_path / "both.html").read_text().count("<polyline") == 10
     code, out, _ = simulate("sweep", "digits-dirichlet", *SMALL, *grid)
     assert code == 0 and "data.alpha" in out
+
+
+def test_a_file_that_cannot_be_used_is_told_in_one_line(simulate: Told, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for arguments in (("run", "-o", "file"), ("run", "-o", "file/inside"), ("go-no-go", "-o", "file")):
+        code, _, err = simulate(arguments[0], "digits-dirichlet", *SMALL, *arguments[1:])
+        assert (code, err.startswith("umbel-simulate: can't use file"), err.count("\n")) == (1, True, 1)
+    code, out, err = simulate("sweep", "digits-dirichlet", *SMALL, "--over", "seed=1", "-o", "file", "--json")
+    assert (code, json.loads(out)[0]["verdict"]) == (1, "failed") and "can't use file" in err
+
+
+def test_ctrl_c_ends_a_sweep_and_its_processes_with_one_line(tmp_path: Path) -> None:
+    start = "from umbel_simulations.cli import main; main()"
+    long = ("--set", "task.rounds=100000", "--over", "seed=1,2", "-o", str(tmp_path / "grid"))
+    command = [sys.executable, "-c", start, "sweep", "digits-dirichlet", *long]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while len(list(tmp_path.glob("grid/*/state"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        # It ends when nobody holds its standard error any more: the processes of the runs hold it too.
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "Stopped; the same command goes on.\n")
 
 
 def test_list_shows_the_library(simulate: Told) -> None:
@@ -132,6 +163,39 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
         runs.play(small(), tmp_path / "mine", workers=1, progress=Silent())
     with pytest.raises(NotFound):
         runs.read(tmp_path / "mine")
+
+
+def test_nothing_in_a_folder_of_other_things_is_deleted(tmp_path: Path) -> None:
+    kept = ("state/mine.txt", "report.json", "report.html")
+    (tmp_path / "state").mkdir()
+    for name in kept:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(AlreadyExists, match="isn't a run's"):
+        runs.play(small(), tmp_path, workers=1, progress=Silent(), fresh=True)
+    assert all((tmp_path / name).read_text() == "mine" for name in kept)
+
+
+def test_two_processes_dont_play_in_one_folder(tmp_path: Path) -> None:
+    class TriesToo:
+        def step(self, done: float, total: float, hours: float, message: str) -> None:
+            with pytest.raises(WrongState, match="another process plays"):
+                runs.play(small(), tmp_path, workers=1, progress=Silent(), fresh=True)
+
+    first = runs.play(small(), tmp_path, workers=1, progress=TriesToo())
+    assert runs.play(small(), tmp_path, workers=1, progress=Silent()).outcome == first.outcome
+
+
+def test_a_damaged_folder_is_told_by_name_and_a_lost_page_is_written_again(tmp_path: Path) -> None:
+    runs.play(small(), tmp_path, workers=1, progress=Silent())
+    (tmp_path / "report.html").unlink()
+    found = runs.play(small(), tmp_path, workers=1, progress=Silent())
+    assert found.outcome.digest() in (tmp_path / "report.html").read_text()
+    (tmp_path / "report.json").write_bytes(b"\xff{")
+    with pytest.raises(MalformedMessage, match=str(tmp_path / "report.json")):
+        runs.play(small(), tmp_path, workers=1, progress=Silent())
+    (tmp_path / "scenario.json").write_bytes(b"\xff{")
+    with pytest.raises(AlreadyExists, match="--fresh"):
+        runs.play(small(), tmp_path, workers=1, progress=Silent())
 
 
 def test_values_are_toml_or_plain_words() -> None:

@@ -18,6 +18,7 @@ from umbel_server.aggregation import PlainSum
 from umbel_server.round import Round
 from umbel_server.runner import TaskRunner
 from umbel_simulations.scenario import PrivacyPart
+from umbel_simulations.world import Crash, Faults, Outage, RolloutPlan, WaveStep
 
 CHECK, COUNT = TaskRunner._check, TaskRunner.count
 LATE_SECONDS = 30.0
@@ -33,6 +34,34 @@ def test_in_a_storm_every_report_that_counts_counts_once(tiny_bundle: Bundle, tm
         assert {"coordinator killed", "device killed", "coordinator cut off"} <= set(found.faults)
         assert ("helper killed" in found.faults) is private
         assert len(found.invariants) == 8
+
+
+def test_a_coordinator_that_dies_as_a_rollout_begins_comes_back_and_goes_on(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    crashes = (Crash("coordinator", from_hour=0.3999, until_hour=0.3999),)
+    rollout = RolloutPlan(0.4, content="unloadable", waves=fleets.WAVES, gate=fleets.GATE)
+    told = fleets.scenario(fleets.home_of(tiny_bundle), faults=Faults(crashes=crashes), rollouts=(rollout,))
+    found = fleets.played(told, tmp_path)
+    assert found.faults["coordinator killed"] == 1
+    assert [one.ending for one in found.rollouts] == ["rolled-back"]
+
+
+def test_who_has_a_release_has_reached_it_though_nobody_could_be_told(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """The fleet is cut off right after it was offered the release: the books know less than the devices."""
+    rollout = RolloutPlan(0.3, waves=(WaveStep(100.0, soak_hours=5.0),), gate=fleets.GATE)
+    cut = Faults(outages=(Outage("coordinator", 0.45, 6.0),))
+    told = fleets.scenario(fleets.home_of(tiny_bundle), faults=cut, rollouts=(rollout,), hours=2.0)
+    (one,) = fleets.played(told, tmp_path).rollouts
+    assert one.devices_left >= 1
+    assert one.devices_reached >= one.devices_left
+
+
+def test_outages_that_overlap_last_until_the_last_one_ends(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    outages = (Outage("coordinator", 0.0, 0.5), Outage("coordinator", 0.1, 1.5))
+    found = fleets.played(fleets.scenario(fleets.home_of(tiny_bundle), faults=Faults(outages=outages)), tmp_path)
+    assert [hour.sessions > 0 for hour in found.hourly[:2]] == [False, True]
+    assert next(one for one in found.rounds if one.reported).closed_hour > 1.5
 
 
 async def _late_reports_count_twice(self: TaskRunner, held: Round, begin: ReportBegin) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.simulations import fleets
 from umbel.errors import MalformedMessage, NotFound
@@ -46,7 +48,7 @@ def test_the_next_free_moment_is_free_and_lasts_until_it_ends() -> None:
 
 def test_speeds_spread_over_two_decades_and_some_clocks_are_wrong(tmp_path: Path) -> None:
     told = fleets.scenario(
-        tmp_path, population=fleets.population(devices=4000, wrong_clocks=0.1, time_zones=(0.0, -8.0))
+        tmp_path, population=fleets.population(devices=4000, wrong_clocks=0.1, time_zones=(0.0, -8.0, 5.75))
     )
     people = People(told, seed=1)
     profiles = [people.profile(device) for device in range(people.count)]
@@ -55,7 +57,7 @@ def test_speeds_spread_over_two_decades_and_some_clocks_are_wrong(tmp_path: Path
     wrong = [profile for profile in profiles if profile.clock_error]
     assert len(wrong) / len(profiles) == pytest.approx(0.1, abs=0.02)
     assert max(abs(profile.clock_error) for profile in wrong) <= 24 * HOUR
-    assert {profile.utc_offset_minutes for profile in profiles} == {0, 480}
+    assert {profile.utc_offset_minutes for profile in profiles} == {0, -480, 345}, "as in UTC-8"
 
 
 def test_traces_are_read_as_json_and_as_the_pickle_that_fedscale_hands_out(tmp_path: Path) -> None:
@@ -84,7 +86,17 @@ def test_a_trace_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    "wrong", [{}, {"1": {}}, {"1": {**TRACE, "finish_time": -1}}, {"1": {**TRACE, "active": [95.0]}}]
+    "wrong",
+    [
+        {},
+        {"1": {}},
+        {"1": {**TRACE, "finish_time": -1}},
+        {"1": {**TRACE, "active": [95.0]}},
+        {"1": {**TRACE, "inactive": [30.0, float("nan")]}},
+        {"1": {**TRACE, "active": "12"}},
+        {"1": {**TRACE, "active": {"10": 1}}},
+        {"1": {**TRACE, "finish_time": True}},
+    ],
 )
 def test_traces_that_make_no_sense_are_refused(tmp_path: Path, wrong: object) -> None:
     (tmp_path / "traces").write_text(json.dumps(wrong))
@@ -92,6 +104,17 @@ def test_traces_that_make_no_sense_are_refused(tmp_path: Path, wrong: object) ->
         read_traces(tmp_path / "traces")
     with pytest.raises(NotFound):
         read_traces(tmp_path / "missing")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=60))
+def test_a_damaged_trace_file_is_refused_whatever_it_holds(
+    tmp_path_factory: pytest.TempPathFactory, damage: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged-trace"
+    path.write_bytes(pickle.PROTO + b"\x04" + damage)
+    with pytest.raises(MalformedMessage):
+        read_traces(path)
 
 
 def test_a_fleet_follows_its_trace(tmp_path: Path) -> None:

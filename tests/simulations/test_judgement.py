@@ -5,8 +5,9 @@ from dataclasses import fields, replace
 import pytest
 
 from umbel_simulations.judgement import is_go, judge
-from umbel_simulations.outcome import Outcome, RolloutEvent, RolloutOutcome, RoundOutcome, Spread
+from umbel_simulations.outcome import Cost, Outcome, RolloutEvent, RolloutOutcome, RoundOutcome, Spread
 from umbel_simulations.report import page
+from umbel_simulations.report.figures import NONE, figures, measures
 from umbel_simulations.scenario import Data, Scenario, Thresholds, to_tree
 
 
@@ -78,6 +79,30 @@ def test_what_was_not_measured_is_no_go(name: str) -> None:
     generous = Thresholds(**{name: 0.01 if name in AT_LEAST else 0.99})
     (check,) = judge(empty, generous)
     assert check.found is None and not check.passes
+
+
+def test_an_engine_without_sessions_has_measured_no_wasted_ones() -> None:
+    (check,) = judge(replace(MEASURED, engine="cohort"), Thresholds(wasted_sessions=0.99))
+    assert check.found is None and not check.passes
+    assert figures(replace(MEASURED, engine="cohort"))["wasted"] == NONE
+
+
+def test_a_broken_release_that_never_began_is_no_go_and_is_told() -> None:
+    never = RolloutOutcome(0, "slow", "not-begun", None, None, 0, 0)
+    both = replace(MEASURED, rollouts=(BROKEN, never))
+    checks = judge(both, Thresholds(roll_back_hours=99.0, exposed_devices=1.0))
+    assert [check.found for check in checks] == [None, None]
+    assert "not-begun" in page.render(both)
+
+
+def test_figures_in_words_are_the_measures_and_measures_are_numbers() -> None:
+    cost = Cost(1.26, 0.5, 2, 100.4)
+    words, numbers = figures(MEASURED, cost), measures(MEASURED, cost)
+    assert list(words) == [label for label in numbers if label != "rounds"]
+    assert (words["accuracy"], numbers["accuracy"]) == ("85.0%", 0.85)
+    assert (words["accepted rounds"], numbers["accepted rounds"], numbers["rounds"]) == ("1 of 2", 1, 2)
+    assert (words["real seconds"], words["peak memory"]) == ("1.3", "100 MB")
+    assert {label for label, value in numbers.items() if isinstance(value, str)} == {"verdict"}
 
 
 def test_a_broken_release_that_somebody_still_has_is_no_go() -> None:

@@ -71,6 +71,11 @@ def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
             '[task.strategy]\nname = "FedAvgg"\n[[adversaries]]',
             r"task: no strategy is called 'FedAvgg'",
         ),
+        (
+            "[[adversaries]]",
+            '[[faults.crashes]]\nprocess = "device"\nfrom_hour = 5\nuntil_hour = 3\n[[adversaries]]',
+            r"line 15: faults: crashes can't come from hour 5.0 until hour 3.0",
+        ),
         ("[[adversaries]]", "[[rollouts]]\nat_hour = 1\ngate = { alpa = 1 }\n[[adversaries]]", r"no setting 'alpa'"),
     ],
 )
@@ -106,6 +111,11 @@ def test_lines_are_right_after_values_over_several_lines() -> None:
 def test_files_are_named_from_the_scenarios_own_folder(tmp_path: Path) -> None:
     text = GOOD.replace('model = "digits"', 'model = "./bundles/mine"')
     assert load(written(tmp_path, text)).model == str((tmp_path / "bundles/mine").resolve())
+    plain = written(tmp_path, GOOD.replace('model = "digits"', 'model = "mine"'))
+    assert load(plain).model == "mine", "there is no such folder: a name of the zoo"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/manifest.json").touch()
+    assert load(plain).model == str((tmp_path / "mine").resolve())
 
 
 def test_values_can_be_changed_by_key() -> None:

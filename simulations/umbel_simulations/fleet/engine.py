@@ -40,7 +40,7 @@ from umbel_simulations.fleet.faults import Weather, crash_times
 from umbel_simulations.fleet.helper_house import smallest_cohort
 from umbel_simulations.fleet.homes import EMPTY, Homes
 from umbel_simulations.fleet.house import MODEL, OPERATOR, POPULATION, House, listening
-from umbel_simulations.fleet.invariants import Audit
+from umbel_simulations.fleet.invariants import Audit, release_of
 from umbel_simulations.fleet.member import Awake, Member
 from umbel_simulations.fleet.population import People
 from umbel_simulations.fleet.results import outcome_of
@@ -227,6 +227,8 @@ class Run:
             return
         if visit is not None and visit.error is not None:
             self._books.refusals[visit.error.code] += 1
+        for play in self._plays:
+            play.see(member.identity.device_id, release_of(member))
         self._wake_at(member, awake.next_due(visit))
 
     # Meanwhile.
@@ -288,10 +290,10 @@ class Run:
         if cut is None:
             return
         await asyncio.sleep(outage.from_hour * 3600.0)
-        cut.reachable = False
+        cut.outages += 1
         self._books.faults[f"{outage.process} cut off"] += 1
         await asyncio.sleep((outage.until_hour - outage.from_hour) * 3600.0)
-        cut.reachable = True
+        cut.outages -= 1
 
     # The end.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -92,6 +94,15 @@ class Plug:
     def pull_in(self, steps: int) -> None:
         """Let the process take so many more steps."""
         self._left = steps
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Steps in here aren't counted: a pull that is due comes at the next one after."""
+        left, self._left = self._left, None
+        try:
+            yield
+        finally:
+            self._left = left
 
     def pull(self) -> None:
         """Now.

@@ -43,7 +43,8 @@ class HelperHouse:
         )
         self._generation = 0
         self._dies = False
-        self.reachable = True
+        self.outages = 0
+        """How many there are at this moment."""
         self._build()
 
     @property
@@ -93,7 +94,7 @@ class HelperHouse:
         self._port = LocalHelper(helper, self._leader)
 
     def _reach(self, ask: Callable[[], T]) -> T:
-        if not self.reachable:
+        if self.outages:
             raise Unreachable("nobody answers at the helper's address")
         answer = ask()
         if self._dies:

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -71,8 +71,8 @@ class House:
         self._dies_combining = False
         self._down_seconds = 5.0
         self.generation = 0
-        self.reachable = True
-        """False during an outage: it runs, and nobody gets through."""
+        self.outages = 0
+        """How many there are at this moment: it runs, and nobody gets through."""
         self.slow_bundles: set[Digest] = set()
         """Versions whose graphs take a multiple of the usual time."""
         self.failures = failures
@@ -126,6 +126,11 @@ class House:
         """Whether there is a process that could answer."""
         return not self._plug.is_pulled
 
+    @property
+    def reachable(self) -> bool:
+        """Whether anybody gets through to it."""
+        return not self.outages
+
     def kill(self, steps: int, down_seconds: float) -> None:
         """Have it die at a durable step, so many from now, and come back after `down_seconds`."""
         self._down_seconds = down_seconds
@@ -134,6 +139,10 @@ class House:
     def kill_combining(self, down_seconds: float) -> None:
         """Have it die the next time it has combined a sum, before it could write it down."""
         self._down_seconds, self._dies_combining = down_seconds, True
+
+    def spared(self) -> AbstractContextManager[None]:
+        """While in here it isn't killed; it is right after, if that is due."""
+        return self._plug.held()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Something that goes on by itself, such as a message that comes twice."""

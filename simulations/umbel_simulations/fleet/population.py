@@ -53,7 +53,7 @@ class People:
         self._down = _log_normal(count, part.megabits_down * _MEGABIT, part.network_decades, seed, "down")
         self._up = _log_normal(count, part.megabits_up * _MEGABIT, part.network_decades, seed, "up")
         self._latency = _log_normal(count, part.latency_seconds, part.network_decades, seed, "latency")
-        zones = np.asarray([round(-zone * 60) for zone in part.time_zones], np.int32)
+        zones = np.asarray([round(zone * 60) for zone in part.time_zones], np.int32)
         self._zones = zones[np.arange(count) % len(zones)]
         self._errors = _clock_errors(part, seed)
         self.availability = _availability(scenario, self._zones, seed)

@@ -68,7 +68,7 @@ def outcome_of(
         dropped=sum(count for shape, count in shapes.items() if "!" in shape and "^" not in shape),
         shapes=dict(sorted(shapes.items())),
         hourly=_hourly(crew, available),
-        rollouts=tuple(_rollout(one, members) for one in played if one.started is not None),
+        rollouts=tuple(_rollout(one, members) for one in played),
         faults=dict(sorted(crew.books.faults.items())),
         refusals=_refusals(audit.rounds),
         epsilon=ledger.epsilon_spent if ledger and math.isfinite(ledger.epsilon_spent) else 0.0,
@@ -206,12 +206,12 @@ def _refusals(rounds: Iterable[Round]) -> dict[str, int]:
 
 def _rollout(played: Played, members: Mapping[DeviceId, Member]) -> RolloutOutcome:
     words = {"succeeded": "completed", "rolled-back": "rolled-back", "paused": "paused"}
-    ending = words.get(played.stage, "running")
+    ending = "not-begun" if played.started is None else words.get(played.stage, "running")
     return RolloutOutcome(
         release=played.release,
         content=played.plan.content,
         ending=ending,
-        started_hour=round(played.started or 0.0, 6),
+        started_hour=None if played.started is None else round(played.started, 6),
         ended_hour=None if played.ended is None else round(played.ended, 6),
         devices_reached=played.reached,
         devices_left=sum(release_of(member) in played.numbers for member in members.values()),

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from umbel.bundle import file_refs
+from umbel.identity import DeviceId
 from umbel.randomness import generator
 from umbel.release import STABLE
 from umbel.runtime import Runtime
@@ -46,6 +47,8 @@ class Played:
     events: list[RolloutEvent] = field(default_factory=list)
     numbers: tuple[int, ...] = ()
     """Releases that it moves devices to."""
+    seen: set[DeviceId] = field(default_factory=set)
+    """Devices that had it after one of their visits, whether or not they could tell the coordinator."""
     reached: int = 0
 
     @property
@@ -73,7 +76,9 @@ class Play:
         await asyncio.sleep(self._plan.at_hour * 3600.0)
         while not self._may_begin():  # noqa: ASYNC110 - what an operator would do
             await asyncio.sleep(_LOOK_SECONDS)
-        self._begin(loop.time() / 3600.0)
+        # The two operators ask until they are heard, and leave no rollout half made.
+        with self._house.spared():
+            self._begin(loop.time() / 3600.0)
         while not self.played.is_over:
             await asyncio.sleep(_LOOK_SECONDS)
             if self._house.is_up:
@@ -134,11 +139,17 @@ class Play:
             with self._house.parts.store.transaction() as connection:
                 connection.execute(VERSIONS.update().where(this).values(state=VersionState.REFUSED.value))
 
+    def see(self, device: DeviceId, release: int) -> None:
+        """Look at which release a device has after a visit; 0 for none."""
+        if release in self.played.numbers:
+            self.played.seen.add(device)
+
     def count(self) -> None:
-        """See who has taken the release by now."""
+        """See who has taken the release by now: by the coordinator's books, and by what devices really had."""
         with self._house.parts.store.reading() as connection:
             moves = of_numbers(connection, MODEL, self.played.numbers)
-        self.played.reached = sum(_was_taken(move.outcome) for move in moves)
+        told = {move.device for move in moves if _was_taken(move.outcome)}
+        self.played.reached = len(told | self.played.seen)
 
     def _look(self, hour: float) -> None:
         played, found = self.played, self._verbs.get(self.played.name).rollout

@@ -49,7 +49,7 @@ def read_traces(path: Path) -> tuple[Trace, ...]:
         raise NotFound(f"no trace file at {path} ({error.strerror})") from None
     try:
         tree = json.loads(data) if data[:1] in (b"{", b"[") else _Plain(io.BytesIO(data)).load()
-    except (ValueError, pickle.UnpicklingError, EOFError, IndexError, KeyError, AttributeError) as error:
+    except Exception as error:  # damaged pickles fail in any way that there is
         raise MalformedMessage(f"{path} is neither JSON nor a plain pickle: {error}") from error
     if not isinstance(tree, dict) or not tree:
         raise MalformedMessage(f"{path} holds no clients; it should map names to traces")
@@ -58,11 +58,11 @@ def read_traces(path: Path) -> tuple[Trace, ...]:
 
 def _trace(name: str, entry: Any) -> Trace:
     try:
-        length = float(entry.get("finish_time") or entry["duration"])
-        begins, ends = ([float(at) for at in entry[key]] for key in ("active", "inactive"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        length = _seconds(entry.get("finish_time") or entry["duration"])
+        begins, ends = (_instants(entry[key]) for key in ("active", "inactive"))
+    except (AttributeError, KeyError, TypeError) as error:
         raise MalformedMessage(f"trace of {name!r}: needs finish_time, active and inactive ({error!r})") from error
-    if not (math.isfinite(length) and length > 0):
+    if length <= 0:
         raise MalformedMessage(f"trace of {name!r}: finish_time is {length}; it must be above 0")
     intervals: list[tuple[float, float]] = []
     for begin in sorted(begins):
@@ -73,3 +73,15 @@ def _trace(name: str, entry: Any) -> Trace:
             continue
         intervals.append((begin, end))
     return Trace(length, tuple(intervals))
+
+
+def _instants(values: Any) -> list[float]:
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"{values!r} is no list of seconds")
+    return [_seconds(value) for value in values]
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{value!r} is no number of seconds")
+    return float(value)

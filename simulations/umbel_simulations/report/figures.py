@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Final
+
 from umbel_simulations.judgement import Check, accepted_rounds, is_go, judge, megabytes
 from umbel_simulations.outcome import Cost, Outcome
 
 NONE = "–"
+Measure = float | str | None
 
 
-def figures(outcome: Outcome, cost: Cost | None = None) -> dict[str, str]:
-    """The main figures of a run, in order."""
+def measures(outcome: Outcome, cost: Cost | None = None) -> dict[str, Measure]:
+    """The main figures of a run as numbers, in order; None for what wasn't measured. Shares lie between 0 and 1."""
     spread = outcome.per_device.get
     accuracy, personal = spread("accuracy"), spread("personal_accuracy")
     seconds, joules = spread("seconds"), spread("joules")
-    found = {
+    found: dict[str, Measure] = {
         "verdict": "go" if is_go(judge(outcome)) else "no-go",
-        "accuracy": percent(outcome.accuracy),
-        "worst twentieth": percent(accuracy.p05 if accuracy else None),
-        "personal": percent(personal.mean if personal else None),
-        "accepted rounds": f"{accepted_rounds(outcome)} of {len(outcome.rounds)}",
-        "virtual hours": f"{outcome.hours:.2f}",
-        "sessions": f"{outcome.sessions:,}",
-        "wasted": percent(outcome.wasted_share),
-        "dropped": percent(outcome.dropped / outcome.sessions if outcome.sessions else None),
-        "MB a device (95 %)": number(megabytes(outcome)),
-        "seconds a device (95 %)": number(seconds.p95 if seconds else None),
-        "joules a device (mean)": number(joules.mean if joules else None),
-        "epsilon": number(outcome.epsilon or None),
+        "accuracy": outcome.accuracy,
+        "worst twentieth": accuracy.p05 if accuracy else None,
+        "personal": personal.mean if personal else None,
+        "accepted rounds": accepted_rounds(outcome),
+        "rounds": len(outcome.rounds),
+        "virtual hours": outcome.hours,
+        "sessions": outcome.sessions,
+        "wasted": outcome.wasted_share,
+        "dropped": outcome.dropped_share,
+        "MB a device (95 %)": megabytes(outcome),
+        "seconds a device (95 %)": seconds.p95 if seconds else None,
+        "joules a device (mean)": joules.mean if joules else None,
+        "epsilon": outcome.epsilon or None,
     }
-    if cost:
-        found |= {"real seconds": f"{cost.seconds:.1f}", "peak memory": f"{cost.peak_megabytes:.0f} MB"}
-    return found
+    return found | ({"real seconds": cost.seconds, "peak memory": cost.peak_megabytes} if cost else {})
+
+
+def figures(outcome: Outcome, cost: Cost | None = None) -> dict[str, str]:
+    """`measures` in words."""
+    found = measures(outcome, cost)
+    rounds = found.pop("rounds")
+    words = {label: _SHOWN.get(label, number)(value) for label, value in found.items()}
+    return words | {"accepted rounds": f"{found['accepted rounds']} of {rounds}"}
 
 
 def check_rows(checks: tuple[Check, ...]) -> list[tuple[str, str, str, str]]:
@@ -56,3 +67,18 @@ def number(value: float | None) -> str:
     if value == int(value) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+_SHOWN: Final[dict[str, Callable[[Any], str]]] = {
+    "verdict": str,
+    "accuracy": percent,
+    "worst twentieth": percent,
+    "personal": percent,
+    "virtual hours": "{:.2f}".format,
+    "sessions": "{:,}".format,
+    "wasted": percent,
+    "dropped": percent,
+    "real seconds": "{:.1f}".format,
+    "peak memory": "{:.0f} MB".format,
+}
+"""How a figure is written; all others as `number` does."""
