@@ -33,6 +33,7 @@ from umbel_server.folder import Folder
 from umbel_server.gateway import DeviceGateway, EnrolmentGateway
 from umbel_server.helper.port import HelperPort
 from umbel_server.helper.remote import RemoteHelper
+from umbel_server.holding import held
 from umbel_server.identity import Addresses, read_file
 from umbel_server.operators import Operators
 from umbel_server.provider import HttpsGet, Provider
@@ -219,9 +220,16 @@ async def serve(
         program: a Flower program to run once it listens.
 
     Raises:
+        WrongState: another coordinator runs in its folder.
         UmbelError: it can't start, or its rounds can't go on.
     """
-    clock = clock or SystemClock()
+    Folder(settings.state).authorities()
+    # Two that keep their books in one folder would each count half of the reports.
+    with held(settings.state, f"another coordinator runs in {settings.state}; stop it first, or use another folder"):
+        await _serve(settings, ready, clock or SystemClock(), program)
+
+
+async def _serve(settings: Settings, ready: Callable[[Addresses], None], clock: Clock, program: Program | None) -> None:
     parts = build(settings, clock)
     server = Server(settings, parts, clock)
     stopping = asyncio.Event()

@@ -31,6 +31,8 @@ AUTHORITY_SECONDS: Final = 10 * 365 * 86_400.0
 SKEW_SECONDS: Final = 300.0
 """A certificate counts from a little before its making, for machines whose clocks run behind."""
 _URI = re.compile(r"umbel://(?P<realm>[A-Za-z0-9][A-Za-z0-9._-]{0,99})/(?P<kind>device|operator)/(?P<id>[0-9a-f]{32})")
+_HOST = re.compile(r"(\*\.)?(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
+_LONGEST_HOST: Final = 253
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
 
 
@@ -111,8 +113,11 @@ class Authority:
             public_key: the port's key.
             names: host names and addresses by which others reach it; at least one.
             now: POSIX seconds.
+
+        Raises:
+            MalformedMessage: a name that no server can have.
         """
-        alternatives = [_general_name(name) for name in dict.fromkeys(names)]
+        alternatives = [general_name(name) for name in dict.fromkeys(names)]
         builder = self._leaf(_subject("umbel coordinator"), public_key, now, 365 * 86_400.0)
         return self._chain(builder, alternatives, ExtendedKeyUsageOID.SERVER_AUTH)
 
@@ -252,11 +257,15 @@ def _instant(seconds: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC)
 
 
-def _general_name(name: str) -> x509.GeneralName:
+def general_name(name: str) -> x509.GeneralName:
+    """A name that a server is reached by, as it stands in certificates; raises `MalformedMessage`."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
-        return x509.DNSName(name)
+        pass
+    if not _HOST.fullmatch(name) or len(name) > _LONGEST_HOST:
+        raise MalformedMessage(f"{name!r} is no host name and no address, such as fleet.example.org or 192.0.2.7")
+    return x509.DNSName(name)
 
 
 def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from umbel.errors import AlreadyExists
 from umbel_server.access import Authorities
 from umbel_server.aggregation import LeaderKey
-from umbel_server.authority import Authority, PeerKind, key_to_pem
+from umbel_server.authority import Authority, PeerKind, general_name, key_to_pem
 from umbel_server.checkpoints import Witness
 from umbel_server.identity import ADDRESSES_FILE, Addresses, Identity, make_private, read_file, write_private
 from umbel_server.keyring import Keyring
@@ -64,8 +64,11 @@ class Folder:
 
         Raises:
             AlreadyExists: there is a coordinator in it.
+            MalformedMessage: a name that no server can have.
         """
         folder = cls(path)
+        for name in names:
+            general_name(name)
         if (path / "authority").exists():
             raise AlreadyExists(f"{path} holds a coordinator already; choose another folder, or use `umbel serve`")
         make_private(path)

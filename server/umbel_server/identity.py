@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from umbel.errors import MalformedMessage, NotFound
+from umbel.errors import AlreadyExists, MalformedMessage, NotFound
 
 ADDRESSES_FILE: Final = "addresses.json"
 CERTIFICATE_FILE: Final = "certificate.pem"
@@ -68,6 +70,29 @@ class Identity:
         write_private(folder / SERVER_AUTHORITY_FILE, self.server_authority)
 
 
+@contextmanager
+def kept_first(folder: Path, key: bytes) -> Iterator[None]:
+    """Keep a new identity's key before anybody is told of it: one that can't be kept must not become anyone's.
+
+    Args:
+        folder: of the identity; made if it isn't there.
+        key: PEM; deleted again if the block refuses.
+
+    Raises:
+        AlreadyExists: the folder holds an identity, whose key would be lost.
+        OSError: the folder can't be written to.
+    """
+    if (folder / KEY_FILE).exists():
+        raise AlreadyExists(f"{folder} holds an identity already; choose another folder")
+    make_private(folder)
+    write_private(folder / KEY_FILE, key)
+    try:
+        yield
+    except BaseException:
+        (folder / KEY_FILE).unlink()
+        raise
+
+
 def write_private(path: Path, data: bytes) -> None:
     """Write a file that only its owner may read, whole or not at all."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -89,4 +114,6 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"{path} isn't there; for a coordinator's own files, `umbel init` makes them") from None
+        raise NotFound(
+            f"{path} isn't there; `umbel init` makes a coordinator's own files, `umbel helper init` a helper's"
+        ) from None

@@ -8,19 +8,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from umbel.errors import AlreadyExists, MalformedMessage, NotFound, WrongState
+from umbel.errors import AlreadyExists, MalformedMessage, NotFound
+from umbel_server.holding import held
 from umbel_server.json_text import to_text
 from umbel_simulations.engines import Progress, engine
 from umbel_simulations.outcome import Cost, Outcome, from_json, to_json
@@ -62,7 +59,7 @@ def play(scenario: Scenario, folder: Path, *, workers: int, progress: Progress, 
         UmbelError: the engine's reasons.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with held(folder, f"another process plays in {folder} at this moment; wait for it, or choose another by -o"):
         _claim(folder, to_text(to_tree(scenario)), fresh)
         if (folder / REPORT).is_file():
             return _with_page(read(folder))
@@ -98,22 +95,6 @@ def read(path: Path) -> Run:
 def unusable(error: OSError) -> str:
     """A file or a folder that doesn't do, in words."""
     return f"can't use {error.filename or 'a file'}: {error.strerror or error}"
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; the kernel lets go of it when the process ends, however it ends."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WrongState(
-                f"another process plays in {folder} at this moment; wait for it, or choose another folder by -o"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def _claim(folder: Path, scenario: str, fresh: bool) -> None:

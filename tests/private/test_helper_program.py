@@ -154,6 +154,13 @@ def test_it_tells_its_health_and_counts(running: Running) -> None:
         urllib.request.urlopen(f"http://{running.health}/other")
 
 
+def test_a_second_one_in_its_folder_is_refused(running: Running) -> None:
+    command = [*UMBEL, "helper", "run", "--state", str(running.folder), "--port", "0"]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (second.returncode, "another helper runs" in second.stderr) == (1, True)
+    assert HelperCard.from_text((running.folder / "card.json").read_bytes()) == running.card
+
+
 def test_its_secrets_are_private_files_and_its_folder_is_made_once(running: Running) -> None:
     for name in ("identity.key", "authority.key", "tls.key"):
         assert (running.folder / "keys" / name).stat().st_mode & 0o077 == 0

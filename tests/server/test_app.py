@@ -175,6 +175,10 @@ def test_a_told_end_is_an_orderly_one(tmp_path: Path, number: signal.Signals) ->
             addresses.admin,
         )
         assert 0 not in {int(address.rpartition(":")[2]) for address in (addresses.device, addresses.admin)}
+        with process(tmp_path / "state") as second:
+            assert "another coordinator runs" in second.communicate(timeout=30)[1], "two would each count half"
+            assert second.returncode == 1
+        assert Addresses.read(tmp_path / "state") == addresses
         started.send_signal(number)
         _, words = started.communicate(timeout=30)
         assert started.returncode == 0, words

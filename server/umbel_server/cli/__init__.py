@@ -76,3 +76,6 @@ def main() -> None:
         # `umbel … | head`: the reader has seen enough.
         sys.stderr.close()
         raise SystemExit(0) from None
+    except OSError as error:
+        sys.stderr.write(f"umbel: can't use {error.filename or 'a file'}: {error.strerror or error}\n")
+        raise SystemExit(1) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,12 +42,12 @@ def init(
     Example: umbel helper init helper-state --leader @release.pub --address helper.example.org:7446 --operator "ACME IT"
     """
     from umbel.clock import SystemClock
-    from umbel_server.helper.folder import HelperFolder, HelperSettings
+    from umbel_server.helper.folder import HelperFolder, HelperSettings, host_and_port
 
     key = Path(leader[1:]).read_text().strip() if leader.startswith("@") else leader
-    host, _, port = address.rpartition(":")
+    host, port = host_and_port(address)
     listens = host if host in ("127.0.0.1", "localhost") else "0.0.0.0"  # noqa: S104 - a service of its own machine
-    settings = HelperSettings(leader=key, host=listens, port=int(port), minimum_cohort=minimum_cohort)
+    settings = HelperSettings(leader=key, host=listens, port=port, minimum_cohort=minimum_cohort)
     made = HelperFolder.create(folder, settings, address, operator, SystemClock().now())
     card = folder / "card.json"
     if as_json:
@@ -56,7 +57,7 @@ def init(
         f"Made a helper in {folder}.",
         f"  card      {card} (for the coordinator's operator and the app's developer; nothing in it is secret)",
         f"  identity  {made.card().identity.hex()}",
-        f"Next: umbel helper run --state {folder}",
+        f"Next: umbel helper run --state {shlex.quote(str(folder))}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
 
@@ -98,7 +99,7 @@ def run(
 def tokens(
     state: Folder,
     population: Annotated[str, typer.Option(help="For devices of this population.")],
-    count: Annotated[int, typer.Option(help="How many.")] = 1,
+    count: Annotated[int, typer.Option(help="How many.", min=1, max=10_000)] = 1,
     as_json: Json = False,
 ) -> None:
     """Make tokens that let devices take part, one device each.

@@ -33,11 +33,12 @@ def add_operator(
     from cryptography.hazmat.primitives.asymmetric import ec
 
     from umbel_server.authority import key_to_pem, make_request
-    from umbel_server.identity import Identity
+    from umbel_server.identity import Identity, kept_first
 
     key = ec.generate_private_key(ec.SECP256R1())
     request = pb.AddOperatorRequest(name=name, role=role, certificate_request=make_request(key), **session.call)
-    answer = session.stub.AddOperator(request)
+    with kept_first(out, key_to_pem(key)):
+        answer = session.stub.AddOperator(request)
     Identity(answer.certificate_chain, key_to_pem(key), session.identity.server_authority).write(out)
     session.rows(f"Wrote the identity to {out}", answer, [answer.operator], _OPERATOR_COLUMNS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -65,7 +66,7 @@ def init(
         f"  first admin     {made.first_admin} (what `umbel` calls with; keep it private)",
         f"  for devices     {authority} (they need it to enrol, and may have it)",
         *(f"  {warning}" for warning in settings.warnings),
-        f"Next: umbel serve --state {folder}",
+        f"Next: umbel serve --state {shlex.quote(str(folder))}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
 

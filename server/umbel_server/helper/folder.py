@@ -12,7 +12,6 @@ Private files have mode 0600, folders 0700.
 from __future__ import annotations
 
 import datetime
-import ipaddress
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from umbel.errors import AlreadyExists, MalformedMessage, NotFound
 from umbel.helper_card import HelperCard
-from umbel_server.authority import key_to_pem
+from umbel_server.authority import general_name, key_to_pem
 from umbel_server.helper.core import HelperPolicy
 from umbel_server.identity import make_private, read_file, write_private
 
@@ -100,9 +99,10 @@ class HelperFolder:
 
         Raises:
             AlreadyExists: there is a helper in it.
-            MalformedMessage: the leader's key isn't one.
+            MalformedMessage: the leader's key isn't one, or the address.
         """
         parse_key(settings.leader)
+        host, _ = host_and_port(address)
         if (path / "card.json").exists():
             raise AlreadyExists(f"{path} holds a helper already; choose another folder")
         folder = cls(path)
@@ -112,7 +112,7 @@ class HelperFolder:
         write_private(path / "keys" / "identity.key", identity.private_bytes_raw())
         write_private(path / "keys" / "authority.key", authority.private_bytes_raw())
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _certificate(key, address.rpartition(":")[0], now)
+        certificate = _certificate(key, host, now)
         write_private(path / "keys" / "tls.key", key_to_pem(key))
         write_private(path / "keys" / "tls.pem", certificate)
         values = {one.name: getattr(settings, one.name) for one in fields(settings)}
@@ -214,15 +214,18 @@ def _certificate(key: ec.EllipticCurvePrivateKey, host: str, now: float) -> byte
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin - datetime.timedelta(hours=1))
         .not_valid_after(begin + datetime.timedelta(days=TLS_DAYS))
-        .add_extension(x509.SubjectAlternativeName([_general_name(one) for one in names]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([general_name(one) for one in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     )
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def _general_name(text: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(text))
-    except ValueError:
-        return x509.DNSName(text)
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of host:port or [host]:port; raises `MalformedMessage`."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or int(port) > 65_535:
+        raise MalformedMessage(f"{address!r} is no address; write it as host:port, such as helper.example.org:7446")
+    host = host.removeprefix("[").removesuffix("]")
+    general_name(host)
+    return host, int(port)

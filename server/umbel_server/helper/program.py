@@ -19,6 +19,7 @@ from umbel_server.helper.folder import HelperFolder, HelperSettings
 from umbel_server.helper.people import People
 from umbel_server.helper.records import Records
 from umbel_server.helper.service import HelperGateway
+from umbel_server.holding import held
 from umbel_server.rpc import MAX_MESSAGE_BYTES
 
 SWEEP_SECONDS: Final = 60.0
@@ -55,9 +56,17 @@ async def serve(
         clock: the machine's, unless another is given.
 
     Raises:
+        WrongState: another helper runs in its folder.
         Unavailable: a port is taken.
     """
-    clock = clock or SystemClock()
+    folder.card()
+    with held(folder.path, f"another helper runs in {folder.path}; stop it first, or use another folder"):
+        await _serve(folder, settings, ready, clock or SystemClock())
+
+
+async def _serve(
+    folder: HelperFolder, settings: HelperSettings, ready: Callable[[str, str], None], clock: Clock
+) -> None:
     parts = build(folder, settings, clock)
     server = grpc.aio.server(options=_OPTIONS)
     for service in HelperGateway(parts.helper, parts.people).services():
