@@ -2,13 +2,75 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import structlog
 
 from tests.server.live import Live
 from tests.server.test_cli import Umbel, done
 from tests.server.test_cli import live as live
 from tests.server.test_cli import run as run
 from tests.server.test_cli import umbel as umbel
+from umbel_server.cli.serving import log_to_stderr
+from umbel_server.store import Store
+
+
+@pytest.fixture
+def logging() -> Iterator[None]:
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
+def test_the_log_tells_what_failed_and_not_the_values_of_variables(
+    logging: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_to_stderr("info")
+
+    def enrol(token: str) -> None:
+        raise ValueError(f"a token of {len(token)} letters")
+
+    try:
+        enrol("hush" * 3)
+    except ValueError as error:
+        structlog.get_logger().error("unexpected error", exc_info=error)
+    told = capsys.readouterr().err
+    assert "Traceback" in told and "a token of 12 letters" in told
+    assert "hush" * 3 not in told and "locals" not in told
+
+
+def test_a_log_on_a_full_disk_stops_nothing(logging: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, text: str) -> None:
+            raise OSError(28, "No space left on device")
+
+        flush = isatty = lambda self: False
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    log_to_stderr("info")
+    structlog.get_logger().error("tick failed")
+
+
+def test_a_damaged_key_and_a_database_from_the_future_are_named(run: Umbel, tmp_path: Path) -> None:
+    done(run("init", str(tmp_path / "state")))
+    ports = [f"--{port}-port=0" for port in ("device", "enrol", "admin")]
+    for name in ("release.key", "leader.key", "audit.key"):
+        path = tmp_path / "state" / "keys" / name
+        whole = path.read_bytes()
+        path.write_bytes(b"x")
+        result = run("serve", "--state", str(tmp_path / "state"), *ports)
+        assert (result.code, f"{path} is damaged" in result.err) == (1, True), result.err
+        path.write_bytes(whole)
+    store = Store.open(f"sqlite:///{tmp_path}/state/umbel.db")
+    with store.transaction() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    store.close()
+    result = run("serve", "--state", str(tmp_path / "state"), *ports)
+    assert (result.code, "a newer version of Umbel" in result.err) == (1, True), result.err
 
 
 def test_a_file_that_cannot_be_used_is_told_in_one_line(umbel: Umbel, live: Live, tmp_path: Path) -> None:
