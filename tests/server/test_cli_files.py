@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from tests.server.test_cli import Umbel, done
 from tests.server.test_cli import live as live
 from tests.server.test_cli import run as run
 from tests.server.test_cli import umbel as umbel
+from umbel_server.authority import PeerKind
 from umbel_server.cli.serving import log_to_stderr
+from umbel_server.folder import Folder
 from umbel_server.store import Store
 
 
@@ -120,3 +123,35 @@ def test_names_that_no_server_can_have_are_refused_before_anything_is_made(run: 
 def test_the_next_command_can_be_copied_whatever_the_folder_is_called(run: Umbel, tmp_path: Path) -> None:
     told = done(run("init", str(tmp_path / "my state"))).out
     assert f"umbel serve --state '{tmp_path}/my state'" in told
+
+
+def test_a_certificate_that_has_ended_is_told_and_renewed_without_its_key(
+    umbel: Umbel, live: Live, tmp_path: Path
+) -> None:
+    theirs, state = tmp_path / "ada", live.settings.state
+    done(umbel("operators", "add", "ada", "--role", "viewer", "--out", str(theirs)))
+    remote = ("--identity", str(theirs), "--server", live.addresses.admin)
+    authority = Folder(state).authorities().operator
+    whole = (theirs / "certificate.pem").read_bytes()
+    ended = authority.renew(whole, PeerKind.OPERATOR, time.time() - 7200, 3600.0)
+    (theirs / "certificate.pem").write_bytes(ended)
+    refused = umbel("status", *remote)
+    assert (refused.code, "umbel operators renew" in refused.err) == (1, True), refused.err
+    (tmp_path / "sent.pem").write_bytes(ended)
+    done(umbel("operators", "renew", str(tmp_path / "sent.pem")))
+    (theirs / "certificate.pem").write_bytes((tmp_path / "sent.pem").read_bytes())
+    done(umbel("status", *remote))
+    done(umbel("operators", "revoke", "ada"))
+    done(umbel("operators", "renew", str(theirs)))
+    assert "revoked" in umbel("status", *remote).err
+    assert "good until" in done(umbel("operators", "renew")).out, "the first admin's"
+
+
+def test_a_foreign_certificate_is_not_renewed(run: Umbel, tmp_path: Path) -> None:
+    for name in ("mine", "other"):
+        done(run("init", str(tmp_path / name)))
+    file = tmp_path / "other" / "admin" / "certificate.pem"
+    before = file.read_bytes()
+    result = run("operators", "renew", str(file), "--state", str(tmp_path / "mine"))
+    assert (result.code, file.read_bytes()) == (1, before)
+    assert "isn't from this coordinator's authority" in result.err
