@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -54,15 +55,22 @@ def resolved(spec: ModelSpec) -> ModelSpec:
         CannotCompile: nothing goes by a name that was chosen, or a target of LoRA isn't a plain dense layer.
     """
     if isinstance(spec.trainable, Head):
-        return replace(spec, trainable=Named((_last_layer(spec),)))
+        return replace(spec, trainable=_named(spec, Named((_last_layer(spec),))))
     if isinstance(spec.trainable, LoRA):
         return _with_adapters(spec, spec.trainable)
     if isinstance(spec.trainable, Named):
-        names = [name for name, _ in spec.module.named_parameters()]
-        for pattern in spec.trainable.patterns:
-            if not any(map(Named((pattern,)), names)):
-                raise CannotCompile(f"{spec.name!r}: no weight goes by {pattern!r}; there are {', '.join(names)}")
+        return replace(spec, trainable=_named(spec, spec.trainable))
     return spec
+
+
+def _named(spec: ModelSpec, chosen: Named) -> Callable[[str], bool]:
+    """Which weights are chosen; one that is tied may be chosen by any of its names."""
+    names = [name for name, _ in spec.module.named_parameters(remove_duplicate=False)]
+    for pattern in chosen.patterns:
+        if not any(map(Named((pattern,)), names)):
+            raise CannotCompile(f"{spec.name!r}: no weight goes by {pattern!r}; there are {', '.join(names)}")
+    trained = {id(weight) for name, weight in spec.module.named_parameters(remove_duplicate=False) if chosen(name)}
+    return {name for name, weight in spec.module.named_parameters() if id(weight) in trained}.__contains__
 
 
 def _last_layer(spec: ModelSpec) -> str:
@@ -90,19 +98,25 @@ def _last_layer(spec: ModelSpec) -> str:
 def _with_adapters(spec: ModelSpec, lora: LoRA) -> ModelSpec:
     module = copy.deepcopy(spec.module)
     generator = torch.Generator().manual_seed(ADAPTER_SEED)
-    chosen = [(path, part) for path, part in module.named_modules() if path and lora.is_target(path)]
+    # A layer that stands in several places has one adapter, in all of them.
+    places: dict[nn.Module, list[str]] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        places.setdefault(part, []).append(path)
+    chosen = {part: paths for part, paths in places.items() if any(path and lora.is_target(path) for path in paths)}
     if not chosen:
         dense = [path for path, part in module.named_modules() if type(part) is nn.Linear]
         raise CannotCompile(f"{spec.name!r}: no layer goes by {lora.targets}; dense layers are {', '.join(dense)}")
-    for path, part in chosen:
+    for part, paths in chosen.items():
         # Torch's own attention reads the weights of its subclass of Linear without calling it.
         if type(part) is not nn.Linear:
             raise CannotCompile(
-                f"{spec.name!r}: {path!r} is a {type(part).__name__}, and LoRA goes into nn.Linear; choose others, or "
-                "write that layer with nn.Linear"
+                f"{spec.name!r}: {paths[0]!r} is a {type(part).__name__}, and LoRA goes into nn.Linear; choose others, "
+                "or write that layer with nn.Linear"
             )
-        above, _, name = path.rpartition(".")
-        setattr(module.get_submodule(above), name, Adapted(part, lora, generator))
-    also = Named(lora.also)
-    trained = {f"{path}.{name}" for path, _ in chosen for name in ("lora_a", "lora_b")}
+        adapted = Adapted(part, lora, generator)
+        for path in paths:
+            above, _, name = path.rpartition(".")
+            setattr(module.get_submodule(above), name, adapted)
+    also = _named(replace(spec, module=module), Named(lora.also))
+    trained = {f"{paths[0]}.{name}" for paths in chosen.values() for name in ("lora_a", "lora_b")}
     return replace(spec, module=module, trainable=lambda name: name in trained or also(name))

@@ -21,7 +21,7 @@ class Checked:
     """How closely a bundle agrees, by the name of the runtime."""
 
     golden: Mapping[str, float]
-    """The largest absolute difference on the golden examples."""
+    """The largest difference on the golden examples, as `verify_golden` tells it."""
     parity: Mapping[str, ParityReport]
     """Against torch; empty without a spec."""
     answers_in: Mapping[str, str]

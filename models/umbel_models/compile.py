@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from umbel.bundle import Bundle, file_refs, write_bundle
+from umbel.errors import GoldenMismatch, ParityFailed
 from umbel.golden import GoldenExamples
 from umbel.manifest import GOLDEN_FILE, QUANTISED, SIGNATURES, WEIGHTS_FILE, FileRef, Manifest, Precision, TensorSpec
 from umbel.runtime import onnx
+from umbel.self_check import verify_golden
 from umbel.weights import Weights
 from umbel_models.adapters import resolved
 from umbel_models.backends import Backend, backend
@@ -26,6 +28,7 @@ from umbel_models.quantising import Quantise, quantise
 from umbel_models.signatures import Signature, State, signatures
 from umbel_models.spec import ModelSpec, as_tuple
 from umbel_models.threads import one_torch_thread
+from umbel_models.vetting import require_sound
 
 GOLDEN_COUNT: Final = 8
 
@@ -63,12 +66,14 @@ def compile_model(
     Raises:
         OperatorNotSupported: the module uses an operator that can't be lowered.
         ParityFailed: the graphs don't do what the module does; nothing is written.
-        CannotCompile: the spec contradicts itself, or the module can't be traced.
+        CannotCompile: the spec contradicts itself, its loss or metrics aren't what they should be, or the module can't
+            be traced.
     """
-    spec = resolved(spec)
     modes = {module: module.training for module in spec.module.modules()}
     try:
         with one_torch_thread():
+            require_sound(spec)
+            spec = resolved(spec)
             return _compile(spec, directory, [backend(name) for name in runtimes], cache, progress, quantised)
     finally:
         for module, training in modes.items():
@@ -140,7 +145,13 @@ def _graphs(
 
 def _gate(target: Backend, spec: ModelSpec, draft: Bundle, progress: Callable[[str], None]) -> ParityReport:
     progress(f"parity on {target.name}")
-    return check_parity(spec, draft, target.runtime())
+    runtime = target.runtime()
+    report = check_parity(spec, draft, runtime)
+    try:
+        verify_golden(runtime, draft)
+    except GoldenMismatch as error:
+        raise ParityFailed(f"{spec.name!r}: no device would take this bundle, for here already {error}") from error
+    return report
 
 
 def _tracing_size(spec: ModelSpec, state: State) -> int:

@@ -242,6 +242,11 @@ def _variance(
     return (centred * centred).sum(chosen, keepdim=keepdim) / (seen - (1 if correction is None else correction))
 
 
+def _any(x: Tensor, dims: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    chosen = [dims] if isinstance(dims, int) else list(dims or range(x.dim()))
+    return (x != 0).to(torch.float32).amax(chosen, keepdim) > 0
+
+
 def _min_along(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     largest, places = aten.max.dim(-x, dim, keepdim)
     return -largest, places
@@ -260,6 +265,9 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten._native_batch_norm_legit.default: batch_norm,
     aten._native_batch_norm_legit_no_training.default: batch_norm_frozen,
     aten._safe_softmax.default: _safe_softmax,
+    aten.any.default: _any,
+    aten.any.dim: _any,
+    aten.any.dims: _any,
     aten.avg_pool2d_backward.default: _avg_pool2d_backward,
     aten.convolution_backward.default: convolution_backward,
     aten.embedding_dense_backward.default: _embedding_backward,

@@ -37,6 +37,7 @@ from umbel_models.dropout import drawing_in_torch
 from umbel_models.parity import to_numpy
 from umbel_models.signatures import SUM_PREFIX, Named, Signature, State, signatures
 from umbel_models.spec import ModelSpec
+from umbel_models.vetting import require_sound
 
 NAME: Final = "torch"
 
@@ -52,7 +53,9 @@ def write_uncompiled(spec: ModelSpec, directory: Path) -> Bundle:
         CannotCompile: the spec contradicts itself.
     """
     # A copy, as modes are switched on the way.
-    spec = copy.deepcopy(resolved(spec))
+    spec = copy.deepcopy(spec)
+    require_sound(spec)
+    spec = resolved(spec)
     state, golden = State(spec), golden_of(spec)
     weights = Weights({name: tensor.numpy() for name, tensor in state.weights.items()})
     files = {WEIGHTS_FILE: weights.to_bytes(), GOLDEN_FILE: golden.to_bytes()}

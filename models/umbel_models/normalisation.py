@@ -99,8 +99,11 @@ def batch_norm(
     mean, variance, scale = mean.reshape(channels), variance.reshape(channels), scale.reshape(channels)
     seen = x.numel() // channels
     running_mean.copy_(momentum * mean + (1 - momentum) * running_mean)
-    # The running variance is the unbiased one.
-    running_variance.copy_(momentum * (variance * (seen / (seen - 1))) + (1 - momentum) * running_variance)
+    # The running variance is the unbiased one. A lone number tells nothing of it, and leaves it as it is: torch refuses
+    # a batch of one, but a device's last batch may be one.
+    others = torch.ones([]) * (seen - 1)
+    unbiased, share = variance * (seen / others.clamp(min=1.0)), momentum * others.clamp(max=1.0)
+    running_variance.copy_(share * unbiased + (1 - share) * running_variance)
     return y, mean, scale
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from umbel.bundle import Bundle
-from umbel.errors import ParityFailed, UmbelError
+from umbel.errors import CannotCompile, ParityFailed, UmbelError
 from umbel.randomness import SEED
 from umbel.runtime import Runtime
 from umbel.weights import Weights
@@ -75,7 +75,7 @@ def check_parity(spec: ModelSpec, bundle: Bundle, runtime: Runtime) -> ParityRep
         infer = max(_infer(spec, module, bundle, runtime, size) for size in BATCH_SIZES)
         evaluate = max(_evaluate(spec, module, bundle, runtime, size) for size in BATCH_SIZES)
         short, long = _train(spec, module, bundle, runtime, minimum)
-    except ParityFailed:
+    except CannotCompile:
         raise
     except UmbelError as error:
         raise ParityFailed(f"{spec.name!r}: the compiled graphs don't run: {error}") from error
@@ -142,10 +142,15 @@ def _train(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runtime,
         with drawing_in_torch(torch.tensor(PARITY_SEED), torch.tensor(step - 1.0)):
             output = module(*inputs.values())
         loss = spec.loss(output, *targets.values())
+        if not loss.requires_grad:
+            raise CannotCompile(f"{spec.name!r}: the loss doesn't depend on any weight that is trained; look at both")
         if spec.clip_examples is None:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             loss = _clipped_backward(spec, module, inputs, targets)
+        for parameter in module.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)  # torch would leave it out, even of weight decay
         rounding.look_at(module)
         optimizer.step(float(_count(spec, output, targets, size)))
         found = np.array(session.step(to_numpy(inputs), to_numpy(targets)))

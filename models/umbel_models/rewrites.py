@@ -180,6 +180,15 @@ def _cross_entropy(
     )
 
 
+def _one_hot(places: Tensor, num_classes: int = -1) -> Tensor:
+    """Looked up, so that a runtime refuses what is no class, as torch does."""
+    if num_classes < 0:
+        raise OperatorNotSupported("one_hot of as many classes as there happen to be; say num_classes")
+    classes = torch.arange(num_classes)
+    marks = (classes.unsqueeze(1) == classes).to(torch.float32)
+    return torch.index_select(marks, 0, places.reshape(-1)).reshape([*places.shape, num_classes]).to(torch.int64)
+
+
 # What can't be told from a seed or done with an open batch, by the name that its author knows.
 
 
@@ -214,10 +223,12 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     torch.lstm_cell: recurrent.lstm_cell,
     torch.gru_cell: recurrent.gru_cell,
     F.cross_entropy: _cross_entropy,
+    F.one_hot: _one_hot,
     F.interpolate: resizing.interpolate,
     F.pad: resizing.pad,
     torch.roll: resizing.roll,
     Tensor.roll: resizing.roll,
+    F.embedding_bag: _refuse("embedding_bag; use embedding, and the mean or the sum of what it gives"),
     F.feature_alpha_dropout: _refuse("feature_alpha_dropout; use dropout2d or alpha_dropout"),
     F.rrelu: _refuse("rrelu, which draws its slopes; use leaky_relu"),
     F.gumbel_softmax: _refuse("gumbel_softmax, which draws; use softmax"),

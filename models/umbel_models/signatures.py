@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
 from umbel.errors import CannotCompile
@@ -17,6 +17,7 @@ from umbel.randomness import SEED
 from umbel_models.accumulation import COUNT
 from umbel_models.dropout import DRAWS, drawing, drawing_in_torch
 from umbel_models.spec import ModelSpec, as_tuple
+from umbel_models.vetting import failures_of
 
 Named = dict[str, Tensor]
 
@@ -52,6 +53,7 @@ class State:
         moving, self.random = _first_pass(spec, buffers)
         self.buffers = {f"b_{name}": buffers[name] for name in moving}
         self.constants = {name: b for name, b in buffers.items() if name not in moving}
+        self._places = _places(spec.module)
         self.slots = _slots(spec, self.trainable) | ({f"s_{DRAWS}": torch.zeros(())} if self.random else {})
         self.hyperparameters = dict(spec.optimizer.hyperparameters) | ({SEED: 0.0} if self.random else {})
         self.hyperparameters |= {} if spec.clip_examples is None else {EXAMPLE_CLIP: spec.clip_examples}
@@ -67,11 +69,33 @@ class State:
         return dict(sorted((self.trainable | self.buffers | self.frozen).items()))
 
     def module_tensors(self, named: Mapping[str, Tensor]) -> Named:
-        """Parameters and buffers for `functional_call`, under the module's own names."""
+        """Parameters and buffers for `called`, under the module's own names."""
         # Batch norm writes its buffers in place, so each call gets its own copy.
         buffers = {name[2:]: named[name].clone() for name in self.buffers}
         constants = {name: tensor.clone() for name, tensor in self.constants.items()}
-        return {name[2:]: named[name] for name in (*self.trainable, *self.frozen)} | buffers | constants
+        own = {name[2:]: named[name] for name in (*self.trainable, *self.frozen)} | buffers | constants
+        return {place: own[name] for place, name in self._places.items()}
+
+
+def _places(module: nn.Module) -> dict[str, str]:
+    """Each place of a module that holds a tensor, and the first name of that tensor; both names where weights are tied.
+
+    A part that stands in a module twice is one place. Torch would look for the second name of it by itself, and leave
+    the tensors of a trace behind in the part (2.13).
+    """
+    first: dict[int, str] = {}
+    places = {}
+    for path, part in module.named_modules():
+        own = (*part.named_parameters("", False, False), *part.named_buffers("", False, False))
+        for name, tensor in own:
+            place = f"{path}.{name}" if path else name
+            places[place] = first.setdefault(id(tensor), place)
+    return places
+
+
+def called(module: nn.Module, tensors: Named, inputs: tuple[Tensor, ...]) -> Any:
+    """What a module returns with other tensors in its places; `tensors` then holds what it wrote."""
+    return functional_call(module, tensors, inputs, tie_weights=False)
 
 
 def _first_pass(spec: ModelSpec, buffers: Named) -> tuple[list[str], bool]:
@@ -79,10 +103,12 @@ def _first_pass(spec: ModelSpec, buffers: Named) -> tuple[list[str], bool]:
 
     Counters of integers have no use on a device and are left out.
     """
-    tensors = {name: tensor.clone() for name, tensor in buffers.items()}
-    tensors |= {name: p.detach() for name, p in spec.module.named_parameters()}
-    with torch.no_grad(), drawing_in_torch(torch.zeros(()), torch.zeros(())) as draws:
-        functional_call(spec.module.train(), tensors, tuple(spec.inputs.values()))
+    own = {name: tensor.clone() for name, tensor in buffers.items()}
+    own |= {name: p.detach() for name, p in spec.module.named_parameters()}
+    tensors = {place: own[name] for place, name in _places(spec.module).items()}
+    zero = torch.zeros(())
+    with failures_of(spec, "module, in training,"), torch.no_grad(), drawing_in_torch(zero, zero) as draws:
+        called(spec.module.train(), tensors, tuple(spec.inputs.values()))
     moved = [name for name in buffers if not torch.equal(tensors[name], buffers[name])]
     return [name for name in moved if buffers[name].is_floating_point()], draws.layers > 0
 
@@ -121,7 +147,7 @@ def signatures(spec: ModelSpec, state: State, batch_size: int) -> tuple[Signatur
 def _forward(spec: ModelSpec, state: State, named: Named) -> tuple[Any, Named]:
     """What the module returns, and its tensors after the call."""
     tensors = state.module_tensors(named)
-    output = functional_call(spec.module, tensors, tuple(named[name] for name in spec.inputs))
+    output = called(spec.module, tensors, tuple(named[name] for name in spec.inputs))
     return output, tensors
 
 
@@ -134,10 +160,7 @@ def _count(spec: ModelSpec, output: Any, named: Named) -> Tensor:
 
 def _infer(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
     def infer(named: Named) -> Named:
-        outputs = as_tuple(_forward(spec, state, named)[0])
-        if len(outputs) != len(spec.outputs):
-            raise CannotCompile(f"{spec.name!r}: the module returns {len(outputs)} tensors, names are {spec.outputs}")
-        return dict(zip(spec.outputs, outputs, strict=True))
+        return dict(zip(spec.outputs, as_tuple(_forward(spec, state, named)[0]), strict=True))
 
     return infer
 

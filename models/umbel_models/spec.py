@@ -57,9 +57,19 @@ class ModelSpec:
     """Real inputs and targets by name, on which graphs in fewer bits are judged; None takes the example batch."""
     labels: tuple[str, ...] = ()
     golden_tolerance: float = 1e-4
+    """How far a device's answers to the golden examples may be off; see `Manifest.golden_tolerance`."""
     description: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.module, nn.Module):
+            raise CannotCompile(f"{self.name!r}: the module is a {type(self.module).__name__}; give a torch.nn.Module")
+        for name, tensor in (*self.inputs.items(), *self.targets.items()):
+            if not isinstance(tensor, Tensor):
+                raise CannotCompile(f"{self.name!r}: {name!r} is a {type(tensor).__name__}; give a torch.Tensor")
+        given = [*self.inputs, *self.targets]
+        for names in ([*given, *self.outputs], [*given, "loss", *self.metrics, "examples"]):
+            if "" in names or len(set(names)) != len(names):
+                raise CannotCompile(f"{self.name!r}: of these names none may be empty or come twice: {names}")
         sizes = {name: tuple(tensor.shape[:1]) for name, tensor in (*self.inputs.items(), *self.targets.items())}
         if not self.inputs or len(set(sizes.values())) != 1 or () in sizes.values():
             raise CannotCompile(f"{self.name!r}: inputs and targets must share one batch dimension, found {sizes}")

@@ -49,6 +49,16 @@ def writes_in_place(node: fx.Node) -> bool:
     return schema is not None and schema.is_mutable
 
 
+def meeting_dtype(node: fx.Node, *operands: Any) -> torch.dtype:
+    """The dtype in which operands meet: the result's, unless that only says yes or no; 2.5 turns whole numbers into
+    floating ones there too."""
+    dtype: torch.dtype = node.meta["val"].dtype
+    if dtype != torch.bool:
+        return dtype
+    values = [value.meta["val"] if isinstance(value, fx.Node) else value for value in operands]
+    return torch.result_type(*(0 if isinstance(value, torch.SymInt) else value for value in values))
+
+
 def attribute_of(graph: fx.GraphModule, path: str) -> np.ndarray[Any, Any]:
     """A constant that the trace holds."""
     value: Any = graph

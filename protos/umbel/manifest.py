@@ -109,7 +109,8 @@ class Manifest:
     labels: tuple[str, ...] = ()
     """Class names, for models that answer with one score per class."""
     golden_tolerance: float = 1e-4
-    """Largest absolute difference of an output on a golden example that counts as the same answer."""
+    """Largest difference of an output on golden examples that counts as the same answer, relative to that output's
+    largest number, or to 1 where that is less."""
     description: str = ""
     precision: Mapping[str, Precision] = field(default_factory=dict)
     """By runtime; empty where nobody asked for fewer bits."""

@@ -30,7 +30,8 @@ def answer(session: InferSession, inputs: Mapping[str, NDArray[Any]]) -> GoldenE
 
 
 def verify_golden(runtime: Runtime, bundle: Bundle) -> float:
-    """Run the bundle's golden examples here and return the largest absolute difference of any output.
+    """Run the bundle's golden examples here and return the largest difference of any output, relative to that output's
+    largest number, or to 1 where that is less.
 
     Raises:
         GoldenMismatch: an output differs by more than the manifest's tolerance, or isn't finite.
@@ -50,7 +51,9 @@ def _difference(name: str, found: NDArray[Any], expected: NDArray[Any], toleranc
     if found.shape != expected.shape:
         raise GoldenMismatch(f"output {name!r} has shape {found.shape} here, golden is {expected.shape}")
     _require_finite(name, found)
-    difference = float(np.max(np.abs(found.astype(np.float64) - expected.astype(np.float64)), initial=0.0))
+    # An answer in dollars is rounded more coarsely than one between 0 and 1.
+    size = max(1.0, float(np.max(np.abs(expected), initial=0.0)))
+    difference = float(np.max(np.abs(found.astype(np.float64) - expected.astype(np.float64)), initial=0.0)) / size
     if not difference <= tolerance:
         raise GoldenMismatch(
             f"output {name!r} differs by {difference:.3g} on golden examples, {tolerance:.3g} is allowed; "

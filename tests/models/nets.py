@@ -188,6 +188,11 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "exp, log, sqrt": ((6,), lambda: dense(Apply(lambda x: (x.exp() + 1).log() + (x * x + 1).sqrt()))),
     "abs, clamp, pow": ((6,), lambda: dense(Apply(lambda x: x.abs().clamp(0.1, 1.0) + (x.clamp(min=0) + 1) ** 3))),
     "where, comparison": ((6,), lambda: dense(Apply(lambda x: torch.where(x > 0.1, x * 2, x - 0.5)))),
+    "any, all": (
+        (6,),
+        lambda: dense(Apply(lambda x: x * (x > 1).any(1, True) + x * (x > -1).all(1, True) + (x > 0).any())),
+    ),
+    "one-hot": ((6,), lambda: dense(Apply(lambda x: x * F.one_hot(x.argmax(1), 8)))),
     "amax, mean, variance": (
         (6,),
         lambda: dense(Apply(lambda x: torch.cat([x, x.amax(1, True), x.mean(1, True), (x - x.mean()) ** 2], 1))),

@@ -20,7 +20,7 @@ from umbel_models.adapters import resolved
 from umbel_models.compile import compile_model
 from umbel_models.optimizers import SGD, Adam
 from umbel_models.spec import ModelSpec
-from umbel_models.trainable import Head, LoRA, Named
+from umbel_models.trainable import Head, LoRA, Named, Trainable
 from umbel_models.zoo import digits, shakespeare, smartwatch
 
 RUNTIMES = ("onnx", "litert")
@@ -94,8 +94,52 @@ def test_onnx_runtime_answers_with_one_matrix_and_litert_with_two_small_ones(tmp
 def test_the_head_is_what_runs_last(tmp_path: Path) -> None:
     bundle = compile_model(spec_of(Head()), tmp_path).bundle
     assert set(bundle.manifest.shared_shapes) == {"p_head.weight", "p_head.bias"}
-    for spec, head in ((digits.cnn(), "head"), (smartwatch.spec(), "head"), (shakespeare.spec(), "head")):
-        assert resolved(replace(spec, trainable=Head())).trainable == Named((head,))
+    for spec in (digits.cnn(), smartwatch.spec()):
+        assert trained_in(replace(spec, trainable=Head())) == {"head.weight", "head.bias"}
+    assert trained_in(replace(shakespeare.spec(), trainable=Head())) == {"embedding.weight"}, "they are tied"
+
+
+def trained_in(spec: ModelSpec) -> set[str]:
+    made = resolved(spec)
+    return {name for name, _ in made.module.named_parameters() if made.trains(name)}
+
+
+class Tied(nn.Module):
+    """The head shares the embedding's weights, and one layer runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 7)
+        self.head.weight = self.embedding.weight
+        twice = nn.Linear(4, 4)
+        self.body = nn.Sequential(twice, nn.Tanh(), twice)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(self.embedding(x)).mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("chosen", [Head(), Named(("head",)), Named(("head.weight", "head.bias"))])
+def test_a_tied_weight_is_trained_by_any_of_its_names(chosen: Trainable) -> None:
+    assert trained_in(tied(chosen)) == {"embedding.weight", "head.bias"}
+
+
+def tied(chosen: Trainable) -> ModelSpec:
+    torch.manual_seed(0)
+    inputs, targets = torch.randint(0, 7, (12, 5)), torch.arange(12) % 7
+    return ModelSpec("tied", Tied(), F.cross_entropy, {"x": inputs}, {"y": targets}, trainable=chosen)
+
+
+@pytest.mark.parametrize("path", ["body.0", "body.2"])
+def test_a_layer_that_runs_twice_has_its_adapter_both_times(path: str, tmp_path: Path) -> None:
+    spec = tied(LoRA(2, (path,)))
+    assert trained_in(spec) == {"body.0.lora_a", "body.0.lora_b"}
+    module = resolved(spec).module
+    assert module.get_submodule("body.2") is module.get_submodule("body.0")
+    before = {name: parameter.clone() for name, parameter in spec.module.named_parameters()}
+    compile_model(spec, tmp_path, ("onnx", "litert"))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in spec.module.named_parameters())
+    assert all(type(parameter) is nn.Parameter for parameter in spec.module.parameters())
 
 
 @pytest.mark.parametrize(
@@ -126,6 +170,7 @@ class Attending(nn.Module):
         (LoRA(2, ("nowhere",)), "no layer goes by.*q, v, head"),
         (LoRA(2, ("norm",)), "'norm' is a LayerNorm, and LoRA goes into nn.Linear"),
         (Named(("headd",)), "no weight goes by 'headd'"),
+        (LoRA(2, ("q",), also=("headd",)), "no weight goes by 'headd'"),
     ],
 )
 def test_a_choice_that_fits_nothing_is_refused(trainable: Any, match: str, tmp_path: Path) -> None:

@@ -57,17 +57,18 @@ def test_rays_actors_come_to_the_same_weights_as_threads(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("wants_singles", [False, True])
 def test_whoever_answers_the_sum_is_the_same(tiny_bundle: Bundle, wants_singles: bool) -> None:
-    clients = {client.name: client for client in tiny.setting(tiny_bundle).federation.clients}
+    clients = {client.name: client for client in tiny.setting(tiny_bundle, users=30).federation.clients}
     backend = OnnxBackend(tiny_bundle)
     call, start = rounds.Call(Plan(batch_size=4), "task", 1), Start(tiny_bundle.shared_weights())
 
     def ask(requests: Sequence[Request]) -> list[Update | None]:
         worker, found = backend.worker(), list[Update | None]()
         for request in requests:
-            report = rounds.report_of(worker, clients[str(request.config["client"])], call, Start(request.weights))
+            share = call.share(clients[str(request.config["client"])])
+            report = rounds.report_of(worker, share, Start(request.weights))
             assert report is not None
             delta = Weights.from_vector(report.delta, request.weights.shapes)
-            found.append(Update(delta, report.weight, report.trained.metrics()))
+            found.append(Update(delta, report.weight, report.count.metrics()))
         return found
 
     cohort = list(clients.values())

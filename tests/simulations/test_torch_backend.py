@@ -60,7 +60,7 @@ def deltas(backend: Backend, bundle: Bundle, plan: Plan = PLAN, start: Start | N
     call = rounds.Call(plan, "task", 1)
     start = start or Start(bundle.shared_weights())
     for client in tiny.setting(bundle).federation.clients[:4]:
-        report = rounds.report_of(worker, client, call, start)
+        report = rounds.report_of(worker, call.share(client), start)
         assert report is not None
         found.append(report.delta.copy())
     return found
@@ -108,9 +108,9 @@ def test_what_a_graph_refuses_torch_refuses(tmp_path: Path) -> None:
     worker, base = TorchBackend(bundle, SPECS["Adam"]).worker(), bundle.shared_weights()
     bad = tiny.examples(6, 1)
     bad.inputs["x"][0] = np.nan
-    client = tiny.setting(bundle).federation.clients[0]
+    client = replace(tiny.setting(bundle).federation.clients[0], training=bad)
     with pytest.raises(NotFinite):
-        worker.train(rounds.Call(PLAN, "task", 1).job(client), Start(base), bad)
+        worker.train([rounds.Call(PLAN, "task", 1).share(client)], Start(base))
 
 
 def test_what_torch_throws_says_where(tmp_path: Path) -> None:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from umbel_models.litert.graph import Writer, dtype_of, shape_of, translates
 from umbel_models.onnx.graph import is_open, numpy_dtype
+from umbel_models.translation import meeting_dtype
 
 aten = torch.ops.aten
-
-
-def common_dtype(n: fx.Node, x: Any, y: Any) -> Any:
-    """The dtype in which two operands meet: the result's, unless that only says yes or no."""
-    if n.meta["val"].dtype != torch.bool:
-        return dtype_of(n)
-    tensors = [v.meta["val"] for v in (x, y) if isinstance(v, fx.Node) and isinstance(v.meta["val"], Tensor)]
-    return numpy_dtype(torch.result_type(*tensors) if len(tensors) == 2 else tensors[0].dtype)
 
 
 def pointwise(w: Writer, kind: str, operands: Sequence[int], shape: Any, dtype: Any, **options: Any) -> int:
@@ -46,8 +39,14 @@ def _turn(w: Writer, operand: int, rank: int) -> int:
     return w.channels_last(operand) if w.has_twin(operand) else operand
 
 
+_OF_YES_AND_NO: Final = {"ADD": "LOGICAL_OR", "MAXIMUM": "LOGICAL_OR", "MUL": "LOGICAL_AND", "MINIMUM": "LOGICAL_AND"}
+"""What arithmetic is among booleans."""
+
+
 def _binary(kind: str, w: Writer, n: fx.Node, x: Any, y: Any) -> int:
-    dtype = common_dtype(n, x, y)
+    dtype = numpy_dtype(meeting_dtype(n, x, y))
+    if dtype_of(n) == np.bool_ and kind in _OF_YES_AND_NO:
+        kind, dtype = _OF_YES_AND_NO[kind], np.dtype(np.bool_)
     return pointwise(w, kind, [w.cast(x, dtype), w.cast(y, dtype)], shape_of(n), dtype_of(n))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import torch
-from onnx import TensorProto, ValueInfoProto, helper
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 from torch import Tensor, fx
 
 from umbel.errors import CannotCompile, OperatorNotSupported
@@ -61,6 +61,7 @@ def export(lowered: Lowered, weights: External) -> bytes:
     if lowered.signature.name == "train":
         writer.fold([output.name for output in outputs])
     nodes, constants = writer.used([output.name for output in outputs])
+    nodes += _readers(lowered.signature.weights, nodes)
     external = [
         _external(name, lowered.signature.inputs[name], weights[name])
         for name in lowered.signature.inputs
@@ -93,6 +94,13 @@ def _declare_outputs(lowered: Lowered, writer: Writer) -> list[ValueInfoProto]:
         writer.nodes.append(helper.make_node("Identity", [writer.name(value)], [name], name=f"out_{name}"))
         declared.append(_value_info(name, value.meta["val"]))
     return declared
+
+
+def _readers(weights: Collection[str], nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """Nodes for weights that nothing reads here, as those of a branch for training: ONNX Runtime would drop them on
+    opening the graph, and then refuse their values."""
+    read = {name for node in nodes for name in node.input}
+    return [helper.make_node("Identity", [name], [f"unread_{name}"]) for name in sorted(weights) if name not in read]
 
 
 def _value_info(name: str, example: Tensor) -> ValueInfoProto:

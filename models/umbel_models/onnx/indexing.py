@@ -72,7 +72,7 @@ def _index_put(
 ) -> Any:
     if len(places) != 1 or rank_of(places[0]) != 1:
         raise OperatorNotSupported("writing at places given by several tensors; use one vector of rows")
-    rows = w.node("Unsqueeze", places[0], w.ints(1))
+    rows = w.node("Unsqueeze", w.cast(places[0], torch.int64), w.ints(1))  # the only dtype that ONNX takes here
     return w.node("ScatterND", x, rows, values, reduction="add" if accumulate else "none")
 
 

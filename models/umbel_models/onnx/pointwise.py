@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from umbel_models.onnx.graph import Writer, dtype_of, onnx_dtype, translates
+from umbel_models.translation import meeting_dtype
 
 aten = torch.ops.aten
-
-
-def _common_dtype(n: fx.Node, x: Any, y: Any) -> torch.dtype:
-    """The dtype in which two operands meet: the result's, unless that only says yes or no."""
-    if dtype_of(n) != torch.bool:
-        return dtype_of(n)
-    tensors = [v.meta["val"] for v in (x, y) if isinstance(v, fx.Node) and isinstance(v.meta["val"], Tensor)]
-    return torch.result_type(*tensors) if len(tensors) == 2 else tensors[0].dtype
+_OF_YES_AND_NO: Final = {"Add": "Or", "Max": "Or", "Mul": "And", "Min": "And"}
+"""What arithmetic is among booleans."""
 
 
 def _binary(kind: str, w: Writer, n: fx.Node, x: Any, y: Any) -> Any:
-    dtype = _common_dtype(n, x, y)
+    dtype = meeting_dtype(n, x, y)
+    if dtype_of(n) == torch.bool and kind in _OF_YES_AND_NO:
+        kind, dtype = _OF_YES_AND_NO[kind], torch.bool
     return w.node(kind, w.cast(x, dtype), w.cast(y, dtype))
 
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel.errors import NotFinite
-from umbel.plan import Plan
 from umbel.update import Metrics
 from umbel.weights import Weights
 from umbel_client.examples import Examples
 from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS, Job
 
-Orders = Sequence[NDArray[np.intp]]
-"""The order of a client's examples in each epoch."""
+Vector = NDArray[np.float32]
+"""Shared weights, or what they moved, in one array as `Weights.to_vector` orders them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,22 +28,42 @@ class Start:
     """The shared weights."""
     drift: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """What is taken off some weights after each step; see `over_steps`."""
-    vector: NDArray[np.float32] = field(init=False)
-    """The weights in one array, as `Weights.to_vector` orders them."""
+    vector: Vector = field(init=False)
 
     def __post_init__(self) -> None:
-        vector, shapes = self.weights.to_vector(), self.weights.shapes
-        object.__setattr__(self, "vector", vector)
-        # Views of the same memory: what a run reads and what deltas are taken from is in the cache once, not twice.
-        object.__setattr__(self, "weights", Weights.from_vector(vector, shapes))
+        object.__setattr__(self, "vector", self.weights.to_vector())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trained:
-    """Where a client's training ended."""
+class Share:
+    """One client's share of a round."""
 
-    vector: NDArray[np.float32]
-    """All shared weights in one array; overwritten when the same worker trains its next client."""
+    job: Job
+    examples: Examples
+    weight: float
+    """With how much weight it counts."""
+    rows: NDArray[np.intp]
+    """The rows of all batches, one after the other."""
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    """[steps, 1] Where in `rows` each batch begins and ends; the last one of an epoch may be smaller."""
+
+    @classmethod
+    def of(cls, job: Job, examples: Examples) -> Share:
+        """What a device would make of this job: the same batches, the same weight."""
+        plan, count = job.plan, examples.count
+        begins, ends = _bounds(count, plan.batch_size, plan.epochs, plan.max_steps)
+        last = int(ends[-1, 0]) if count else 0
+        orders = [job.order(epoch, count) for epoch in range(math.ceil(last / count) if count else 1)]
+        rows = orders[0] if len(orders) == 1 else np.concatenate(orders)
+        weight = min(float(min(len(ends) * plan.batch_size, count)), plan.max_weight)
+        return cls(job, examples, weight, rows[:last], begins, ends)
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What one client's training came to beside its weights."""
+
     steps: int
     loss: float
     """Sum over the examples seen."""
@@ -54,38 +73,23 @@ class Trained:
         """What a report adds to the metrics of its base."""
         return {TRAIN_LOSS: self.loss, TRAIN_EXAMPLES: float(self.examples)}
 
-    def weight(self, plan: Plan, count: int) -> float:
-        """With how much weight a client with `count` examples counts, as a device reckons it."""
-        return min(float(min(self.steps * plan.batch_size, count)), plan.max_weight)
-
-    def delta(self, start: Start, plan: Plan, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """New minus old, clipped as the plan says, in an array of its own: `out`, if it is given.
-
-        Raises:
-            NotFinite: it holds NaN or infinity; the client reports nothing.
-        """
-        delta = np.subtract(self.vector, start.vector, out=out)
-        if not np.isfinite(delta).all():
-            raise NotFinite("training ended at weights that are NaN or infinite; lower the learning rate")
-        if plan.clip_norm:
-            delta[:] = Weights({"delta": delta}).clipped(plan.clip_norm)["delta"]
-        return delta
-
 
 class Worker(Protocol):
-    """Trains one client after the other, in one thread."""
+    """Trains clients one after the other, in one thread."""
 
-    def train(self, job: Job, start: Start, examples: Examples, orders: Orders = ()) -> Trained:
-        """Run a job's plan from `start`.
+    def train(self, shares: Sequence[Share], start: Start, *, weighed: bool = True) -> tuple[Vector, list[Count]]:
+        """Train each of some clients from `start`, and add up how far they moved.
 
         Args:
-            job: what to do.
-            start: where to start.
-            examples: what to train with.
-            orders: `orders_of` this job, if it was worked out already.
+            shares: who trains with what; at least one.
+            start: where each of them starts.
+            weighed: each times its weight.
+
+        Returns:
+            The sum of new minus old, in the order of `Weights.to_vector`, and what each client's training came to.
 
         Raises:
-            NotFinite: a loss was NaN or infinite; the client reports nothing.
+            NotFinite: a loss or the sum is NaN or infinite: at least one client has nothing to report.
             InputMismatch: the examples are not what the model takes.
             RuntimeFailure: the runtime gave up.
         """
@@ -101,32 +105,10 @@ class Backend(Protocol):
         """Metric sums over examples; nothing over none. May be called from any thread."""
 
 
-def orders_of(job: Job, count: int) -> Orders:
-    """The order of `count` examples in each epoch of a job, as a device draws it."""
-    return [job.order(epoch, count) for epoch in range(job.plan.epochs)]
-
-
-def runs(job: Job, count: int, most: int, orders: Orders = ()) -> Iterator[tuple[NDArray[np.intp], int]]:
-    """The rows of a job's batches, as a device takes them, neighbours of one size together; and the size of a batch.
-
-    Args:
-        job: what to do.
-        count: how many examples there are.
-        most: how many rows may be taken together, if more than one batch.
-        orders: `orders_of` this job, if it was worked out already.
-    """
-    size = job.plan.batch_size
-    together = max(1, most // size) * size
-    left = job.plan.max_steps * size or math.inf
-    for epoch in range(job.plan.epochs):
-        order = orders[epoch] if orders else job.order(epoch, count)
-        if count > left:
-            order = order[: int(left)]
-        whole = len(order) - len(order) % size
-        for at in range(0, whole, together):
-            yield order[at : min(at + together, whole)], size
-        if whole < len(order):
-            yield order[whole:], len(order) - whole
-        left -= math.ceil(len(order) / size) * size
-        if left <= 0:
-            return
+@lru_cache(maxsize=4096)
+def _bounds(count: int, size: int, epochs: int, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Kept, as many clients have as many examples: what is bound already needn't be bound again."""
+    within, before = np.arange(0, count, size), np.arange(epochs) * count
+    begins = np.add.outer(before, within).reshape(-1, 1)
+    ends = np.add.outer(before, np.minimum(within + size, count)).reshape(-1, 1)
+    return begins[: most or None], ends[: most or None]

@@ -78,7 +78,7 @@ class FedBuff:
             return Step(weights, len(arrivals), 0, silent, None, seconds, "abandoned", "no client had anything finite")
         rate = np.float32(algorithm.server_lr / len(found))
         new = Weights.from_vector(weights.to_vector() + rate * total, weights.shapes)
-        losses = sum(report.trained.loss for report in found) / sum(report.trained.examples for report in found)
+        losses = sum(report.count.loss for report in found) / sum(report.count.examples for report in found)
         return Step(new, len(arrivals), len(found), silent, losses, seconds)
 
     def memory(self) -> bytes:
@@ -118,4 +118,4 @@ class FedBuff:
     def _train(self, worker: Worker, arrival: Running) -> Report | None:
         client: ClientData = self._stage.clients[arrival.client]
         # The number of the start stands for the round: whoever trains twice sees its examples in another order.
-        return report_of(worker, client, self._stage.call(arrival.started + 1), self._models[arrival.version])
+        return report_of(worker, self._stage.call(arrival.started + 1).share(client), self._models[arrival.version])

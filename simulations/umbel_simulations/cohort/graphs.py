@@ -1,16 +1,18 @@
-"""A bundle's training step, rewritten so that one call runs many steps: `train` inside an ONNX `Scan`.
+"""A bundle's training step, rewritten so that one call trains one client: `train` inside an ONNX `Scan`.
 
-    next, loss = train(state, x, y)                       the bundle's graph: one step
-    last, losses = over_steps(state, [x1, x2, …], [y1, …])   this graph: as many steps as there are batches
+    next, loss = train(state, x, y)                      the bundle's graph: one step on one batch
+    end, losses = Scan(state; rows of each batch)        as many steps as there are batches
+    sum = so far + weight * (end - start)                what clients have moved together
 
-The state (weights, buffers, optimiser slots) stays inside ONNX Runtime from step to step, and Python is left alone
-for as long. Number and size of the batches stay open. Two things can be asked for beside: that only some weights move
-(a personal head), and that a fixed drift is taken off the weights after each step (SCAFFOLD's correction).
+The state (weights, buffers, optimiser slots) stays inside ONNX Runtime from step to step, and what comes of it is added
+to a sum before it leaves the cache; Python is left alone for as long. How many examples and batches there are, and how
+large each batch is, stays open. Two things can be asked for beside: that only some weights move (a personal head), and
+that a fixed drift is taken off the weights after each step (SCAFFOLD's correction).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,36 +21,54 @@ from onnx import (
     AttributeProto,
     GraphProto,
     NodeProto,
-    TensorShapeProto,
+    TensorProto,
     ValueInfoProto,
     helper,
 )
+from onnx.helper import make_node as _node
 
 from umbel.bundle import Bundle
 from umbel.errors import BadInput
-from umbel.manifest import ANCHOR_PREFIX, NEXT_PREFIX, Manifest
+from umbel.manifest import ACCUMULATE, ANCHOR_PREFIX, NEXT_PREFIX, Manifest
 from umbel.runtime.onnx import NAME
 
-LAST_PREFIX: Final = "last_"
-LOSSES: Final = "losses"
+FLOAT, DOUBLE, INT64 = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64
+
+ROWS: Final = "@rows"
+"""[rows] Of which examples batches consist, one batch after the other."""
+BEGINS: Final = "@begins"
+ENDS: Final = "@ends"
+"""[steps, 1] Where in `ROWS` each batch begins and ends."""
+WEIGHT: Final = "@weight"
+"""With how much weight the client counts."""
+EACH_ACCUMULATE: Final = "@accumulate"
+"""[steps] Over how many batches each step gathers gradients, where the optimiser does."""
+SO_FAR_PREFIX: Final = "@so_far_"
+SUM_PREFIX: Final = "@sum_"
+"""What all clients have moved, before this one and after it."""
+LOSS: Final = "@loss"
+"""[1] The sum over the examples seen, in double precision."""
 DRIFT_PREFIX: Final = "drift_"
 VELOCITY_PREFIX: Final = "s_velocity_"
 DRAWS: Final = "s_draws"
 """The slot in which a graph with dropout counts its steps."""
 _INSIDE: Final = "@step"
+_PICKED, _BEGIN, _END = "@picked", "@begin", "@end"
 
 
 @dataclass(frozen=True, slots=True)
 class StepsGraph:
-    """The rewritten graph, and what it takes and gives beside inputs and targets."""
+    """The rewritten graph, and what it takes beside inputs, targets and what is named above."""
 
     model: bytes
     state: tuple[str, ...]
-    """What moves, by name; given back as `last_…`."""
+    """What moves, by name: what each client starts from."""
+    summed: tuple[str, ...]
+    """The shared weights among it, which are added up."""
     constants: tuple[str, ...]
-    """Anchors and hyper-parameters."""
-    drift: tuple[str, ...]
-    """Weights for which a `drift_…` has to be given."""
+    """Anchors, hyper-parameters and, as `drift_…`, what is taken off weights after each step."""
+    gathers: bool
+    """Whether it takes `EACH_ACCUMULATE`."""
 
 
 def over_steps(bundle: Bundle, *, moving: Collection[str] | None = None, with_drift: bool = False) -> StepsGraph:
@@ -69,13 +89,28 @@ def over_steps(bundle: Bundle, *, moving: Collection[str] | None = None, with_dr
     state = state_of(manifest, moving)
     if with_drift:
         require_no_memory(manifest)
-    drift = tuple(name for name in state if with_drift and name.startswith("p_"))
     model = onnx.load(str(bundle.graph_path(NAME, "train")), load_external_data=False)
+    given = {value.name: value for value in model.graph.input}
+    gathers = given.pop(ACCUMULATE, None) is not None
     batched = [spec.name for spec in (*manifest.inputs, *manifest.targets)]
-    graph = _scan(model.graph, state, batched, drift)
+    summed = [name for name in state if name in manifest.shared_shapes]
+    drift = [name for name in state if with_drift and name.startswith("p_")]
+    step = _step(model.graph, state, batched, drift)
+    taken = {ROWS: INT64, BEGINS: INT64, ENDS: INT64, WEIGHT: FLOAT} | ({EACH_ACCUMULATE: FLOAT} if gathers else {})
+    graph = helper.make_graph(
+        _whole(step, state, summed, gathers),
+        "steps",
+        [_value(value, name, "examples" if name in batched else "") for name, value in given.items()]
+        + [_value(given[name], DRIFT_PREFIX + name) for name in drift]
+        + [_value(given[name], SO_FAR_PREFIX + name) for name in summed]
+        + [_info(name, kind, [] if name == WEIGHT else None) for name, kind in taken.items()],
+        [*(_value(given[name], SUM_PREFIX + name) for name in summed), _info(LOSS, DOUBLE, [1])],
+        list(model.graph.initializer),
+    )
     wrapped = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
-    constants = tuple(value.name for value in model.graph.input if value.name not in {*state, *batched})
-    return StepsGraph(wrapped.SerializeToString(), state, constants, drift)
+    constants = [name for name in given if name not in {*state, *batched}]
+    constants += [DRIFT_PREFIX + name for name in drift]
+    return StepsGraph(wrapped.SerializeToString(), state, tuple(summed), tuple(constants), gathers)
 
 
 def state_of(manifest: Manifest, moving: Collection[str] | None) -> tuple[str, ...]:
@@ -107,33 +142,45 @@ def require_no_memory(manifest: Manifest) -> None:
         )
 
 
-def _scan(graph: GraphProto, state: tuple[str, ...], batched: list[str], drift: tuple[str, ...]) -> GraphProto:
-    """`graph` as the body of a `Scan`; what isn't state or batch is captured from outside."""
-    given = {value.name: value for value in graph.input}
-    made = {value.name: value for value in graph.output}
-    nodes = [_renamed(node, {*state, *batched}) for node in graph.node]
+def _whole(step: GraphProto, state: Sequence[str], summed: Sequence[str], gathers: bool) -> list[NodeProto]:
+    """All steps of a client, and what it adds to the sums."""
+    ends, each = ["@end_" + name for name in state], [BEGINS, ENDS] + ([EACH_ACCUMULATE] if gathers else [])
+    nodes = [_node("Scan", [*state, *each], [*ends, "@losses"], body=step, num_scan_inputs=len(each))]
+    for name in summed:
+        nodes += [
+            _node("Sub", ["@end_" + name, name], ["@moved_" + name]),
+            _node("Mul", ["@moved_" + name, WEIGHT], ["@weighed_" + name]),
+            _node("Add", [SO_FAR_PREFIX + name, "@weighed_" + name], [SUM_PREFIX + name]),
+        ]
+    return [
+        *nodes,
+        _node("Sub", [ENDS, BEGINS], ["@sizes"]),
+        _node("Cast", ["@sizes"], ["@exact_sizes"], to=DOUBLE),
+        _node("Cast", ["@losses"], ["@exact_losses"], to=DOUBLE),
+        _node("MatMul", ["@exact_losses", "@exact_sizes"], [LOSS]),
+    ]
+
+
+def _step(train: GraphProto, state: Sequence[str], batched: Sequence[str], drift: Collection[str]) -> GraphProto:
+    """One step: `train` on the next batch. What is neither state nor batch is captured from outside."""
+    given = {value.name: value for value in train.input}
+    made = {value.name: value for value in train.output}
+    nodes = [_node("Slice", [ROWS, _BEGIN, _END], [_PICKED])]
+    nodes += [_node("Gather", [name, _PICKED], [name + _INSIDE]) for name in batched]
+    nodes += [_renamed(one, {*state, *batched}) for one in train.node]
     ends = []
     for name in state:
         end = made[NEXT_PREFIX + name]
         if name in drift:
             moved = f"{NEXT_PREFIX}{name}{_INSIDE}"
-            nodes.append(helper.make_node("Sub", [end.name, DRIFT_PREFIX + name], [moved]))
+            nodes.append(_node("Sub", [end.name, DRIFT_PREFIX + name], [moved]))
             end = _value(end, moved)
         ends.append(end)
-    body = helper.make_graph(
-        _needed(nodes, [end.name for end in ends] + ["loss"]),
-        "step",
-        [_value(given[name], name + _INSIDE) for name in (*state, *batched)],
-        [*ends, made["loss"]],
-    )
-    lasts = [LAST_PREFIX + name for name in state]
-    scan = helper.make_node("Scan", [*state, *batched], [*lasts, LOSSES], body=body, num_scan_inputs=len(batched))
-    inputs = [_value(value, value.name, "steps" if value.name in batched else "") for value in graph.input]
-    inputs += [_value(given[name], DRIFT_PREFIX + name) for name in drift]
-    outputs = [_value(given[name], last) for name, last in zip(state, lasts, strict=True)]
-    return helper.make_graph(
-        [scan], "steps", inputs, [*outputs, _value(made["loss"], LOSSES, "steps")], list(graph.initializer)
-    )
+    inputs = [_value(given[name], name + _INSIDE) for name in state]
+    inputs += [_info(_BEGIN, INT64, [1]), _info(_END, INT64, [1])]
+    inputs += [given[ACCUMULATE]] if ACCUMULATE in given else []
+    needed = _needed(nodes, [*(end.name for end in ends), "loss"])
+    return helper.make_graph(needed, "step", inputs, [*ends, made["loss"]])
 
 
 def _renamed(node: NodeProto, names: Collection[str]) -> NodeProto:
@@ -171,17 +218,18 @@ def _needs(node: NodeProto) -> list[str]:
     return [*node.input, *captured]
 
 
-def _value(like: ValueInfoProto, name: str, leading: str = "") -> ValueInfoProto:
-    """The same tensor under another name, with one more dimension in front if that is named."""
+def _value(like: ValueInfoProto, name: str, count: str = "") -> ValueInfoProto:
+    """The same tensor under another name, and where that is given, with another name for its first size."""
     value = ValueInfoProto()
     value.CopyFrom(like)
     value.name = name
-    if leading:
-        shape = TensorShapeProto()
-        shape.dim.add().dim_param = leading
-        shape.dim.extend(like.type.tensor_type.shape.dim)
-        value.type.tensor_type.shape.CopyFrom(shape)
+    if count:
+        value.type.tensor_type.shape.dim[0].dim_param = count
     return value
+
+
+def _info(name: str, kind: int, shape: Sequence[int] | None = None) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
 
 
 def _needed(nodes: list[NodeProto], ends: list[str]) -> list[NodeProto]:

@@ -19,7 +19,7 @@ from umbel.update import Metrics
 from umbel.weights import Weights
 from umbel_client.trainer import Job
 from umbel_simulations.cohort.algorithm import Stage
-from umbel_simulations.cohort.clients import Backend, Start, Worker
+from umbel_simulations.cohort.clients import Backend, Share, Start, Worker
 from umbel_simulations.cohort.pool import Pool
 from umbel_simulations.data import ClientData
 
@@ -66,8 +66,9 @@ def personalise(stage: Stage, weights: Weights, make: Callable[..., Backend], wo
     found: dict[str, Metrics] = {}
 
     def work(worker: Worker, client: ClientData) -> Metrics:
+        share = Share.of(Job(plan, stage.task.name, _ROUND, client.name), client.training)
         try:
-            own = worker.train(Job(plan, stage.task.name, _ROUND, client.name), start, client.training).vector
+            own = start.vector + worker.train([share], start, weighed=False)[0]
         except NotFinite:
             own = start.vector
         if algorithm.personalisation == "interpolate":

@@ -19,10 +19,10 @@ from umbel.weights import Weights
 from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS
 from umbel_server.flower.simulation import Ask, Request, Value, on_ray
 from umbel_simulations.cohort.algorithm import Stage
-from umbel_simulations.cohort.clients import Start, Trained, Worker
+from umbel_simulations.cohort.clients import Count, Start, Worker
 from umbel_simulations.cohort.engine import backend_of, play, require_cohort
 from umbel_simulations.cohort.pool import Pool
-from umbel_simulations.cohort.rounds import Call, Cohort, Report, report_of
+from umbel_simulations.cohort.rounds import Call, Cohort, Report, added_up, report_of
 from umbel_simulations.cohort.strategies import Trains
 from umbel_simulations.data import ClientData
 from umbel_simulations.engines import Progress
@@ -67,12 +67,10 @@ def trained_by(ask: Ask, told: str) -> Trains:
     """Cohorts trained by whoever answers, for the scenario `told` as JSON."""
 
     def trains(cohort: Sequence[ClientData], call: Call, start: Start, *, wants_singles: bool) -> Cohort:
-        collected = Cohort(start, wants_singles)
         config: dict[str, Value] = {_SCENARIO: told, _ROUND: call.round}
         updates = ask([Request({**config, _CLIENT: client.name}, start.weights) for client in cohort])
-        for client, update in zip(cohort, updates, strict=True):
-            collected.take(client, collected.weighed(None if update is None else _report(update)))
-        return collected
+        reports = [None if update is None else _report(update) for update in updates]
+        return added_up(reports, start, wants_singles=wants_singles)
 
     return trains
 
@@ -81,11 +79,11 @@ def train_one(request: Request) -> Update | None:
     """One client's training, in an actor; None if it went to NaN or infinity."""
     stage, worker, clients = _at_work(str(request.config[_SCENARIO]))
     client = clients[str(request.config[_CLIENT])]
-    report = report_of(worker, client, stage.call(int(request.config[_ROUND])), Start(request.weights))
+    report = report_of(worker, stage.call(int(request.config[_ROUND])).share(client), Start(request.weights))
     if report is None:
         return None
     delta = Weights.from_vector(report.delta, request.weights.shapes)
-    return Update(delta, report.weight, report.trained.metrics())
+    return Update(delta, report.weight, report.count.metrics())
 
 
 @lru_cache(maxsize=1)
@@ -100,5 +98,4 @@ def _at_work(told: str) -> tuple[Stage, Worker, dict[str, ClientData]]:
 
 def _report(update: Update) -> Report:
     examples = int(update.metrics[TRAIN_EXAMPLES])
-    vector = update.delta.to_vector()
-    return Report(vector, update.weight, Trained(vector, 0, update.metrics[TRAIN_LOSS], examples))
+    return Report(update.delta.to_vector(), update.weight, Count(0, update.metrics[TRAIN_LOSS], examples))

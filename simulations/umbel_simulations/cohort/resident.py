@@ -1,25 +1,26 @@
 """Training on resident ONNX Runtime sessions, one for each worker.
 
-    examples --take--> one buffer of many batches --run--> weights after all of them
+    a client's examples --run--> the sum of what all clients have moved so far
 
 A session is single-threaded and its `run` lets Python's lock go, so workers in a pool of threads keep every core
-busy; nothing is pickled and no process is started. Weights go in by reference and come out into buffers that each
-worker keeps from client to client. Sessions share the frozen weights, and nothing that has a lock: on one session
-for all, two workers spend a quarter of their time at the lock of its arena.
+busy; nothing is pickled and no process is started. Weights and examples go in by reference, and one call is all that
+a client costs: with a small model, Python between two calls costs as much as the training, and two threads that want
+Python at once wait for each other. Sessions share the frozen weights, and nothing that has a lock: on one session for
+all, two workers spend a quarter of their time at the lock of its arena.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from umbel.bundle import Bundle
-from umbel.manifest import ACCUMULATE, TensorSpec
+from umbel.errors import NotFinite
 from umbel.plan import Plan
 from umbel.randomness import SEED
 from umbel.runtime.onnx import OnnxRuntime, failures_of
@@ -27,21 +28,17 @@ from umbel.runtime.signature import (
     BatchCheck,
     check_batch,
     frozen_weights,
-    require_finite_loss,
     resolve_hyperparameters,
     starting_slots,
 )
 from umbel.update import Metrics
 from umbel.weights import Shapes, Weights
 from umbel_client.examples import Examples
-from umbel_client.trainer import Gathering, Job, evaluate
-from umbel_simulations.cohort.clients import Orders, Start, Trained, runs
-from umbel_simulations.cohort.graphs import DRIFT_PREFIX, LAST_PREFIX, LOSSES, StepsGraph, over_steps
+from umbel_client.trainer import Gathering, evaluate
+from umbel_simulations.cohort import graphs
+from umbel_simulations.cohort.clients import Count, Share, Start, Vector
 
 Array = NDArray[Any]
-
-MOST_BYTES: Final = 16 << 20
-"""How many bytes of examples go into one call, if that is more than one batch."""
 
 
 class OnnxBackend:
@@ -58,7 +55,7 @@ class OnnxBackend:
 
     def __init__(self, bundle: Bundle, *, moving: Collection[str] | None = None, with_drift: bool = False) -> None:
         self.bundle = bundle
-        self.graph = over_steps(bundle, moving=moving, with_drift=with_drift)
+        self.graph = graphs.over_steps(bundle, moving=moving, with_drift=with_drift)
         self.what = f"the training graph of {bundle.manifest.model!r}"
         # Kept, as sessions only borrow them.
         self._frozen = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in frozen_weights(bundle).items()}
@@ -90,88 +87,77 @@ class OnnxWorker:
     """Trains one client after the other, on a session and in buffers of its own."""
 
     def __init__(self, backend: OnnxBackend, session: ort.InferenceSession) -> None:
-        manifest = backend.bundle.manifest
-        self._backend = backend
+        self._what, self._graph = backend.what, backend.graph
+        self._manifest = manifest = backend.bundle.manifest
         self._session = session
-        self._graph: StepsGraph = backend.graph
-        self._batched = _Batched(manifest.inputs), _Batched(manifest.targets)
-        self._most = MOST_BYTES // max(1, sum(batched.bytes_each for batched in self._batched))
         self._checks = BatchCheck("input", manifest.inputs), BatchCheck("target", manifest.targets)
-        shapes = manifest.shared_shapes | {spec.name: spec.fixed_shape for spec in manifest.slots}
-        slots = [name for name in self._graph.state if name.startswith("s_")]
-        # Two sets, as a run can't write where it reads; the shared weights of each stand in one array, for quick sums.
-        self._vectors = [np.empty(sum(map(math.prod, manifest.shared_shapes.values())), np.float32) for _ in range(2)]
-        self._ends = [
-            {**_views(vector, manifest.shared_shapes), **{name: np.empty(shapes[name], np.float32) for name in slots}}
-            for vector in self._vectors
-        ]
-        self._seed = np.zeros((), np.float32)
-        self._accumulate = np.zeros((), np.float32)
+        self._seed, self._weight, self._loss = np.zeros((), np.float32), np.zeros((), np.float32), np.zeros(1)
+        size = sum(map(math.prod, manifest.shared_shapes.values()))
+        zero, *self._sums = (np.zeros(size, np.float32) for _ in range(3))
+        # Two sums, as a run can't write where it reads: from nothing to the first, and to and fro from there.
+        ways = (zero, self._sums[0]), self._sums, self._sums[::-1]
+        self._bindings = [self._binding(*way) for way in ways]
         self._begun: tuple[Start, Plan] | None = None
-        self._bindings: list[_Binding] = []
 
-    def train(self, job: Job, start: Start, examples: Examples, orders: Orders = ()) -> Trained:
-        """Run a job's plan from `start`; see `Worker`."""
-        check_batch(*self._checks, examples.inputs, examples.targets)
-        if self._begun is None or self._begun[0] is not start or self._begun[1] is not job.plan:
-            self._begin(start, job.plan)
-        taken, gathering = runs(job, examples.count, self._most, orders), None
-        if SEED in self._graph.constants:
-            # Bound once; each client draws its own dropout.
-            self._seed[()] = job.hyperparameters(self._backend.bundle.manifest)[SEED]
-        if ACCUMULATE in self._graph.constants:
-            gathering = Gathering(job, self._backend.bundle.manifest, examples.count)
-            taken = parted(taken, gathering.last)
-        steps, seen, loss, end = 0, 0, 0.0, 0
-        for rows, size in taken:
-            if gathering is not None:
-                self._accumulate[()] = gathering.left if steps >= gathering.last else gathering.each
-            binding = self._bindings[end]
-            count = len(rows) // size
-            losses = binding.losses(count)
-            self._batched[0].take(examples.inputs, rows, size, binding)
-            self._batched[1].take(examples.targets, rows, size, binding)
-            with failures_of(self._backend.what):
-                self._session.run_with_iobinding(binding.native)
-            # Python's sum is in double precision too, and quicker for so few.
-            total = sum(losses.tolist())
-            require_finite_loss(total, steps)
-            loss += total * size
-            steps, seen = steps + count, seen + len(rows)
-            end = 2 if end == 1 else 1
-        # Binding 1 reads the first set of ends and writes the second, so what it would read next is the result.
-        return Trained(self._vectors[end - 1] if end else start.vector, steps, loss, seen)
+    def train(self, shares: Sequence[Share], start: Start, *, weighed: bool = True) -> tuple[Vector, list[Count]]:
+        """Train some clients from `start`; see `Worker`."""
+        plan = shares[0].job.plan
+        if self._begun is None or self._begun[0] is not start or self._begun[1] is not plan:
+            self._begin(start, plan)
+        counts = []
+        for at, share in enumerate(shares):
+            self._weight[()] = share.weight if weighed else 1.0
+            self._run(self._bindings[2 - at % 2 if at else 0], share)
+            counts.append(Count(len(share.begins), self._loss.item(), len(share.rows)))
+        total = self._sums[(len(shares) - 1) % 2].copy()
+        if not (np.isfinite(total).all() and all(math.isfinite(count.loss) for count in counts)):
+            raise NotFinite("a loss or a weight went to NaN or infinity; lower the learning rate")
+        return total, counts
+
+    def _binding(self, so_far: Vector, total: Vector) -> _Binding:
+        """A binding that adds to one sum and writes another."""
+        binding, shapes = _Binding(self._session), self._manifest.shared_shapes
+        before, after = _views(so_far, shapes), _views(total, shapes)
+        for name in self._graph.summed:
+            binding.input(graphs.SO_FAR_PREFIX + name, before[name])
+            binding.output(graphs.SUM_PREFIX + name, after[name])
+        binding.input(graphs.WEIGHT, self._weight)
+        binding.output(graphs.LOSS, self._loss)
+        return binding
 
     def _begin(self, start: Start, plan: Plan) -> None:
         """Bind what stays the same for all clients that start here: no copy, as nobody writes into it."""
-        manifest = self._backend.bundle.manifest
+        manifest = self._manifest
         given: dict[str, Array] = {**start.weights.arrays, **starting_slots(manifest, start.weights, None)}
-        constants: dict[str, Array] = dict(given)
         hyperparameters = resolve_hyperparameters(manifest, plan.hyperparameters)
-        constants |= {name: np.array(value, np.float32) for name, value in hyperparameters.items()}
-        constants |= {SEED: self._seed, ACCUMULATE: self._accumulate}
-        constants = {name: constants[name] for name in self._graph.constants}
-        constants |= {DRIFT_PREFIX + name: start.drift[name] for name in self._graph.drift}
-        for vector in self._vectors:
-            # What doesn't move, if anything, stands there from now on.
-            vector[:] = start.vector
-        first, second = self._ends
-        ways = ((given, first), (first, second), (second, first))
-        self._bindings = [_Binding(self._session, self._graph, constants, source, target) for source, target in ways]
+        given |= {name: np.array(value, np.float32) for name, value in hyperparameters.items()}
+        given |= {graphs.DRIFT_PREFIX + name: drift for name, drift in start.drift.items()} | {SEED: self._seed}
+        for binding in self._bindings:
+            for name in (*self._graph.state, *self._graph.constants):
+                binding.input(name, given[name])
         self._begun = start, plan
 
+    def _run(self, binding: _Binding, share: Share) -> None:
+        """Train one client; its examples are read where they stand."""
+        inputs, targets = share.examples.inputs, share.examples.targets
+        check_batch(*self._checks, inputs, targets)
+        for name, array in (*inputs.items(), *targets.items()):
+            binding.input(name, np.ascontiguousarray(array))
+        binding.input(graphs.ROWS, share.rows)
+        binding.input(graphs.BEGINS, share.begins)
+        binding.input(graphs.ENDS, share.ends)
+        if SEED in self._graph.constants:
+            # Bound once; each client draws its own dropout.
+            self._seed[()] = share.job.hyperparameters(self._manifest)[SEED]
+        if self._graph.gathers:
+            binding.input(graphs.EACH_ACCUMULATE, self._gathered(share))
+        with failures_of(self._what):
+            self._session.run_with_iobinding(binding.native)
 
-def parted(taken: Iterable[tuple[NDArray[np.intp], int]], at: int) -> Iterator[tuple[NDArray[np.intp], int]]:
-    """The same batches, those before and after a number of batches apart."""
-    done = 0
-    for rows, size in taken:
-        count = len(rows) // size
-        if done < at < done + count:
-            yield rows[: (at - done) * size], size
-            yield rows[(at - done) * size :], size
-        else:
-            yield rows, size
-        done += count
+    def _gathered(self, share: Share) -> NDArray[np.float32]:
+        """Over how many batches each step gathers gradients: fewer where a client's batches don't divide evenly."""
+        gathering = Gathering(share.job, self._manifest, share.examples.count)
+        return np.repeat(np.array([gathering.each, gathering.left], np.float32), [gathering.last, gathering.left])
 
 
 def _views(vector: NDArray[np.float32], shapes: Shapes) -> dict[str, Array]:
@@ -185,71 +171,19 @@ def _views(vector: NDArray[np.float32], shapes: Shapes) -> dict[str, Array]:
 
 
 class _Binding:
-    """One native binding: where a run reads and writes."""
+    """Where a run reads and writes; kept alive here, as ONNX Runtime only borrows it."""
 
-    def __init__(
-        self,
-        session: ort.InferenceSession,
-        graph: StepsGraph,
-        constants: Mapping[str, Array],
-        source: Mapping[str, Array],
-        target: Mapping[str, Array],
-    ) -> None:
+    def __init__(self, session: ort.InferenceSession) -> None:
         self.native = session.io_binding()
         self._bound: dict[str, Array] = {}
-        self._losses = np.empty(0, np.float32)
-        for name in graph.state:
-            self.input(name, source[name])
-            self.output(LAST_PREFIX + name, target[name])
-        for name, array in constants.items():
-            self.input(name, array)
 
     def input(self, name: str, array: Array) -> None:
         """Read from this array, unless that is so already."""
         if self._bound.get(name) is not array:
-            self.native.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-            # Kept, as ONNX Runtime only borrows it.
+            self.native.bind_cpu_input(name, array)
             self._bound[name] = array
 
     def output(self, name: str, array: Array) -> None:
         """Write into this array."""
         self.native.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
         self._bound[name] = array
-
-    def losses(self, count: int) -> NDArray[np.float32]:
-        """Where the losses of so many steps will stand."""
-        if len(self._losses) != count:
-            self._losses = np.empty(count, np.float32)
-            self.output(LOSSES, self._losses)
-        return self._losses
-
-
-class _Batched:
-    """Room for the batches of one run, kept from client to client."""
-
-    def __init__(self, specs: tuple[TensorSpec, ...]) -> None:
-        self._specs = specs
-        self._rooms: dict[str, Array] = {}
-        self._views: dict[tuple[str, int, int], tuple[Array, Array]] = {}
-        tails = [int(np.prod([size for size in spec.shape[1:] if size])) for spec in specs]
-        self.bytes_each = sum(tail * np.dtype(spec.dtype).itemsize for tail, spec in zip(tails, specs, strict=True))
-
-    def take(self, arrays: Mapping[str, Array], rows: NDArray[np.intp], size: int, binding: _Binding) -> None:
-        """Copy these rows, as batches of `size`, and bind them."""
-        for spec in self._specs:
-            flat, stacked = self._view(spec, len(rows), size)
-            # "clip" because "raise" would go through one more copy; the rows are a permutation's.
-            np.take(arrays[spec.name], rows, axis=0, out=flat, mode="clip")
-            binding.input(spec.name, stacked)
-
-    def _view(self, spec: TensorSpec, count: int, size: int) -> tuple[Array, Array]:
-        key = spec.name, count, size
-        if key not in self._views:
-            tail = tuple(length for length in spec.shape[1:] if length is not None)
-            room = self._rooms.get(spec.name)
-            if room is None or len(room) < count:
-                room = self._rooms[spec.name] = np.empty((count, *tail), spec.dtype)
-                self._views = {kept: view for kept, view in self._views.items() if kept[0] != spec.name}
-            flat = room[:count]
-            self._views[key] = flat, flat.reshape(count // size, size, *tail)
-        return self._views[key]

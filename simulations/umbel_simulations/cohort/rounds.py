@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from umbel.errors import NotFinite
 from umbel.plan import Plan
@@ -17,14 +18,18 @@ from umbel.weights import Weights
 from umbel_client.examples import Examples
 from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS, Job, newest
 from umbel_server.aggregation import Collected, Presummed, Singles
-from umbel_simulations.cohort.clients import Backend, Orders, Start, Trained, Worker, orders_of
+from umbel_simulations.cohort.clients import Backend, Count, Share, Start, Vector, Worker
 from umbel_simulations.cohort.pool import Pool
 from umbel_simulations.data import ClientData
 
+T = TypeVar("T")
+
 _PIECE = 256
 """Examples that are judged at a time."""
-_MOST_ORDERED = 4_000_000
-"""Rows whose order is worked out beforehand."""
+_TOGETHER = 16
+"""Clients that are added up by themselves, at most."""
+_PARTS = 12
+"""How many parts there would be at least, were all as long as the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +48,29 @@ class Call:
         """What the client trains with."""
         return newest(client.training, self.plan.max_examples)
 
+    def share(self, client: ClientData) -> Share:
+        """The client's share of the round, which counts as much as a device's would."""
+        return Share.of(self.job(client), self.examples(client))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
-    """One client's contribution, in an array of its own."""
+    """One client's contribution."""
 
-    delta: NDArray[np.float32]
+    delta: Vector
     """New minus old, clipped as the plan says; shared weights in the order of `Weights.to_vector`."""
     weight: float
-    trained: Trained
-    """Only its counts outlive the worker's next client."""
+    count: Count
 
 
 @dataclass(slots=True, eq=False)
 class Cohort:
-    """What a round has collected so far: a sum for strategies that are content with one, else every update."""
+    """What clients have contributed so far: a sum for strategies that are content with one, else every update."""
 
     start: Start
-    wants_singles: bool
-    total: NDArray[np.float32] = field(init=False)
+    wants_singles: bool = False
+    moved: Vector | None = None
+    """The sum of all deltas, each times its weight; None for nothing yet."""
     singles: list[Report] = field(default_factory=list)
     weight: float = 0.0
     count: int = 0
@@ -69,34 +78,49 @@ class Cohort:
     examples: int = 0
     silent: int = 0
     """Clients whose training went to NaN or infinity, and who therefore report nothing."""
-    spare: deque[NDArray[np.float32]] = field(default_factory=deque)
-    """Arrays whose reports are summed up already: fresh ones would cost more in page faults than in arithmetic."""
 
-    def __post_init__(self) -> None:
-        self.total = np.zeros_like(self.start.vector)
-
-    def weighed(self, report: Report | None) -> Report | None:
-        """A report that is ready to be taken: times its weight, if all that is wanted is a sum."""
-        if report is not None and not self.wants_singles:
-            # The product here and the sum later: the same two roundings as in `Aggregate.accumulate`.
-            np.multiply(report.delta, np.float32(report.weight), out=report.delta)
-        return report
-
-    def take(self, _client: ClientData, report: Report | None) -> None:
-        """Add a weighed report, the next in the cohort's order."""
+    def take(self, report: Report | None) -> None:
+        """Add one client's report, the next in the cohort's order; None if it has none."""
         if report is None:
             self.silent += 1
             return
         if self.wants_singles:
             self.singles.append(report)
         else:
-            # What overflows is refused with the candidate.
-            np.add(self.total, report.delta, out=self.total)
-            self.spare.append(report.delta)
-        self.weight += report.weight
+            self._add(report.delta * np.float32(report.weight))
+        self._count(report.weight, report.count)
+
+    def take_sum(self, moved: Vector, counts: Sequence[Count], shares: Sequence[Share]) -> None:
+        """Add the weighed sum of the next few clients, an array of its own."""
+        self._add(moved)
+        for share, count in zip(shares, counts, strict=True):
+            self._count(share.weight, count)
+
+    def take_part(self, others: Cohort) -> None:
+        """Add what the next few clients came to."""
+        self.singles += others.singles
+        if others.moved is not None:
+            self._add(others.moved)
+        self.weight += others.weight
+        self.count += others.count
+        self.loss += others.loss
+        self.examples += others.examples
+        self.silent += others.silent
+
+    def _add(self, moved: Vector) -> None:
+        # What overflows is refused with the candidate.
+        self.moved = moved if self.moved is None else np.add(self.moved, moved, out=self.moved)
+
+    def _count(self, weight: float, count: Count) -> None:
+        self.weight += weight
         self.count += 1
-        self.loss += report.trained.loss
-        self.examples += report.trained.examples
+        self.loss += count.loss
+        self.examples += count.examples
+
+    @property
+    def total(self) -> Vector:
+        """`moved`, in zeros if need be."""
+        return np.zeros_like(self.start.vector) if self.moved is None else self.moved
 
     @property
     def train_loss(self) -> float | None:
@@ -108,7 +132,7 @@ class Cohort:
         shapes = self.start.weights.shapes
         if self.wants_singles and self.singles:
             deltas = np.stack([report.delta for report in self.singles])
-            metrics = tuple(_metrics(report.trained.loss, report.trained.examples) for report in self.singles)
+            metrics = tuple(_metrics(report.count.loss, report.count.examples) for report in self.singles)
             return Singles(deltas, shapes, tuple(report.weight for report in self.singles), metrics)
         sums = _metrics(self.loss, self.examples)
         return Presummed(Aggregate(shapes, self.total, self.weight, self.count, sums))
@@ -133,46 +157,62 @@ def train(pool: Pool, cohort: Sequence[ClientData], call: Call, start: Start, *,
         RuntimeFailure: the runtime gave up.
     """
     collected = Cohort(start, wants_singles)
-    orders = _orders(cohort, call)
-
-    def work(worker: Worker, client: ClientData) -> Report | None:
-        found = report_of(worker, client, call, start, collected.spare, orders.get(client.name, ()))
-        return collected.weighed(found)
-
-    pool.each(cohort, work, collected.take)
+    # All at once: between two runs, when the code that draws orders has fallen out of the processor's caches, each
+    # takes three times as long.
+    shares = [call.share(client) for client in cohort]
+    pool.each(
+        in_parts(shares),
+        lambda worker, part: part_of(worker, part, start, wants_singles=wants_singles),
+        lambda _shares, part: collected.take_part(part),
+    )
     return collected
 
 
-def _orders(cohort: Sequence[ClientData], call: Call) -> dict[str, Orders]:
-    """The orders of a cohort's examples, all at once: between two runs of the graph, when the code that draws them
-    has fallen out of the caches, each takes five times as long. None of very many, for the sake of memory."""
-    counts = [call.examples(client).count for client in cohort]
-    if sum(counts) * call.plan.epochs > _MOST_ORDERED:
-        return {}
-    return {client.name: orders_of(call.job(client), count) for client, count in zip(cohort, counts, strict=True)}
+def added_up(reports: Sequence[Report | None], start: Start, *, wants_singles: bool = False) -> Cohort:
+    """A cohort of clients that somebody else has trained: the same sum, to the bit, as `train` comes to."""
+    collected = Cohort(start, wants_singles)
+    for some in in_parts(reports):
+        part = Cohort(start, wants_singles)
+        for report in some:
+            part.take(report)
+        collected.take_part(part)
+    return collected
 
 
-def report_of(
-    worker: Worker,
-    client: ClientData,
-    call: Call,
-    start: Start,
-    spare: deque[NDArray[np.float32]] | None = None,
-    orders: Orders = (),
-) -> Report | None:
-    """What one client reports; None if its training went to NaN or infinity. Takes its array from `spare`, if any."""
-    examples = call.examples(client)
+def in_parts(clients: Sequence[T]) -> list[Sequence[T]]:
+    """A cohort cut into runs that are added up by themselves: longer ones first, so that workers end together.
+
+    How many workers there are has no say, so sums come out the same for any number of them.
+    """
+    parts, at = [], 0
+    while at < len(clients):
+        until = at + min(_TOGETHER, math.ceil((len(clients) - at) / _PARTS))
+        parts.append(clients[at:until])
+        at = until
+    return parts
+
+
+def part_of(worker: Worker, shares: Sequence[Share], start: Start, *, wants_singles: bool = False) -> Cohort:
+    """What some clients come to; trained one by one if one has to be clipped or told apart, or went to NaN."""
+    part = Cohort(start, wants_singles)
+    if not wants_singles and not shares[0].job.plan.clip_norm:
+        with suppress(NotFinite):
+            part.take_sum(*worker.train(shares, start), shares)
+            return part
+    for share in shares:
+        part.take(report_of(worker, share, start))
+    return part
+
+
+def report_of(worker: Worker, share: Share, start: Start) -> Report | None:
+    """What one client reports; None if its training went to NaN or infinity."""
     try:
-        out = spare.pop() if spare else None
-    except IndexError:
-        # Another worker was quicker.
-        out = None
-    try:
-        trained = worker.train(call.job(client), start, examples, orders)
-        delta = trained.delta(start, call.plan, out)
+        delta, (count,) = worker.train([share], start, weighed=False)
     except NotFinite:
         return None
-    return Report(delta, trained.weight(call.plan, examples.count), trained)
+    if share.job.plan.clip_norm:
+        delta = Weights({"delta": delta}).clipped(share.job.plan.clip_norm)["delta"]
+    return Report(delta, share.weight, count)
 
 
 def evaluate(pool: Pool, backend: Backend, weights: Weights, examples: Examples) -> Metrics:

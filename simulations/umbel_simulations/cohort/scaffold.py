@@ -56,12 +56,12 @@ class Scaffold:
 
         def work(worker: Worker, client: ClientData) -> Report | None:
             drift = Weights.from_vector(np.float32(lr) * (self._server - self._direction(client)), weights.shapes)
-            return report_of(worker, client, call, Start(weights, drift.arrays))
+            return report_of(worker, call.share(client), Start(weights, drift.arrays))
 
         def take(client: ClientData, report: Report | None) -> None:
-            if report is None or not report.trained.steps:
+            if report is None or not report.count.steps:
                 return
-            change = report.delta / np.float32(-report.trained.steps * lr) - self._server
+            change = report.delta / np.float32(-report.count.steps * lr) - self._server
             self._clients[client.name] = self._direction(client) + change
             np.add(moved, report.delta, out=moved)
             np.add(turned, change, out=turned)
@@ -75,7 +75,7 @@ class Scaffold:
         rate = np.float32(self._stage.scenario.algorithm.server_lr / len(found))
         new = Weights.from_vector(start + rate * moved, weights.shapes)
         self._server = self._server + turned / np.float32(len(stage.clients))
-        losses = sum(report.trained.loss for report in found) / sum(report.trained.examples for report in found)
+        losses = sum(report.count.loss for report in found) / sum(report.count.examples for report in found)
         return Step(new, len(cohort), len(found), len(cohort) - len(found), losses, seconds)
 
     def memory(self) -> bytes:

@@ -7,17 +7,19 @@ Python runs every step, and torch every operator.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from umbel.bundle import Bundle
 from umbel.clock import SystemClock
+from umbel.errors import NotFinite
 from umbel.update import Metrics
 from umbel.weights import Weights
 from umbel_client import trainer
 from umbel_client.examples import Examples
-from umbel_client.trainer import Job
-from umbel_simulations.cohort.clients import Orders, Start, Trained
+from umbel_simulations.cohort.clients import Count, Share, Start, Vector
 from umbel_simulations.cohort.graphs import require_no_memory, state_of
 
 if TYPE_CHECKING:
@@ -73,8 +75,15 @@ class TorchWorker:
     def __init__(self, bundle: Bundle, runtime: EagerRuntime) -> None:
         self._bundle, self._runtime = bundle, runtime
 
-    def train(self, job: Job, start: Start, examples: Examples, orders: Orders = ()) -> Trained:
-        """Run a job's plan from `start`; see `Worker`."""
+    def train(self, shares: Sequence[Share], start: Start, *, weighed: bool = True) -> tuple[Vector, list[Count]]:
+        """Train some clients from `start`; see `Worker`."""
         self._runtime.drift = start.drift
-        done = trainer.train(job, self._bundle, start.weights, examples, self._runtime, SystemClock())
-        return Trained(done.weights.to_vector(), done.steps, done.loss, done.examples)
+        total, counts = np.zeros_like(start.vector), []
+        for share in shares:
+            done = trainer.train(share.job, self._bundle, start.weights, share.examples, self._runtime, SystemClock())
+            moved = (done.weights - start.weights).to_vector()
+            np.add(total, moved * np.float32(share.weight if weighed else 1.0), out=total)
+            counts.append(Count(done.steps, done.loss, done.examples))
+        if not np.isfinite(total).all():
+            raise NotFinite("a weight went to NaN or infinity; lower the learning rate")
+        return total, counts
