@@ -139,6 +139,19 @@ class Authority:
             self._leaf(_subject(identity), public_key, now, life), [uri], ExtendedKeyUsageOID.CLIENT_AUTH
         )
 
+    def renew(self, pem: bytes, kind: PeerKind, now: float, life: float) -> bytes:
+        """A certificate from `now` on for the holder of one of ours, which may have ended; a PEM chain.
+
+        Raises:
+            CertificateRefused: foreign, malformed, or for another kind of caller.
+        """
+        peer = _read_peer(self.certificate_pem, pem)
+        if peer.kind is not kind:
+            raise CertificateRefused(f"this is a {peer.kind.value}'s certificate, not a {kind.value}'s")
+        key = x509.load_pem_x509_certificate(pem).public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 - it was signed as one
+        return self.issue(key, kind, peer.realm, now, life)
+
     def verify(self, pem: bytes, kind: PeerKind, now: float) -> Peer:
         """Whose certificate this is, once it has been shown to be one of ours, in time, and for `kind`.
 
@@ -174,6 +187,14 @@ class Authority:
             .sign(self.key, hashes.SHA256())
         )
         return certificate.public_bytes(serialization.Encoding.PEM) + self.certificate_pem
+
+
+def end_of(pem: bytes) -> float:
+    """When a certificate ends, in POSIX seconds; raises `MalformedMessage` if it isn't one."""
+    try:
+        return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+    except ValueError as error:
+        raise MalformedMessage("not a certificate (PEM)") from error
 
 
 def key_to_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

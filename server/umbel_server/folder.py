@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from umbel.errors import AlreadyExists
+from umbel.errors import AlreadyExists, BadInput, CertificateRefused, MalformedMessage
 from umbel_server.access import Authorities
 from umbel_server.aggregation import LeaderKey
 from umbel_server.authority import Authority, PeerKind, general_name, key_to_pem
@@ -37,6 +38,7 @@ from umbel_server.operators import REALM
 from umbel_server.repository import Repository
 from umbel_server.signing import ReleaseSigner
 
+T = TypeVar("T")
 _AUTHORITIES: Final = ("server", "device", "operator")
 FIRST_ADMIN_SECONDS: Final = 366 * 86_400.0
 
@@ -104,20 +106,23 @@ class Folder:
         return Authorities(*(self._authority(name) for name in _AUTHORITIES))
 
     def _authority(self, name: str) -> Authority:
-        folder = self.path / "authority"
-        return Authority.from_pem(read_file(folder / f"{name}.pem"), read_file(folder / f"{name}.key"))
+        certificate = self.path / "authority" / f"{name}.pem"
+        try:
+            return Authority.from_pem(read_file(certificate), read_file(certificate.with_suffix(".key")))
+        except CertificateRefused as error:
+            raise CertificateRefused(f"{certificate}: {error}") from error
 
     def signer(self) -> ReleaseSigner:
         """The key that signs releases."""
-        return ReleaseSigner.from_bytes(read_file(self.path / "keys" / "release.key"))
+        return _understood(self.path / "keys" / "release.key", ReleaseSigner.from_bytes)
 
     def leader_key(self) -> LeaderKey:
         """The key that reports are sealed to."""
-        return LeaderKey.from_bytes(read_file(self.path / "keys" / "leader.key"))
+        return _understood(self.path / "keys" / "leader.key", LeaderKey.from_bytes)
 
     def witness(self) -> Witness:
         """Signs checkpoints of the audit log, and keeps them; raises `NotFound` where there is no key for it."""
-        key = Ed25519PrivateKey.from_private_bytes(read_file(self.path / "keys" / "audit.key"))
+        key = _understood(self.path / "keys" / "audit.key", Ed25519PrivateKey.from_private_bytes)
         return Witness(key, self.path / "witness" / "checkpoints.txt")
 
     @property
@@ -154,3 +159,12 @@ class Folder:
     def forget_addresses(self) -> None:
         """Nobody listens any more."""
         (self.path / ADDRESSES_FILE).unlink(missing_ok=True)
+
+
+def _understood(path: Path, reading: Callable[[bytes], T]) -> T:
+    """What stands in a file; one that is damaged is named."""
+    data = read_file(path)
+    try:
+        return reading(data)
+    except (BadInput, ValueError) as error:
+        raise MalformedMessage(f"{path} is damaged ({error}); restore it from a backup") from error

@@ -15,9 +15,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.engine import make_url
 
-from umbel.errors import BadInput, Unreachable
+from umbel.errors import BadInput, Unreachable, WrongState
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 PRAGMAS: Final = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000")
@@ -52,6 +53,7 @@ class Store:
         Raises:
             BadInput: neither a SQLite file nor PostgreSQL.
             Unreachable: the database doesn't answer.
+            WrongState: a newer version of Umbel has changed its tables.
         """
         engine = _engine(url, PRAGMAS if durable else HASTY)
         try:
@@ -59,6 +61,11 @@ class Store:
         except sa.exc.DBAPIError as error:
             engine.dispose()
             raise Unreachable(f"the database doesn't open: {error.orig}; check its address and its server") from error
+        except CommandError as error:
+            engine.dispose()
+            raise WrongState(
+                f"the database is of a newer version of Umbel ({error}); run that one, or restore an older database"
+            ) from error
         return cls(engine, on_step)
 
     @contextmanager

@@ -2,13 +2,78 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import structlog
 
 from tests.server.live import Live
 from tests.server.test_cli import Umbel, done
 from tests.server.test_cli import live as live
 from tests.server.test_cli import run as run
 from tests.server.test_cli import umbel as umbel
+from umbel_server.authority import PeerKind
+from umbel_server.cli.serving import log_to_stderr
+from umbel_server.folder import Folder
+from umbel_server.store import Store
+
+
+@pytest.fixture
+def logging() -> Iterator[None]:
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
+def test_the_log_tells_what_failed_and_not_the_values_of_variables(
+    logging: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_to_stderr("info")
+
+    def enrol(token: str) -> None:
+        raise ValueError(f"a token of {len(token)} letters")
+
+    try:
+        enrol("hush" * 3)
+    except ValueError as error:
+        structlog.get_logger().error("unexpected error", exc_info=error)
+    told = capsys.readouterr().err
+    assert "Traceback" in told and "a token of 12 letters" in told
+    assert "hush" * 3 not in told and "locals" not in told
+
+
+def test_a_log_on_a_full_disk_stops_nothing(logging: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, text: str) -> None:
+            raise OSError(28, "No space left on device")
+
+        flush = isatty = lambda self: False
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    log_to_stderr("info")
+    structlog.get_logger().error("tick failed")
+
+
+def test_a_damaged_key_and_a_database_from_the_future_are_named(run: Umbel, tmp_path: Path) -> None:
+    done(run("init", str(tmp_path / "state")))
+    ports = [f"--{port}-port=0" for port in ("device", "enrol", "admin")]
+    for name in ("release.key", "leader.key", "audit.key"):
+        path = tmp_path / "state" / "keys" / name
+        whole = path.read_bytes()
+        path.write_bytes(b"x")
+        result = run("serve", "--state", str(tmp_path / "state"), *ports)
+        assert (result.code, f"{path} is damaged" in result.err) == (1, True), result.err
+        path.write_bytes(whole)
+    store = Store.open(f"sqlite:///{tmp_path}/state/umbel.db")
+    with store.transaction() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    store.close()
+    result = run("serve", "--state", str(tmp_path / "state"), *ports)
+    assert (result.code, "a newer version of Umbel" in result.err) == (1, True), result.err
 
 
 def test_a_file_that_cannot_be_used_is_told_in_one_line(umbel: Umbel, live: Live, tmp_path: Path) -> None:
@@ -58,3 +123,35 @@ def test_names_that_no_server_can_have_are_refused_before_anything_is_made(run: 
 def test_the_next_command_can_be_copied_whatever_the_folder_is_called(run: Umbel, tmp_path: Path) -> None:
     told = done(run("init", str(tmp_path / "my state"))).out
     assert f"umbel serve --state '{tmp_path}/my state'" in told
+
+
+def test_a_certificate_that_has_ended_is_told_and_renewed_without_its_key(
+    umbel: Umbel, live: Live, tmp_path: Path
+) -> None:
+    theirs, state = tmp_path / "ada", live.settings.state
+    done(umbel("operators", "add", "ada", "--role", "viewer", "--out", str(theirs)))
+    remote = ("--identity", str(theirs), "--server", live.addresses.admin)
+    authority = Folder(state).authorities().operator
+    whole = (theirs / "certificate.pem").read_bytes()
+    ended = authority.renew(whole, PeerKind.OPERATOR, time.time() - 7200, 3600.0)
+    (theirs / "certificate.pem").write_bytes(ended)
+    refused = umbel("status", *remote)
+    assert (refused.code, "umbel operators renew" in refused.err) == (1, True), refused.err
+    (tmp_path / "sent.pem").write_bytes(ended)
+    done(umbel("operators", "renew", str(tmp_path / "sent.pem")))
+    (theirs / "certificate.pem").write_bytes((tmp_path / "sent.pem").read_bytes())
+    done(umbel("status", *remote))
+    done(umbel("operators", "revoke", "ada"))
+    done(umbel("operators", "renew", str(theirs)))
+    assert "revoked" in umbel("status", *remote).err
+    assert "good until" in done(umbel("operators", "renew")).out, "the first admin's"
+
+
+def test_a_foreign_certificate_is_not_renewed(run: Umbel, tmp_path: Path) -> None:
+    for name in ("mine", "other"):
+        done(run("init", str(tmp_path / name)))
+    file = tmp_path / "other" / "admin" / "certificate.pem"
+    before = file.read_bytes()
+    result = run("operators", "renew", str(file), "--state", str(tmp_path / "mine"))
+    assert (result.code, file.read_bytes()) == (1, before)
+    assert "isn't from this coordinator's authority" in result.err

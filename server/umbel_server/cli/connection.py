@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 
-from umbel.errors import NotFound, UmbelError, Unreachable, from_code
+from umbel.errors import CertificateRefused, NotFound, UmbelError, Unreachable, from_code
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
 from umbel_server.identity import SERVER_AUTHORITY_FILE, Addresses, Identity, read_file
 
@@ -68,7 +68,7 @@ def connect(state: Path, caller: Caller, server: str) -> Iterator[tuple[AdminSer
         try:
             yield AdminServiceStub(channel), who
         except grpc.RpcError as error:
-            raise _raised(error, address) from error
+            raise _raised(error, address, who) from error
 
 
 def _address(state: Path, caller: Caller) -> str:
@@ -85,7 +85,7 @@ def token_of(text: str, file: Path | None) -> str:
     return text.strip() or (read_file(file).decode(errors="replace").strip() if file else "")
 
 
-def _raised(error: grpc.RpcError, address: str) -> UmbelError:
+def _raised(error: grpc.RpcError, address: str, who: Identity) -> UmbelError:
     if not isinstance(error, grpc.Call):
         return UmbelError(str(error))
     metadata = dict(error.trailing_metadata() or ())
@@ -93,9 +93,19 @@ def _raised(error: grpc.RpcError, address: str) -> UmbelError:
     if isinstance(code, str):
         return from_code(code, details)
     if error.code() is grpc.StatusCode.UNAVAILABLE:
+        if who.certificate and _has_ended(who.certificate):
+            hint = "on its machine, `umbel operators renew` gives it a new term"
+            return CertificateRefused(f"the certificate that this calls with has ended; {hint}")
         hint = "is it running, and is this certificate (or this port, for a token) right?"
         return Unreachable(f"no answer from the coordinator at {address}; {hint} ({details})")
     return UmbelError(f"{error.code().name}: {details}")
+
+
+def _has_ended(certificate: bytes) -> bool:
+    from umbel.clock import SystemClock
+    from umbel_server.authority import end_of
+
+    return end_of(certificate) <= SystemClock().now()
 
 
 def quiet_grpc() -> None:

@@ -9,10 +9,13 @@ import typer
 
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
-from umbel_server.cli.verbs import Session, group, verb
+from umbel_server.cli.connection import state_folder
+from umbel_server.cli.listing import tell
+from umbel_server.cli.verbs import Json, Session, State, group, verb
 
 OPERATORS: Final = group("operators", "Operators: who may ask what of the coordinator.")
 
+DAY_SECONDS: Final = 86_400.0
 _OPERATOR_COLUMNS: Final[list[output.Column]] = [
     ("name", lambda operator: operator.name),
     ("role", lambda operator: operator.role),
@@ -41,6 +44,38 @@ def add_operator(
         answer = session.stub.AddOperator(request)
     Identity(answer.certificate_chain, key_to_pem(key), session.identity.server_authority).write(out)
     session.rows(f"Wrote the identity to {out}", answer, [answer.operator], _OPERATOR_COLUMNS)
+
+
+@OPERATORS.command("renew")
+def renew_operator(
+    path: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR|FILE]", help="An identity, or its certificate.pem; the first admin's."),
+    ] = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Give an operator's certificate a new term, on the coordinator's machine; an ended one too.
+
+    Only the certificate has to travel, never the key. Whoever was revoked stays refused.
+
+    Example: umbel operators renew ada-identity/certificate.pem
+    """
+    from umbel.clock import SystemClock
+    from umbel_server.authority import PeerKind, end_of
+    from umbel_server.folder import Folder
+    from umbel_server.identity import CERTIFICATE_FILE, read_file, write_private
+    from umbel_server.settings import load_settings
+
+    settings = load_settings(state_folder(state))
+    folder, now = Folder(settings.state), SystemClock().now()
+    file = path or folder.first_admin
+    file = file / CERTIFICATE_FILE if file.is_dir() else file
+    life = settings.operator_certificate_days * DAY_SECONDS
+    renewed = folder.authorities().operator.renew(read_file(file), PeerKind.OPERATOR, now, life)
+    write_private(file, renewed)
+    until = output.instant(round(end_of(renewed) * 1000))
+    tell(as_json, {"certificate": str(file), "until": until}, f"Wrote {file}, good until {until} UTC")
 
 
 @verb(OPERATORS, "list", "umbel operators list")
