@@ -50,8 +50,8 @@ class Quantise:
         unknown = sorted(set(self.kinds) - set(KINDS))
         if unknown or not self.kinds or not self.batches:
             raise CannotCompile(f"can't quantise to {list(self.kinds)}; known are {', '.join(KINDS)}")
-        if not 0 <= self.largest_drop < math.inf:
-            raise CannotCompile(f"the largest drop is {self.largest_drop}; it must be a number that isn't negative")
+        if not math.isfinite(self.largest_drop):
+            raise CannotCompile(f"the largest drop is {self.largest_drop}; it must be a number")
 
 
 @dataclass(frozen=True, slots=True)
