@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from umbel.manifest import ACCUMULATE
-from umbel_models.optimizers import Optimizer, Reference, Tensors
+from umbel_models.optimizers import Optimizer, Reference, Tensors, require_between
 
 COUNT: Final = "count"
 """Under this name an optimiser is told what the batch counts for."""
@@ -27,6 +27,9 @@ class Accumulated:
 
     inner: Optimizer
     every: int = 4
+
+    def __post_init__(self) -> None:
+        require_between("every", self.every, least=1)
 
     @property
     def slots(self) -> tuple[str, ...]:

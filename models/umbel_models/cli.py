@@ -10,8 +10,9 @@ import importlib
 import importlib.util
 import sys
 import time
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,11 +71,13 @@ def main() -> None:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Turn a refusal into a line on standard error and exit code 2."""
+    """Turn a refusal into a line on standard error and exit code 2; what a model's author prints goes there too."""
     try:
-        yield
-    except UmbelError as error:
-        message = f"[bold red]{error.code}[/]: {escape(str(error))}"
+        with redirect_stdout(sys.stderr):
+            yield
+    except (UmbelError, OSError) as error:
+        code = error.code if isinstance(error, UmbelError) else "not-readable-or-writable"
+        message = f"[bold red]{code}[/]: {escape(str(error))}"
         Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
 
@@ -120,7 +123,7 @@ def build(
         result["parity"] = {name: asdict(found) for name, found in compiled.parity.items()}
         result["seconds"] = round(time.perf_counter() - began, 2)
         result["graphs_from_cache"] = list(compiled.from_cache)
-        show(result, as_json)
+    show(result, as_json)
 
 
 @app.command()
@@ -131,7 +134,8 @@ def inspect(bundle: BundleFolder, as_json: AsJson = False) -> None:
     """
     with _refusals():
         opened = Bundle.open(bundle)
-        show({"bundle": str(bundle), "digest": opened.manifest.digest, **describe(opened)}, as_json)
+        result = {"bundle": str(bundle), "digest": opened.manifest.digest, **describe(opened)}
+    show(result, as_json)
 
 
 @app.command()
@@ -166,7 +170,7 @@ def check(
         }
         if model is not None:
             result["parity"] = {name: asdict(found) for name, found in checked.parity.items()}
-        show(result, as_json)
+    show(result, as_json)
 
 
 @app.command()
@@ -198,7 +202,7 @@ def bench(
         runtimes = [runtime_named(name) for name in sorted(opened.manifest.graphs)]
         with stages(len(sizes) * turns) as progress:
             speeds = measure(opened, runtimes, model, sizes, turns, lambda done, of: progress(f"turn {done} of {of}"))
-        show({"bundle": str(bundle), **tell_speeds(speeds)}, as_json)
+    show({"bundle": str(bundle), **tell_speeds(speeds)}, as_json)
 
 
 def _sizes(batches: str) -> tuple[int, ...]:
@@ -224,7 +228,7 @@ def load_spec(
         clip_examples: the same for the largest norm of one example's gradient.
 
     Raises:
-        CannotCompile: there is no such thing, it isn't a ModelSpec, or a choice can't be read.
+        CannotCompile: there is no such thing, it raises, it isn't a ModelSpec, or a choice can't be read.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon:
@@ -233,15 +237,17 @@ def load_spec(
         raise CannotCompile("torch isn't installed here: pip install 'umbel[compile]'")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    from umbel_models.spec import ModelSpec
+
     try:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise CannotCompile(f"can't load {name!r}: {error}") from error
-    from umbel_models.spec import ModelSpec
-
-    made = found() if callable(found) else found
+        made = found() if callable(found) else found
+    except UmbelError:
+        raise
+    except (Exception, SystemExit) as error:  # an author's code raises anything at all
+        raise CannotCompile(f"can't load {name!r}: {type(error).__name__}: {error}{_line_of(error)}") from error
     if not isinstance(made, ModelSpec):
         raise CannotCompile(f"{name!r} is a {type(made).__name__}; it must be a ModelSpec or return one")
     from umbel_models.choices import parse_optimizer, parse_trainable
@@ -249,3 +255,11 @@ def load_spec(
     made = made if trainable is None else replace(made, trainable=parse_trainable(trainable))
     made = made if optimizer is None else replace(made, optimizer=parse_optimizer(optimizer))
     return made if clip_examples is None else replace(made, clip_examples=clip_examples)
+
+
+def _line_of(error: BaseException) -> str:
+    """The line that raised, if somebody wrote it to a file of his own."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        "" if last.filename == __file__ or last.filename.startswith("<") else f" ({last.filename}, line {last.lineno})"
+    )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from umbel.bundle import Bundle, file_refs, write_bundle
-from umbel.errors import GoldenMismatch, ParityFailed
+from umbel.errors import CannotCompile, GoldenMismatch, ParityFailed
 from umbel.golden import GoldenExamples
 from umbel.manifest import GOLDEN_FILE, QUANTISED, SIGNATURES, WEIGHTS_FILE, FileRef, Manifest, Precision, TensorSpec
 from umbel.runtime import onnx
@@ -69,6 +69,8 @@ def compile_model(
         CannotCompile: the spec contradicts itself, its loss or metrics aren't what they should be, or the module can't
             be traced.
     """
+    if not runtimes:
+        raise CannotCompile(f"{spec.name!r}: no runtime to compile for; name one or more")
     modes = {module: module.training for module in spec.module.modules()}
     try:
         with one_torch_thread():

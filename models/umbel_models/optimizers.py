@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from umbel.errors import CannotCompile
+
 Tensors = Mapping[str, Tensor]
 
 
@@ -28,6 +30,17 @@ class Reference(Protocol):
 
     def hold(self) -> None:
         """From now on do all the work but move nothing, for whoever only measures."""
+
+
+def require_between(name: str, value: float, least: float = 0.0, below: float = math.inf) -> None:
+    """Refuse a setting that would spoil weights without a word.
+
+    Raises:
+        CannotCompile: not a number from `least` up to, and without, `below`.
+    """
+    if not least <= value < below:
+        upwards = "" if below == math.inf else f" and below {below:g}"
+        raise CannotCompile(f"{name} is {value}; it must be a number, {least:g} or more{upwards}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +110,10 @@ class SGD:
     momentum: float | None = None
     """None leaves momentum out of the graph, and its slots with it; a number is the usual value."""
 
+    def __post_init__(self) -> None:
+        require_between("lr", self.lr)
+        require_between("momentum", self.momentum or 0.0, below=1.0)
+
     @property
     def slots(self) -> tuple[str, ...]:
         """The velocity, where there is momentum."""
@@ -150,6 +167,14 @@ class Adam:
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
+            require_between(name, value)
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            require_between(name, value, below=1.0)
+        # Without it, a gradient of zero is divided by zero; smaller ones are zero in float32.
+        require_between("epsilon", self.epsilon, least=1e-37)
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -207,6 +232,9 @@ class Proximal:
 
     inner: Optimizer
     mu: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_between("mu", self.mu)
 
     @property
     def slots(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ float32 graph first (`umbel.runtime.precision`). See `docs/decisions/0018-quanti
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -49,6 +50,8 @@ class Quantise:
         unknown = sorted(set(self.kinds) - set(KINDS))
         if unknown or not self.kinds or not self.batches:
             raise CannotCompile(f"can't quantise to {list(self.kinds)}; known are {', '.join(KINDS)}")
+        if not math.isfinite(self.largest_drop):
+            raise CannotCompile(f"the largest drop is {self.largest_drop}; it must be a number")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from umbel.digests import digest_of, digest_of_file
-from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage
+from umbel.errors import BadInput, BundleInvalid, DigestMismatch, MalformedMessage
 from umbel.golden import GoldenExamples
 from umbel.manifest import GOLDEN_FILE, MAX_MANIFEST_BYTES, QUANTISED, WEIGHTS_FILE, FileRef, Manifest
 from umbel.weights import Weights, require_shapes
@@ -141,6 +141,9 @@ def file_refs(files: Mapping[str, bytes]) -> dict[str, FileRef]:
 def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
     """Write a bundle into a folder, manifest last, and open it again, verified.
 
+    What stood there is touched only when all files are written: who is stopped before, or has a full disk, leaves it as
+    it was. Files of a bundle that stood there and that this one doesn't have are deleted, others stay.
+
     Args:
         directory: made when it doesn't exist; files of the same names are replaced.
         manifest: lists exactly `files` (see `file_refs`).
@@ -148,11 +151,32 @@ def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, bytes]
 
     Raises:
         BundleInvalid: the manifest lists other files than these.
+        OSError: the folder can't be made, or not be written to.
     """
     if manifest.files != file_refs(files):
         raise BundleInvalid("the manifest lists other files than those given; build it with file_refs(files)")
+    is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (directory / name).write_bytes(data)
-    (directory / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+    parts = {directory / f".{name}.part": directory / name for name in (*files, MANIFEST_FILE)}
+    try:
+        for part, data in zip(parts, (*files.values(), manifest.to_bytes()), strict=True):
+            part.write_bytes(data)
+        stale = _files_of_bundle_in(directory) - set(files)
+        for part, path in parts.items():
+            part.replace(path)
+        for name in stale:
+            (directory / name).unlink(missing_ok=True)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+        if is_new and not any(directory.iterdir()):
+            directory.rmdir()
     return Bundle.open(directory)
+
+
+def _files_of_bundle_in(directory: Path) -> set[str]:
+    """The names of the files that a manifest in a folder lists; none if there is no sound one."""
+    try:
+        return set(Manifest.from_bytes((directory / MANIFEST_FILE).read_bytes()).files)
+    except (OSError, BadInput):
+        return set()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from umbel_models.accumulation import Accumulated
@@ -139,6 +140,15 @@ def test_a_second_build_takes_its_graphs_from_the_cache_unless_told_not_to(tmp_p
         (["build", MLP, "-o", "unused", "--optimizer", "adam:momentum=0.9"], "adam takes lr, beta1"),
         (["build", MLP, "-o", "unused", "--optimizer", "sgd:lr=fast"], "'fast' in 'sgd:lr=fast' is no number"),
         (["build", MLP, "-o", "unused", "--optimizer", "sgd:accumulate=2.5"], "whole number of batches"),
+        (["build", MLP, "-o", "unused", "--optimizer", "adam:beta1=1"], "beta1 is 1.0"),
+        (["build", MLP, "-o", "unused", "--optimizer", "adam:epsilon=0"], "epsilon is 0.0"),
+        (["build", MLP, "-o", "unused", "--optimizer", "sgd:momentum=1"], "momentum is 1.0"),
+        (["build", MLP, "-o", "unused", "--runtime", ""], "name one or more"),
+        (["build", MLP, "-o", "unused", "--quantise", "int8", "--largest-drop", "nan"], "largest drop is nan"),
+        (["build", ":spec", "-o", "unused"], "can't load"),
+        (["build", "..above:spec", "-o", "unused"], "can't load"),
+        (["build", MLP, "-o", "/dev/null"], "File exists"),
+        (["build", MLP, "-o", "/dev/null/below"], "Not a directory"),
         (["inspect", "no-such-folder"], "no bundle"),
         (["check", "no-such-folder"], "no bundle"),
     ],
@@ -172,3 +182,61 @@ def test_a_spec_of_ones_own_is_found_in_the_working_directory(tmp_path: Path, mo
     monkeypatch.syspath_prepend(str(tmp_path))
     result = runner.invoke(app, ["build", "own_model_of_a_test:spec", "-o", "out"])
     assert result.exit_code == 0, result.output
+
+
+AUTHOR = """
+import sys
+from umbel_models.zoo.digits import mlp
+
+
+def odd():
+    raise KeyError("boom [red]")
+
+
+def leaves():
+    sys.exit(7)
+
+
+def wants(more):
+    return mlp()
+
+
+def chatty():
+    print("chatter")
+    return mlp()
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "message"),
+    [
+        (AUTHOR, "odd", "KeyError: 'boom [red]' ("),
+        (AUTHOR, "leaves", "SystemExit: 7"),
+        (AUTHOR, "wants", "TypeError: wants() missing"),
+        ("def (", "spec", "SyntaxError"),
+        ("raise RuntimeError('at import')", "spec", "RuntimeError: at import ("),
+    ],
+)
+def test_what_an_author_s_own_code_raises_is_told_with_its_line(
+    source: str, name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = build_from(source, name, tmp_path, monkeypatch)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert not result.stdout
+
+
+def test_what_an_author_s_own_code_prints_stays_out_of_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = build_from(AUTHOR, "chatty", tmp_path, monkeypatch)
+    assert json.loads(result.stdout)["model"] == "digits-mlp"
+    assert "chatter" in result.stderr
+
+
+def build_from(source: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    (folder / "an_author_s_module.py").write_text(source, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "an_author_s_module", raising=False)
+    return runner.invoke(app, ["build", f"an_author_s_module:{name}", "-o", "out", "--no-cache", "--json"])

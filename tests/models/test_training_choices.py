@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from umbel.bundle import Bundle
-from umbel.errors import ParityFailed
+from umbel.errors import CannotCompile, ParityFailed
 from umbel.runtime.onnx import OnnxRuntime
 from umbel.successor import successor
 from umbel.weights import Weights
@@ -36,6 +37,24 @@ OPTIMIZERS: dict[str, Optimizer] = {
 def test_an_optimizer_moves_weights_as_torch_does(name: str, tmp_path: Path) -> None:
     parity = compile_model(replace(digits.mlp(), optimizer=OPTIMIZERS[name]), tmp_path, ("onnx", "litert")).parity
     assert all(found.train_short < 2e-5 for found in parity.values())
+
+
+@pytest.mark.parametrize(
+    ("make", "setting"),
+    [
+        (lambda: SGD(-0.1), "lr"),
+        (lambda: SGD(float("nan")), "lr"),
+        (lambda: SGD(momentum=1.0), "momentum"),
+        (lambda: Adam(beta2=1.0), "beta2"),
+        (lambda: Adam(epsilon=0.0), "epsilon"),
+        (lambda: Adam(weight_decay=-0.1), "weight_decay"),
+        (lambda: Proximal(SGD(), mu=-1.0), "mu"),
+        (lambda: Accumulated(SGD(), 0), "every"),
+    ],
+)
+def test_settings_that_would_spoil_weights_are_refused(make: Callable[[], Optimizer], setting: str) -> None:
+    with pytest.raises(CannotCompile, match=f"{setting} is .* or more"):
+        make()
 
 
 def test_without_the_proximal_term_nothing_of_it_is_in_the_graph(tmp_path: Path) -> None:

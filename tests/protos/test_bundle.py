@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +84,38 @@ def test_a_manifest_that_lists_other_files_is_not_written(tmp_path: Path) -> Non
     with pytest.raises(BundleInvalid, match="other files"):
         write_bundle(tmp_path / "new", WATCH.manifest, files | {"extra": b"1"})
     assert not (tmp_path / "new").exists()
+
+
+def test_a_bundle_takes_the_place_of_another_and_leaves_the_rest_alone(tmp_path: Path) -> None:
+    folder = copy_to(tmp_path)
+    (folder / "notes.txt").write_text("mine")
+    only_onnx = {"onnx": WATCH.manifest.graphs["onnx"]}
+    files = {name: WATCH.paths[name].read_bytes() for name in WATCH.manifest.files_for("onnx")}
+    manifest = replace(WATCH.manifest, graphs=only_onnx, files=file_refs(files))
+    assert write_bundle(folder, manifest, files).manifest == manifest
+    assert {path.name for path in folder.iterdir()} == {*files, "manifest.json", "notes.txt"}
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_disk_that_fills_up_while_writing_changes_nothing(is_new: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "new" if is_new else copy_to(tmp_path)
+    files = {name: path.read_bytes() for name, path in WATCH.paths.items()}
+    manifest = replace(WATCH.manifest, description="another")
+    size = max(map(len, files.values())) // 2
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+        with pytest.raises(OSError, match="large"):
+            write_bundle(folder, manifest, files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    if is_new:
+        assert not folder.exists()
+    else:
+        assert Bundle.open(folder).manifest == WATCH.manifest
+        assert {path.name for path in folder.iterdir()} == {*FILES, "manifest.json"}
 
 
 def test_files_may_lie_anywhere_by_content(tmp_path: Path) -> None:

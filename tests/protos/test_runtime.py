@@ -218,6 +218,12 @@ def test_an_unknown_hyper_parameter_is_out_of_bounds(runtime: Runtime) -> None:
         runtime.train(WATCH, START, {"momentum": 0.9})
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+def test_a_hyper_parameter_that_is_no_number_is_out_of_bounds(runtime: Runtime, value: float) -> None:
+    with pytest.raises(OutOfBounds, match="lr is"):
+        runtime.train(WATCH, START, {"lr": value})
+
+
 def test_weights_and_slots_of_another_model_are_refused(runtime: Runtime) -> None:
     other = Weights({"p_a": np.zeros(2, np.float32)})
     for bind in (runtime.infer, runtime.evaluate, runtime.train):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -49,6 +51,32 @@ def test_a_damaged_graph_is_a_runtime_failure(tmp_path: Path) -> None:
         LiteRTRuntime().train(spoilt, WATCH.shared_weights())
     with pytest.raises(RuntimeFailure, match="'infer'"):
         LiteRTRuntime().infer(spoilt, WATCH.shared_weights())
+
+
+def test_a_graph_that_contradicts_itself_or_the_manifest_is_a_runtime_failure(tmp_path: Path) -> None:
+    for signature, spoil in (("infer", _reads_what_is_not_there), ("infer", _renamed), ("evaluate", _renamed)):
+        model = schema.ModelT.InitFromPackedBuf(WATCH.graph_path("litert", signature).read_bytes(), 0)
+        spoil(model)
+        builder = flatbuffers.Builder(1 << 16)
+        builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+        (tmp_path / "spoilt").write_bytes(bytes(builder.Output()))
+        spoilt = Bundle(WATCH.manifest, {**WATCH.paths, f"{signature}.tflite": tmp_path / "spoilt"})
+        inputs, targets = batch(2)
+        with pytest.raises(RuntimeFailure, match="graph"):
+            if signature == "infer":
+                LiteRTRuntime().infer(spoilt, WATCH.shared_weights())(inputs)
+            else:
+                LiteRTRuntime().evaluate(spoilt, WATCH.shared_weights())(inputs, targets)
+
+
+def _reads_what_is_not_there(model: Any) -> None:
+    operator = model.subgraphs[0].operators[0]
+    operator.inputs = [10_000, *operator.inputs[1:]]
+
+
+def _renamed(model: Any) -> None:
+    model.signatureDefs[0].outputs[0].name = b"another"
+    model.subgraphs[0].tensors[model.signatureDefs[0].outputs[0].tensorIndex].name = b"another"
 
 
 def test_a_runtime_without_threads_is_out_of_bounds() -> None:

@@ -35,7 +35,16 @@ if TYPE_CHECKING:
     from umbel.bundle import Bundle
 
 NAME: Final = "litert"
-_FAILURES: Final = (RuntimeError, ValueError, TypeError, AttributeError, struct.error)
+_FAILURES: Final = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+)
 """What the interpreter throws, and what reading a damaged flatbuffer does."""
 
 
@@ -85,6 +94,15 @@ class LiteRTRuntime:
         return LiteRTTrain(bundle, weights, resolved, slots, self._threads)
 
 
+class _Tensors(dict[str, int]):
+    """Where an interpreter has its inputs or outputs, by their names."""
+
+    def __missing__(self, name: str) -> int:
+        raise RuntimeFailure(
+            f"a LiteRT graph has no tensor {name!r}, which the manifest speaks of; fetch the bundle again"
+        )
+
+
 class _Graph:
     """One signature in an interpreter of its own, ready for one batch size at a time.
 
@@ -106,8 +124,8 @@ class _Graph:
         """The largest batch that was run."""
         with _failures_of(what):
             self._native = Interpreter(model_content=graph, num_threads=threads)
-            self._inputs = {entry["name"]: entry["index"] for entry in self._native.get_input_details()}
-            self._outputs = {entry["name"]: entry["index"] for entry in self._native.get_output_details()}
+            self._inputs = _Tensors({entry["name"]: entry["index"] for entry in self._native.get_input_details()})
+            self._outputs = _Tensors({entry["name"]: entry["index"] for entry in self._native.get_output_details()})
 
     def run(self, *batches: Arrays) -> None:
         """Run on a batch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from umbel.weights import Weights, require_shapes
 
 if TYPE_CHECKING:
     from umbel.bundle import Bundle
+
+
+_LARGEST: Final = float(np.finfo(np.float32).max)
 
 
 class BatchCheck:
@@ -122,12 +125,15 @@ def resolve_hyperparameters(manifest: Manifest, chosen: Mapping[str, float] | No
     """The manifest's values, overridden by the chosen ones.
 
     Raises:
-        OutOfBounds: a name that the model's training graph doesn't take.
+        OutOfBounds: a name that the model's training graph doesn't take, or a value that is no number.
     """
     unknown = sorted(set(chosen or {}) - set(manifest.hyperparameters))
     if unknown:
         known = sorted(manifest.hyperparameters)
         raise OutOfBounds(f"{manifest.model!r} has no hyper-parameters {unknown}; it has {known}")
+    for name, value in (chosen or {}).items():
+        if not abs(value) <= _LARGEST:
+            raise OutOfBounds(f"{name} is {value}; it must be a number that float32 has room for")
     return {**manifest.hyperparameters, **(chosen or {})}
 
 
