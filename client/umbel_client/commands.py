@@ -7,14 +7,16 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from umbel.clock import SystemClock
-from umbel.errors import AlreadyExists, BadInput, MalformedMessage, NotFound
+from umbel.errors import AlreadyExists, BadInput, MalformedMessage, NotFound, UmbelError
 from umbel.helper_card import HelperCard
+from umbel.manifest import Manifest
 from umbel_client.config import load_config
 from umbel_client.device import Device
 from umbel_client.enrolment import (
@@ -32,7 +34,7 @@ from umbel_client.kit import Memory
 from umbel_client.opening import examples_on_disk, mirror_of, runtime_of
 from umbel_client.participation import enrol_at_helper
 from umbel_client.private import Pinned, in_words, load_pinned, save_pinned
-from umbel_client.report import describe, read_report, releases_in_words, slots_in_words
+from umbel_client.report import describe, instant, read_report, releases_in_words, slots_in_words
 from umbel_client.shelf import Shelf
 from umbel_client.status import FileStatus
 from umbel_client.visits import Ending, Visit
@@ -97,7 +99,8 @@ def run(options: argparse.Namespace) -> int:
     tell = _tell_json if options.json else _tell
 
     async def live() -> Visit | None:
-        return await Agent(_device(options), tell).run(until)
+        with closing(_device(options)) as device:
+            return await Agent(device, tell).run(until)
 
     visit = asyncio.run(live())
     return 1 if options.once and visit is not None and visit.ending is Ending.FAILED else 0
@@ -118,6 +121,8 @@ def status(options: argparse.Namespace) -> int:
         return 0
     width = max(map(len, tree))
     tree["slots"] = slots_in_words(tree["slots"])
+    for name in ("last_contribution", "next_wake"):
+        tree[name] = instant(tree[name]) if tree.get(name) else None
     for name, value in tree.items():
         lines = releases_in_words(value) or ["-"] if name == "releases" else [_in_words(value)]
         _say(f"{name:<{width}}  " + f"\n{'':<{width}}  ".join(lines))
@@ -126,8 +131,11 @@ def status(options: argparse.Namespace) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """Answer for the inputs in a file."""
-    device = _device(options)
-    inputs = _load_inputs(options.file)
+    with closing(_device(options)) as device:
+        return _answer(device, _load_inputs(options.file), options)
+
+
+def _answer(device: Device, inputs: Any, options: argparse.Namespace) -> int:
     if device.predictor.labels:
         ranked = device.probabilities(inputs)
         if options.json:
@@ -153,10 +161,22 @@ def _load_inputs(path: Path) -> Any:
 
 def examples_import(options: argparse.Namespace) -> int:
     """Add the examples of an archive."""
-    store = examples_on_disk(_home(options), load_config(options.home).examples)
-    added = import_npz(store, options.file, at=SystemClock().now(), subject=options.subject)
+    config = load_config(options.home)
+    store = examples_on_disk(_home(options), config.examples)
+    manifest = _manifest(options.home, config.runtime.name)
+    added = import_npz(store, options.file, at=SystemClock().now(), subject=options.subject, manifest=manifest)
     _say(f"{added} examples added")
     return 0
+
+
+def _manifest(home: Path, runtime: str) -> Manifest | None:
+    """Of the model that the device has, if it has one that can be read."""
+    shelf = Shelf(home / "shelf")
+    active = shelf.slots.active
+    try:
+        return None if active is None else shelf.bundle(active.bundle, runtime).manifest
+    except UmbelError:
+        return None
 
 
 def examples_stats(options: argparse.Namespace) -> int:
@@ -176,14 +196,16 @@ def examples_stats(options: argparse.Namespace) -> int:
 
 def examples_forget(options: argparse.Namespace) -> int:
     """Delete examples and what was derived from them."""
-    gone = _device(options).forget(None if options.all else options.subject)
+    with closing(_device(options)) as device:
+        gone = device.forget(None if options.all else options.subject)
     _say(f"{gone} examples deleted, and what was derived from them here")
     return 0
 
 
 def why(options: argparse.Namespace) -> int:
     """Tell the idle policy's verdict."""
-    verdict = _device(options).verdict()
+    with closing(_device(options)) as device:
+        verdict = device.verdict()
     works = not isinstance(verdict, Waiting)
     offers = works and not verdict.reasons
     if options.json:

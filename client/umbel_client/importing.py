@@ -8,25 +8,33 @@ from pathlib import Path
 import numpy as np
 
 from umbel.errors import InputMismatch, MalformedMessage, NotFound
-from umbel_client.examples import INPUT, TARGET, Arrays, ExampleStore
+from umbel.manifest import Manifest
+from umbel_client.examples import INPUT, TARGET, Arrays, ExampleStore, require_batch
+from umbel_client.predictor import require_examples
 
 
-def import_npz(store: ExampleStore, path: Path, *, at: float, subject: str = "") -> int:
+def import_npz(
+    store: ExampleStore, path: Path, *, at: float, subject: str = "", manifest: Manifest | None = None
+) -> int:
     """Add the examples of an archive; returns how many.
 
     Arrays `x` and `y` (or several, named `x/NAME` and `y/NAME` for a model with several inputs or targets), with the
-    examples along the first dimension; optionally `held_back`, one boolean each. Rows are taken as oldest first.
+    examples along the first dimension; optionally `held_back`, one boolean each. Rows are taken as oldest first. All
+    are added, or none; with a manifest, only what its model can learn from.
 
     Raises:
         NotFound: there is no such file.
         MalformedMessage: not such an archive.
-        InputMismatch: the arrays don't fit together, or not to what the store holds.
+        InputMismatch: the arrays don't fit together, to the model, or to what the store holds.
         NotFinite: NaN or infinity in them.
     """
     arrays = _read(path)
     inputs, targets = _named(arrays, INPUT), _named(arrays, TARGET)
     if not inputs or not targets:
         raise MalformedMessage(f"{path} has arrays {sorted(arrays)}; it needs `x` and `y`")
+    require_batch(inputs, targets)
+    if manifest is not None:
+        require_examples(manifest, inputs, targets)
     held_back = arrays.get("held_back")
     if held_back is None:
         return store.add(inputs, targets, at=at, subject=subject)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from umbel.bundle import Bundle
 from umbel.errors import BundleInvalid, InputMismatch, UmbelError
+from umbel.manifest import Manifest
 from umbel.runtime import Runtime
 from umbel.runtime.precision import fastest
 from umbel.runtime.signature import BatchCheck
@@ -68,8 +69,27 @@ class Predictor:
 
     def require_examples(self, inputs: Arrays, targets: Arrays) -> None:
         """Raise `InputMismatch` unless these could be examples of this model."""
-        BatchCheck("input", self.manifest.inputs)(inputs)
-        BatchCheck("target", self.manifest.targets)(targets)
+        require_examples(self.manifest, inputs, targets)
+
+
+def require_examples(manifest: Manifest, inputs: Arrays, targets: Arrays) -> None:
+    """Raise `InputMismatch` unless these could be examples of a model: names, types, shapes, and labels that it has."""
+    BatchCheck("input", manifest.inputs)(inputs)
+    BatchCheck("target", manifest.targets)(targets)
+    if not manifest.labels or len(manifest.targets) != 1:
+        return
+    (spec,) = manifest.targets
+    values = targets[spec.name]
+    # One label each; what has more places may mark some of them as nothing to learn from.
+    if (
+        len(spec.shape) == 1
+        and values.dtype.kind in "iu"
+        and not ((values >= 0) & (values < len(manifest.labels))).all()
+    ):
+        wrong = values[(values < 0) | (values >= len(manifest.labels))][0]
+        raise InputMismatch(
+            f"target {spec.name!r} holds {wrong}; this model has labels 0 to {len(manifest.labels) - 1}"
+        )
 
 
 def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -145,9 +145,7 @@ class Authority:
         Raises:
             CertificateRefused: foreign, malformed, or for another kind of caller.
         """
-        peer = _read_peer(self.certificate_pem, pem)
-        if peer.kind is not kind:
-            raise CertificateRefused(f"this is a {peer.kind.value}'s certificate, not a {kind.value}'s")
+        peer = self._peer(pem, kind)
         key = x509.load_pem_x509_certificate(pem).public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 - it was signed as one
         return self.issue(key, kind, peer.realm, now, life)
@@ -158,11 +156,15 @@ class Authority:
         Raises:
             CertificateRefused: foreign, malformed, outside its time, or for another kind of caller.
         """
-        peer = _read_peer(self.certificate_pem, pem)
-        if peer.kind is not kind:
-            raise CertificateRefused(f"this port is for a {kind.value}'s certificate, not for a {peer.kind.value}'s")
+        peer = self._peer(pem, kind)
         if not peer.not_before <= now < peer.not_after:
             raise CertificateRefused("the certificate is outside its time; renew it, or enrol again if it has ended")
+        return peer
+
+    def _peer(self, pem: bytes, kind: PeerKind) -> Peer:
+        peer = _read_peer(self.certificate_pem, pem)
+        if peer.kind is not kind:
+            raise CertificateRefused(f"this is for a {kind.value}'s certificate, not for a {peer.kind.value}'s")
         return peer
 
     def _leaf(

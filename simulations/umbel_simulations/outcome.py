@@ -141,7 +141,7 @@ class Outcome:
     trained: int = 0
     """Sessions that trained."""
     wasted: int = 0
-    """Sessions that trained for nothing: late, refused, or lost on the way."""
+    """Sessions that trained for nothing: late, refused, lost on the way, or in a round that came to nothing."""
     dropped: int = 0
     """Sessions in which the device was taken away."""
     shapes: Counts = field(default_factory=dict)

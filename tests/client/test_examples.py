@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from umbel.bundle import Bundle
 from umbel.errors import InputMismatch, MalformedMessage, NotFinite, NotFound, OutOfBounds
 from umbel_client.examples import ExampleStore, MemoryExamples, StoreLimits
 from umbel_client.importing import import_npz
 from umbel_client.sqlite_examples import SqliteExamples
+from umbel_models.zoo import bundle_path
 
 Make = Callable[..., ExampleStore]
 
@@ -223,6 +225,28 @@ def test_an_archive_is_imported_with_its_tags(tmp_path: Path, make: Make) -> Non
     split = store.split(1.0)
     assert (values(split.training), values(split.held_back)) == ([0, 2], [1, 3])
     assert dict(store.stats(1.0).subjects) == {"anna": 4}
+
+
+def test_an_archive_is_imported_whole_or_not_at_all(tmp_path: Path, make: Make) -> None:
+    store, path = make(), tmp_path / "mine.npz"
+    x = np.array([[0], [1], [np.nan]], np.float32)
+    np.savez(path, x=x, y=np.arange(3), held_back=np.array([0, 0, 1], bool))
+    with pytest.raises(NotFinite):
+        import_npz(store, path, at=1.0)
+    assert store.stats(1.0).training == 0, "the rows before the wrong one"
+
+
+def test_what_the_model_cannot_learn_from_is_not_imported(tmp_path: Path) -> None:
+    manifest = Bundle.open(bundle_path("digits")).manifest
+    store, path = MemoryExamples(), tmp_path / "mine.npz"
+    for x, y, told in (
+        (np.zeros((2, 64)), np.zeros(2, np.int64), "float64"),
+        (np.zeros((2, 64), np.float32), np.array([0, 10]), "labels 0 to 9"),
+    ):
+        np.savez(path, x=x, y=y)
+        with pytest.raises(InputMismatch, match=told):
+            import_npz(store, path, at=1.0, manifest=manifest)
+    assert store.stats(1.0).training == 0
 
 
 def test_several_inputs_are_imported_by_name(tmp_path: Path) -> None:

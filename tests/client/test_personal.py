@@ -237,6 +237,9 @@ async def test_what_does_not_fit_the_model_is_refused_where_it_is_handed_over(be
         device.predict(np.zeros((3, 6, 100)))
     with pytest.raises(InputMismatch):
         device.predict({"z": np.zeros((3, 6, 100), np.float32)})
+    for label in (-1, len(PACKAGED.manifest.labels)):
+        with pytest.raises(InputMismatch, match=f"holds {label}; this model has labels 0 to 6"):
+            device.learn_from(np.zeros((2, 6, 100), np.float32), np.array([0, label]))
     assert device.kit.examples.stats(0.0).training == 0
 
 

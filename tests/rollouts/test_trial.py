@@ -75,6 +75,21 @@ async def test_starts_that_answer_never_use_up_the_tries(fleet: Fleet) -> None:
     assert fleet.releases() == [number]
 
 
+async def test_neither_ranked_answers_nor_orderly_ends_use_up_the_tries(fleet: Fleet) -> None:
+    number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    from tests.client.recordings import recordings
+
+    for _ in range(3 * TRIES):
+        fleet.reopen(0).probabilities(recordings(1)[0])
+    for _ in range(3 * TRIES):
+        fleet.reopen(0).close()
+    assert fleet.releases() == [number]
+    for _ in range(TRIES + 1):
+        fleet.reopen(0)
+    assert fleet.releases() != [number], "ends that leave no sign are taken for crashes"
+
+
 async def test_a_bundle_that_rots_on_trial_is_given_up_at_once(fleet: Fleet) -> None:
     good = fleet.releases()[0]
     fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)

@@ -50,6 +50,15 @@ def test_another_seed_tells_another_run(tiny_bundle: Bundle, tmp_path: Path) -> 
     assert fleets.played(told, tmp_path).digest() != fleets.played(replace(told, seed=4), tmp_path).digest()
 
 
+def test_what_devices_did_for_rounds_that_came_to_nothing_was_wasted(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    told = fleets.scenario(fleets.home_of(tiny_bundle), population=fleets.population(devices=2), hours=1.0)
+    found = fleets.played(told, tmp_path)
+    given_up = [one.reported for one in found.rounds if one.verdict == "abandoned"]
+    assert not any(one.verdict == "accepted" for one in found.rounds), "three are the fewest"
+    assert found.wasted == sum(given_up) > 0
+    assert found.trained - found.wasted <= 2, "the round that was open at the end"
+
+
 def test_private_rounds_learn_what_open_ones_learn(tiny_bundle: Bundle, tmp_path: Path) -> None:
     told = fleets.scenario(fleets.home_of(tiny_bundle))
     private = replace(told, task=replace(told.task, privacy=PrivacyPart(on=True)))

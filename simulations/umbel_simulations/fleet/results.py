@@ -64,7 +64,7 @@ def outcome_of(
         devices=len(members),
         sessions=sum(crew.books.sessions.values()),
         trained=trained,
-        wasted=sum(count for shape, count in shapes.items() if "]" in shape and "^" not in shape),
+        wasted=_for_nothing(shapes, audit.rounds),
         dropped=sum(count for shape, count in shapes.items() if "!" in shape and "^" not in shape),
         shapes=dict(sorted(shapes.items())),
         hourly=_hourly(crew, available),
@@ -76,6 +76,15 @@ def outcome_of(
         bytes_down=sum(int(state.get("bytes_down", 0)) for state in states),
         invariants=held,
     )
+
+
+def _for_nothing(shapes: Mapping[str, int], rounds: Iterable[Round]) -> int:
+    """Sessions that trained and never got a report counted, and those whose report counted in a round that came to
+    nothing.
+    """
+    lost = sum(count for shape, count in shapes.items() if "]" in shape and "^" not in shape)
+    in_vain = (RoundState.ABANDONED, RoundState.FAILED)
+    return lost + sum(len(held.reports) for held in rounds if held.state in in_vain and held.key.kind is Kind.TRAIN)
 
 
 class _Judge:
