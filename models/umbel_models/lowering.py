@@ -77,7 +77,7 @@ class Lowered:
                 raise CannotCompile(
                     f"{self.signature.name!r}: a weight of shape {list(value.shape)} is read that isn't one of the "
                     f"module's own {module_of(node)}; it would never be trained. Register it (nn.ParameterList), let "
-                    "the module return what the loss needs of its weights, or say requires_grad_(False) if it is a constant"
+                    "the module return what the loss needs of its weights, or say requires_grad_(False) of a constant"
                 )
             if isinstance(value, FakeTensor):
                 raise CannotCompile(
