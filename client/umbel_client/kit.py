@@ -72,6 +72,13 @@ class Memory:
             self._saved, self._content = state, content
         self.state = state
 
+    def keep(self, state: DeviceState) -> None:
+        """`put` where the disk takes it, else `note`: a visit that is over stays so."""
+        try:
+            self.put(state)
+        except OSError:
+            self.note(state)
+
     def know(self, known: Known) -> None:
         """Know these releases from now on, through any power cut."""
         if known != self.known:
