@@ -28,7 +28,7 @@ from umbel_models.quantising import Quantise, quantise
 from umbel_models.signatures import Signature, State, signatures
 from umbel_models.spec import ModelSpec, as_tuple
 from umbel_models.threads import one_torch_thread
-from umbel_models.vetting import require_sound
+from umbel_models.vetting import own_copy, require_sound
 
 GOLDEN_COUNT: Final = 8
 
@@ -71,15 +71,11 @@ def compile_model(
     """
     if not runtimes:
         raise CannotCompile(f"{spec.name!r}: no runtime to compile for; name one or more")
-    modes = {module: module.training for module in spec.module.modules()}
-    try:
-        with one_torch_thread():
-            require_sound(spec)
-            spec = resolved(spec)
-            return _compile(spec, directory, [backend(name) for name in runtimes], cache, progress, quantised)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with one_torch_thread():
+        spec = own_copy(spec)
+        require_sound(spec)
+        spec = resolved(spec)
+        return _compile(spec, directory, [backend(name) for name in runtimes], cache, progress, quantised)
 
 
 def _compile(

@@ -37,7 +37,7 @@ from umbel_models.dropout import drawing_in_torch
 from umbel_models.parity import to_numpy
 from umbel_models.signatures import SUM_PREFIX, Named, Signature, State, signatures
 from umbel_models.spec import ModelSpec
-from umbel_models.vetting import require_sound
+from umbel_models.vetting import own_copy, require_sound
 
 NAME: Final = "torch"
 
@@ -52,8 +52,7 @@ def write_uncompiled(spec: ModelSpec, directory: Path) -> Bundle:
     Raises:
         CannotCompile: the spec contradicts itself.
     """
-    # A copy, as modes are switched on the way.
-    spec = copy.deepcopy(spec)
+    spec = own_copy(spec)
     require_sound(spec)
     spec = resolved(spec)
     state, golden = State(spec), golden_of(spec)

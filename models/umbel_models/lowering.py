@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, Final
 
 import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
@@ -32,6 +33,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from umbel.errors import CannotCompile, OperatorNotSupported, UmbelError
 from umbel_models.rewrites import Rewrites
 from umbel_models.signatures import Signature
+
+_SIZES: Final = (1, 2, 3, 5, 8, 16, 33, 64, 100, 256, 1000, 4097, 1 << 20)
+"""Batches for which a trace has to hold."""
 
 Decompositions = Mapping[Any, Callable[..., Any]]
 """ATen operator -> the same in simpler ones."""
@@ -56,6 +60,30 @@ class Lowered:
                 f"{self.signature.name!r}: {stage} fixed the batch size to {sorted(pinned.values())}; the module reads "
                 "it as a number somewhere (int(x.shape[0]), a Python loop over examples): use tensor operations"
             )
+        for condition in {guard.expr for guard in self.sizes.guards}:
+            symbols = condition.free_symbols
+            other = [size for size in _SIZES if not bool(condition.subs(dict.fromkeys(symbols, size)))]
+            if other:
+                raise CannotCompile(
+                    f"{self.signature.name!r}: {stage} took one way of several that hang on the batch's size, a "
+                    f"wrong one for a batch of {other[0]} ({condition}): use tensor operations that do for any"
+                )
+
+    def require_own_tensors(self) -> None:
+        """Raise `CannotCompile` if a tensor came into the trace by another way than as an input or a constant."""
+        for node in self.graph.graph.nodes:
+            value = attrgetter(str(node.target))(self.graph) if node.op == "get_attr" else None
+            if isinstance(value, nn.Parameter) and value.requires_grad:
+                raise CannotCompile(
+                    f"{self.signature.name!r}: a weight of shape {list(value.shape)} is read that isn't one of the "
+                    f"module's own {module_of(node)}; it would never be trained. Register it (nn.ParameterList), let "
+                    "the module return what the loss needs of its weights, or say requires_grad_(False) of a constant"
+                )
+            if isinstance(value, FakeTensor):
+                raise CannotCompile(
+                    f"{self.signature.name!r}: a tensor of an earlier call is read {module_of(node)}; keep it in a "
+                    "buffer"
+                )
 
 
 @contextmanager
@@ -69,6 +97,8 @@ def _tracing(fake: FakeTensorMode) -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        # It asks for batches of 16 or more.
+        stack.enter_context(torch.backends.nnpack.flags(enabled=False))
         yield
 
 
@@ -136,7 +166,7 @@ def module_of(node: fx.Node) -> str:
     name = _name_of(node).removesuffix("_backward").removeprefix("_unsafe_")
     name = _FORWARD.get(name, name)
     found = [n.meta["custom"]["module"] for n in node.graph.nodes if name in _name_of(n) and "custom" in n.meta]
-    if not found:
+    if not name or not found:
         return "(in the loss, a gradient or the optimiser)"
     return f"(the gradient of {name} in module {', '.join(map(repr, dict.fromkeys(found)))})"
 
@@ -207,6 +237,7 @@ def trace(signature: Signature, module: nn.Module, table: Decompositions) -> Low
         raise CannotCompile(f"{signature.name!r}: tracing failed: {what}{_where(failed)}") from error
     lowered = Lowered(signature, graph, tuple(outputs), sizes)
     lowered.require_open_batch("tracing")
+    lowered.require_own_tensors()
     return lowered
 
 

@@ -6,10 +6,12 @@ with all targets, a sum in place of a mean, a metric that doesn't add.
 
 from __future__ import annotations
 
+import copy
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -50,6 +52,20 @@ def require_sound(spec: ModelSpec) -> None:
                 f"{spec.name!r}: metric {name!r} is {value:g}, and {doubled:g} when each example comes twice; give a "
                 "sum over the examples, which adds over batches and devices"
             )
+
+
+def own_copy(spec: ModelSpec) -> ModelSpec:
+    """The same with a copy of the module: modes are switched on the way, and some modules keep tensors of a call.
+
+    Raises:
+        CannotCompile: the module can't be copied, or has hooks that no copy and no graph would have.
+    """
+    hooked = [name for name, parameter in spec.module.named_parameters() if parameter._backward_hooks]
+    if hooked:
+        what = f"hooks on the gradients of {', '.join(hooked)}"
+        raise CannotCompile(f"{spec.name!r}: {what}, which no graph would have; scale the loss, or what goes into them")
+    with failures_of(spec, "copying of the module"):
+        return replace(spec, module=copy.deepcopy(spec.module))
 
 
 @contextmanager

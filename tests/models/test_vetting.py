@@ -165,3 +165,57 @@ def test_something_that_is_no_module_is_refused() -> None:
 def test_vetting_warns_of_nothing() -> None:
     with warnings.catch_warnings(action="error"):
         require_sound(spec_of(loss=F.huber_loss))
+
+
+class Held(nn.Module):
+    """Reads a tensor that it holds in an attribute of its own."""
+
+    def __init__(self, held: Any, keep: bool = False) -> None:
+        super().__init__()
+        self.layer, self.held, self.keep = nn.Linear(6, 1), held, keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = self.held[0]
+        if self.keep:
+            self.held = [x.mean(0).detach()]
+        logits: Tensor = self.layer(x * held)
+        return logits
+
+
+def test_weights_that_would_never_be_trained_are_refused(tmp_path: Path) -> None:
+    module, scale = nn.Linear(6, 1), nn.Parameter(torch.ones(1))
+    for spec in (
+        spec_of(module, loss=lambda o, y: F.mse_loss(o, y) + module.weight.square().mean()),
+        spec_of(loss=lambda o, y: F.mse_loss(o * scale, y)),
+        spec_of(Held([nn.Parameter(torch.ones(6))])),
+    ):
+        with pytest.raises(CannotCompile, match="would never be trained"):
+            compile_model(spec, tmp_path / "bundle")
+    scale.requires_grad_(False)
+    compile_model(spec_of(loss=lambda o, y: F.mse_loss(o * scale, y)), tmp_path / "bundle")
+
+
+def test_a_tensor_kept_from_call_to_call_is_refused_and_the_module_stays_as_it_was(tmp_path: Path) -> None:
+    module = Held([torch.ones(6)], keep=True)
+    with pytest.raises(CannotCompile, match=r"an earlier call is read.*buffer"):
+        compile_model(spec_of(module), tmp_path)
+    assert torch.equal(module.held[0], torch.ones(6))
+    assert module.training
+
+
+def test_hooks_on_the_gradients_of_weights_are_refused(tmp_path: Path) -> None:
+    module = nn.Linear(6, 1)
+    module.weight.register_hook(lambda gradient: 0.1 * gradient)
+    with pytest.raises(CannotCompile, match="hooks on the gradients of weight"):
+        compile_model(spec_of(module), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("function", "size"),
+    [(lambda y: y if y.shape[0] <= 64 else 2 * y, 100), (lambda y: y / min(y.shape[0], 200), 256)],
+)
+def test_a_way_that_is_right_for_small_batches_only_is_refused(
+    function: Callable[[Tensor], Any], size: int, tmp_path: Path
+) -> None:
+    with pytest.raises(CannotCompile, match=f"wrong one for a batch of {size}"):
+        compile_model(spec_of(Returns(function)), tmp_path)
