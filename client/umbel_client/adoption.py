@@ -172,7 +172,7 @@ class Adoption:
             return judge_release(
                 bundle,
                 self._present(slots),
-                kit.split(),
+                kit.split(bundle),
                 kit.personal,
                 kit.runtime,
                 kit.clock,

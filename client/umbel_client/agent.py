@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +74,9 @@ class Agent:
         return visit
 
     def write_status(self) -> None:
-        """Leave `status.json` in the device's home."""
-        write_report(self._device.kit.home, status_of(self._device), self._device.kit.disk)
+        """Leave `status.json` in the device's home, unless its disk is full."""
+        with suppress(OSError):
+            write_report(self._device.kit.home, status_of(self._device), self._device.kit.disk)
 
     async def _sleep(self, seconds: float) -> None:
         if seconds > 0:

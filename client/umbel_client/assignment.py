@@ -80,7 +80,7 @@ class Assignments:
             update = run(
                 session.job(kit.device),
                 bundle,
-                kit.split(),
+                kit.split(bundle),
                 kit.runtime,
                 kit.clock,
                 kit.against_going_on,

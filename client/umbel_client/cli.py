@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader (`| head`) has seen enough; without this, Python complains again while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        sys.stderr.write(f"umbel-device: can't use {error.filename or 'a file'}: {error.strerror or error}\n")
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

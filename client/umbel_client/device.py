@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from numpy.typing import NDArray
 
 from umbel.clock import Clock, SystemClock
-from umbel.errors import Interrupted, UmbelError, WrongState
+from umbel.errors import Interrupted, UmbelError, Unavailable, WrongState
 from umbel.randomness import generator
 from umbel.runtime import Runtime
 from umbel.version import VERSION
@@ -104,6 +105,7 @@ class Device:
         Raises:
             NotFound: `home` isn't enrolled.
             MalformedMessage: a file in `home` is damaged; the message says which.
+            OSError: `home` can't be made or written to.
         """
         home = Path(home)
         make_folder(home, 0o700)
@@ -237,8 +239,8 @@ class Device:
     async def wake(self) -> Visit:
         """One visit to the coordinator: everything that is due, or as much as conditions allow.
 
-        Losing the process at any point is fine: the next visit goes on from there. Errors of the conversation end
-        the visit and stand in what it returns.
+        Losing the process at any point is fine: the next visit goes on from there. Errors of the conversation, and a
+        disk that is full, end the visit and stand in what it returns.
 
         Raises:
             WrongState: another process is on a visit from this home.
@@ -247,11 +249,12 @@ class Device:
             self._kit.stopping.clear()
             self._kit.memory.refresh()
             self._answering.follow()
-            self._prove()
+            with suppress(OSError):  # a full disk: proved at the next visit
+                self._prove()
             verdict = self.verdict()
             if isinstance(verdict, Waiting):
                 visit = self._leave(Ending.WAITED, WAITING_WINDOW, reasons=verdict.reasons)
-                self._kit.memory.put(self._kit.memory.state)
+                self._kit.memory.keep(self._kit.memory.state)
                 return visit
             before = self._kit.traffic
             try:
@@ -260,6 +263,9 @@ class Device:
                 return self._leave(Ending.INTERRUPTED, retry_window(error, 1), error=error)
             except UmbelError as error:
                 return self._fail(error)
+            except OSError as error:
+                words = f"can't use {error.filename or 'the disk'}: {error.strerror or error}; the next visit goes on"
+                return self._fail(Unavailable(words))
             finally:
                 self._book(before.up, before.down)
                 await self._kit.channel.close()
@@ -301,14 +307,14 @@ class Device:
         if slots.reverted is not None:
             gone = slots.reverted
             told = ReleaseOutcome(gone.model, gone.number, Outcome.REVERTED, gone.reason, gone.execution)
-            kit.memory.put(kit.memory.state.with_outcome(told, kit.clock.now()))
+            kit.memory.keep(kit.memory.state.with_outcome(told, kit.clock.now()))
             kit.shelf.change(Slots.told)
         elif trial is not None and active is not None and self._answering.well:
             self._answering.healthy()
             if kit.clock.now() - trial.since >= kit.personal.trial_seconds:
                 kit.shelf.change(Slots.commit)
                 done = ReleaseOutcome(active.model, active.number, Outcome.COMMITTED, execution=trial.execution)
-                kit.memory.put(kit.memory.state.with_outcome(done, kit.clock.now()))
+                kit.memory.keep(kit.memory.state.with_outcome(done, kit.clock.now()))
 
     async def _renew_certificate(self) -> None:
         identity = self._kit.identity
@@ -384,4 +390,4 @@ class Device:
         """Book the visit's traffic, and save with it what was noted on the way."""
         traffic = self._kit.traffic
         state = self._kit.memory.state
-        self._kit.memory.put(state.spent(self._kit.clock.now(), up=traffic.up - up, down=traffic.down - down))
+        self._kit.memory.keep(state.spent(self._kit.clock.now(), up=traffic.up - up, down=traffic.down - down))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from umbel.bundle import Bundle
 from umbel.clock import Clock
 from umbel.descriptor import TWO_AGGREGATORS
 from umbel.errors import Interrupted, WrongState
@@ -24,6 +25,7 @@ from umbel_client.files import Disk, read_any
 from umbel_client.idle import IdlePolicy
 from umbel_client.listing import Listing
 from umbel_client.personal import PersonalSettings
+from umbel_client.predictor import require_labels
 from umbel_client.private import Pinned, Pinning, PrivacyPolicy
 from umbel_client.shelf import Shelf
 from umbel_client.state import DeviceState, Known, load_known, save_known, state_from_bytes, state_to_bytes
@@ -71,6 +73,13 @@ class Memory:
             self._disk.write(self._state_file, content, durable=False)
             self._saved, self._content = state, content
         self.state = state
+
+    def keep(self, state: DeviceState) -> None:
+        """`put` where the disk takes it, else `note`: a visit that is over stays so."""
+        try:
+            self.put(state)
+        except OSError:
+            self.note(state)
 
     def know(self, known: Known) -> None:
         """Know these releases from now on, through any power cut."""
@@ -149,9 +158,15 @@ class Kit:
         if against:
             raise Interrupted(f"put off: {'; '.join(against)}")
 
-    def split(self) -> Split:
-        """The examples as they are now."""
-        return self.examples.split(self.clock.now())
+    def split(self, bundle: Bundle) -> Split:
+        """The examples as they are now, for a model; raises `InputMismatch` for labels that it doesn't have.
+
+        They may have come before any model did.
+        """
+        found = self.examples.split(self.clock.now())
+        for part in (found.training, found.held_back):
+            require_labels(bundle.manifest, part.targets)
+        return found
 
     async def work(self, task: Callable[[], T]) -> T:
         """Run heavy work off the event loop and book its time; a cancelled visit stops it within a step.

@@ -76,20 +76,21 @@ def require_examples(manifest: Manifest, inputs: Arrays, targets: Arrays) -> Non
     """Raise `InputMismatch` unless these could be examples of a model: names, types, shapes, and labels that it has."""
     BatchCheck("input", manifest.inputs)(inputs)
     BatchCheck("target", manifest.targets)(targets)
-    if not manifest.labels or len(manifest.targets) != 1:
+    require_labels(manifest, targets)
+
+
+def require_labels(manifest: Manifest, targets: Arrays) -> None:
+    """Raise `InputMismatch` where a classifier's target, one label for each example, holds one that it doesn't have."""
+    # What has more places than one may mark some of them as nothing to learn from.
+    if not manifest.labels or len(manifest.targets) != 1 or len(manifest.targets[0].shape) != 1:
         return
-    (spec,) = manifest.targets
-    values = targets[spec.name]
-    # One label each; what has more places may mark some of them as nothing to learn from.
-    if (
-        len(spec.shape) == 1
-        and values.dtype.kind in "iu"
-        and not ((values >= 0) & (values < len(manifest.labels))).all()
-    ):
-        wrong = values[(values < 0) | (values >= len(manifest.labels))][0]
-        raise InputMismatch(
-            f"target {spec.name!r} holds {wrong}; this model has labels 0 to {len(manifest.labels) - 1}"
-        )
+    name, last = manifest.targets[0].name, len(manifest.labels) - 1
+    values = targets.get(name)
+    if values is None or values.dtype.kind not in "iu" or not values.size:
+        return
+    for found in (values.min(), values.max()):
+        if not 0 <= found <= last:
+            raise InputMismatch(f"target {name!r} holds {found}; this model has labels 0 to {last}")
 
 
 def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -122,14 +122,14 @@ class SqliteExamples:
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         # A connection for each use: an app, its agent and a command may have the file open together.
-        with self._lock, closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as database:
-            try:
+        try:
+            with self._lock, closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as database:
                 database.execute("PRAGMA secure_delete = ON")
                 database.execute("PRAGMA synchronous = FULL")
                 database.execute("PRAGMA cache_size = -512")  # kB; the usual 2 MB would stay with the process
                 yield database
-            except sqlite3.DatabaseError as error:
-                raise MalformedMessage(f"{self._path} can't be used as an example store: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise MalformedMessage(f"{self._path} can't be used as an example store: {error}") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -138,7 +138,9 @@ class SqliteExamples:
             try:
                 yield database
             except BaseException:
-                database.execute("ROLLBACK")
+                # A full disk has rolled it back already.
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
                 raise
             database.execute("COMMIT")
 

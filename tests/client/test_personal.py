@@ -243,6 +243,22 @@ async def test_what_does_not_fit_the_model_is_refused_where_it_is_handed_over(be
     assert device.kit.examples.stats(0.0).training == 0
 
 
+async def test_labels_that_came_before_the_model_are_named_when_it_comes(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [Plan(), Plan()]
+    device = bench.device_with_examples()
+    device.learn_from(recordings(1)[0], np.array([7]), subject="typo")
+    refused = await device.wake()
+    assert isinstance(refused.error, InputMismatch)
+    assert refused.release is not None and refused.release.outcome is Outcome.FAILED
+    for told in (str(refused.error), refused.release.reason):
+        assert "target 'y' holds 7; this model has labels 0 to 6" in told
+    device.forget("typo")
+    bench.clock.instant = refused.next_wake
+    again = await device.wake()
+    assert again.ending is Ending.CONTRIBUTED and device.answers_with
+
+
 async def test_probabilities_are_ranked_by_label_and_sum_to_one(bench: Bench) -> None:
     bench.coordinator.publish()
     device = bench.open()

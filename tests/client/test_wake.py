@@ -282,7 +282,7 @@ async def _unbroken_update(bench: Bench, settings: PersonalSettings) -> Any:
     [assignment] = bench.coordinator.open.values()
     bundle = device.kit.shelf.bundle(device.kit.shelf.slots.active.bundle, "onnx")  # type: ignore[union-attr]
     job = Session(assignment, "0" * 32).job(device.id)
-    return run(job, bundle, device.kit.split(), device.kit.runtime, bench.clock)
+    return run(job, bundle, device.kit.split(bundle), device.kit.runtime, bench.clock)
 
 
 async def test_new_examples_make_an_interrupted_run_start_anew(bench: Bench) -> None:

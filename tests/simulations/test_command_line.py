@@ -107,17 +107,27 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(simulate: Told, tmp_path
     assert (code, json.loads(out)[0]["verdict"]) == (1, "failed") and "can't use file" in err
 
 
+def _as_in_a_terminal() -> None:
+    """A group of its own that listens to Ctrl-C, also where the tests run in the background and don't."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_a_sweep_and_its_processes_with_one_line(tmp_path: Path) -> None:
     start = "from umbel_simulations.cli import main; main()"
     long = ("--set", "task.rounds=100000", "--over", "seed=1,2", "-o", str(tmp_path / "grid"))
     command = [sys.executable, "-c", start, "sweep", "digits-dirichlet", *long]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        while len(list(tmp_path.glob("grid/*/state"))) < 2:
-            assert process.poll() is None
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)
-        # It ends when nobody holds its standard error any more: the processes of the runs hold it too.
-        _, err = process.communicate(timeout=60)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_as_in_a_terminal) as process:
+        try:
+            while len(list(tmp_path.glob("grid/*/state"))) < 2:
+                assert process.poll() is None
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGINT)
+            # It ends when nobody holds its standard error any more: the processes of the runs hold it too.
+            _, err = process.communicate(timeout=60)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     assert (process.returncode, err) == (130, "Stopped; the same command goes on.\n")
 
 

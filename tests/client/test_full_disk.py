@@ -1,0 +1,86 @@
+"""A disk that is full ends a visit, never the device: the reason is told, and the visit after it goes on."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.client.conftest import Bench
+from tests.client.recordings import recordings
+from umbel.errors import MalformedMessage, Unavailable
+from umbel.plan import Plan
+from umbel_client.agent import Agent
+from umbel_client.cli import main
+from umbel_client.files import Disk
+from umbel_client.sqlite_examples import SqliteExamples
+from umbel_client.visits import Ending
+
+
+class Small(Disk):
+    """A disk that takes so many more steps before it is full."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(self._step)
+        self.room = room
+
+    def _step(self, step: str) -> None:
+        if step.startswith("write"):
+            self.room -= 1
+            if self.room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device", step.removeprefix("write "))
+
+
+@pytest.mark.parametrize("room", range(0, 12, 2))
+async def test_a_visit_on_a_full_disk_fails_in_words_and_the_next_goes_on(bench: Bench, room: int) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [Plan()]
+    disk = Small(room)
+    device = bench.device_with_examples(disk=disk)
+    visit = await device.wake()
+    assert visit.ending is Ending.FAILED
+    assert isinstance(visit.error, Unavailable) and "No space left on device" in str(visit.error)
+    assert visit.next_wake > bench.clock.now()
+    Agent(device, lambda visit: None).write_status()
+    disk.room, bench.coordinator.tasks = 10_000, [Plan()]
+    bench.clock.instant = visit.next_wake
+    again = await device.wake()
+    assert again.ending is Ending.CONTRIBUTED, again.error
+    bench.clock.instant = again.next_wake
+    await device.wake()
+    assert bench.open().answers_with, "the release comes with the next question, and is on disk"
+
+
+def test_examples_on_a_full_disk_are_refused_with_the_reason_and_none_is_kept(tmp_path: Path) -> None:
+    store = SqliteExamples(tmp_path / "examples.sqlite")
+    store.add({"x": np.zeros((2, 3))}, {"y": np.zeros(2)}, at=1.0)
+    connect = sqlite3.connect
+
+    def full(*arguments: object, **options: object) -> sqlite3.Connection:
+        database = connect(*arguments, **options)  # type: ignore[call-overload]
+        pages = database.execute("PRAGMA page_count").fetchone()[0]
+        database.execute(f"PRAGMA max_page_count = {pages + 1}")
+        return database
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", full)
+        with pytest.raises(MalformedMessage, match="full"):
+            store.add({"x": np.zeros((500, 3))}, {"y": np.zeros(500)}, at=2.0)
+    assert store.stats(3.0).training + store.stats(3.0).held_back == 2
+
+
+def test_a_home_that_is_none_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "home" / "examples.sqlite").mkdir(parents=True)
+    np.savez(tmp_path / "mine.npz", x=recordings(2)[0], y=recordings(2)[1])
+    for words in (
+        ("--home", str(tmp_path / "file"), "status"),
+        ("--home", str(tmp_path / "file" / "inside"), "examples", "stats"),
+        ("--home", str(tmp_path / "home"), "examples", "import", str(tmp_path / "mine.npz")),
+    ):
+        assert main(list(words)) == 1
+        err = capsys.readouterr().err
+        assert (err.startswith("umbel-device: "), err.count("\n"), "can't" in err) == (True, 1, True), err
