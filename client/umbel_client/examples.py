@@ -126,10 +126,20 @@ class Record:
 
 
 def as_arrays(value: Arrays | NDArray[Any], name: str) -> dict[str, NDArray[Any]]:
-    """A mapping as it is; a plain array under the name that a model with one input (or target) uses."""
-    if isinstance(value, Mapping):
-        return {key: np.asarray(array) for key, array in value.items()}
-    return {name: np.asarray(value)}
+    """A mapping as it is; a plain array under the name that a model with one input (or target) uses.
+
+    Raises:
+        InputMismatch: numbers are masked, and would count as what lies beneath.
+    """
+    given = value if isinstance(value, Mapping) else {name: value}
+    for key, array in given.items():
+        _require_unmasked(key, array)
+    return {key: np.asarray(array) for key, array in given.items()}
+
+
+def _require_unmasked(name: str, array: NDArray[Any]) -> None:
+    if np.ma.is_masked(array):
+        raise InputMismatch(f"{name!r} is masked in parts; fill them, or leave these examples out")
 
 
 def require_batch(inputs: Arrays, targets: Arrays) -> int:
@@ -140,6 +150,7 @@ def require_batch(inputs: Arrays, targets: Arrays) -> int:
     if len(sizes) != 1 or (count := sizes.pop()) < 1:
         raise InputMismatch("the first dimension of inputs and targets must be the same number of examples, at least 1")
     for name, array in (*inputs.items(), *targets.items()):
+        _require_unmasked(name, array)
         if array.dtype.kind not in "fiub":
             raise InputMismatch(f"{name!r} is {array.dtype}; examples are made of numbers")
         if array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -274,6 +274,7 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.gelu_backward.default: _gelu_backward,
     aten.hardswish_backward.default: _hardswish_backward,
     aten.hardtanh_backward.default: _hardtanh_backward,
+    aten.isnan.default: lambda x: x != x,
     aten.linalg_vector_norm.default: _vector_norm,
     aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
     aten.min.dim: _min_along,

@@ -60,6 +60,10 @@ class State:
         if not self.trainable:
             raise CannotCompile(f"{spec.name!r}: no weight is trainable; look at ModelSpec.trainable")
         for name, tensor in (self.trainable | self.frozen).items():
+            if not tensor.numel():
+                raise CannotCompile(
+                    f"{spec.name!r}: weight {name} of shape {list(tensor.shape)} is empty; leave it out"
+                )
             if tensor.dtype != torch.float32:
                 raise CannotCompile(f"{spec.name!r}: weight {name} is {tensor.dtype}; convert the module to float32")
 

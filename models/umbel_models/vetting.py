@@ -58,8 +58,12 @@ def own_copy(spec: ModelSpec) -> ModelSpec:
     """The same with a copy of the module: modes are switched on the way, and some modules keep tensors of a call.
 
     Raises:
-        CannotCompile: the module can't be copied, or has hooks that no copy and no graph would have.
+        CannotCompile: the module can't be copied, has hooks that no graph would have, or is on another device.
     """
+    given = (*spec.inputs.items(), *spec.targets.items(), *spec.module.named_parameters(), *spec.module.named_buffers())
+    elsewhere = [f"{name} on {tensor.device}" for name, tensor in given if tensor.device.type != "cpu"]
+    if elsewhere:
+        raise CannotCompile(f"{spec.name!r}: {', '.join(elsewhere)}; move module and examples by .cpu()")
     hooked = [name for name, parameter in spec.module.named_parameters() if parameter._backward_hooks]
     if hooked:
         what = f"hooks on the gradients of {', '.join(hooked)}"

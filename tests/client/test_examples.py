@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from umbel.bundle import Bundle
 from umbel.errors import InputMismatch, MalformedMessage, NotFinite, NotFound, OutOfBounds
-from umbel_client.examples import ExampleStore, MemoryExamples, StoreLimits
+from umbel_client.examples import ExampleStore, MemoryExamples, StoreLimits, as_arrays
 from umbel_client.importing import import_npz
 from umbel_client.sqlite_examples import SqliteExamples
 from umbel_models.zoo import bundle_path
@@ -89,6 +89,7 @@ def test_what_is_too_old_goes_with_time(make: Make) -> None:
         ({"x": np.array([[None]])}, {"y": np.zeros(1)}, InputMismatch),
         ({"x": np.array([[np.nan]])}, {"y": np.zeros(1)}, NotFinite),
         ({"x": np.array([[1.0]])}, {"y": np.array([np.inf])}, NotFinite),
+        ({"x": np.ma.masked_less(np.array([[-1.0]]), 0)}, {"y": np.zeros(1)}, InputMismatch),
         ({"x": np.zeros((1, 2), np.float32)}, {"y": np.zeros(1, np.int64)}, InputMismatch),
         ({"x": np.zeros((1, 1), np.float64)}, {"y": np.zeros(1, np.int64)}, InputMismatch),
         ({"z": np.zeros((1, 1), np.float32)}, {"y": np.zeros(1, np.int64)}, InputMismatch),
@@ -101,9 +102,14 @@ def test_what_is_no_example_is_refused_and_nothing_is_kept(
     store.add(x(1), y(0), at=1.0)
     before = store.revision()
     with pytest.raises(kind):
-        store.add({k: np.asarray(v) for k, v in inputs.items()}, targets, at=2.0)
+        store.add({k: np.asanyarray(v) for k, v in inputs.items()}, targets, at=2.0)
     assert store.revision() == before
     assert store.stats(2.0).training == 1
+
+
+def test_masked_numbers_do_not_come_in_by_their_other_way() -> None:
+    with pytest.raises(InputMismatch, match="'x' is masked in parts"):
+        as_arrays(np.ma.masked_less(np.array([[-1.0]]), 0), "x")
 
 
 def test_a_person_is_forgotten_alone_and_at_once(make: Make) -> None:

@@ -41,7 +41,7 @@ class Of(nn.Module):
 
 def compared(x: Tensor) -> Tensor:
     """Whole numbers beside fractions: 2 is below 2.5, as torch has it, and not beside a 2.5 that was cut to 2."""
-    sides = [x < 2.5, x <= -0.5, x == 0.5, x != 1.5, x > 1.5, x >= 2.5]
+    sides = [x < 2.5, x <= -0.5, x == 0.5, x != 1.5, x.clamp(max=1.5) > 1.2, x >= 2.5]
     return torch.cat([side.to(torch.float32) for side in sides], 1)
 
 

@@ -136,6 +136,10 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], Tensor]] = {
     "absolute": (F.l1_loss, torch.linspace(-1, 1, 36).reshape(12, 3)),
     "smooth absolute": (F.smooth_l1_loss, torch.linspace(-1, 1, 36).reshape(12, 3)),
     "huber": (F.huber_loss, torch.linspace(-1, 1, 36).reshape(12, 3)),
+    "divergence": (
+        lambda o, y: F.kl_div(o.log_softmax(1), y, reduction="batchmean"),
+        torch.eye(3)[torch.arange(12) % 3] * 0.9 + 0.1 * torch.arange(3) / 3,
+    ),
     "yes or no": (F.binary_cross_entropy_with_logits, (torch.arange(36) % 2).reshape(12, 3).to(torch.float32)),
 }
 

@@ -219,3 +219,12 @@ def test_a_way_that_is_right_for_small_batches_only_is_refused(
 ) -> None:
     with pytest.raises(CannotCompile, match=f"wrong one for a batch of {size}"):
         compile_model(spec_of(Returns(function)), tmp_path)
+
+
+def test_weights_that_are_elsewhere_or_empty_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CannotCompile, match=r"weight on meta.*\.cpu\(\)"):
+        compile_model(spec_of(nn.Linear(6, 1, device="meta")), tmp_path)
+    empty = nn.Linear(6, 1)
+    empty.register_parameter("spare", nn.Parameter(torch.zeros(0, 3)))
+    with pytest.raises(CannotCompile, match=r"p_spare of shape \[0, 3\] is empty"):
+        compile_model(spec_of(empty), tmp_path)

@@ -177,6 +177,7 @@ MISMATCHES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another shape": ({"x": X[:, :5]}, {"y": Y}, r"give float32 \[batch, 6, 100\]"),
     "one example without its batch": ({"x": X[0]}, {"y": Y}, "batch, 6, 100"),
     "a number": ({"x": np.array(1, np.float32)}, {"y": Y}, "batch, 6, 100"),
+    "masked numbers": ({"x": np.ma.masked_less(X, 0)}, {"y": Y}, "masked in parts"),
     "no example": ({"x": X[:0]}, {"y": Y[:0]}, "no example"),
     "labels of another dtype": ({"x": X}, {"y": Y.astype(np.int32)}, "target 'y' is int32"),
     "fewer labels": ({"x": X}, {"y": Y[:3]}, "4 examples with targets for 3"),

@@ -158,7 +158,7 @@ def _where(w: Writer, n: fx.Node, condition: fx.Node, x: Any, y: Any) -> Any:
 
 @translates(aten.clamp.default, aten.hardtanh.default)
 def _clamp(w: Writer, n: fx.Node, x: fx.Node, low: Any = None, high: Any = None) -> Any:
-    number = w.number(x)
+    number = w.cast(x, dtype_of(n))
     for kind, bound in (("MAXIMUM", low), ("MINIMUM", high)):
         if bound is not None:
             number = pointwise(w, kind, [number, w.cast(bound, dtype_of(n))], shape_of(n), dtype_of(n))

@@ -149,12 +149,12 @@ def _where(w: Writer, n: fx.Node, condition: fx.Node, x: Any, y: Any) -> Any:
 @translates(aten.clamp.default, aten.hardtanh.default)
 def _clamp(w: Writer, n: fx.Node, x: fx.Node, low: Any = None, high: Any = None) -> Any:
     bounds = [None if bound is None else w.cast(bound, dtype_of(n)) for bound in (low, high)]
-    return w.node("Clip", x, *bounds)
+    return w.node("Clip", w.cast(x, dtype_of(n)), *bounds)
 
 
 @translates(aten.clamp_min.default)
 def _clamp_min(w: Writer, n: fx.Node, x: fx.Node, low: Any) -> Any:
-    return w.node("Clip", x, w.cast(low, dtype_of(n)))
+    return _clamp(w, n, x, low)
 
 
 @translates(aten.gelu.default)

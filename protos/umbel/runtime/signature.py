@@ -40,6 +40,8 @@ class BatchCheck:
             array = arrays.get(name)
             if not isinstance(array, np.ndarray) or array.dtype != dtype or not array.ndim or array.shape[1:] != tail:
                 self._refuse(spec, array)
+            if type(array) is not np.ndarray and np.ma.is_masked(array):
+                self._refuse(spec, array)
             if array.shape[0] != batch:
                 if batch >= 0 or not array.shape[0]:
                     self._refuse_batch(name, array.shape[0], batch)
@@ -55,6 +57,10 @@ class BatchCheck:
             raise InputMismatch(f"{self._what} {spec.name!r} is missing; give {wanted}")
         if not isinstance(array, np.ndarray):
             raise InputMismatch(f"{self._what} {spec.name!r} is a {type(array).__name__}; give a numpy array, {wanted}")
+        if np.ma.is_masked(array):
+            raise InputMismatch(
+                f"{self._what} {spec.name!r} is masked in parts, which no graph sees; fill them, and give {wanted}"
+            )
         raise InputMismatch(f"{self._what} {spec.name!r} is {array.dtype} {list(array.shape)}; give {wanted}")
 
     def _refuse_batch(self, name: str, size: int, batch: int) -> NoReturn:
