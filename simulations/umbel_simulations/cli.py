@@ -299,11 +299,11 @@ def _print_json(value: Any) -> None:
 
 def _out() -> Console:
     # Into a pipe or a file a row stays one line, however long.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 300)
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 300)
 
 
 def _err() -> Console:
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from umbel_simulations.judgement import is_go, judge
 from umbel_simulations.outcome import Outcome
@@ -40,7 +41,7 @@ class Bar:
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[message]}"),
+                TextColumn("{task.fields[message]}", markup=False),
                 console=console,
                 transient=True,
             )
@@ -75,12 +76,12 @@ def figures_table(runs: Mapping[str, Outcome]) -> Table:
 def judgement_table(outcome: Outcome) -> Table:
     """Each threshold and what was found, under the judgement."""
     checks = judge(outcome)
-    title = "[bold green]go[/]" if is_go(checks) else "[bold red]no-go[/]"
+    title = Text("go", "bold green") if is_go(checks) else Text("no-go", "bold red")
     return table(("threshold", "wanted", "found", ""), check_rows(checks), title=title)
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, words: bool = False
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, title: Text | None = None, words: bool = False
 ) -> Table:
     """Rows under headings; all columns but the first are numbers, unless all are words."""
     found = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)

@@ -147,6 +147,13 @@ def test_a_certificate_that_has_ended_is_told_and_renewed_without_its_key(
     assert "good until" in done(umbel("operators", "renew")).out, "the first admin's"
 
 
+def test_what_people_write_in_brackets_is_shown_as_it_is(umbel: Umbel, live: Live) -> None:
+    device = live.device()
+    reason = "lost [/] in [the] tram :warning: [link=x]"
+    done(umbel("devices", "revoke", device.id, "--reason", reason))
+    assert reason in done(umbel("audit", "list")).out
+
+
 def test_a_foreign_certificate_is_not_renewed(run: Umbel, tmp_path: Path) -> None:
     for name in ("mine", "other"):
         done(run("init", str(tmp_path / name)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,8 @@ def test_sweep_plays_a_grid_and_compare_puts_its_runs_side_by_side(simulate: Tol
     folders = sorted(str(path) for path in (tmp_path / "grid").iterdir())
     code, out, _ = simulate("compare", *folders, "-o", "both.html")
     assert code == 0 and "accepted rounds" in out
+    shutil.copytree(folders[0], tmp_path / "run [red] of [link=x]")
+    assert "run [red] of [link=x]" in simulate("compare", "run [red] of [link=x]")[1], "brackets are no markup"
     assert (tmp_path / "both.html").read_text().count("<polyline") == 10
     code, out, _ = simulate("sweep", "digits-dirichlet", *SMALL, *grid)
     assert code == 0 and "data.alpha" in out

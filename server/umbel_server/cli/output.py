@@ -57,8 +57,10 @@ def print_json_line(value: Any) -> None:
 
 def console() -> Console:
     """Standard output, for people."""
+    # What stands in brackets or between colons was written by people and devices, and is shown as it is.
     # Into a pipe or a file a row stays one line, however long.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def table(title: str, columns: Sequence[Column], rows: Iterable[Any]) -> Table:
