@@ -95,7 +95,7 @@ def _require_same_weights(spec: ModelSpec, bundle: Bundle) -> None:
     others = [name for name, weight in own.items() if not np.array_equal(weights[name], weight.detach().numpy())]
     if others:
         raise ParityFailed(
-            f"{spec.name!r}: the bundle holds other numbers in {', '.join(others)}; give the spec with the weights that "
+            f"{spec.name!r}: the bundle holds other numbers in {', '.join(others)}; give a spec with the weights that "
             "it was built with (torch.manual_seed makes a new module's the same each time)"
         )
 
