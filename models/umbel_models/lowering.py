@@ -69,6 +69,17 @@ class Lowered:
                     f"wrong one for a batch of {other[0]} ({condition}): use tensor operations that do for any"
                 )
 
+    def require_batch_of_outputs(self) -> None:
+        """Raise `CannotCompile` unless each answer of `infer` has one row for each example, and no other open size."""
+        (output,) = (node for node in self.graph.graph.nodes if node.op == "output")
+        for name, value in zip(self.outputs, output.args[0], strict=True):
+            shape = value.meta["val"].shape if isinstance(value, fx.Node) else ()
+            if shape and [isinstance(size, torch.SymInt) for size in shape] != [True, *[False] * (len(shape) - 1)]:
+                raise CannotCompile(
+                    f"{self.signature.name!r}: output {name!r} has sizes {[str(size) for size in shape]}; the first "
+                    "one, and no other, must be the batch's"
+                )
+
     def require_own_tensors(self) -> None:
         """Raise `CannotCompile` if a tensor came into the trace by another way than as an input or a constant."""
         for node in self.graph.graph.nodes:
@@ -238,6 +249,8 @@ def trace(signature: Signature, module: nn.Module, table: Decompositions) -> Low
     lowered = Lowered(signature, graph, tuple(outputs), sizes)
     lowered.require_open_batch("tracing")
     lowered.require_own_tensors()
+    if signature.name == "infer":
+        lowered.require_batch_of_outputs()
     return lowered
 
 

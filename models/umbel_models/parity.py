@@ -68,7 +68,7 @@ def check_parity(spec: ModelSpec, bundle: Bundle, runtime: Runtime) -> ParityRep
         ParityFailed: naming the signature and the tensor that differ, and by how much.
     """
     spec = resolved(spec)
-    _require_same_names(spec, bundle)
+    _require_same_weights(spec, bundle)
     module = copy.deepcopy(spec.module)
     minimum = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()) else 1
     try:
@@ -82,13 +82,21 @@ def check_parity(spec: ModelSpec, bundle: Bundle, runtime: Runtime) -> ParityRep
     return ParityReport(infer, evaluate, short, long)
 
 
-def _require_same_names(spec: ModelSpec, bundle: Bundle) -> None:
-    names = {("p_" if spec.trains(name) else "f_") + name for name, _ in spec.module.named_parameters()}
+def _require_same_weights(spec: ModelSpec, bundle: Bundle) -> None:
+    own = {("p_" if spec.trains(name) else "f_") + name: weight for name, weight in spec.module.named_parameters()}
+    names = set(own)
     known = {each.name for each in (*bundle.manifest.trainable, *bundle.manifest.frozen)}
     if names != known:
         raise ParityFailed(
             f"{spec.name!r}: the bundle has other weights, or trains others: {', '.join(sorted(names ^ known))}; "
             "give the spec, and the choice of what is trained, that it was built from"
+        )
+    weights = bundle.weights()
+    others = [name for name, weight in own.items() if not np.array_equal(weights[name], weight.detach().numpy())]
+    if others:
+        raise ParityFailed(
+            f"{spec.name!r}: the bundle holds other numbers in {', '.join(others)}; give a spec with the weights that "
+            "it was built with (torch.manual_seed makes a new module's the same each time)"
         )
 
 

@@ -36,6 +36,7 @@ def require_sound(spec: ModelSpec) -> None:
     with failures_of(spec, "module"), torch.no_grad():
         output = spec.module.eval()(*spec.inputs.values())
     _require_outputs(spec, output)
+    _require_labels(spec, output)
     loss, doubled = _once_and_twice(spec, "loss", spec.loss, output)
     if not torch.isfinite(loss):
         raise CannotCompile(f"{spec.name!r}: the loss of the example batch is {loss:g}; look at its targets")
@@ -143,6 +144,13 @@ def _require_paired(spec: ModelSpec, output: Any) -> None:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _require_labels(spec: ModelSpec, output: Any) -> None:
+    scores = as_tuple(output)[0]
+    if spec.labels and (len(set(spec.labels)) != len(spec.labels) or scores.shape[-1] != len(spec.labels)):
+        found = f"{len(set(spec.labels))} different labels for {scores.shape[-1]} scores in {spec.outputs[0]!r}"
+        raise CannotCompile(f"{spec.name!r}: {found}; give one for each")
 
 
 def _once_and_twice(spec: ModelSpec, what: str, function: Callable[..., Tensor], output: Any) -> tuple[Tensor, Tensor]:

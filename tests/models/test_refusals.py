@@ -144,7 +144,7 @@ def test_a_wrong_optimizer_is_caught_by_the_gate(tmp_path: Path, monkeypatch: py
 
 def test_a_bundle_of_other_weights_fails_parity(tmp_path: Path) -> None:
     bundle = compile_model(digits.mlp(), tmp_path).bundle
-    with pytest.raises(ParityFailed, match="'logits' differs"):
+    with pytest.raises(ParityFailed, match=r"other numbers in .*torch.manual_seed"):
         parity.check_parity(digits.mlp(seed=1), Bundle.open(tmp_path), OnnxRuntime())
     assert parity.check_parity(digits.mlp(), bundle, OnnxRuntime()).infer < 1e-5
 

@@ -228,3 +228,20 @@ def test_weights_that_are_elsewhere_or_empty_are_named(tmp_path: Path) -> None:
     empty.register_parameter("spare", nn.Parameter(torch.zeros(0, 3)))
     with pytest.raises(CannotCompile, match=r"p_spare of shape \[0, 3\] is empty"):
         compile_model(spec_of(empty), tmp_path)
+
+
+@pytest.mark.parametrize("function", [lambda y: (y, y @ y.t()), lambda y: (y, torch.ones(12, 2) * y[:1])])
+def test_an_output_that_has_no_row_for_each_example_is_refused(
+    function: Callable[[Tensor], Any], tmp_path: Path
+) -> None:
+    spec = spec_of(Returns(function), loss=lambda o, y: F.mse_loss(o[0], y), outputs=("one", "other"))
+    with pytest.raises(CannotCompile, match=r"'other' has sizes .* must be the batch's"):
+        compile_model(spec, tmp_path)
+
+
+@pytest.mark.parametrize("labels", [("yes",), ("yes", "no", "no"), ("yes", "no", "maybe", "never")])
+def test_labels_that_do_not_fit_the_scores_are_refused(labels: tuple[str, ...]) -> None:
+    target = torch.arange(12) % 3
+    with pytest.raises(CannotCompile, match="different labels for 3 scores"):
+        require_sound(spec_of(nn.Linear(6, 3), F.cross_entropy, target, labels=labels))
+    require_sound(spec_of(nn.Linear(6, 3), F.cross_entropy, target, labels=("yes", "no", "maybe")))
