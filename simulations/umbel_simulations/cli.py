@@ -246,6 +246,7 @@ def _stoppable() -> Iterator[None]:
 
 
 def _show_run(found: Run, as_json: bool) -> None:
+    from umbel_simulations.judgement import judge
     from umbel_simulations.report.figures import figures, measures
 
     report = {"report": str(found.folder / "report.html")}
@@ -256,7 +257,7 @@ def _show_run(found: Run, as_json: bool) -> None:
     from umbel_simulations.terminal import judgement_table, table
 
     _out().print(table(("", ""), list((figures(found.outcome, found.cost) | report).items()), words=True))
-    if found.outcome.scenario.get("thresholds"):
+    if judge(found.outcome):
         _out().print(judgement_table(found.outcome))
 
 

@@ -95,6 +95,13 @@ def test_a_broken_release_that_never_began_is_no_go_and_is_told() -> None:
     assert "not-begun" in page.render(both)
 
 
+def test_a_run_without_thresholds_has_no_verdict_and_is_no_go() -> None:
+    unjudged = replace(MEASURED, scenario=to_tree(Scenario("none", "digits", Data("smartwatch"))))
+    assert not is_go(judge(unjudged))
+    assert (measures(unjudged)["verdict"], figures(unjudged)["verdict"]) == (None, NONE)
+    assert "nothing to judge" in page.render(unjudged)
+
+
 def test_figures_in_words_are_the_measures_and_measures_are_numbers() -> None:
     cost = Cost(1.26, 0.5, 2, 100.4)
     words, numbers = figures(MEASURED, cost), measures(MEASURED, cost)

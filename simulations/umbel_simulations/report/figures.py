@@ -18,7 +18,7 @@ def measures(outcome: Outcome, cost: Cost | None = None) -> dict[str, Measure]:
     accuracy, personal = spread("accuracy"), spread("personal_accuracy")
     seconds, joules = spread("seconds"), spread("joules")
     found: dict[str, Measure] = {
-        "verdict": "go" if is_go(judge(outcome)) else "no-go",
+        "verdict": _verdict(judge(outcome)),
         "accuracy": outcome.accuracy,
         "worst twentieth": accuracy.p05 if accuracy else None,
         "personal": personal.mean if personal else None,
@@ -34,6 +34,11 @@ def measures(outcome: Outcome, cost: Cost | None = None) -> dict[str, Measure]:
         "epsilon": outcome.epsilon or None,
     }
     return found | ({"real seconds": cost.seconds, "peak memory": cost.peak_megabytes} if cost else {})
+
+
+def _verdict(checks: tuple[Check, ...]) -> str | None:
+    """None where the scenario names no thresholds: nothing was judged, which `go-no-go` takes for a no-go."""
+    return ("go" if is_go(checks) else "no-go") if checks else None
 
 
 def figures(outcome: Outcome, cost: Cost | None = None) -> dict[str, str]:
@@ -70,7 +75,7 @@ def number(value: float | None) -> str:
 
 
 _SHOWN: Final[dict[str, Callable[[Any], str]]] = {
-    "verdict": str,
+    "verdict": lambda verdict: verdict or NONE,
     "accuracy": percent,
     "worst twentieth": percent,
     "personal": percent,
