@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from umbel.errors import CannotCompile
 from umbel_models.spec import ModelSpec
-from umbel_models.trainable import Head, LoRA, Named
+from umbel_models.trainable import Head, LoRA, Named, every_weight
 
 ADAPTER_SEED = 0
 """Fixed, so that equal specs give equal bundles."""
@@ -60,6 +60,9 @@ def resolved(spec: ModelSpec) -> ModelSpec:
         return _with_adapters(spec, spec.trainable)
     if isinstance(spec.trainable, Named):
         return replace(spec, trainable=_named(spec, spec.trainable))
+    if spec.trainable is every_weight:
+        frozen = {name for name, weight in spec.module.named_parameters() if not weight.requires_grad}
+        return replace(spec, trainable=lambda name: name not in frozen) if frozen else spec
     return spec
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class TorchOptimizer:
             group["lr"] = 0.0
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """How a weight moves, given its gradient."""
 

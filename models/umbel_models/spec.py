@@ -66,6 +66,11 @@ class ModelSpec:
         for name, tensor in (*self.inputs.items(), *self.targets.items()):
             if not isinstance(tensor, Tensor):
                 raise CannotCompile(f"{self.name!r}: {name!r} is a {type(tensor).__name__}; give a torch.Tensor")
+        if not isinstance(self.trainable, (Head, LoRA)) and not callable(self.trainable):
+            raise CannotCompile(f"{self.name!r}: trainable is {self.trainable!r}; give Head(), Named(...) or LoRA(...)")
+        if not isinstance(self.optimizer, Optimizer):
+            kind = f"{type(self.optimizer).__module__}.{type(self.optimizer).__name__}"
+            raise CannotCompile(f"{self.name!r}: the optimizer is a {kind}; give one of umbel_models.optimizers")
         given = [*self.inputs, *self.targets]
         for names in ([*given, *self.outputs], [*given, "loss", *self.metrics, "examples"]):
             if "" in names or len(set(names)) != len(names):

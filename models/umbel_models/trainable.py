@@ -6,6 +6,7 @@ go to a device once and never come back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,7 +15,7 @@ from umbel.errors import CannotCompile
 
 
 def every_weight(name: str) -> bool:
-    """Train all weights."""
+    """Train all weights, but those that their author froze by `requires_grad_(False)`."""
     del name
     return True
 
@@ -55,6 +56,8 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.targets:
             raise CannotCompile(f"LoRA of rank {self.rank} for {self.targets}; give a rank of 1 or more and a target")
+        if not 0 < self.scale < math.inf:
+            raise CannotCompile(f"LoRA with an alpha of {self.alpha}; give a number above zero")
 
     @property
     def scale(self) -> float:

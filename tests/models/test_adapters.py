@@ -20,7 +20,7 @@ from umbel_models.adapters import resolved
 from umbel_models.compile import compile_model
 from umbel_models.optimizers import SGD, Adam
 from umbel_models.spec import ModelSpec
-from umbel_models.trainable import Head, LoRA, Named, Trainable
+from umbel_models.trainable import Head, LoRA, Named, Trainable, every_weight
 from umbel_models.zoo import digits, shakespeare, smartwatch
 
 RUNTIMES = ("onnx", "litert")
@@ -69,7 +69,7 @@ def test_only_adapters_travel_and_they_train_as_in_torch(tmp_path: Path) -> None
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_trained_adapters_answer_alike_merged_and_beside(runtime: str, tmp_path: Path) -> None:
     bundle = compile_model(spec_of(LoRA(2, ("q", "v"), also=("head",))), tmp_path, RUNTIMES).bundle
-    inputs, targets = ({n: t.numpy() for n, t in part.items()} for part in spec_of(None).batch(12))
+    inputs, targets = ({n: t.numpy() for n, t in part.items()} for part in spec_of(every_weight).batch(12))
     session = runtime_named(runtime).train(bundle, bundle.weights(), {"lr": 0.05})
     losses = [session.step(inputs, targets) for _ in range(30)]
     assert losses[-1] < 0.8 * losses[0]
@@ -152,6 +152,20 @@ def test_a_layer_that_runs_twice_has_its_adapter_both_times(path: str, tmp_path:
 def test_names_choose_weights_and_whole_modules(chosen: tuple[str, ...], trained: set[str]) -> None:
     spec = resolved(spec_of(Named(chosen)))
     assert {name for name, _ in spec.module.named_parameters() if spec.trains(name)} == trained
+
+
+def test_what_its_author_froze_stays_frozen_unless_it_is_chosen_by_name() -> None:
+    spec = spec_of(every_weight)
+    assert len(trained_in(spec)) == 7
+    spec.module.get_submodule("v").requires_grad_(False)
+    assert trained_in(spec) == {"q.weight", "head.weight", "head.bias", "norm.weight", "norm.bias"}
+    assert trained_in(replace(spec, trainable=Named(("v",)))) == {"v.weight", "v.bias"}
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_alpha_that_would_let_adapters_do_nothing_is_refused(alpha: float) -> None:
+    with pytest.raises(CannotCompile, match="alpha of"):
+        LoRA(2, ("q",), alpha=alpha)
 
 
 class Attending(nn.Module):

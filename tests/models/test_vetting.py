@@ -157,6 +157,14 @@ def test_names_that_mean_two_things_and_things_that_are_no_tensors_are_refused(c
         spec_of(**changes)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"trainable": "head"}, {"optimizer": None}, {"optimizer": torch.optim.SGD([torch.zeros(1)], 0.1)}]
+)
+def test_words_and_torch_s_own_in_place_of_a_choice_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(CannotCompile, match=r"give Head\(\)|give one of umbel_models.optimizers"):
+        spec_of(**changes)
+
+
 def test_something_that_is_no_module_is_refused() -> None:
     with pytest.raises(CannotCompile, match=r"give a torch\.nn\.Module"):
         spec_of(lambda x: x)  # type: ignore[arg-type]
