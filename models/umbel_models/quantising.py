@@ -156,6 +156,8 @@ def _drop(
     if "correct" in spec.metrics:
         count = float(len(targets[0])) if spec.count is None else float(spec.count(outputs[0], *targets))
         right = [float(spec.metrics["correct"](output, *targets)) for output in outputs]
+        if not right[0]:
+            return math.inf, "the accuracy for all one can tell (float32 gets none right)"
         return (right[0] - right[1]) / max(count, 1.0), "the accuracy"
     losses = [float(spec.loss(output, *targets)) for output in outputs]
     return (losses[1] - losses[0]) / max(abs(losses[0]), 1e-12), "the loss, relatively,"

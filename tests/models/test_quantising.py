@@ -126,6 +126,13 @@ def test_the_calibration_examples_are_what_counts(tmp_path: Path) -> None:
     assert "on 3 examples" in reason
 
 
+def test_a_model_that_gets_nothing_right_has_nothing_to_lose_and_stays_as_it_is(tmp_path: Path) -> None:
+    spec = replace(dense(), calibration=({"x": torch.zeros(3, 20)}, {"y": torch.full((3,), 99)}))
+    kept = compile_model(spec, tmp_path, quantised=ANY_SPEED).bundle.manifest.precision["onnx"]
+    assert kept.kind == "float32"
+    assert "float32 gets none right" in kept.reason
+
+
 def test_a_trial_that_gives_no_numbers_is_refused() -> None:
     trial = Trial("int8", {1: 2.0}, 0.0, "the accuracy", 4, float("inf"))
     assert trial.objection(Quantise())
