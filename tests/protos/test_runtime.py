@@ -219,8 +219,8 @@ def test_an_unknown_hyper_parameter_is_out_of_bounds(runtime: Runtime) -> None:
         runtime.train(WATCH, START, {"momentum": 0.9})
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
-def test_a_hyper_parameter_that_is_no_number_is_out_of_bounds(runtime: Runtime, value: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39, -0.1])
+def test_a_hyper_parameter_that_no_plan_may_have_is_out_of_bounds(runtime: Runtime, value: float) -> None:
     with pytest.raises(OutOfBounds, match="lr is"):
         runtime.train(WATCH, START, {"lr": value})
 

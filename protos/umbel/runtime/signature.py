@@ -131,15 +131,17 @@ def resolve_hyperparameters(manifest: Manifest, chosen: Mapping[str, float] | No
     """The manifest's values, overridden by the chosen ones.
 
     Raises:
-        OutOfBounds: a name that the model's training graph doesn't take, or a value that is no number.
+        OutOfBounds: a name that the model's training graph doesn't take, or a value that no plan may give.
     """
     unknown = sorted(set(chosen or {}) - set(manifest.hyperparameters))
     if unknown:
         known = sorted(manifest.hyperparameters)
         raise OutOfBounds(f"{manifest.model!r} has no hyper-parameters {unknown}; it has {known}")
     for name, value in (chosen or {}).items():
-        if not abs(value) <= _LARGEST:
-            raise OutOfBounds(f"{name} is {value}; it must be a number that float32 has room for")
+        if not 0 <= value <= _LARGEST:
+            raise OutOfBounds(
+                f"{name} is {value}; it must be a number that isn't negative, and that float32 has room for"
+            )
     return {**manifest.hyperparameters, **(chosen or {})}
 
 
