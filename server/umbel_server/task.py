@@ -70,8 +70,9 @@ class Task:
             raise OutOfBounds(f"minimum {self.minimum} and goal {self.goal}: need 1 <= minimum <= goal <= 1000000")
         if not 1 <= self.over_selection <= 100:
             raise OutOfBounds(f"over_selection is {self.over_selection}; it must lie between 1 and 100")
-        if not (math.isfinite(self.deadline_seconds) and 0 < self.deadline_seconds <= 30 * 86_400):
-            raise OutOfBounds(f"deadline_seconds is {self.deadline_seconds}; above 0 and at most 30 days")
+        # Shorter, and rounds would be given up faster than they are opened: the coordinator would do nothing else.
+        if not (math.isfinite(self.deadline_seconds) and 1 <= self.deadline_seconds <= 30 * 86_400):
+            raise OutOfBounds(f"deadline_seconds is {self.deadline_seconds}; at least a second and at most 30 days")
         if not 1 <= self.rounds <= 1_000_000:
             raise OutOfBounds(f"rounds is {self.rounds}; it must lie between 1 and 1000000")
         self._check_strategy()

@@ -118,7 +118,7 @@ class TaskPart:
     """Fewest reports that make a round count."""
     over_selection: Annotated[float, Field(ge=1, le=100)] = 1.3
     """Sessions that may be open or reported, as a multiple of the goal."""
-    deadline_seconds: Positive = 600.0
+    deadline_seconds: Annotated[float, Field(ge=1)] = 600.0
     """From a round's opening to its last moment."""
     evaluate_candidates: bool = False
     """Whether a cohort measures each candidate before it becomes a version."""

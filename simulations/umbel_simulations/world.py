@@ -7,9 +7,9 @@ speeds over two decades, a session in twelve lost (Bonawitz et al. 2019, arXiv:1
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import with_config
+from pydantic import Field, with_config
 
 from umbel.errors import BadInput, OutOfBounds
 from umbel_server.gates import GatePolicy
@@ -21,7 +21,7 @@ from umbel_simulations.parts import STRICT, AtLeastOne, NotNegative, Positive, S
 class Population:
     """Who the devices are: when they are free, how fast they are, what joins them to the server."""
 
-    devices: AtLeastOne = 100
+    devices: Annotated[int, Field(ge=1, le=10_000_000)] = 100
     """How many there are; they get the users of the data in turn."""
     availability: Literal["always", "diurnal", "trace"] = "diurnal"
     """When a device is idle, charging and on an unmetered network."""

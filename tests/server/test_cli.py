@@ -186,10 +186,11 @@ def test_a_task_is_written_down_in_a_file(umbel: Umbel, tmp_path: Path) -> None:
         (TASK_FILE.replace("FedAdam", "FedMagic"), 1),
         (TASK_FILE.replace("eta = 0.02", "beta = 'x'"), 1),
         (TASK_FILE.replace("goal = 4", "goal = 0"), 1),
+        (TASK_FILE.replace("goal = 4", "deadline_seconds = 1e-6"), 1),
         (TASK_FILE.replace("epochs = 2", "epochs = 'two'"), 1),
         (TASK_FILE.replace("lr = 0.05", "warmth = 0.05"), 1),
     ],
-    ids=["no name", "no TOML", "field", "strategy", "argument", "goal", "type", "hyper-parameter"],
+    ids=["no name", "no TOML", "field", "strategy", "argument", "goal", "deadline", "type", "hyper-parameter"],
 )
 def test_a_task_that_makes_no_sense_is_refused_in_words(umbel: Umbel, tmp_path: Path, text: str, code: int) -> None:
     done(umbel("models", "add", BUNDLE, "--name", MODEL))

@@ -57,6 +57,16 @@ def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
         ("lr = 0.1", "lr = -1.0", r"line 13, task\.plan\.lr is -1\.0"),
         ("lr = 0.1", "lr = true", r"line 13, task\.plan\.lr is True"),
         ("lr = 0.1", "lr = 0.1\nvalidation = [\n  1,\n]\nepochs = 0", r"line 17, task\.plan\.epochs is 0"),
+        (
+            "goal = 10",
+            "deadline_seconds = 1e-9",
+            r"task\.deadline_seconds is 1e-09: it should be greater than or equal to 1",
+        ),
+        (
+            "[[adversaries]]",
+            "[population]\ndevices = 1000000000000\n[[adversaries]]",
+            r"population\.devices is 1000000000000",
+        ),
         ("share = 0.2", "share = 2", r"line 21, adversaries\.1\.share is 2"),
         ("share = 0.2", "share = 0.95", r"line 15: adversaries: their shares together"),
         ('kind = "nan"', 'kind = "nam"', r"line 20, adversaries\.1\.kind is 'nam': it should be 'sign-flip'"),
