@@ -114,6 +114,6 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(
-            f"{path} isn't there; `umbel init` makes a coordinator's own files, `umbel helper init` a helper's"
-        ) from None
+        # A folder that isn't there either is one that nobody has made yet; any other file is the caller's own.
+        made = "; `umbel init` makes a coordinator's folder, `umbel helper init` a helper's"
+        raise NotFound(f"{path} isn't there{'' if path.parent.is_dir() else made}") from None

@@ -91,6 +91,13 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(umbel: Umbel, live: Live
         assert result.err.startswith("umbel: can't use "), result.err
 
 
+def test_only_what_init_makes_is_said_to_come_from_it(run: Umbel, tmp_path: Path) -> None:
+    nobodys = run("serve", "--state", str(tmp_path / "nowhere")).err
+    assert "umbel init" in nobodys and "umbel init" in run("helper", "run", "--state", str(tmp_path / "nowhere")).err
+    own = run("audit", "check", str(tmp_path / "missing.jsonl")).err
+    assert "missing.jsonl isn't there" in own and "umbel init" not in own
+
+
 def test_an_operator_whose_key_cannot_be_kept_is_not_added(umbel: Umbel, live: Live, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     theirs = tmp_path / "ada"
