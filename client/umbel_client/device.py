@@ -307,7 +307,7 @@ class Device:
         if slots.reverted is not None:
             gone = slots.reverted
             told = ReleaseOutcome(gone.model, gone.number, Outcome.REVERTED, gone.reason, gone.execution)
-            kit.memory.keep(kit.memory.state.with_outcome(told, kit.clock.now()))
+            kit.memory.put(kit.memory.state.with_outcome(told, kit.clock.now()))
             kit.shelf.change(Slots.told)
         elif trial is not None and active is not None and self._answering.well:
             self._answering.healthy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from tests.client.conftest import Bench
 from tests.client.recordings import recordings
 from umbel.errors import MalformedMessage, Unavailable
 from umbel.plan import Plan
+from umbel.visit import Outcome
 from umbel_client.agent import Agent
 from umbel_client.cli import main
 from umbel_client.files import Disk
+from umbel_client.slots import Reverted
 from umbel_client.sqlite_examples import SqliteExamples
 from umbel_client.visits import Ending
 
@@ -52,6 +55,33 @@ async def test_a_visit_on_a_full_disk_fails_in_words_and_the_next_goes_on(bench:
     bench.clock.instant = again.next_wake
     await device.wake()
     assert bench.open().answers_with, "the release comes with the next question, and is on disk"
+
+
+async def test_a_release_that_was_given_up_is_told_of_once_the_disk_takes_the_note(bench: Bench) -> None:
+    """The mark that it was told may only be set when the note stands on the disk: a process may end in between."""
+
+    class NoNotes(Disk):
+        def __init__(self) -> None:
+            super().__init__(self._step)
+            self.is_full = True
+
+        def _step(self, step: str) -> None:
+            if self.is_full and step == "write state.json":
+                raise OSError(errno.ENOSPC, "No space left on device", "state.json")
+
+    disk = NoNotes()
+    device = bench.device_with_examples(disk=disk)
+    given_up = Reverted("watch", 7, "", "it crashed")
+    device._kit.shelf.change(lambda slots: replace(slots, reverted=given_up))
+    bench.coordinator.tasks = []
+    await device.wake()
+    assert device._kit.shelf.slots.reverted == given_up
+    disk.is_full = False
+    bench.clock.instant += 10_000
+    await device.wake()
+    (told,) = bench.coordinator.check_ins[-1].outcomes
+    assert (told.number, told.outcome) == (7, Outcome.REVERTED)
+    assert device._kit.shelf.slots.reverted is None
 
 
 def test_examples_on_a_full_disk_are_refused_with_the_reason_and_none_is_kept(tmp_path: Path) -> None:
