@@ -104,8 +104,7 @@ class Device:
 
         Raises:
             NotFound: `home` isn't enrolled.
-            MalformedMessage: a file in `home` is damaged; the message says which.
-            OSError: `home` can't be made or written to.
+            MalformedMessage, OSError: a file in `home` is damaged, or `home` can't be written to.
         """
         home = Path(home)
         make_folder(home, 0o700)
