@@ -68,11 +68,16 @@ def places(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 Places = Iterator[tuple[str, Path]]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
+FOURTHS = [pytest.param(strategy, at, 4, id=strategy.name) for at, strategy in enumerate(STRATEGIES, 1)]
+"""Every fourth step, beginning elsewhere for each: together, every step."""
+EVERY = [pytest.param(STRATEGIES[2], 1, 1, id="FedAdam, every step", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("strategy", "first", "stride"), FOURTHS + EVERY)
 @pytest.mark.usefixtures("quick_disk")
-async def test_killed_at_any_durable_step_it_ends_bit_equal(strategy: StrategySpec, places: Places) -> None:
-    # Every step for one, and every fourth, beginning elsewhere, for the others.
-    first, stride = (1, 1) if strategy.name == "FedAdam" else (1 + len(strategy.name) % 4, 4)
+async def test_killed_at_any_durable_step_it_ends_bit_equal(
+    strategy: StrategySpec, first: int, stride: int, places: Places
+) -> None:
     world, steps = await run(*next(places), task(strategy=strategy), set())
     unbroken = ending(world)
     assert steps.count("spool report") == 4

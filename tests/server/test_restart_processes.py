@@ -158,6 +158,7 @@ def require_that_nothing_is_left_over(federation: Federation, parts: Parts) -> N
     assert not [name for area in blobs.iterdir() for name in names_in(area) if name.startswith("aside-")]
 
 
+@pytest.mark.slow
 def test_processes_that_are_killed_at_any_time_lose_no_report_and_count_none_twice(tmp_path: Path) -> None:
     with Federation(tmp_path, f"sqlite:///{tmp_path / 'umbel.db'}", device_count=4) as federation:
         run_through(federation, task(devices=4), kills=5, seed=1)
