@@ -150,6 +150,17 @@ def test_a_request_with_any_bit_flipped_proves_nothing(position: int, data: st.D
         key_of_request(bytes(request))
 
 
+def test_a_request_is_written_in_one_way_only() -> None:
+    """A signature that ends in a bit of 0 would be as good without it, were its last bit said not to count."""
+    requests = (make_request(ec.generate_private_key(ec.SECP256R1())) for _ in range(100))
+    request = bytearray(next(one for one in requests if one[-1] % 2 == 0))
+    before = -1 - len(x509.load_der_x509_csr(bytes(request)).signature)
+    assert request[before] == 0
+    request[before] = 1
+    with pytest.raises(EnrolmentRefused):
+        key_of_request(bytes(request))
+
+
 def test_a_request_proves_its_key(key: ec.EllipticCurvePrivateKey) -> None:
     assert id_of_key(key_of_request(make_request(key))) == id_of_key(key.public_key())
 
