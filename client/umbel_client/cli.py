@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from umbel.errors import UmbelError
+from umbel.errors import UmbelError, unusable
 from umbel_client import commands
 from umbel_client.memory import give_back_what_is_freed
 
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        sys.stderr.write(f"umbel-device: can't use {error.filename or 'a file'}: {error.strerror or error}\n")
+        sys.stderr.write(f"umbel-device: {unusable(error)}\n")
         return 1
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from numpy.typing import NDArray
 
 from umbel.clock import Clock, SystemClock
-from umbel.errors import Interrupted, UmbelError, Unavailable, WrongState
+from umbel.errors import Interrupted, RuntimeFailure, UmbelError, Unavailable, WrongState, unusable
 from umbel.randomness import generator
 from umbel.runtime import Runtime
 from umbel.version import VERSION
@@ -173,7 +173,11 @@ class Device:
     def _answered(self, ask: Callable[[Predictor], T]) -> T:
         """An answer, timed; it shows that a release on trial can give one."""
         predictor, began = self.predictor, self._kit.clock.now()
-        answer = ask(predictor)
+        try:
+            answer = ask(predictor)
+        except RuntimeFailure:
+            self._answering.failed()
+            raise
         self._times.took(predictor, self._kit.clock.now() - began)
         self._answering.healthy()
         return answer
@@ -230,8 +234,9 @@ class Device:
         """End in order: what was loaded hasn't taken this process down, so a release on trial gets its tries back.
 
         Only for a process that goes without an answer or a visit; three such ends in a row look like crashes otherwise.
+        An answer that failed still counts against the release.
         """
-        self._answering.healthy()
+        self._answering.ended()
 
     # One visit.
 
@@ -263,8 +268,7 @@ class Device:
             except UmbelError as error:
                 return self._fail(error)
             except OSError as error:
-                words = f"can't use {error.filename or 'the disk'}: {error.strerror or error}; the next visit goes on"
-                return self._fail(Unavailable(words))
+                return self._fail(Unavailable(f"{unusable(error)}; the next visit goes on"))
             finally:
                 self._book(before.up, before.down)
                 await self._kit.channel.close()

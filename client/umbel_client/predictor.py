@@ -133,7 +133,7 @@ class Answering:
         self._shelf = shelf
         self._runtime = runtime
         self._serving: tuple[object, object] | None = None
-        self._proved = False
+        self._proved = self._failed = False
         self.current: Predictor | None = None
         self.well = True
         """False when what the slots hold didn't load, and something else (or nothing) answers instead."""
@@ -158,14 +158,24 @@ class Answering:
 
     def healthy(self) -> None:
         """What answers now has proved that it can: a release on trial gets its tries back, once a process."""
+        self._failed = False
         if not self._proved and self.well and self.current is not None:
             self._proved = True
             if self._shelf.slots.trial is not None:
                 self._shelf.change(Slots.healthy)
 
+    def failed(self) -> None:
+        """An answer failed: until there is another one, an orderly end shows nothing."""
+        self._failed = True
+
+    def ended(self) -> None:
+        """The process ends in order: what was loaded hasn't taken it down, unless it fails to answer."""
+        if not self._failed:
+            self.healthy()
+
     def _load(self, slots: Slots) -> bool:
         """Whether what the slots hold answers now; if not, the best of what is left does."""
-        self.well, self._proved = True, False
+        self.well, self._proved, self._failed = True, False, False
         for candidate in (slots, replace(slots, personal=None), slots.revert()):
             try:
                 self.current = open_active(self._shelf, candidate, self._runtime)

@@ -335,3 +335,8 @@ BY_CODE: dict[str, type[UmbelError]] = _descend(UmbelError)
 def from_code(code: str, message: str) -> UmbelError:
     """The error that the far side raised; an unknown code (a newer peer) becomes a plain `UmbelError`."""
     return BY_CODE.get(code, UmbelError)(message)
+
+
+def unusable(error: OSError) -> str:
+    """A file, a folder or a disk that doesn't do, in words."""
+    return f"can't use {error.filename or 'a file'}: {error.strerror or error}"

@@ -19,8 +19,8 @@ try:
 except ModuleNotFoundError as missing:
     raise SystemExit(f"umbel-simulate needs {missing.name}: pip install 'umbel[simulate]'") from missing
 
-from umbel.errors import BadInput, NotFound, UmbelError
-from umbel_simulations.runs import Run, play, read, unusable
+from umbel.errors import BadInput, NotFound, UmbelError, unusable
+from umbel_simulations.runs import Run, play, read
 from umbel_simulations.scenario import Scenario
 from umbel_simulations.scenario_file import changed, find, library
 

@@ -92,11 +92,6 @@ def read(path: Path) -> Run:
     return Run(outcome, cost, report.parent)
 
 
-def unusable(error: OSError) -> str:
-    """A file or a folder that doesn't do, in words."""
-    return f"can't use {error.filename or 'a file'}: {error.strerror or error}"
-
-
 def _claim(folder: Path, scenario: str, fresh: bool) -> None:
     """Make the folder this scenario's own."""
     told = folder / _SCENARIO

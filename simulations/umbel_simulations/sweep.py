@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from umbel.digests import digest_of
-from umbel.errors import MalformedMessage, OutOfBounds, UmbelError
+from umbel.errors import MalformedMessage, OutOfBounds, UmbelError, unusable
 from umbel_server.json_text import to_text
 from umbel_simulations.engines import Silent
-from umbel_simulations.runs import Run, play, unusable
+from umbel_simulations.runs import Run, play
 from umbel_simulations.scenario import Scenario
 from umbel_simulations.scenario_file import changed
 

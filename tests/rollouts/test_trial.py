@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
 from umbel.digests import digest_of
+from umbel.errors import RuntimeFailure
+from umbel_client.predictor import Predictor
 from umbel_client.slots import TRIES, Personal, Slot, Slots, Trial
 
 
@@ -88,6 +91,27 @@ async def test_neither_ranked_answers_nor_orderly_ends_use_up_the_tries(fleet: F
     for _ in range(TRIES + 1):
         fleet.reopen(0)
     assert fleet.releases() != [number], "ends that leave no sign are taken for crashes"
+
+
+async def test_a_release_that_fails_to_answer_uses_up_its_tries_however_orderly_the_ends(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = fleet.releases()[0]
+    number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    from tests.client.recordings import recordings
+
+    def fails(*_: object) -> None:
+        raise RuntimeFailure("no such kernel on this device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Predictor, "__call__", fails)
+        for _ in range(TRIES):
+            assert fleet.releases() == [number]
+            with closing(fleet.reopen(0)) as device, pytest.raises(RuntimeFailure):
+                device.predict(recordings(1)[0])
+    fleet.reopen(0)
+    assert fleet.releases() == [good]
 
 
 async def test_a_bundle_that_rots_on_trial_is_given_up_at_once(fleet: Fleet) -> None:

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from umbel.errors import UmbelError
+from umbel.errors import UmbelError, unusable
 from umbel_server.cli.connection import quiet_grpc
 
 _ABOUT = """Run a coordinator, and operate it.
@@ -77,5 +77,5 @@ def main() -> None:
         sys.stderr.close()
         raise SystemExit(0) from None
     except OSError as error:
-        sys.stderr.write(f"umbel: can't use {error.filename or 'a file'}: {error.strerror or error}\n")
+        sys.stderr.write(f"umbel: {unusable(error)}\n")
         raise SystemExit(1) from error
