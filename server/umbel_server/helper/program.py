@@ -124,7 +124,8 @@ class _Nothing:
 
 async def _sweep(helper: Helper) -> None:
     while True:
-        helper.sweep()
+        # On a thread: it waits for a sum that is being formed, and devices that enrol needn't.
+        await asyncio.to_thread(helper.sweep)
         await asyncio.sleep(SWEEP_SECONDS)
 
 
