@@ -105,8 +105,9 @@ class Listing:
         told = self._newest_timestamp().get(ISSUED_AT)
         # Whoever steals the timestamp's key may write anything here: what is no instant must not keep a device from
         # learning, by the next root, that the key was replaced.
-        is_instant = isinstance(told, int | float) and not isinstance(told, bool) and 0 <= told <= _LAST_INSTANT
-        return float(told) if is_instant else 0.0
+        if not isinstance(told, int | float) or not 0 <= told <= _LAST_INSTANT:
+            return 0.0
+        return float(told)
 
     @property
     def witnessed(self) -> str:
