@@ -72,6 +72,24 @@ class ReleaseDesk:
             raise NotFound(f"nobody has a release of {model!r} on channel {channel!r} yet")
         return self._registry.version(connection, model, self._version_of(connection, model, head))
 
+    def require_ahead(self, connection: sa.Connection, model: str, channel: str, release: int, revert: int) -> None:
+        """Refuse a move that was prepared for another state of the channel than it is in now.
+
+        Raises:
+            WrongState: the channel has moved past `release`, or `revert` doesn't bring back what devices have now.
+            NotFound: there is no release `revert`.
+        """
+        head = self.head(connection, model, channel)
+        again = f"`umbel releases prepare {model} VERSION` makes both anew"
+        if release <= head:
+            raise WrongState(
+                f"channel {channel!r} is at release {head}, and devices never move down to {release}; {again}"
+            )
+        if revert and head and not self._same_content(connection, model, head, revert):
+            raise WrongState(
+                f"release {revert} doesn't bring back what channel {channel!r} has now, release {head}; {again}"
+            )
+
     def waiting(self, connection: sa.Connection, model: str = "") -> list[ListedRelease]:
         """Releases that nobody has signed yet, lowest number first."""
         query = (
@@ -203,6 +221,9 @@ class ReleaseDesk:
         row = {"model": version.model, "number": published.number, "content_of": content_of, "from_number": from_number}
         connection.execute(LISTED.insert().values(row))
         return published.number
+
+    def _same_content(self, connection: sa.Connection, model: str, one: int, other: int) -> bool:
+        return self._version_of(connection, model, one) == self._version_of(connection, model, other)
 
     def _version_of(self, connection: sa.Connection, model: str, number: int) -> int:
         this = (RELEASES.c.model == model) & (RELEASES.c.number == number)
