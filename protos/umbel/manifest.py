@@ -23,11 +23,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
+from umbel import fields
 from umbel.digests import Digest, digest_of, parse_digest
 from umbel.errors import BundleInvalid, MalformedMessage
 
@@ -264,9 +266,9 @@ def _spec(name: object, dtype: object, shape: list[object]) -> TensorSpec:
 
 def _check(manifest: Manifest) -> None:
     names = [spec.name for name in _SPEC_FIELDS for spec in getattr(manifest, name)]
-    repeated = {name for name in names if names.count(name) > 1}
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
-        raise BundleInvalid(f"tensor names must be unique, these are not: {sorted(repeated)}")
+        raise BundleInvalid(f"tensor names must be unique, these are not: {repeated[:20]}")
     for spec in (spec for name in _SPEC_FIELDS for spec in getattr(manifest, name)):
         if spec.dtype not in DTYPES:
             raise BundleInvalid(f"tensor {spec.name!r} has dtype {spec.dtype!r}; known are {', '.join(DTYPES)}")
@@ -280,8 +282,10 @@ def _check(manifest: Manifest) -> None:
         if required not in manifest.files:
             raise BundleInvalid(f"the bundle lists no {required}")
     for name in manifest.files:
-        if not name or "/" in name or "\\" in name or name.startswith("."):
-            raise BundleInvalid(f"{name!r} is not a plain file name")
+        if not fields.is_name(name):
+            raise BundleInvalid(f"{name[:80]!r} is not a plain file name: letters, digits, '.', '_' and '-', 100 at most")
+    if len({name.lower() for name in manifest.files}) < len(manifest.files):
+        raise BundleInvalid("two files differ only in upper and lower case, which not every machine can tell apart")
     _check_precision(manifest)
     for runtime, files in manifest.graphs.items():
         for signature, file in files.items():

@@ -108,6 +108,9 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a file that climbs out": ({"files": {**WATCH.files, "../passwd": REF}}, "plain file name"),
     "a file that climbs out elsewhere": ({"files": {**WATCH.files, "..\\passwd": REF}}, "plain file name"),
     "a hidden file": ({"files": {**WATCH.files, ".profile": REF}}, "plain file name"),
+    "a file with an escape sequence": ({"files": {**WATCH.files, "a\x1b[2J": REF}}, "plain file name"),
+    "a file that no disk takes": ({"files": {**WATCH.files, "a" * 5000: REF}}, "plain file name"),
+    "two files to some machines, one to others": ({"files": {**WATCH.files, "Infer.ONNX": REF}}, "upper and lower"),
     "a graph that isn't listed": ({"graphs": {"onnx": {"infer": "other.onnx"}}}, "doesn't list"),
     "an unknown signature": ({"graphs": {"onnx": {"guess": "infer.onnx"}}}, "guess"),
 }
@@ -129,6 +132,15 @@ def test_a_newer_format_asks_for_an_update() -> None:
 def test_an_endless_manifest_is_not_parsed() -> None:
     with pytest.raises(MalformedMessage, match="limit"):
         Manifest.from_bytes(b" " * (MAX_MANIFEST_BYTES + 1))
+
+
+def test_as_many_tensors_as_fit_into_a_manifest_are_checked_in_time() -> None:
+    """Each with each other would take minutes."""
+    tree = json.loads(WATCH.to_bytes())
+    many = [[f"f_{number:x}", "float32", []] for number in range(150_000)]
+    data = json.dumps(tree | {"frozen": many}, separators=(",", ":")).encode()
+    assert MAX_MANIFEST_BYTES * 0.8 < len(data) <= MAX_MANIFEST_BYTES
+    assert len(Manifest.from_bytes(data).frozen) == len(many)
 
 
 def test_what_is_shared_leaves_out_what_is_frozen() -> None:
