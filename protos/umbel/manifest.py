@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ QUANTISED: Final = "infer_quantised"
 """The signature that some bundles have beside those."""
 FLOAT32: Final = "float32"
 MAX_MANIFEST_BYTES: Final = 4 << 20
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""All but tabs and line ends."""
 DTYPES: Final = ("float32", "float16", "int32", "int64", "uint8", "bool")
 
 
@@ -250,6 +253,8 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {value!r:.80}")
     value.encode()  # a lone surrogate, which JSON can spell, could not be written again
+    if _CONTROL.search(value):
+        raise ValueError(f"control characters, which could rewrite a terminal or a log, in {value!r:.80}")
     return value
 
 
