@@ -288,7 +288,9 @@ def _check(manifest: Manifest) -> None:
             raise BundleInvalid(f"the bundle lists no {required}")
     for name in manifest.files:
         if not fields.is_name(name):
-            raise BundleInvalid(f"{name[:80]!r} is not a plain file name: letters, digits, '.', '_' and '-', 100 at most")
+            raise BundleInvalid(
+                f"{name[:80]!r} is not a plain file name: letters, digits, '.', '_' and '-', at most 100"
+            )
     if len({name.lower() for name in manifest.files}) < len(manifest.files):
         raise BundleInvalid("two files differ only in upper and lower case, which not every machine can tell apart")
     _check_precision(manifest)
