@@ -219,7 +219,7 @@ class Adoption:
         personal = None
         if tested.personal_wins and tested.tuned_weights is not None:
             weights = self._kit.shelf.put_personal(tested.tuned_weights)
-            personal = Personal(bundle.manifest.digest, weights)
+            personal = Personal(release.bundle, weights)
         self._kit.shelf.change(lambda now: now.adopt(Slot.of(release), personal, trial))
         self._switched()
         self._kit.shelf.tidy()

@@ -29,6 +29,8 @@ _SUM: Final = "protos/umbel/secure_sum.py"
 _COHORT: Final = "protos/umbel/cohort_sum.py"
 _DESCRIPTOR: Final = "protos/umbel/descriptor.py"
 _CORE: Final = "server/umbel_server/helper/core.py"
+_SERVICE: Final = "server/umbel_server/helper/service.py"
+_RECORDS: Final = "server/umbel_server/helper/records.py"
 _PEOPLE: Final = "server/umbel_server/helper/people.py"
 _LEADER: Final = "server/umbel_server/secure_aggregation.py"
 _RING: Final = "protos/umbel/ring.py"
@@ -142,6 +144,13 @@ GUARDS: Final = (
     Mutant("a token's single use", _PEOPLE, "if found[2] is not None and found[2] != public_key:", "if False:"),
     Mutant("enrolment of the revoked", _PEOPLE, "if not self._records.is_participant(public_key):", "if False:"),
     Mutant("renewal of the revoked", _PEOPLE, "if not self._records.is_participant(certificate.public_key):", "if False:"),
+    Mutant("room for the round's capsules only", _SERVICE, "if len(items) > most:", "if False:"),
+    Mutant("room for the round's ids only", _SERVICE, "if len(ids) > most * REPORT_ID_BYTES:", "if False:"),
+    # What the helper keeps.
+    Mutant("a deleted key in the log", _RECORDS, 'self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")', "pass"),
+    Mutant("a deleted key in the database", _RECORDS, "PRAGMA secure_delete=ON", "PRAGMA secure_delete=OFF"),
+    Mutant("the store's privacy", _RECORDS, "            make_file_private(path)\n", "            pass\n"),
+    Mutant("one transaction at a time", _RECORDS, "        with self._lock:\n            self._connection.execute(\"BEGIN", "        if True:\n            self._connection.execute(\"BEGIN"),
     # The descriptor.
     Mutant("the helper's countersignature", _DESCRIPTOR, '    verify_signature(helper, signed.helper_signature, _HELPER + signed.statement, "the round descriptor")\n', ""),
     Mutant("the leader's signature", _DESCRIPTOR, '    verify_signature(leader, signature, _LEADER + statement, "the round descriptor")\n', ""),

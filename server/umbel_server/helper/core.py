@@ -147,6 +147,17 @@ class Helper:
                 self._records.countersign(held, rd_of(statement), statement, descriptor.not_after)
         return sign_as_helper(statement, self._identity)
 
+    def most_reports(self, rd: bytes) -> int:
+        """How many reports a round takes at most.
+
+        A request's signature can be checked only once all of it has come. Until then a stranger may be asking, who gets
+        no more room than this, and none for a round that isn't there.
+
+        Raises:
+            NotFound, RoundClosed: no such round, or no more.
+        """
+        return self._countersigned(rd)[1].maximum
+
     def prepare(self, rd: bytes, items: Sequence[HelperItem], signature: bytes) -> Prepared:
         """Which reports may be summed; for a round that is summed already, those that were.
 
