@@ -151,6 +151,7 @@ async def test_two_stolen_keys_of_three_can_be_replaced_at_once(tmp_path: Path) 
     first, second, _ = (it.key_id for it in fleet.repository.key_status() if it.role == role)
     for stolen in (first, second):
         fleet.keys.forget(stolen)
+    for stolen in (first, second):
         renewal.rotate(fleet.repository, fleet.keys, role, stolen, fleet.clock.now())
     await fleet.visits()
     assert fleet.releases() == [2]
