@@ -14,6 +14,8 @@ from umbel.errors import (
     MalformedMessage,
     NotAllowed,
     NotAuthentic,
+    NotFound,
+    RollbackRefused,
     RuntimeFailure,
     UmbelError,
     Unavailable,
@@ -102,14 +104,13 @@ class Adoption:
         # Needed elsewhere since it checked in: the offer stays open, and comes again at the next visit.
         self._kit.require_free()
         try:
-            offered = await believe(self._kit, listing, signed)
+            offered = await self._offered(listing, signed)
+            if offered is None:
+                return None
             self._kit.memory.know(replace(memory.known, model=offer.model))
             outcome = await self._try(offered, deltas)
         except Unavailable:
             raise
-        except Expired as error:
-            self.refusal = as_text(f"{error.code}: {error}")
-            return None
         except UmbelError as error:
             outcome = ReleaseOutcome(offer.model, offer.number, Outcome.FAILED, f"{error.code}: {error}")
         outcome = replace(outcome, execution=offer.execution)
@@ -117,6 +118,14 @@ class Adoption:
         revision = self._kit.examples.revision()
         memory.put(replace(state, judged=offer.number, judged_examples=revision, attempt=("", 0)))
         return outcome
+
+    async def _offered(self, listing: Listing, signed: SignedOffer) -> Offered | None:
+        """What an offer means; None, and a refusal, where the listing at hand is behind: that is no release's fault."""
+        try:
+            return await believe(self._kit, listing, signed)
+        except (Expired, RollbackRefused, NotFound) as error:
+            self.refusal = as_text(f"{error.code}: {error}")
+            return None
 
     async def reconsider(self) -> None:
         """Make the active release this device's own anew, once there are other examples than it was tested with."""

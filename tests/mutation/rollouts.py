@@ -19,6 +19,7 @@ _STEERING: Final = (
     "tests/rollouts/test_rollout_end_to_end.py",
 )
 _ENDS: Final = ("tests/rollouts/test_ends.py",)
+_WEEKS: Final = ("tests/rollouts/test_weeks.py",)
 _CONTROLLERS: Final = ("tests/rollouts/test_controller_crashes.py",)
 _DESK: Final = (
     "tests/rollouts/test_offers.py",
@@ -105,6 +106,29 @@ GUARDS: Final = (
         ("an arm that can't tell", "worst = next(it for it in (Decision.INCONCLUSIVE, Decision.CONTINUE, Decision.PASS) if it in decisions)", "worst = next(it for it in (Decision.PASS, Decision.CONTINUE, Decision.INCONCLUSIVE) if it in decisions)"),
         ("who got no arm is control", "[*canaries[arm.release], *control]", "[*canaries[arm.release]]"),
         ("all arms together", "replace(policy, alpha=policy.alpha / len(arms))", "replace(policy, alpha=0.4)"),
+    ),
+    *of(
+        "server/umbel_server/metadata_files.py", _LISTING,
+        ("only metadata are handed out", "not _FILE.fullmatch(name) or ", ""),
+    ),
+    *of(
+        "server/umbel_server/metadata_files.py", _WEEKS,
+        ("files that nobody asks for", "[:-KEPT_FILES]", "[:0]"),
+    ),
+    *of(
+        "server/umbel_server/repository.py", _WEEKS,
+        ("numbered by the seconds", "0 if rule_of(role).offline else int(now)", "0"),
+        ("what is passed", "for number in passed:", "for number in ():"),
+    ),
+    *of(
+        "server/umbel_server/releases.py", _WEEKS,
+        ("another channel's head", "it.channel == channel and it.number < head", "it.number < head"),
+        ("what was dropped doesn't wait", "LISTED.c.number > max(self.listed(it), default=0)", "LISTED.c.number.not_in(self.listed(it))"),
+    ),
+    *of(
+        "client/umbel_client/adoption.py", _WEEKS,
+        ("a listing that is behind", "except (Expired, RollbackRefused, NotFound) as error:", "except (Expired, NotFound) as error:"),
+        ("what isn't listed yet", "except (Expired, RollbackRefused, NotFound) as error:", "except (Expired, RollbackRefused) as error:"),
     ),
     # Offers, answers, steering.
     *of(
@@ -193,10 +217,9 @@ GUARDS: Final = (
         ("one successor", "if metadata.signed.version != current + 1:", "if False:"),
         ("a number is listed once", "            if path in metadata.signed.targets:\n", "            if False:\n"),
         ("listed numbers rise", "release.number < newest:", "False:"),
-        ("only metadata are handed out", "not _FILE.fullmatch(name) or ", ""),
         ("the root's own keys", '            if role == "root":\n                metadata.verify_delegate(role, metadata)\n', ""),
         ("the keys before", '(role in RULES and metadata.signed.version > 1) or role == "targets"', 'role == "targets"'),
-        ("a stolen online key ends", '        elif (self._folder / "timestamp.json").exists():', "        elif False:"),
+        ("a stolen online key ends", '        elif "timestamp.json" in self.names():', "        elif False:"),
         ("a model's own paths", 'paths=[f"models/{model}/*"]', 'paths=["models/*/*"]'),
         ("signers are named once", "if model in self.models():", "if False:"),
     ),

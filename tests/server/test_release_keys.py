@@ -21,6 +21,7 @@ from umbel.errors import (
 )
 from umbel_client.listing import Listing
 from umbel_server.keyring import DAY, Keyring
+from umbel_server.metadata_files import MetadataFiles
 from umbel_server.repository import Repository, sign_draft
 
 
@@ -216,15 +217,15 @@ def test_a_crash_before_the_timestamp_leaves_what_was_published_before(
         before = [release.number for release in world.repository.releases(MODEL)]
         written = 0
 
-        def write(name: str, data: bytes, real: Any = Repository._write) -> None:
+        def write(name: str, data: bytes, real: Any = MetadataFiles.write) -> None:
             nonlocal written
             if written == survives:  # noqa: B023
                 raise OSError("power cut")
             written += 1
-            real(world.repository, name, data)
+            real(world.repository._files, name, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(world.repository, "_write", write)
+            patch.setattr(world.repository._files, "write", write)
             with pytest.raises(OSError, match="power cut"):
                 world.release(listed(before[-1] + 1))
         again = Repository(world.metadata, world.keys)
