@@ -12,6 +12,7 @@ from umbel.errors import WrongState
 from umbel_server.releases import Prepared
 from umbel_server.rollout import Stage
 from umbel_server.rollout_spec import RolloutSpec, Wave
+from umbel_server.tables import OPERATORS
 from umbel_server.waves import is_held_back, takes
 
 DEADLINE = 3600.0
@@ -187,3 +188,20 @@ async def test_a_population_without_tasks_keeps_its_model_after_its_rollout(flee
     found = await succeeded(fleet, "r")
     offers = fleet.coordinator.rollouts.offers  # type: ignore[union-attr]
     assert offers.model_of(POPULATION) == found.spec.model
+
+
+async def test_the_word_of_somebody_who_was_revoked_since_starts_nothing(fleet: Fleet) -> None:
+    """A second person's stolen identity is worth nothing once it is revoked, also where it was used before."""
+    spec = spec_of(fleet.verbs.prepare(MODEL, fleet.good_version(), "stable", AUTHOR))
+    fleet.verbs.create("r", spec, AUTHOR)
+    fleet.verbs.submit("r", AUTHOR, 0)
+    fleet.verbs.approve("r", SECOND, spec.subject, 1)
+    row = {"id": "aa", "name": "grace", "role": "approver", "added_by": AUTHOR, "added_at": 1.0, "revoked_at": 2.0}
+    with fleet.coordinator.store.transaction() as connection:
+        connection.execute(OPERATORS.insert().values(row))
+    with pytest.raises(WrongState, match="revoked since"):
+        fleet.verbs.start("r", AUTHOR, 2)
+    fleet.verbs.edit("r", spec, AUTHOR, 2)
+    fleet.verbs.submit("r", AUTHOR, 3)
+    fleet.verbs.approve("r", "operator:hopper", spec.subject, 4)
+    assert fleet.verbs.start("r", AUTHOR, 5).rollout.stage is Stage.RUNNING
