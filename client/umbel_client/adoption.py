@@ -10,12 +10,9 @@ from umbel.bundle import Bundle
 from umbel.errors import (
     BundleInvalid,
     DigestMismatch,
-    Expired,
     MalformedMessage,
     NotAllowed,
     NotAuthentic,
-    NotFound,
-    RollbackRefused,
     RuntimeFailure,
     UmbelError,
     Unavailable,
@@ -90,7 +87,8 @@ class Adoption:
     async def follow(self, listing: Listing, signed: SignedOffer, deltas: Deltas = ()) -> ReleaseOutcome | None:
         """Follow an offer: take the release over on trial, or turn it down; the answer goes up with the next visit.
 
-        None if nothing can be said yet: the listing is out of date, or out of reach; what answers goes on answering.
+        None if nothing can be said yet: the listing is out of date, signed by too few, or doesn't hold what is offered;
+        what answers goes on answering.
 
         Raises:
             Unavailable: the way there broke, or the device is needed; it is considered again at the next visit.
@@ -120,10 +118,12 @@ class Adoption:
         return outcome
 
     async def _offered(self, listing: Listing, signed: SignedOffer) -> Offered | None:
-        """What an offer means; None, and a refusal, where the listing at hand is behind: that is no release's fault."""
+        """What an offer means; None, and a refusal, where that can't be shown now: no fault of the release's."""
         try:
             return await believe(self._kit, listing, signed)
-        except (Expired, RollbackRefused, NotFound) as error:
+        except Unavailable:
+            raise
+        except UmbelError as error:
             self.refusal = as_text(f"{error.code}: {error}")
             return None
 

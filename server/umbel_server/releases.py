@@ -83,14 +83,11 @@ class ReleaseDesk:
         """
         head = self.head(connection, model, channel)
         again = f"`umbel releases prepare {model} VERSION` makes both anew"
+        at = f"channel {channel!r} is at release {head} already"
         if release <= head:
-            raise WrongState(
-                f"channel {channel!r} is at release {head}, and devices never move down to {release}; {again}"
-            )
+            raise WrongState(f"{at}, and devices only move to higher ones, not to {release}; {again}")
         if revert and head and not self._same_content(connection, model, head, revert):
-            raise WrongState(
-                f"release {revert} doesn't bring back what channel {channel!r} has now, release {head}; {again}"
-            )
+            raise WrongState(f"{at}, and release {revert} brings back something else than that; {again}")
 
     def waiting(self, connection: sa.Connection, model: str = "") -> list[ListedRelease]:
         """Releases that nobody has signed yet, lowest number first: those above what is listed."""

@@ -134,7 +134,9 @@ class Repository:
     def freshness(self) -> list[Freshness]:
         """How long each role's metadata will be believed."""
         loaded: list[tuple[str, Signed]] = [("root", self._root().signed)]
-        loaded += [(role, self._load(role, Targets).signed) for role in ("targets", *map(role_of, self.models()))]
+        # A model whose signers were named may wait for its first listing: keys travel.
+        listed = [role_of(model) for model in self.models() if self.has_listing(model)]
+        loaded += [(role, self._load(role, Targets).signed) for role in ("targets", *listed)]
         loaded += [("snapshot", self._load("snapshot", Snapshot).signed)]
         loaded += [("timestamp", self._load("timestamp", Timestamp).signed)]
         return [Freshness(role, signed.version, signed.expires.timestamp()) for role, signed in loaded]

@@ -126,9 +126,18 @@ GUARDS: Final = (
         ("what was dropped doesn't wait", "LISTED.c.number > max(self.listed(it), default=0)", "LISTED.c.number.not_in(self.listed(it))"),
     ),
     *of(
+        "server/umbel_server/renewal.py", _WEEKS,
+        ("signed anew before its key goes", "signed = signs_anew and _sign_anew(repository, keys, role, key_id, now)", "signed = False"),
+        ("signed anew by the new key", "if signs_anew and not signed:", "if False:"),
+        ("not by the key that goes", "it.held_here} - {without}", "it.held_here}"),
+    ),
+    *of(
+        "server/umbel_server/repository.py", _WEEKS,
+        ("a model without a listing yet", "for model in self.models() if self.has_listing(model)]", "for model in self.models()]"),
+    ),
+    *of(
         "client/umbel_client/adoption.py", _WEEKS,
-        ("a listing that is behind", "except (Expired, RollbackRefused, NotFound) as error:", "except (Expired, NotFound) as error:"),
-        ("what isn't listed yet", "except (Expired, RollbackRefused, NotFound) as error:", "except (Expired, RollbackRefused) as error:"),
+        ("what can't be shown is no release's fault", "return await believe(self._kit, listing, signed)\n        except Unavailable:", "return await believe(self._kit, listing, signed)\n        except UmbelError:"),
     ),
     # Offers, answers, steering.
     *of(

@@ -6,10 +6,16 @@ import shutil
 from pathlib import Path
 from typing import cast
 
+import pytest
+from tuf.api.metadata import Targets
+
 from tests.rollouts.fleet import AUTHOR, MODEL, DirectChannel, Fleet
+from umbel_server import renewal
+from umbel_server.keyring import new_key, public_key
 from umbel_server.metadata_files import KEPT_FILES
 from umbel_server.releases import KEPT_LISTED
-from umbel_server.repository import Repository
+from umbel_server.repository import Repository, role_of
+from umbel_server.rollout_spec import Wave
 
 DAY = 86_400.0
 
@@ -112,3 +118,66 @@ async def test_a_coordinator_that_was_down_for_a_year_goes_on_releasing(tmp_path
         number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
         await fleet.visits()
         assert fleet.releases() == [number]
+
+
+@pytest.mark.parametrize("role", ["targets", role_of(MODEL)])
+async def test_a_signers_key_that_is_replaced_during_a_rollout_stops_no_device(
+    tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = Fleet(tmp_path, devices=2)
+    publish = fleet.repository.publish
+
+    def then_look(changed: str, signed: bytes, now: float) -> None:
+        publish(changed, signed, now)
+        fleet.repository._verify(role, fleet.repository._load(role, Targets))
+
+    monkeypatch.setattr(fleet.repository, "publish", then_look)
+    fleet.verbs.publish(MODEL, 1, "stable", AUTHOR)
+    await fleet.visits()
+    begun = fleet.begin_rollout("r", fleet.good_version(), waves=(Wave(100.0, soak_seconds=10.0),))
+    for _ in range(3):
+        old = next(it.key_id for it in fleet.repository.key_status() if it.role == role)
+        renewal.rotate(fleet.repository, fleet.keys, role, old, fleet.clock.now())
+    await fleet.visits()
+    assert fleet.releases() == [begun.spec.release] * 2
+    assert not any(device.kit.memory.state.last_error for device in fleet.devices)
+
+
+def test_two_lost_keys_of_three_are_replaced_one_by_one(tmp_path: Path) -> None:
+    """Too few stay to sign anew beforehand; the first new one does with them, right after it took its place."""
+    fleet = Fleet(tmp_path)
+    fleet.verbs.publish(MODEL, 1, "stable", AUTHOR)
+    role = role_of(MODEL)
+    first, second, _ = (it.key_id for it in fleet.repository.key_status() if it.role == role)
+    for lost in (first, second):
+        fleet.keys.forget(lost)
+    for lost in (first, second):
+        renewal.rotate(fleet.repository, fleet.keys, role, lost, fleet.clock.now())
+        fleet.repository._verify(role, fleet.repository._load(role, Targets))
+
+
+async def test_a_listing_with_too_few_signatures_is_no_releases_fault(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, devices=1)
+    number = fleet.verbs.publish(MODEL, 1, "stable", AUTHOR)
+    role = role_of(MODEL)
+    old = next(it.key_id for it in fleet.repository.key_status() if it.role == role)
+    draft = fleet.repository.draft_rotation(role, old, fleet.keys.add(role, 1)[0].public_key, fleet.clock.now())
+    fleet.repository.publish("targets", fleet.repository.sign(draft, "targets"), fleet.clock.now())
+    await fleet.visits()
+    assert "signed by 1/2 keys" in fleet.devices[0].kit.memory.state.last_error
+    again = fleet.repository.draft_renewal(role, fleet.clock.now())
+    fleet.repository.publish(role, fleet.repository.sign(again, role), fleet.clock.now())
+    await fleet.visits()
+    assert fleet.releases() == [number]
+
+
+def test_metadata_stay_fresh_while_a_new_models_signers_have_listed_nothing(tmp_path: Path) -> None:
+    """The empty listing of a model whose keys lie elsewhere travels too; that may take days."""
+    fleet = Fleet(tmp_path)
+    signers = [public_key(new_key(tmp_path / f"{number}.key")) for number in range(3)]
+    draft = fleet.repository.draft_signers("other", signers, fleet.clock.now())
+    fleet.repository.publish("targets", fleet.repository.sign(draft, "targets"), fleet.clock.now())
+    fleet.clock.instant += 3 * DAY
+    fleet.steer()
+    expires = {it.role: it.expires_at for it in fleet.repository.freshness()}
+    assert expires["timestamp"] > fleet.clock.now()
