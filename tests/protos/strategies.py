@@ -9,8 +9,8 @@ from hypothesis.extra import numpy as arrays
 from umbel.digests import Digest
 from umbel.fields import MAX_COUNT, MAX_TEXT
 from umbel.file_delta import FileDelta
-from umbel.offer import SignedOffer
 from umbel.manifest import MAX_MANIFEST_BYTES
+from umbel.offer import SignedOffer
 from umbel.plan import Kind, Plan
 from umbel.release import Release, SignedRelease
 from umbel.sealing import SEALED, Sealing
