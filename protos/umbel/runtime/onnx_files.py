@@ -1,7 +1,7 @@
 """Which files an ONNX graph would read: none, but for the weights that it is handed.
 
 A tensor of a graph may stand in a file of any name ("external data"), and ONNX Runtime reads it with the graph:
-older versions any file of the machine, newer ones those beside the graph. A graph that trains on what it read would carry
+older versions any file of the machine, newer ones those beside it. A graph that trains on what it read would carry
 it away in a report. So graphs are looked through first, by their encoding (protocol buffers, onnx.proto): only
 initialisers of the main graph may stand outside, and only those whose values are bound from memory.
 """
