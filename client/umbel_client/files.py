@@ -95,7 +95,7 @@ def read_any(path: Path) -> bytes | None:
 
 @lru_cache(maxsize=4096)
 def within(folder: Path, name: str) -> Path:
-    """`folder / name`, kept: a visit asks for the same dozen paths, and each costs more than reading what lies there."""
+    """`folder / name`, kept: a visit asks for the same dozen, and to join one costs more than to read what is there."""
     return folder / name
 
 
