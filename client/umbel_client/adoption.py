@@ -10,7 +10,6 @@ from umbel.bundle import Bundle
 from umbel.errors import (
     BundleInvalid,
     DigestMismatch,
-    Expired,
     MalformedMessage,
     NotAllowed,
     NotAuthentic,
@@ -88,7 +87,8 @@ class Adoption:
     async def follow(self, listing: Listing, signed: SignedOffer, deltas: Deltas = ()) -> ReleaseOutcome | None:
         """Follow an offer: take the release over on trial, or turn it down; the answer goes up with the next visit.
 
-        None if nothing can be said yet: the listing is out of date, or out of reach; what answers goes on answering.
+        None if nothing can be said yet: the listing is out of date, signed by too few, or doesn't hold what is offered;
+        what answers goes on answering.
 
         Raises:
             Unavailable: the way there broke, or the device is needed; it is considered again at the next visit.
@@ -102,14 +102,13 @@ class Adoption:
         # Needed elsewhere since it checked in: the offer stays open, and comes again at the next visit.
         self._kit.require_free()
         try:
-            offered = await believe(self._kit, listing, signed)
+            offered = await self._offered(listing, signed)
+            if offered is None:
+                return None
             self._kit.memory.know(replace(memory.known, model=offer.model))
             outcome = await self._try(offered, deltas)
         except Unavailable:
             raise
-        except Expired as error:
-            self.refusal = as_text(f"{error.code}: {error}")
-            return None
         except UmbelError as error:
             outcome = ReleaseOutcome(offer.model, offer.number, Outcome.FAILED, f"{error.code}: {error}")
         outcome = replace(outcome, execution=offer.execution)
@@ -117,6 +116,16 @@ class Adoption:
         revision = self._kit.examples.revision()
         memory.put(replace(state, judged=offer.number, judged_examples=revision, attempt=("", 0)))
         return outcome
+
+    async def _offered(self, listing: Listing, signed: SignedOffer) -> Offered | None:
+        """What an offer means; None, and a refusal, where that can't be shown now: no fault of the release's."""
+        try:
+            return await believe(self._kit, listing, signed)
+        except Unavailable:
+            raise
+        except UmbelError as error:
+            self.refusal = as_text(f"{error.code}: {error}")
+            return None
 
     async def reconsider(self) -> None:
         """Make the active release this device's own anew, once there are other examples than it was tested with."""
@@ -210,7 +219,7 @@ class Adoption:
         personal = None
         if tested.personal_wins and tested.tuned_weights is not None:
             weights = self._kit.shelf.put_personal(tested.tuned_weights)
-            personal = Personal(bundle.manifest.digest, weights)
+            personal = Personal(release.bundle, weights)
         self._kit.shelf.change(lambda now: now.adopt(Slot.of(release), personal, trial))
         self._switched()
         self._kit.shelf.tidy()

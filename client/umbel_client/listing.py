@@ -41,6 +41,7 @@ Fetch = Callable[[str, int], Awaitable[bytes]]
 
 DEADLINE_SECONDS: Final = 60.0
 _MOST_FILES: Final = 300
+_LAST_INSTANT: Final = datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC).timestamp()
 _NOWHERE: Final = "tuf:///"
 
 
@@ -101,7 +102,12 @@ class Listing:
     @property
     def time_floor(self) -> float:
         """An instant that is known to have passed, from signed metadata; 0 before the first."""
-        return float(self._newest_timestamp().get(ISSUED_AT, 0.0))
+        told = self._newest_timestamp().get(ISSUED_AT)
+        # Whoever steals the timestamp's key may write anything here: what is no instant must not keep a device from
+        # learning, by the next root, that the key was replaced.
+        if not isinstance(told, int | float) or not 0 <= told <= _LAST_INSTANT:
+            return 0.0
+        return float(told)
 
     @property
     def witnessed(self) -> str:

@@ -94,6 +94,8 @@ class RoundDescriptor:
     helper_keys: tuple[bytes, ...]
     lanes: tuple[Lane, ...] = ()
     noise_variance: int = 0
+    rounds_per_device: int = 0
+    """In how many sums of the task one participant may be, as the helper keeps to it; 0: in any number."""
 
     def __post_init__(self) -> None:
         _check_names(self)
@@ -138,6 +140,7 @@ class RoundDescriptor:
             helper_keys=self.helper_keys,
             lanes=[pb.Lane(name=one.name, bound=one.bound, noise_variance=one.noise_variance) for one in self.lanes],
             noise_variance=self.noise_variance,
+            rounds_per_device=self.rounds_per_device,
         )
         return message.SerializeToString(deterministic=True)
 
@@ -194,6 +197,7 @@ def descriptor_from_bytes(statement: bytes) -> RoundDescriptor:
         helper_keys=tuple(message.helper_keys),
         lanes=tuple(Lane(one.name, one.bound, one.noise_variance) for one in message.lanes),
         noise_variance=message.noise_variance,
+        rounds_per_device=fields.count(message.rounds_per_device, "rounds_per_device"),
     )
 
 

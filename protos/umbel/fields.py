@@ -20,9 +20,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 def name(text: str, what: str) -> str:
     """Check a name that may become part of a path or a query: letters, digits, dots, dashes, 100 at most."""
-    if not _NAME.fullmatch(text):
+    if not is_name(text):
         raise MalformedMessage(f"{what} {text[:80]!r} isn't a name: letters, digits, '.', '_' and '-', 100 at most")
     return text
+
+
+def is_name(text: str) -> bool:
+    """Whether `name` would let it pass."""
+    return _NAME.fullmatch(text) is not None
 
 
 def text(value: str, what: str) -> str:

@@ -23,11 +23,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
+from umbel import fields
 from umbel.digests import Digest, digest_of, parse_digest
 from umbel.errors import BundleInvalid, MalformedMessage
 
@@ -43,6 +46,8 @@ QUANTISED: Final = "infer_quantised"
 """The signature that some bundles have beside those."""
 FLOAT32: Final = "float32"
 MAX_MANIFEST_BYTES: Final = 4 << 20
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""All but tabs and line ends."""
 DTYPES: Final = ("float32", "float16", "int32", "int64", "uint8", "bool")
 
 
@@ -248,6 +253,8 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {value!r:.80}")
     value.encode()  # a lone surrogate, which JSON can spell, could not be written again
+    if _CONTROL.search(value):
+        raise ValueError(f"control characters, which could rewrite a terminal or a log, in {value!r:.80}")
     return value
 
 
@@ -264,9 +271,9 @@ def _spec(name: object, dtype: object, shape: list[object]) -> TensorSpec:
 
 def _check(manifest: Manifest) -> None:
     names = [spec.name for name in _SPEC_FIELDS for spec in getattr(manifest, name)]
-    repeated = {name for name in names if names.count(name) > 1}
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
-        raise BundleInvalid(f"tensor names must be unique, these are not: {sorted(repeated)}")
+        raise BundleInvalid(f"tensor names must be unique, these are not: {repeated[:20]}")
     for spec in (spec for name in _SPEC_FIELDS for spec in getattr(manifest, name)):
         if spec.dtype not in DTYPES:
             raise BundleInvalid(f"tensor {spec.name!r} has dtype {spec.dtype!r}; known are {', '.join(DTYPES)}")
@@ -280,8 +287,12 @@ def _check(manifest: Manifest) -> None:
         if required not in manifest.files:
             raise BundleInvalid(f"the bundle lists no {required}")
     for name in manifest.files:
-        if not name or "/" in name or "\\" in name or name.startswith("."):
-            raise BundleInvalid(f"{name!r} is not a plain file name")
+        if not fields.is_name(name):
+            raise BundleInvalid(
+                f"{name[:80]!r} is not a plain file name: letters, digits, '.', '_' and '-', at most 100"
+            )
+    if len({name.lower() for name in manifest.files}) < len(manifest.files):
+        raise BundleInvalid("two files differ only in upper and lower case, which not every machine can tell apart")
     _check_precision(manifest)
     for runtime, files in manifest.graphs.items():
         for signature, file in files.items():

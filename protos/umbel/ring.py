@@ -173,14 +173,16 @@ def dequantise(vector: RingVector, factor: float) -> NDArray[np.float32]:
 
 
 def to_lane(value: float, bound: float) -> int:
-    """A metric as a 64-bit lane: kept within ±bound, fixed point, modulo 2^64.
+    """A metric as a 64-bit lane: fixed point, kept within ±bound (and not rounded over it), modulo 2^64.
 
     Raises:
         NotFinite: NaN or infinity.
     """
     if not math.isfinite(value):
         raise NotFinite(f"a metric is {value}; it isn't sent")
-    return round(min(max(value, -bound), bound) * (1 << LANE_FRACTION_BITS)) % (1 << LANE_BITS)
+    unit = 1 << LANE_FRACTION_BITS
+    scaled, most = value * unit, math.floor(bound * unit)  # noise is measured against the bound: it must hold in units
+    return round(min(max(scaled, -most), most)) % (1 << LANE_BITS)
 
 
 def from_lane(lane: int) -> float:

@@ -277,7 +277,8 @@ class AdminGateway:
 
     async def _verify_audit(self, operator: Operator, message: pb.VerifyAuditRequest) -> pb.VerifyAuditResponse:
         try:
-            return pb.VerifyAuditResponse(intact=True, rows=self._operations.verify_audit())
+            rows = await asyncio.to_thread(self._operations.verify_audit)
+            return pb.VerifyAuditResponse(intact=True, rows=rows)
         except DigestMismatch as error:
             return pb.VerifyAuditResponse(intact=False, problem=str(error))
 

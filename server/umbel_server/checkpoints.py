@@ -10,9 +10,10 @@ fleet has seen it.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -49,18 +50,35 @@ class Checkpoint:
         return f"{self.size} {self.root.hex()}"
 
 
-def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """The Merkle tree hash of RFC 6962, 2.1, over leaves that are hashed here."""
-    level = [hashlib.sha256(b"\0" + leaf).digest() for leaf in leaves]
-    if not level:
-        return hashlib.sha256(b"").digest()
-    # Pairing from the left and carrying an odd one up gives the same tree as splitting at powers of two.
-    while len(level) > 1:
-        paired = [
-            hashlib.sha256(b"\1" + left + right).digest() for left, right in zip(*[iter(level)] * 2, strict=False)
-        ]
-        level = paired + level[len(level) - len(level) % 2 :]
-    return level[0]
+class MerkleTree:
+    """The Merkle tree hash of RFC 6962, 2.1, over leaves that come one by one; a few hashes for each, and for a root.
+
+    Kept are the roots of the whole subtrees that the leaves make up so far, largest first: one for each 1 in the binary
+    number of leaves.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._whole: list[bytes] = []
+
+    def add(self, leaf: bytes) -> None:
+        """One more leaf, not hashed yet."""
+        node, pairs = hashlib.sha256(b"\0" + leaf).digest(), self.size
+        while pairs % 2:
+            node, pairs = _parent(self._whole.pop(), node), pairs // 2
+        self._whole.append(node)
+        self.size += 1
+
+    @property
+    def root(self) -> bytes:
+        """Of the leaves so far."""
+        if not self._whole:
+            return hashlib.sha256(b"").digest()
+        return functools.reduce(lambda right, left: _parent(left, right), reversed(self._whole))
+
+
+def _parent(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\1" + left + right).digest()
 
 
 def sign(checkpoint: Checkpoint, key: Ed25519PrivateKey) -> str:
@@ -132,6 +150,7 @@ class Witness:
     def __init__(self, key: Ed25519PrivateKey, file: Path) -> None:
         self._key = key
         self._file = file
+        self._tree = MerkleTree()
         self.newest = self._last()
 
     @property
@@ -142,10 +161,11 @@ class Witness:
     def take(self, store: Store, now: float) -> Checkpoint | None:
         """A checkpoint of the log as it is now, if it has grown since the last one."""
         with store.reading() as connection:
-            leaves = _leaves(connection)
-        if not leaves or (self.newest is not None and len(leaves) <= self.newest.size):
+            for leaf in _leaves(connection, after=self._tree.size):
+                self._tree.add(leaf)
+        if not self._tree.size or (self.newest is not None and self._tree.size <= self.newest.size):
             return None
-        checkpoint = Checkpoint(len(leaves), merkle_root(leaves))
+        checkpoint = Checkpoint(self._tree.size, self._tree.root)
         note = sign(checkpoint, self._key)
         self._append(note)
         with store.transaction() as connection:
@@ -168,7 +188,7 @@ class Witness:
         """
         with store.reading() as connection:
             length = audit.verify(connection)
-            leaves = _leaves(connection)
+            leaves = list(_leaves(connection))
         require_witnessed(leaves, (open_note(note, self.public_key) for note in self.notes()))
         return length
 
@@ -186,17 +206,21 @@ class Witness:
 
 def require_witnessed(leaves: Sequence[bytes], checkpoints: Iterable[Checkpoint]) -> None:
     """Raise `DigestMismatch` unless the log still begins with everything that was witnessed."""
-    for checkpoint in checkpoints:
-        if len(leaves) < checkpoint.size:
-            raise DigestMismatch(
-                f"the audit log has {len(leaves)} rows, a witness saw {checkpoint.size}; somebody cut it off"
-            )
-        if merkle_root(leaves[: checkpoint.size]) != checkpoint.root:
+    seen = sorted(checkpoints, key=lambda checkpoint: checkpoint.size)
+    if seen and len(leaves) < seen[-1].size:
+        raise DigestMismatch(
+            f"the audit log has {len(leaves)} rows, a witness saw {seen[-1].size}; somebody cut it off"
+        )
+    tree = MerkleTree()
+    for checkpoint in seen:
+        for leaf in leaves[tree.size : checkpoint.size]:
+            tree.add(leaf)
+        if tree.root != checkpoint.root:
             raise DigestMismatch(
                 f"the first {checkpoint.size} audit rows aren't those that a witness saw; somebody wrote them anew"
             )
 
 
-def _leaves(connection: sa.Connection) -> list[bytes]:
-    query = sa.select(AUDIT.c.hash).order_by(AUDIT.c.sequence)
-    return [bytes.fromhex(found) for found in connection.scalars(query)]
+def _leaves(connection: sa.Connection, after: int = 0) -> Iterator[bytes]:
+    query = sa.select(AUDIT.c.hash).where(AUDIT.c.sequence > after).order_by(AUDIT.c.sequence)
+    return (bytes.fromhex(found) for found in connection.scalars(query))

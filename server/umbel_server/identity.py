@@ -109,6 +109,17 @@ def make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def make_file_private(path: Path) -> None:
+    """Have a file that another program will write, such as a database, readable by its owner only.
+
+    SQLite gives the files beside its own (`-wal`, `-shm`) the same mode; those that are there already get it here.
+    """
+    path.touch(mode=0o600)
+    for file in (path, *(path.with_name(path.name + beside) for beside in ("-wal", "-shm", "-journal"))):
+        if file.exists() and file.stat().st_mode & 0o077:
+            file.chmod(0o600)
+
+
 def read_file(path: Path) -> bytes:
     """Read a whole file; raises `NotFound`."""
     try:

@@ -22,7 +22,7 @@ from umbel_server.releases import ReleaseDesk
 from umbel_server.rollout import Rollout, Stage
 from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
-from umbel_server.waves import release_for, takes, wave_of
+from umbel_server.waves import is_held_back, release_for, takes, wave_of
 
 OFFER_SECONDS: Final = 3_600.0
 GOING_BACK: Final = (Stage.ROLLING_BACK, Stage.ROLLED_BACK)
@@ -33,8 +33,28 @@ class Standing:
     """What offers rest on, as of the last look at the store."""
 
     rollouts: tuple[Rollout, ...] = ()
+    """Those that may still say what a device gets, oldest first."""
     heads: Mapping[tuple[str, str], int] = field(default_factory=dict)
     held: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Population -> the model of its newest rollout."""
+
+
+def standing_of(rollouts: Iterable[Rollout], heads: Mapping[tuple[str, str], int], held: Mapping[str, str]) -> Standing:
+    """What offers rest on, from all rollouts that were ever let go, oldest first."""
+    found = tuple(rollouts)
+    kept = tuple(it for it in found if _matters(it, heads.get((it.spec.model, it.spec.channel), 0)))
+    return Standing(kept, heads, held, {it.spec.population: it.spec.model for it in found})
+
+
+def _matters(rollout: Rollout, head: int) -> bool:
+    """Whether a rollout may still say what a device gets, beside the channel's head."""
+    if rollout.stage in GOING_BACK:
+        # Once something newer has gone out to everybody, that is what takes the release away.
+        return rollout.spec.revert_release >= head
+    if rollout.stage is Stage.SUCCEEDED:
+        return rollout.spec.hold_back_percent > 0 or (rollout.offers and rollout.spec.release > head)
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +78,7 @@ class Offers:
 
     def model_of(self, population: str) -> str:
         """The model that a population without tasks gets: that of its newest rollout; "" without one."""
-        models = [rollout.spec.model for rollout in self.standing.rollouts if rollout.spec.population == population]
-        return models[-1] if models else ""
+        return self.standing.models.get(population, "")
 
     def hear(self, device: DeviceId, told: Iterable[ReleaseOutcome], now: float) -> None:
         """Take a device's answers down; each counts once, under the execution that it was offered."""
@@ -103,15 +122,18 @@ class Offers:
 
     def _wanted(self, connection: sa.Connection, device: DeviceId, check_in: CheckIn, model: str) -> _Wanted:
         where = (model, check_in.channel, check_in.population)
+        head = self.standing.heads.get((model, check_in.channel), 0)
         for rollout in reversed(self.standing.rollouts):
             spec = rollout.spec
             if (spec.model, spec.channel, spec.population) != where:
                 continue
-            if rollout.stage in GOING_BACK and self._has(connection, rollout, device, check_in):
+            if rollout.stage in GOING_BACK and spec.revert_release and self._has(connection, rollout, device, check_in):
                 return _Wanted(spec.revert_release, rollout.id, rollout.wave)
-            if rollout.offers and rollout.stage not in GOING_BACK and takes(rollout, device):
+            if rollout.offers and takes(rollout, device):
                 return _Wanted(release_for(rollout, device), rollout.id, wave_of(rollout, device) or 0)
-        return _Wanted(self.standing.heads.get((model, check_in.channel), 0))
+            if head in (spec.release, spec.revert_release) and is_held_back(rollout, device):
+                head = spec.from_release
+        return _Wanted(head)
 
     def _has(self, connection: sa.Connection, rollout: Rollout, device: DeviceId, check_in: CheckIn) -> bool:
         """Whether a device has what a rollout takes back: it says so itself, or said so when it took it."""

@@ -102,6 +102,7 @@ def propose(
         leader_key=keys[0],
         helper_keys=(keys[1],),
         lanes=_metric_lanes(lanes, settings.metric_bound or METRIC_BOUND),
+        rounds_per_device=settings.rounds_per_device,
     )
     return _noised(draft, settings)
 

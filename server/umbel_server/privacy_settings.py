@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from umbel import fields
 from umbel.errors import MalformedMessage, OutOfBounds
 from umbel.ring import RING_BITS
 
@@ -25,7 +26,7 @@ class PrivacySettings:
     """Budget of the whole task; a round that would exceed it isn't opened. 0: none."""
     delta: float = 1e-6
     rounds_per_device: int = 0
-    """In how many rounds of the task one device may be, as the helper enforces it; 0: in all."""
+    """In how many rounds of the task one device may be: the helper is told, and sums it no more often; 0: in all."""
     metric_bound: float = 0.0
     """Largest metric of one device; 0 chooses. With noise it must be set: noise is measured against it."""
     clip_quantile: float = 0.0
@@ -48,8 +49,9 @@ class PrivacySettings:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise OutOfBounds(f"{name} is {value}; it must be a number that isn't negative")
-        if not 0 < self.delta < 1 or self.rounds_per_device < 0:
-            raise OutOfBounds("delta must lie between 0 and 1, and rounds_per_device can't be negative")
+        fields.count(self.rounds_per_device, "rounds_per_device")
+        if not 0 < self.delta < 1:
+            raise OutOfBounds(f"delta is {self.delta}; it must lie between 0 and 1")
         if self.epsilon and not self.noise_multiplier:
             raise OutOfBounds("a budget (epsilon) without noise can't be kept; set noise_multiplier too")
         if self.noise_multiplier and not self.metric_bound:

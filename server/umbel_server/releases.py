@@ -25,6 +25,8 @@ from umbel_server.store import Store
 from umbel_server.tables import HEADS, LISTED, RELEASES, VERSIONS
 from umbel_server.versions import CANDIDATE, TRAINING, Version, require_releasable
 
+KEPT_LISTED: Final = 64
+"""Releases of a channel that stay listed behind its head; devices read the whole list, of 2 MB at most."""
 RENEWAL_SECONDS: Final = 3_600.0
 """How often to look whether an offline role's date comes near."""
 
@@ -72,18 +74,33 @@ class ReleaseDesk:
             raise NotFound(f"nobody has a release of {model!r} on channel {channel!r} yet")
         return self._registry.version(connection, model, self._version_of(connection, model, head))
 
+    def require_ahead(self, connection: sa.Connection, model: str, channel: str, release: int, revert: int) -> None:
+        """Refuse a move that was prepared for another state of the channel than it is in now.
+
+        Raises:
+            WrongState: the channel has moved past `release`, or `revert` doesn't bring back what devices have now.
+            NotFound: there is no release `revert`.
+        """
+        head = self.head(connection, model, channel)
+        again = f"`umbel releases prepare {model} VERSION` makes both anew"
+        at = f"channel {channel!r} is at release {head} already"
+        if release <= head:
+            raise WrongState(f"{at}, and devices only move to higher ones, not to {release}; {again}")
+        if revert and head and not self._same_content(connection, model, head, revert):
+            raise WrongState(f"{at}, and release {revert} brings back something else than that; {again}")
+
     def waiting(self, connection: sa.Connection, model: str = "") -> list[ListedRelease]:
-        """Releases that nobody has signed yet, lowest number first."""
+        """Releases that nobody has signed yet, lowest number first: those above what is listed."""
+        models = [model] if model else connection.scalars(sa.select(LISTED.c.model).distinct()).all()
+        above = [(LISTED.c.model == it) & (LISTED.c.number > max(self.listed(it), default=0)) for it in models]
         query = (
             sa.select(LISTED, RELEASES.c.version, RELEASES.c.channel, VERSIONS.c.bundle, VERSIONS.c.manifest_size)
             .join(RELEASES, (RELEASES.c.model == LISTED.c.model) & (RELEASES.c.number == LISTED.c.number))
             .join(VERSIONS, (VERSIONS.c.model == LISTED.c.model) & (VERSIONS.c.number == RELEASES.c.version))
+            .where(sa.or_(sa.false(), *above))
             .order_by(LISTED.c.model, LISTED.c.number)
         )
-        if model:
-            query = query.where(LISTED.c.model == model)
-        found = [ListedRelease(**row) for row in connection.execute(query).mappings()]
-        return [release for release in found if release.number not in self.listed(release.model)]
+        return [ListedRelease(**row) for row in connection.execute(query).mappings()]
 
     # Changing.
 
@@ -164,10 +181,10 @@ class ReleaseDesk:
             NotFound: nothing waits, or the model has no signers.
         """
         with self._store.reading() as connection:
-            waiting = self.waiting(connection, model)
+            waiting, passed = self.waiting(connection, model), self._passed(connection, model)
         if not waiting:
             raise NotFound(f"nothing of model {model!r} waits for signatures")
-        return self.repository.draft_releases(waiting, now)
+        return self.repository.draft_releases(waiting, now, passed)
 
     def submit(self, model: str, signed: bytes, actor: str, now: float, call: Call = ANY) -> None:
         """Publish a draft that came back signed; a process that died in between finds it published already.
@@ -204,6 +221,9 @@ class ReleaseDesk:
         connection.execute(LISTED.insert().values(row))
         return published.number
 
+    def _same_content(self, connection: sa.Connection, model: str, one: int, other: int) -> bool:
+        return self._version_of(connection, model, one) == self._version_of(connection, model, other)
+
     def _version_of(self, connection: sa.Connection, model: str, number: int) -> int:
         this = (RELEASES.c.model == model) & (RELEASES.c.number == number)
         found = connection.scalar(sa.select(RELEASES.c.version).where(this))
@@ -230,7 +250,18 @@ class ReleaseDesk:
         return [key.key_id for key in self.repository.key_status() if key.role == role and key.held_here]
 
     def _sign(self, releases: list[ListedRelease], now: float) -> None:
-        role = role_of(releases[0].model)
-        draft = self.repository.draft_releases(releases, now)
-        self.repository.publish(role, self.repository.sign(draft, role), now)
-        self._listed.pop(releases[0].model, None)
+        model = releases[0].model
+        with self._store.reading() as connection:
+            passed = self._passed(connection, model)
+        draft = self.repository.draft_releases(releases, now, passed)
+        self.repository.publish(role_of(model), self.repository.sign(draft, role_of(model)), now)
+        self._listed.pop(model, None)
+
+    def _passed(self, connection: sa.Connection, model: str) -> list[int]:
+        """Listed releases that no device moves to any more: far below their channel's head."""
+        listed, passed = self.listed(model), []
+        for channel in {release.channel for release in listed.values()}:
+            head = self.head(connection, model, channel)
+            below = sorted(it.number for it in listed.values() if it.channel == channel and it.number < head)
+            passed += below[:-KEPT_LISTED]
+        return passed

@@ -9,9 +9,7 @@ What stands in the folder is public; any web server or mirror may hand it out.
 from __future__ import annotations
 
 import datetime
-import os
-import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -36,9 +34,9 @@ from umbel import fields
 from umbel.errors import AlreadyExists, MalformedMessage, NotFound, SignatureInvalid, WrongState
 from umbel.listing import CHECKPOINT, ISSUED_AT, ListedRelease, facts_of, listed_from_target, target_path
 from umbel_server.keyring import RULES, Keyring, KeyStatus, rule_of
+from umbel_server.metadata_files import MetadataFiles
 
 _COMPACT: Final = JSONSerializer(compact=True)
-_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}\.json")
 S = TypeVar("S", Root, Targets, Snapshot, Timestamp)
 Signable = Metadata[Root] | Metadata[Targets]
 
@@ -61,7 +59,7 @@ class Repository:
     """The metadata in a folder, and those of its keys that lie on this machine."""
 
     def __init__(self, folder: Path, keys: Keyring) -> None:
-        self._folder = folder
+        self._files = MetadataFiles(folder)
         self._keys = keys
 
     # Beginning.
@@ -87,14 +85,11 @@ class Repository:
 
     def file(self, name: str) -> bytes:
         """A metadata file by its name, as devices and mirrors ask for it; raises `NotFound`."""
-        path = self._folder / name
-        if not _FILE.fullmatch(name) or not path.is_file():
-            raise NotFound(f"there is no metadata file {name[:80]!r}")
-        return path.read_bytes()
+        return self._files.read(name)
 
     def names(self) -> list[str]:
         """All metadata files."""
-        return sorted(path.name for path in self._folder.iterdir() if _FILE.fullmatch(path.name))
+        return self._files.names()
 
     @property
     def first_root(self) -> bytes:
@@ -139,7 +134,9 @@ class Repository:
     def freshness(self) -> list[Freshness]:
         """How long each role's metadata will be believed."""
         loaded: list[tuple[str, Signed]] = [("root", self._root().signed)]
-        loaded += [(role, self._load(role, Targets).signed) for role in ("targets", *map(role_of, self.models()))]
+        # A model whose signers were named may wait for its first listing: keys travel.
+        listed = [role_of(model) for model in self.models() if self.has_listing(model)]
+        loaded += [(role, self._load(role, Targets).signed) for role in ("targets", *listed)]
         loaded += [("snapshot", self._load("snapshot", Snapshot).signed)]
         loaded += [("timestamp", self._load("timestamp", Timestamp).signed)]
         return [Freshness(role, signed.version, signed.expires.timestamp()) for role, signed in loaded]
@@ -172,8 +169,10 @@ class Repository:
         """A model's own listing, without releases yet."""
         return _draft(_unborn(Targets()), role_of(model), now)
 
-    def draft_releases(self, releases: Iterable[ListedRelease], now: float) -> bytes:
+    def draft_releases(self, releases: Iterable[ListedRelease], now: float, passed: Collection[int] = ()) -> bytes:
         """List more releases of one model, all under one signature: also those to go back with, beforehand.
+
+        Those in `passed` aren't listed any more, since no device moves to them.
 
         Raises:
             NotFound: the model has no signers.
@@ -192,6 +191,8 @@ class Repository:
             metadata.signed.targets[path] = TargetFile(
                 release.manifest_size, {"sha256": release.bundle}, path, {"custom": facts_of(release)}
             )
+        for number in passed:
+            metadata.signed.targets.pop(target_path(added[0].model, number), None)
         return _draft(metadata, role_of(added[0].model), now)
 
     def draft_rotation(self, role: str, old_key_id: str, new_key: Key, now: float) -> bytes:
@@ -235,10 +236,10 @@ class Repository:
         if metadata.signed.version != current + 1:
             raise WrongState(f"{role} is at version {current}; this is {metadata.signed.version}, draft it again")
         self._verify(role, metadata)
-        self._write(f"{metadata.signed.version}.{role}.json", signed)
+        self._files.write(f"{metadata.signed.version}.{role}.json", signed)
         if role != "root":
             self._follow({role: metadata.signed.version}, now)
-        elif (self._folder / "timestamp.json").exists():
+        elif "timestamp.json" in self.names():
             # New keys of the online roles take effect at once, and a stolen one's signatures end.
             self._follow({}, now)
 
@@ -263,6 +264,7 @@ class Repository:
         self.publish(role, self.sign(_draft(metadata, role, now), role), now)
 
     def _follow(self, changed: dict[str, int], now: float, checkpoint: str = "") -> None:
+        """Let snapshot and timestamp follow; what nobody can ask for any more goes."""
         try:
             snapshot = self._load("snapshot", Snapshot)
         except NotFound:
@@ -271,8 +273,10 @@ class Repository:
             snapshot.signed.meta[f"{role}.json"] = MetaFile(version)
         data = sign_draft(_draft(snapshot, "snapshot", now), self._online("snapshot"))
         version = _parse(data).signed.version
-        self._write(f"{version}.snapshot.json", data)
+        self._files.write(f"{version}.snapshot.json", data)
         self._stamp(version, now, checkpoint)
+        for role in ("snapshot", *changed):
+            self._files.drop_old(role)
 
     def _stamp(self, snapshot: int, now: float, checkpoint: str) -> None:
         try:
@@ -284,7 +288,7 @@ class Repository:
         extra[ISSUED_AT] = int(now)
         if checkpoint:
             extra[CHECKPOINT] = checkpoint
-        self._write("timestamp.json", sign_draft(_draft(timestamp, "timestamp", now), self._online("timestamp")))
+        self._files.write("timestamp.json", sign_draft(_draft(timestamp, "timestamp", now), self._online("timestamp")))
 
     def _online(self, role: str) -> list[CryptoSigner]:
         trusted = set(self._root().signed.roles[role].keyids)
@@ -319,9 +323,9 @@ class Repository:
             raise SignatureInvalid(f"{role} needs {rule_of(role).threshold} of its signers: {error}") from error
 
     def _root(self) -> Metadata[Root]:
-        numbers = [int(path.name.split(".")[0]) for path in self._folder.glob("*.root.json")]
+        numbers = self._files.versions("root")
         if not numbers:
-            raise NotFound(f"{self._folder} holds no repository; run `umbel keys init`")
+            raise NotFound(f"{self._files.folder} holds no repository; run `umbel keys init`")
         return cast("Metadata[Root]", _parse(self.file(f"{max(numbers)}.root.json")))
 
     def _load(self, role: str, kind: type[S]) -> Metadata[S]:
@@ -335,20 +339,6 @@ class Repository:
             raise NotFound(f"{role} has no metadata yet; name the model's signers first")
         return cast("Metadata[S]", _parse(self.file(f"{meta.version}.{role}.json")))
 
-    def _write(self, name: str, data: bytes) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        beside = self._folder / f".{name}.new"
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self._folder / name)
-        descriptor = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
 
 def sign_draft(draft: bytes, signers: Iterable[CryptoSigner]) -> bytes:
     """Add signatures to a draft; what is done on the machine where offline keys live."""
@@ -359,7 +349,9 @@ def sign_draft(draft: bytes, signers: Iterable[CryptoSigner]) -> bytes:
 
 
 def _draft(metadata: Metadata[Any], role: str, now: float) -> bytes:
-    metadata.signed.version += 1
+    # What is signed online is numbered by the seconds: a coordinator that was set up from a backup goes on above what
+    # devices have seen of the one before it. Drafts that travel follow one another.
+    metadata.signed.version = max(metadata.signed.version + 1, 0 if rule_of(role).offline else int(now))
     metadata.signed.expires = _instant(now + rule_of(role).lifetime_seconds)
     metadata.signatures.clear()
     return metadata.to_bytes(_COMPACT)

@@ -10,6 +10,9 @@
     PENDING_APPROVAL -deny-> DENIED     DRAFT | PENDING_APPROVAL | SCHEDULED -cancel-> CANCELED
     PAUSED -a newer one takes over-> SUPERSEDED
 
+A rollout whose waves take the whole population ends by opening its release to the channel; one that doesn't goes on
+offering it to those whom its waves take, and to nobody else.
+
 Stopping takes one person at once; going takes a second one, whose approval covers exactly what was written (`subject`)
 and is void after an edit. Every step is (rollout, input, now) -> rollout, so restarts and simulations replay it.
 """
@@ -47,6 +50,9 @@ class Stage(Enum):
 ENDED: Final = frozenset({Stage.SUCCEEDED, Stage.ROLLED_BACK, Stage.DENIED, Stage.CANCELED, Stage.SUPERSEDED})
 UNDER_WAY: Final = frozenset({Stage.RUNNING, Stage.AWAITING_PROMOTION, Stage.PAUSED, Stage.ROLLING_BACK})
 
+GOING_FORWARD: Final = UNDER_WAY - {Stage.ROLLING_BACK}
+"""Two of these on one channel would pull at the same devices; going back gives way to whatever is newer."""
+
 ALLOWED: Final[Mapping[str, frozenset[Stage]]] = {
     "edit": frozenset({Stage.DRAFT, Stage.PENDING_APPROVAL, Stage.SCHEDULED}),
     "submit": frozenset({Stage.DRAFT}),
@@ -81,6 +87,8 @@ class Rollout:
     wave_opened_at: float = 0.0
     started_at: float = 0.0
     """When the first wave opened: devices with the release and without it are compared from then on."""
+    going_back_since: float = 0.0
+    """When it began to take devices back; 0 before."""
     revision: int = 0
     """Rises with every change; a caller names the one that it has seen."""
     last_editor: str = ""
@@ -103,7 +111,8 @@ class Rollout:
     @property
     def offers(self) -> bool:
         """Whether devices of its waves are offered the release now."""
-        return self.stage in (Stage.RUNNING, Stage.AWAITING_PROMOTION)
+        ended_apart = self.stage is Stage.SUCCEEDED and not self.spec.takes_everybody
+        return ended_apart or self.stage in (Stage.RUNNING, Stage.AWAITING_PROMOTION)
 
 
 # What people do.
@@ -189,16 +198,16 @@ def resume(rollout: Rollout, actor: str, now: float) -> Rollout:
     return _next(rollout, Stage.RUNNING, wave_opened_at=now, stopped_by_gate=False, reason="")
 
 
-def abort(rollout: Rollout, reason: str) -> Rollout:
+def abort(rollout: Rollout, reason: str, now: float) -> Rollout:
     """Stop, and take devices back to what they had."""
     _require("abort", rollout)
-    return _next(rollout, Stage.ROLLING_BACK, reason=reason)
+    return _next(rollout, Stage.ROLLING_BACK, reason=reason, going_back_since=now)
 
 
-def roll_back(rollout: Rollout, reason: str) -> Rollout:
+def roll_back(rollout: Rollout, reason: str, now: float) -> Rollout:
     """Take devices back after all, though every gate had passed."""
     _require("roll back", rollout)
-    return _next(rollout, Stage.ROLLING_BACK, reason=reason)
+    return _next(rollout, Stage.ROLLING_BACK, reason=reason, going_back_since=now)
 
 
 # What happens by itself.
@@ -213,9 +222,10 @@ def judged(rollout: Rollout, judgement: Judgement, now: float) -> Rollout:
                 return _next(rollout, Stage.AWAITING_PROMOTION)
             return _advance(rollout, now)
         case Decision.FAIL:
-            back = rollout.spec.on_failure is OnFailure.ROLL_BACK
-            stage = Stage.ROLLING_BACK if back else Stage.PAUSED
-            return _next(rollout, stage, reason=judgement.explain(), stopped_by_gate=True)
+            reason = judgement.explain()
+            if rollout.spec.on_failure is OnFailure.ROLL_BACK:
+                return _next(rollout, Stage.ROLLING_BACK, reason=reason, stopped_by_gate=True, going_back_since=now)
+            return _next(rollout, Stage.PAUSED, reason=reason, stopped_by_gate=True)
         case Decision.INCONCLUSIVE:
             return _next(rollout, Stage.PAUSED, reason=judgement.explain(), stopped_by_gate=True)
         case Decision.CONTINUE:

@@ -4,6 +4,7 @@ transaction.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -61,8 +62,17 @@ def newest(connection: sa.Connection, limit: int = 100) -> list[RolloutRecord]:
 
 
 def steering(connection: sa.Connection) -> list[Rollout]:
-    """Rollouts that the controller has to look after, and those that still take devices back; oldest first."""
-    wanted = [stage.value for stage in (*UNDER_WAY, Stage.SCHEDULED, Stage.ROLLED_BACK)]
+    """Rollouts that the controller has to look after; oldest first."""
+    return _of_stages(connection, *UNDER_WAY, Stage.SCHEDULED)
+
+
+def let_go(connection: sa.Connection) -> list[Rollout]:
+    """Rollouts that may say what a device gets, those that ended among them; oldest first."""
+    return _of_stages(connection, *UNDER_WAY, Stage.SCHEDULED, Stage.ROLLED_BACK, Stage.SUCCEEDED)
+
+
+def _of_stages(connection: sa.Connection, *stages: Stage) -> list[Rollout]:
+    wanted = [stage.value for stage in stages]
     query = sa.select(ROLLOUTS).where(ROLLOUTS.c.stage.in_(wanted)).order_by(ROLLOUTS.c.created_at)
     return [_from_row(row).rollout for row in connection.execute(query)]
 
@@ -84,7 +94,13 @@ def _row(rollout: Rollout) -> dict[str, object]:
 def _from_row(row: sa.Row[tuple[object, ...]]) -> RolloutRecord:
     values = row._mapping
     judgement = from_text(values["judgement_json"]).get("words", "")
-    return RolloutRecord(rollout_from_tree(from_text(values["rollout_json"])), judgement)
+    return RolloutRecord(_parsed(values["rollout_json"]), judgement)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(content: str) -> Rollout:
+    """Those that ended are read again at each look, and don't change any more."""
+    return rollout_from_tree(from_text(content))
 
 
 # One controller at a time.

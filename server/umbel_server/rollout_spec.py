@@ -83,7 +83,7 @@ class RolloutSpec:
     gate: GatePolicy = field(default_factory=GatePolicy)
     on_failure: OnFailure = OnFailure.ROLL_BACK
     hold_back_percent: float = 0.0
-    """Devices that get nothing from this rollout, to compare with for longer."""
+    """Devices that get nothing from this rollout, nor from the channel once it has succeeded, to compare with."""
     hold_back_salt: str = ""
     lab: tuple[str, ...] = ()
     """Ids of trusted devices that a lab wave takes."""
@@ -121,6 +121,11 @@ class RolloutSpec:
                 "an experiment's arms must be releases of their own, newer than what devices have, and the newest of "
                 "them must be `release`: devices only ever move to higher numbers"
             )
+
+    @property
+    def takes_everybody(self) -> bool:
+        """Whether its last wave takes the whole population, but for who is held back."""
+        return self.waves[-1].percent == 100 and not self.only
 
     @property
     def subject(self) -> Digest:

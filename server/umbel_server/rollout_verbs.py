@@ -23,7 +23,7 @@ from umbel_server.keyring import KeyStatus
 from umbel_server.releases import Prepared, ReleaseDesk
 from umbel_server.repository import Freshness
 from umbel_server.requests import ANY, Call, enter, note
-from umbel_server.rollout import Rollout
+from umbel_server.rollout import Rollout, Stage
 from umbel_server.rollout_records import RolloutRecord
 from umbel_server.rollout_spec import RolloutSpec
 from umbel_server.steering import Steering
@@ -31,11 +31,11 @@ from umbel_server.store import Store
 from umbel_server.waves import wave_of
 
 SALTS_TO_TRY: Final = 64
-_STOPS: Final[dict[str, Callable[[Rollout, str], Rollout]]] = {
-    "pause": rollout.pause,
+_STOPS: Final[dict[str, Callable[[Rollout, str, float], Rollout]]] = {
+    "pause": lambda found, reason, now: rollout.pause(found, reason),
     "abort": rollout.abort,
     "roll-back": rollout.roll_back,
-    "cancel": lambda found, reason: rollout.cancel(found),
+    "cancel": lambda found, reason, now: rollout.cancel(found),
 }
 
 
@@ -87,6 +87,7 @@ class RolloutVerbs:
 
         Raises:
             NotFound: the releases that it names aren't prepared.
+            WrongState: they were prepared for another state of the channel.
             AlreadyExists: there is another rollout of this id.
         """
         now = self._clock.now()
@@ -94,6 +95,7 @@ class RolloutVerbs:
         with self._store.transaction() as connection:
             if enter(connection, call, actor, "rollout.create", rollout_id, now) is not None:
                 return rollout_records.get(connection, rollout_id)
+            self._require_ahead(connection, spec)
             made = rollout.draft(rollout_id, spec, actor, self._salt(rollout_id, spec, now), now)
             rollout_records.insert(connection, made)
             body = {"subject": spec.subject, "release": spec.release}
@@ -106,6 +108,8 @@ class RolloutVerbs:
     ) -> RolloutRecord:
         """Change a rollout that hasn't started; what was approved is so no more."""
         self._require_listed(spec)
+        with self._store.reading() as connection:
+            self._require_ahead(connection, spec)
         return self._steering.change(
             rollout_id, "edit", actor, revision, request_id, lambda it, now: rollout.edit(it, spec, actor)
         )
@@ -131,7 +135,8 @@ class RolloutVerbs:
         """Open the first wave; a paused rollout of the same devices makes room."""
         with self._store.reading() as connection:
             found = rollout_records.get(connection, rollout_id).rollout
-        self._steering.require_room(found)
+        if found.stage is Stage.SCHEDULED:
+            self._steering.require_room(found)
         return self._steering.change(rollout_id, "start", actor, revision, request_id, rollout.start)
 
     def promote(self, rollout_id: str, actor: str, revision: int, request_id: str = "") -> RolloutRecord:
@@ -157,7 +162,7 @@ class RolloutVerbs:
         if how not in _STOPS:
             raise NotFound(f"can't {how[:40]!r}; ways to stop are {', '.join(sorted(_STOPS))}")
         return self._steering.change(
-            rollout_id, how, actor, revision, request_id, lambda it, now: _STOPS[how](it, reason)
+            rollout_id, how, actor, revision, request_id, lambda it, now: _STOPS[how](it, reason, now)
         )
 
     def hold(self, model: str, actor: str, reason: str, call: Call = ANY) -> None:
@@ -227,7 +232,7 @@ class RolloutVerbs:
             before = enter(connection, call, actor, "release.publish", model, now)
             if before is not None:
                 return int(before)
-            if (other := _under_way(connection, model, channel)) is not None:
+            if (other := _steering(connection, model, channel, rollout.GOING_FORWARD)) is not None:
                 raise WrongState(f"rollout {other.id} of channel {channel!r} is {other.stage.value}; end it first")
             number = self._open(connection, model, version, channel, actor, now, call)
             note(connection, call, str(number))
@@ -241,7 +246,7 @@ class RolloutVerbs:
         While a rollout steers the channel, it has the say, and the version waits in the registry. What was opened
         here is signed at the next look of the controller.
         """
-        if _under_way(connection, model, channel) is None:
+        if _steering(connection, model, channel, rollout.UNDER_WAY) is None:
             self._open(connection, model, version, channel, audit.COORDINATOR, now)
 
     def _open(
@@ -312,6 +317,10 @@ class RolloutVerbs:
             how = self._desk.who_signs(spec.model) if waiting else "`umbel releases prepare`"
             raise NotFound(f"releases {missing} of {spec.model!r} aren't listed and signed: {how}")
 
+    def _require_ahead(self, connection: sa.Connection, spec: RolloutSpec) -> None:
+        lowest = min((arm.release for arm in spec.arms), default=spec.release)
+        self._desk.require_ahead(connection, spec.model, spec.channel, lowest, spec.revert_release)
+
     def _prepared(self, model: str, number: int) -> bool:
         with self._store.reading() as connection:
             return self.standing(connection, model, number) == "waiting"
@@ -327,9 +336,9 @@ class RolloutVerbs:
         return salts[0]
 
 
-def _under_way(connection: sa.Connection, model: str, channel: str) -> rollout.Rollout | None:
-    """The rollout that steers a channel now, if one does."""
+def _steering(connection: sa.Connection, model: str, channel: str, stages: frozenset[Stage]) -> Rollout | None:
+    """A rollout that steers a channel and is in one of these stages, if there is one."""
     for other in rollout_records.steering(connection):
-        if (other.spec.model, other.spec.channel) == (model, channel) and other.stage in rollout.UNDER_WAY:
+        if (other.spec.model, other.spec.channel) == (model, channel) and other.stage in stages:
             return other
     return None

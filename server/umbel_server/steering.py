@@ -23,7 +23,7 @@ from umbel_server.executions import HOLDS_IT, Execution
 from umbel_server.experiments import judge_experiment
 from umbel_server.fleet import Fleet, revoked
 from umbel_server.gates import Judgement, Look, judge
-from umbel_server.offers import Offers, Standing
+from umbel_server.offers import Offers, standing_of
 from umbel_server.releases import ReleaseDesk
 from umbel_server.requests import Call, enter
 from umbel_server.rollout import Rollout, Stage
@@ -76,8 +76,8 @@ class Steering:
         """Read anew what offers rest on."""
         with self._store.reading() as connection:
             heads = {(row.model, row.channel): row.number for row in connection.execute(sa.select(HEADS))}
-            found = rollout_records.steering(connection)
-            self.offers.standing = Standing(tuple(found), heads, rollout_records.held(connection))
+            found = rollout_records.let_go(connection)
+            self.offers.standing = standing_of(found, heads, rollout_records.held(connection))
 
     def reconcile(self, checkpoint: str = "") -> None:
         """Do all that is due, if this is the controller that may."""
@@ -89,6 +89,7 @@ class Steering:
                     self._step(found, now)
                 except WrongState as error:
                     _log.info("rollout waits", rollout=found.id, reason=str(error))
+                    self._note(found, f"waits: {error}")
         self.look()
 
     def _settle(self, now: float, checkpoint: str) -> None:
@@ -125,28 +126,26 @@ class Steering:
         judgement = self.judgement(found, now)
         after = rollout.judged(found, judgement, now)
         if after is found:
-            self._note(found, judgement)
+            self._note(found, judgement.explain())
             return
         with self._store.transaction() as connection:
             rollout_records.update(connection, found, after, judgement.explain())
-            if after.stage is Stage.SUCCEEDED:
-                self.desk.open(connection, found.spec.model, found.spec.channel, found.spec.release)
-            if after.stage is Stage.ROLLING_BACK:
-                self._begin_going_back(connection, after)
+            self._end(connection, after)
             body = {"decision": judgement.decision.value, "wave": found.wave, "words": judgement.explain()}
             self._audit(connection, found, after, audit.COORDINATOR, now, body)
         self.changed(after, now)
 
-    def _note(self, found: Rollout, judgement: Judgement) -> None:
+    def _note(self, found: Rollout, words: str) -> None:
         with self._store.reading() as connection:
-            known = rollout_records.get(connection, found.id).judgement
-        if known != judgement.explain():
+            known = rollout_records.get(connection, found.id)
+        if known.judgement != words and known.rollout == found:
             with self._store.transaction() as connection:
-                rollout_records.update(connection, found, found, judgement.explain())
+                rollout_records.update(connection, found, found, words)
 
     def _go_back(self, found: Rollout, now: float) -> None:
         """Wait until nobody has the release any more, or until those who still do are given up on."""
-        deadline = found.wave_opened_at + max(wave.deadline_seconds for wave in found.spec.waves)
+        began = found.going_back_since or found.wave_opened_at  # of a rollout that an older coordinator took back
+        deadline = began + max(wave.deadline_seconds for wave in found.spec.waves)
         with self._store.transaction() as connection:
             left = self._left(connection, found)
             if left and found.spec.revert_release and now < deadline:
@@ -160,7 +159,9 @@ class Steering:
         """Moves to the release whose devices haven't gone back yet."""
         numbers, gone = found.releases, revoked(connection)
         taken = [e for e in executions.of_numbers(connection, found.spec.model, numbers) if e.outcome in HOLDS_IT]
-        back = executions.of_numbers(connection, found.spec.model, [found.spec.revert_release])
+        head = self.desk.head(connection, found.spec.model, found.spec.channel)
+        newer = [number for number in {found.spec.revert_release, head} if number > max(numbers)]
+        back = executions.of_numbers(connection, found.spec.model, newer)
         returned = {execution.device for execution in back if execution.outcome in HOLDS_IT}
         return [execution for execution in taken if execution.device not in returned | gone]
 
@@ -217,10 +218,7 @@ class Steering:
             rollout_records.update(connection, before, after)
             if after.started_at != before.started_at:
                 health.begin_window(connection, after.spec.population)
-            if after.stage is Stage.ROLLING_BACK:
-                self._begin_going_back(connection, after)
-            if after.stage is Stage.SUCCEEDED:
-                self.desk.open(connection, after.spec.model, after.spec.channel, after.spec.release)
+            self._end(connection, after)
             self._audit(connection, before, after, actor, now, {"action": action}, request_id)
         self.changed(after, now)
         return RolloutRecord(after, record.judgement)
@@ -228,6 +226,14 @@ class Steering:
     def _start(self, found: Rollout, actor: str, now: float) -> None:
         self.require_room(found)
         self.change(found.id, "start", actor, found.revision, "", rollout.start)
+
+    def _end(self, connection: sa.Connection, after: Rollout) -> None:
+        """What a rollout's end means for the channel, if this is its end."""
+        spec = after.spec
+        if after.stage is Stage.SUCCEEDED and spec.takes_everybody:
+            self.desk.open(connection, spec.model, spec.channel, spec.release)
+        if after.stage is Stage.ROLLING_BACK:
+            self._begin_going_back(connection, after)
 
     def _begin_going_back(self, connection: sa.Connection, after: Rollout) -> None:
         spec = after.spec
@@ -237,8 +243,12 @@ class Steering:
                 self.desk.open(connection, spec.model, spec.channel, spec.revert_release)
 
     def require_room(self, found: Rollout) -> None:
-        """No two rollouts move the same devices; a paused one is superseded."""
+        """Refuse to start what was prepared for another state of its channel, or beside another rollout of the same
+        devices; a paused one is superseded.
+        """
         spec = found.spec
+        with self._store.reading() as connection:
+            self.desk.require_ahead(connection, spec.model, spec.channel, min(found.releases), spec.revert_release)
         for other in self._due():
             same = (other.spec.model, other.spec.channel, other.spec.population)
             if other.id == found.id or same != (spec.model, spec.channel, spec.population):
@@ -246,7 +256,7 @@ class Steering:
             if other.stage is Stage.PAUSED:
                 supersede = lambda it, now: rollout.supersede(it, found.id)  # noqa: E731
                 self.change(other.id, "supersede", audit.COORDINATOR, other.revision, "", supersede)
-            elif other.stage in rollout.UNDER_WAY:
+            elif other.stage in rollout.GOING_FORWARD:
                 raise WrongState(f"rollout {other.id} moves these devices already; end it first")
 
     def _audit(

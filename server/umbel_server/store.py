@@ -7,7 +7,7 @@ the event loop's thread. `on_step` is told each durable step before it happens, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Error as SqliteError
 from typing import Any, Final
@@ -19,6 +19,7 @@ from alembic.util import CommandError
 from sqlalchemy.engine import make_url
 
 from umbel.errors import BadInput, Unreachable, WrongState
+from umbel_server.identity import make_file_private
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 PRAGMAS: Final = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000")
@@ -98,6 +99,8 @@ def _engine(url: str, pragmas: Sequence[str]) -> sa.Engine:
     except sa.exc.ArgumentError as error:
         raise BadInput(f"not a database address: {url!r}; use sqlite:///PATH or postgresql+psycopg://…") from error
     if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        with suppress(OSError):  # whatever is wrong with its place, connecting tells it better
+            make_file_private(Path(parsed.database))
         engine = sa.create_engine(parsed)
         sa.event.listen(engine, "connect", lambda connection, entry: _prepare_sqlite(connection, pragmas))
         sa.event.listen(engine, "begin", _begin_sqlite)

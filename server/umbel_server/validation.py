@@ -25,6 +25,9 @@ TRAINING_METRICS: Final = ("train_loss", "train_examples")
 _MOST_EXAMPLES: Final = 1_000_000
 """No device counts more in one report; its weight has a bound of its own, which a plan may set as low as 1."""
 
+_MOST: Final = 1e15
+"""The largest sum or weight that any report may tell: added up over every device there is, it stays a number."""
+
 _CLIP_SLACK: Final = 1.001
 """A device clips in float32, and its norm is taken again here."""
 
@@ -155,8 +158,9 @@ def require_report(update: Update, rules: ReportRules) -> None:
         raise OutOfBounds(f"a delta of norm {norm:.6g}; this round takes {rules.max_norm:.6g} at most")
     if not math.isfinite(update.weight):
         raise NotFinite(f"a report with weight {update.weight}")
-    if not 0 < update.weight <= rules.max_weight:
-        raise OutOfBounds(f"a report with weight {update.weight}; it must be above 0 and at most {rules.max_weight}")
+    most = min(rules.max_weight, _MOST)
+    if not 0 < update.weight <= most:
+        raise OutOfBounds(f"a report with weight {update.weight}; it must be above 0 and at most {most}")
     _require_metrics(update.metrics, rules)
 
 
@@ -167,6 +171,8 @@ def _require_metrics(metrics: Metrics, rules: ReportRules) -> None:
             raise BadInput(f"metric {name!r} isn't one of this model's; it reports {known}")
         if not math.isfinite(value):
             raise NotFinite(f"metric {name!r} is {value}")
+        if abs(value) > _MOST:
+            raise OutOfBounds(f"metric {name!r} is {value}; at most {_MOST:g} is summed")
         if name in COUNTS and not 0 <= value <= _MOST_EXAMPLES:
             raise OutOfBounds(f"metric {name!r} is {value}; a count lies between 0 and {_MOST_EXAMPLES}")
     for name in rules.required:

@@ -20,13 +20,19 @@ def wave_of(rollout: Rollout, device: str) -> int | None:
     spec = rollout.spec
     if spec.only and device not in spec.only:
         return None
-    if bucket(spec.hold_back_salt or f"{rollout.salt}/hold-back", device) < spec.hold_back_percent * 100:
+    if is_held_back(rollout, device):
         return None
     place = bucket(rollout.salt, device)
     for index, wave in enumerate(spec.waves):
         if device in spec.lab if wave.lab else place < wave.percent * 100:
             return index
     return None
+
+
+def is_held_back(rollout: Rollout, device: str) -> bool:
+    """Whether this device gets nothing from the rollout, nor from the channel once it has succeeded."""
+    spec = rollout.spec
+    return bucket(spec.hold_back_salt or f"{rollout.salt}/hold-back", device) < spec.hold_back_percent * 100
 
 
 def takes(rollout: Rollout, device: str) -> bool:

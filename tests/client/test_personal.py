@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +74,19 @@ async def test_a_device_makes_a_release_its_own(bench: Bench) -> None:
     scores = device.kit.memory.state.scores
     assert scores.personal is not None and scores.global_ is not None and scores.personal > scores.global_
     assert bench.open().answers_with == "personal, from release 1"
+
+
+async def test_a_release_of_a_newer_compiler_is_made_its_own_too(bench: Bench) -> None:
+    """A manifest may say more than this device understands: its bundle goes by the bytes that were signed."""
+    bench.coordinator.publish()
+    manifest = json.dumps(json.loads(PACKAGED.manifest.to_bytes()) | {"since_then": ["something", "new"]}).encode()
+    bench.coordinator.blobs[digest_of(manifest)] = manifest
+    release = Release("smartwatch", 2, 2, "stable", digest_of(manifest), len(manifest), bench.clock.now())
+    bench.coordinator.newest = sign_statement(release_to_bytes(release), bench.coordinator.release_key)
+    device = bench.open(personal=LEARNS)
+    device.learn_from(*recordings(100, "mine", shift=3))
+    await device.wake()
+    assert device.answers_with == "personal, from release 2"
 
 
 async def test_a_worse_release_is_turned_down_and_the_own_model_stays(bench: Bench) -> None:

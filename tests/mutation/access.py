@@ -22,8 +22,8 @@ GUARDS: Final = (
     ),
     *of(
         "server/umbel_server/checkpoints.py", _AUDIT,
-        ("a log that was cut off", "        if len(leaves) < checkpoint.size:\n", "        if False:\n"),
-        ("a log that was written anew", "if merkle_root(leaves[: checkpoint.size]) != checkpoint.root:", "if False:"),
+        ("a log that was cut off", "if seen and len(leaves) < seen[-1].size:", "if False:"),
+        ("a log that was written anew", "if tree.root != checkpoint.root:", "if False:"),
         ("a note's signature", "        Ed25519PublicKey.from_public_bytes(public_key).verify(signed[4:], checkpoint.text.encode())\n", "        pass\n"),
         ("a note's log and key", 'if (origin, name, dash) != (ORIGIN, ORIGIN, "\\N{EM DASH}") or signed[:4] != _key_hash(public_key):', "if False:"),
         ("leaves aren't nodes", 'b"\\1" + left + right', "left + right"),

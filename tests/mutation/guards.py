@@ -29,6 +29,8 @@ _SUM: Final = "protos/umbel/secure_sum.py"
 _COHORT: Final = "protos/umbel/cohort_sum.py"
 _DESCRIPTOR: Final = "protos/umbel/descriptor.py"
 _CORE: Final = "server/umbel_server/helper/core.py"
+_SERVICE: Final = "server/umbel_server/helper/service.py"
+_RECORDS: Final = "server/umbel_server/helper/records.py"
 _PEOPLE: Final = "server/umbel_server/helper/people.py"
 _LEADER: Final = "server/umbel_server/secure_aggregation.py"
 _RING: Final = "protos/umbel/ring.py"
@@ -48,7 +50,7 @@ GUARDS: Final = (
     Mutant("NaN in the norm", _RING, "if not math.isfinite(total):", "if False:"),
     Mutant("NaN in a metric", _RING, "if not math.isfinite(value):", "if False:"),
     Mutant("the level of a number", _RING, "np.clip(block, -limit, limit, out=block)", "pass"),
-    Mutant("a metric's bound", _RING, "min(max(value, -bound), bound)", "value"),
+    Mutant("a metric's bound", _RING, "min(max(scaled, -most), most)", "scaled"),
     Mutant("head-room", _RING, "if needed >= 2 ** (bits - 1):", "if False:"),
     Mutant("only shares leave a device with a helper", _DEVICE, "if pinned is not None and assignment.private_round is None:", "if False:"),
     Mutant("no private round without a helper", _DEVICE, "if pinned is None and assignment.private_round is not None:", "if False:"),
@@ -121,13 +123,16 @@ GUARDS: Final = (
     Mutant("too few good reports", _CORE, "if len(seeds) < descriptor.minimum:", "if False:"),
     Mutant("the same id twice", _CORE, "item.report_id in seeds or ", ""),
     Mutant("a spent id", _CORE, " or self._records.is_spent(item.report_id)", ""),
-    Mutant("one device, one report", _CORE, "if participant in people:", "if False:"),
+    Mutant("one device, one report", _CORE, "if found.participant in people:", "if False:"),
     Mutant("revocation", _CORE, "if not self._records.is_participant(participant):", "if False:"),
     Mutant("the rate of a day", _CORE, "if self._records.participations(participant, now - DAY) >= policy.max_reports_per_day:", "if False:"),
-    Mutant("the cap of a task", _CORE, "if cap and self._records.participations(participant, 0.0, descriptor.task) >= cap:", "if False:"),
+    Mutant("the cap of a task", _CORE, "if caps and self._records.participations(participant, 0.0, descriptor.task) >= min(caps):", "if False:"),
     Mutant("prepared before summed", _CORE, "if opened is None:", "if False:"),
     Mutant("the set's form at the sum", _CORE, "            require_set(descriptor, ids)\n", ""),
     Mutant("a subset of what was prepared", _CORE, "if not set(ids) <= set(opened.seeds):", "if False:"),
+    Mutant("caps when it is summed", _CORE, "            self._require_still_welcome(descriptor, rd, [opened", "            ([opened"),
+    Mutant("the cap of the ledger", _CORE, "for cap in (descriptor.rounds_per_device, policy", "for cap in (0, policy"),
+    Mutant("a metric rounded over its bound", _RING, "math.floor(bound * unit)", "math.ceil(bound * unit)"),
     Mutant("one sum a round", _CORE, "            if held.ids is not None:\n                return _given_before(held, ids)\n", ""),
     Mutant("one set a round", _CORE, "if set_digest(held.rd, ids) != set_digest(held.rd, _split(held.ids)):", "if False:"),
     Mutant("all that was shown is spent", _CORE, "            opened.shown,", "            list(ids),"),
@@ -142,6 +147,13 @@ GUARDS: Final = (
     Mutant("a token's single use", _PEOPLE, "if found[2] is not None and found[2] != public_key:", "if False:"),
     Mutant("enrolment of the revoked", _PEOPLE, "if not self._records.is_participant(public_key):", "if False:"),
     Mutant("renewal of the revoked", _PEOPLE, "if not self._records.is_participant(certificate.public_key):", "if False:"),
+    Mutant("room for the round's capsules only", _SERVICE, "if len(items) > most:", "if False:"),
+    Mutant("room for the round's ids only", _SERVICE, "if len(ids) > most * REPORT_ID_BYTES:", "if False:"),
+    # What the helper keeps.
+    Mutant("a deleted key in the log", _RECORDS, 'self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")', "pass"),
+    Mutant("a deleted key in the database", _RECORDS, "PRAGMA secure_delete=ON", "PRAGMA secure_delete=OFF"),
+    Mutant("the store's privacy", _RECORDS, "            make_file_private(path)\n", "            pass\n"),
+    Mutant("one transaction at a time", _RECORDS, "        with self._lock:\n            self._connection.execute(\"BEGIN", "        if True:\n            self._connection.execute(\"BEGIN"),
     # The descriptor.
     Mutant("the helper's countersignature", _DESCRIPTOR, '    verify_signature(helper, signed.helper_signature, _HELPER + signed.statement, "the round descriptor")\n', ""),
     Mutant("the leader's signature", _DESCRIPTOR, '    verify_signature(leader, signature, _LEADER + statement, "the round descriptor")\n', ""),

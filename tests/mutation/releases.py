@@ -63,6 +63,7 @@ GUARDS: Final = (
     *of(
         "client/umbel_client/listing.py", _LISTING,
         ("time doesn't go back", "max(now, self.time_floor)", "now"),
+        ("a date that is none", "or not 0 <= told <= _LAST_INSTANT:", "or False:"),
         ("a stolen key's date", "signed if by & set(trusted) and", "signed if by and"),
         ("one deadline", "async with asyncio.timeout(self._seconds):", "async with asyncio.timeout(None):"),
         ("the pinned root", "bootstrap=self._root,", "bootstrap=None,"),

@@ -26,6 +26,7 @@ from umbel.errors import (
     WrongState,
 )
 from umbel.participants import issue
+from umbel.ring import from_lane, to_lane
 from umbel.secure_sum import Participant
 from umbel.shares import Cleartext
 
@@ -207,6 +208,43 @@ def test_a_device_is_summed_no_more_often_than_it_may(policy: dict[str, int]) ->
         assert later.sum.close().count == 4
 
 
+def test_a_helper_keeps_to_the_cap_that_the_ledger_reckons_with() -> None:
+    """Whatever its own settings say: the coordinator tells its operator an epsilon for so many rounds."""
+    party = Party()
+    people = party.devices(4)
+    for number in (1, 2):
+        cohort = party.open(number=number, rounds_per_device=2)
+        cohort.fill(people)
+        assert cohort.sum.close().count == 4
+    third = party.open(number=3, rounds_per_device=2)
+    third.fill(people)
+    with pytest.raises(CohortTooSmall, match=NotAllowed.code):
+        third.sum.close()
+
+
+def test_rounds_that_were_prepared_together_do_not_pass_a_cap_together() -> None:
+    party = Party()
+    people = party.devices(4)
+    rounds = [party.open(number=number, rounds_per_device=1) for number in (1, 2)]
+    for cohort in rounds:
+        cohort.fill(people)
+        party.port.prepare(cohort.agreed.rd, cohort.items())
+    party.port.commit(rounds[0].agreed.rd, sorted(rounds[0].spool))
+    with pytest.raises(WrongState, match="as many sums of this task"):
+        party.port.commit(rounds[1].agreed.rd, sorted(rounds[1].spool))
+
+
+def test_a_device_that_is_revoked_after_the_capsules_were_shown_is_not_summed(cohort: Cohort) -> None:
+    party = cohort.party
+    device = party.device()
+    cohort.take(cohort.report(device, cohort.encoded(delta(9))))
+    party.port.prepare(cohort.agreed.rd, cohort.items())
+    party.people.revoke(device.certificate.public_key)
+    with pytest.raises(WrongState, match="revoked"):
+        party.port.commit(cohort.agreed.rd, sorted(cohort.spool))
+    assert cohort.sum.close().count == len(cohort.spool) - 1
+
+
 def test_a_report_that_was_summed_is_spent(cohort: Cohort) -> None:
     cohort.sum.close()
     spent = next(iter(cohort.spool))
@@ -270,6 +308,13 @@ def test_a_metric_is_cut_to_its_bound_and_a_broken_one_is_not_sent(party: Party)
     assert cohort.sum.close().metrics["loss"] == 2000.0
     with pytest.raises(NotFinite):
         cohort.encoded(delta(1), loss=float("nan"))
+
+
+@pytest.mark.parametrize("bound", [1.0, 0.5, 1e-5, 1e-7, 0.3, 1e15])
+@pytest.mark.parametrize("value", [1e308, -1e308, 1.0, -0.0, 0.2999999])
+def test_no_metric_is_rounded_over_its_bound(bound: float, value: float) -> None:
+    """Noise is measured against the bound, so half a unit more would be half a unit without noise."""
+    assert abs(from_lane(to_lane(value, bound))) <= min(bound, abs(value) + 2**-17)
 
 
 # What a dishonest but enrolled device can and can't do.

@@ -84,7 +84,7 @@ def ending(world: BothDie) -> dict[str, Any]:
     """All that a run leaves behind, to the bit."""
     assert world.coordinator.operations.verify_audit() > 0
     spool = [path for path in world.blobs.spool.rglob("*") if path.is_file()]
-    keys = world.records._execute("SELECT count(*) FROM rounds WHERE private_key IS NOT NULL").fetchone()
+    keys = world.records._row("SELECT count(*) FROM rounds WHERE private_key IS NOT NULL")
     tables = {table.name: world.dump(table) for table in (AUDIT, RELEASES, TASKS, VERSIONS)}
     left = {"spool": spool, "keys of summed rounds": keys, "weights": world.weights().to_bytes()}
     world.store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -19,6 +21,8 @@ from umbel.clock import SystemClock
 from umbel.errors import CertificateRefused, EnrolmentRefused, SetRefused, SignatureInvalid, Unreachable, WrongState
 from umbel.helper_card import HelperCard
 from umbel.secure_sum import Participant
+from umbel.v1 import secure_sum_pb2 as pb
+from umbel.v1.secure_sum_pb2_grpc import HelperServiceStub
 from umbel_client.participation import enrol_at_helper, renew_at_helper
 from umbel_client.private import Pinned
 from umbel_server.helper.port import LeaderSigner
@@ -118,6 +122,27 @@ async def test_refusals_come_back_as_what_they_are(party: Party, running: Runnin
     with pytest.raises(SignatureInvalid):
         stranger.prepare(cohort.agreed.rd, [])
     stranger.close()
+
+
+@pytest.mark.parametrize("knows_the_round", [False, True])
+def test_a_stranger_who_never_stops_sending_is_not_listened_to(
+    knows_the_round: bool, party: Party, running: Running
+) -> None:
+    rd = agree(party, running, number=5 + knows_the_round).agreed.rd if knows_the_round else bytes(32)
+    code = grpc.StatusCode.INVALID_ARGUMENT if knows_the_round else grpc.StatusCode.NOT_FOUND
+    item = pb.HelperItem(report_id=bytes(16), capsule=bytes(4096), commitment=bytes(32))
+    credentials = grpc.ssl_channel_credentials(running.card.certificate)
+    with grpc.secure_channel(running.card.address, credentials) as channel:
+        stub = HelperServiceStub(channel)
+        for ask in (
+            lambda: stub.Prepare((pb.PrepareRequest(rd=rd, items=[item] * 9) for _ in itertools.count()), timeout=30),
+            lambda: list(
+                stub.Commit((pb.CommitRequest(rd=rd, report_ids=bytes(160)) for _ in itertools.count()), timeout=30)
+            ),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                ask()
+            assert refused.value.code() is code  # type: ignore[attr-defined]
 
 
 async def test_a_device_enrols_renews_and_is_revoked(running: Running) -> None:

@@ -40,6 +40,31 @@ def test_costs_add_up_as_the_literature_says() -> None:
     assert epsilon([2.0] * 50, replace(NOISY, rounds_per_device=5)) == epsilon([2.0] * 5, NOISY)
 
 
+def _exact(multipliers: list[float], delta: float) -> float:
+    """The epsilon of Gaussian mechanisms one after another: Balle and Wang 2018 (arXiv 1805.06530), theorem 8."""
+    mu = math.sqrt(sum(multiplier**-2 for multiplier in multipliers))
+
+    def excess(epsilon: float) -> float:
+        below, above = (math.erfc((epsilon / mu + sign * mu / 2) / math.sqrt(2)) / 2 for sign in (-1, 1))
+        return below - math.exp(epsilon) * above - delta
+
+    least, most = 0.0, 500.0
+    for _ in range(100):
+        middle = (least + most) / 2
+        least, most = (middle, most) if excess(middle) > 0 else (least, middle)
+    return most
+
+
+@pytest.mark.parametrize(
+    "multipliers",
+    [[0.1], [1.0], [30.0], [100.0], [1.0] * 100, [10.0] * 10_000, [0.5, 1.0, 2.0, 4.0] * 20, [3.0, 50.0]],
+)
+def test_a_second_accountant_finds_a_little_less_and_never_more(multipliers: list[float]) -> None:
+    for delta in (1e-6, 1e-9, 1e-12):
+        exact = _exact(multipliers, delta)
+        assert exact <= epsilon(multipliers, replace(NOISY, delta=delta)) <= 1.2 * exact
+
+
 def test_the_costliest_rounds_count_under_a_cap() -> None:
     capped = replace(NOISY, rounds_per_device=1)
     assert epsilon([4.0, 1.0, 8.0], capped) == epsilon([1.0], NOISY)

@@ -18,7 +18,7 @@ from umbel_models.zoo import bundle_path
 
 WATCH = Bundle.open(bundle_path("smartwatch")).manifest
 
-_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+_texts = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t"), max_size=20)
 _sizes = st.lists(st.integers(0, 2**31), max_size=3).map(tuple)
 _numbers = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -108,6 +108,9 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a file that climbs out": ({"files": {**WATCH.files, "../passwd": REF}}, "plain file name"),
     "a file that climbs out elsewhere": ({"files": {**WATCH.files, "..\\passwd": REF}}, "plain file name"),
     "a hidden file": ({"files": {**WATCH.files, ".profile": REF}}, "plain file name"),
+    "a file with an escape sequence": ({"files": {**WATCH.files, "a\x1b[2J": REF}}, "plain file name"),
+    "a file that no disk takes": ({"files": {**WATCH.files, "a" * 5000: REF}}, "plain file name"),
+    "two files to some machines, one to others": ({"files": {**WATCH.files, "Infer.ONNX": REF}}, "upper and lower"),
     "a graph that isn't listed": ({"graphs": {"onnx": {"infer": "other.onnx"}}}, "doesn't list"),
     "an unknown signature": ({"graphs": {"onnx": {"guess": "infer.onnx"}}}, "guess"),
 }
@@ -129,6 +132,24 @@ def test_a_newer_format_asks_for_an_update() -> None:
 def test_an_endless_manifest_is_not_parsed() -> None:
     with pytest.raises(MalformedMessage, match="limit"):
         Manifest.from_bytes(b" " * (MAX_MANIFEST_BYTES + 1))
+
+
+@pytest.mark.parametrize("field", ["model", "description", "labels", "metrics"])
+@pytest.mark.parametrize("text", ["\x1b[2Jall is well", "\x9b2J", "a\rb", "a\x00b", "\x7f"])
+def test_no_text_of_a_manifest_can_rewrite_a_terminal(field: str, text: str) -> None:
+    tree = json.loads(WATCH.to_bytes())
+    tree[field] = [*tree[field], text] if isinstance(tree[field], list) else text
+    with pytest.raises(MalformedMessage, match="control characters"):
+        Manifest.from_bytes(json.dumps(tree).encode())
+
+
+def test_as_many_tensors_as_fit_into_a_manifest_are_checked_in_time() -> None:
+    """Each with each other would take minutes."""
+    tree = json.loads(WATCH.to_bytes())
+    many = [[f"f_{number:x}", "float32", []] for number in range(150_000)]
+    data = json.dumps(tree | {"frozen": many}, separators=(",", ":")).encode()
+    assert MAX_MANIFEST_BYTES * 0.8 < len(data) <= MAX_MANIFEST_BYTES
+    assert len(Manifest.from_bytes(data).frozen) == len(many)
 
 
 def test_what_is_shared_leaves_out_what_is_frozen() -> None:

@@ -168,7 +168,7 @@ async def test_only_who_has_the_lease_steers(tmp_path: Path) -> None:
 def test_a_step_on_what_somebody_else_has_changed_is_not_written(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path)
     begun = fleet.begin_rollout("r", fleet.good_version())
-    paused, aborted = rollout.pause(begun, ""), rollout.abort(begun, "")
+    paused, aborted = rollout.pause(begun, ""), rollout.abort(begun, "", 0.0)
     with fleet.coordinator.store.transaction() as connection:
         rollout_records.update(connection, begun, paused)
         with pytest.raises(WrongState, match="somebody else"):

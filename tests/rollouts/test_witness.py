@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import DigestMismatch, MalformedMessage, SignatureInvalid
-from umbel_server import audit
+from umbel_server import audit, checkpoints
 from umbel_server.audit import GENESIS, AuditRow
-from umbel_server.checkpoints import Checkpoint, Witness, merkle_root, open_note, sign
+from umbel_server.checkpoints import Checkpoint, MerkleTree, Witness, open_note, require_witnessed, sign
 from umbel_server.store import Store
 from umbel_server.tables import AUDIT
 
@@ -131,10 +131,48 @@ def _by_the_book(leaves: list[bytes]) -> bytes:
 
 @given(st.lists(st.binary(max_size=4), max_size=40))
 def test_a_root_is_that_of_the_rfc(leaves: list[bytes]) -> None:
-    assert merkle_root(leaves) == _by_the_book(leaves)
+    tree, before = MerkleTree(), list[bytes]()
+    for leaf in leaves:
+        assert tree.root == _by_the_book(before), "at each size on the way"
+        tree.add(leaf)
+        before.append(leaf)
+    assert (tree.root, tree.size) == (_by_the_book(leaves), len(leaves))
 
 
 def test_the_root_of_a_known_log() -> None:
     """The test vectors that certificate transparency's implementations share: seven leaves."""
     leaves = [bytes.fromhex(text) for text in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657")]
-    assert merkle_root(leaves).hex() == "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c"
+    tree = MerkleTree()
+    for leaf in leaves:
+        tree.add(leaf)
+    assert tree.root.hex() == "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c"
+
+
+def test_a_year_of_checkpoints_is_held_against_the_log_in_one_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred thousand notes of a log must not each begin at its first row: that took hours."""
+    leaves, tree, notes = [bytes([row % 251]) for row in range(500)], MerkleTree(), list[Checkpoint]()
+    for leaf in leaves:
+        tree.add(leaf)
+        notes.append(Checkpoint(tree.size, tree.root))
+    joined = 0
+
+    def counted(left: bytes, right: bytes) -> bytes:
+        nonlocal joined
+        joined += 1
+        return hashlib.sha256(b"\1" + left + right).digest()
+
+    monkeypatch.setattr(checkpoints, "_parent", counted)
+    require_witnessed(leaves, notes)
+    assert joined < 500 * 10
+    with pytest.raises(DigestMismatch, match="the first 251 audit rows"):
+        require_witnessed([*leaves[:250], b"other", *leaves[251:]], notes)
+
+
+def test_checkpoints_go_on_where_the_log_was_after_a_restart(store: Store, witness: Witness, tmp_path: Path) -> None:
+    act(store, 5)
+    witness.take(store, 1.0)
+    again = Witness(KEY, tmp_path / "elsewhere" / "checkpoints.txt")
+    for _ in range(3):
+        act(store, 2)
+        assert again.take(store, 2.0) is not None
+    assert again.verify(store) == 11

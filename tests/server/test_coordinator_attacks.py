@@ -32,7 +32,7 @@ from umbel.sealing import OVERHEAD
 from umbel.visit import Assignment
 from umbel.weights import Weights
 from umbel_server.aggregation import LeaderKey
-from umbel_server.round import SessionState
+from umbel_server.round import RoundState, SessionState
 from umbel_server.tables import ROUNDS, SESSIONS
 
 Spoil = Callable[[SimulatedDevice, Assignment], Report]
@@ -76,8 +76,11 @@ AFTER_OPENING = [
     ("huge", with_update(delta=filled(1e30)), OutOfBounds),
     ("negative weight", with_update(weight=-600.0), OutOfBounds),
     ("no weight", with_update(weight=0.0), OutOfBounds),
+    ("largest weight", with_update(weight=1.7e308), OutOfBounds),
     ("huge weight", with_update(weight=1e12), OutOfBounds),
     ("foreign metric", with_update(metrics={"accuracy": 1.0}), BadInput),
+    ("huge metric", with_update(metrics={"loss": 1.5e308}), OutOfBounds),
+    ("huge metric below zero", with_update(metrics={"loss": -1.5e308}), OutOfBounds),
     ("metric NaN", with_update(metrics={"loss": float("nan")}), NotFinite),
     ("empty delta", with_update(delta=Weights({})), WeightsMismatch),
     ("one number", with_update(delta=Weights({"p": np.zeros(1, np.float32)})), WeightsMismatch),
@@ -294,3 +297,19 @@ async def test_all_reports_bad_only_costs_the_round(small_world: World) -> None:
     small_world.clock.instant += 100
     await small_world.coordinator.tick()
     assert [device.name for device in devices if await device.visit()] == ["a", "b"]
+
+
+@pytest.mark.usefixtures("quick_disk")
+async def test_devices_whose_metrics_add_up_to_infinity_do_not_stop_a_task(small_world: World) -> None:
+    """Each is a number; their sum couldn't be written down, and the round would never end."""
+    world = small_world
+    await world.begin(task(rounds=1))
+    *liars, first, second = world.enrol("m", "n", "a", "b")
+    for device in liars:
+        assignment = await device.assignment()
+        update = device.update(assignment)
+        with pytest.raises(OutOfBounds):
+            await device.send(device.report(assignment, replace(update, metrics={**update.metrics, "loss": 1.5e308})))
+    assert await first.visit() and await second.visit()
+    await world.coordinator.tick()
+    assert world.coordinator.operations.round(TASK, 1).state is RoundState.COMPLETED

@@ -19,7 +19,9 @@ from umbel.errors import (
     SignatureInvalid,
     WrongState,
 )
+from umbel_client.listing import Listing
 from umbel_server.keyring import DAY, Keyring
+from umbel_server.metadata_files import MetadataFiles
 from umbel_server.repository import Repository, sign_draft
 
 
@@ -73,15 +75,33 @@ async def test_a_hostile_root_signed_by_new_keys_alone_is_refused(world: World) 
 
 async def test_fast_forward_is_recovered_from_by_replacing_the_online_keys(world: World) -> None:
     device = world.device()
-    stolen = world.keys.signers("timestamp")
-    metadata = Metadata.from_bytes(world.repository.file("timestamp.json"))
-    metadata.signed.version = 2**31
-    metadata.signed.unrecognized_fields["x-umbel-issued-at"] = int(NOW + 900 * DAY)
-    metadata.signed.expires = metadata.signed.expires.replace(year=2100)
-    metadata.signatures.clear()
-    world.lies = {"timestamp.json": sign_draft(metadata.to_bytes(), stolen)}
+    world.lies = {"timestamp.json": _fast_forward(world, int(NOW + 900 * DAY))}
     with pytest.raises(Expired):
         await device.refresh(world.fetch, NOW)
+    await _recover(world, device)
+
+
+@pytest.mark.parametrize("instant", [10**15, -(10**15), 10**400, "never", [], None])
+async def test_a_date_that_is_none_is_recovered_from_too(world: World, instant: Any) -> None:
+    """Whoever holds the timestamp's key may write anything there: it must not end a device's updates for good."""
+    device = world.device()
+    world.lies = {"timestamp.json": _fast_forward(world, instant)}
+    await device.refresh(world.fetch, NOW)
+    assert device.time_floor == 0.0
+    await _recover(world, device)
+
+
+def _fast_forward(world: World, instant: Any) -> bytes:
+    """A timestamp from far ahead, by the real key."""
+    metadata = Metadata.from_bytes(world.repository.file("timestamp.json"))
+    metadata.signed.version = 2**31
+    metadata.signed.unrecognized_fields["x-umbel-issued-at"] = instant
+    metadata.signed.expires = metadata.signed.expires.replace(year=2100)
+    metadata.signatures.clear()
+    return sign_draft(metadata.to_bytes(), world.keys.signers("timestamp"))
+
+
+async def _recover(world: World, device: Listing) -> None:
     world.lies = {}
     with pytest.raises((RollbackRefused, Expired)):
         await device.refresh(world.fetch, NOW)
@@ -197,15 +217,15 @@ def test_a_crash_before_the_timestamp_leaves_what_was_published_before(
         before = [release.number for release in world.repository.releases(MODEL)]
         written = 0
 
-        def write(name: str, data: bytes, real: Any = Repository._write) -> None:
+        def write(name: str, data: bytes, real: Any = MetadataFiles.write) -> None:
             nonlocal written
             if written == survives:  # noqa: B023
                 raise OSError("power cut")
             written += 1
-            real(world.repository, name, data)
+            real(world.repository._files, name, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(world.repository, "_write", write)
+            patch.setattr(world.repository._files, "write", write)
             with pytest.raises(OSError, match="power cut"):
                 world.release(listed(before[-1] + 1))
         again = Repository(world.metadata, world.keys)

@@ -169,13 +169,13 @@ def test_a_scheduled_rollout_does_not_start_early() -> None:
 def test_one_person_stops_a_rollout_from_every_stage_under_way() -> None:
     manual = dataclasses.replace(SPEC, waves=ladder(promotion=Promotion.MANUAL))
     for rollout in (_running(), steps.judged(_running(manual), PASS, 2.0), steps.pause(_running(), "")):
-        assert steps.abort(rollout, "stop").stage is Stage.ROLLING_BACK
+        assert steps.abort(rollout, "stop", 9.0).stage is Stage.ROLLING_BACK
 
 
 def test_a_rollout_that_succeeded_can_still_be_rolled_back() -> None:
     spec = dataclasses.replace(SPEC, waves=(Wave(100.0),))
     rollout = steps.judged(_running(spec), PASS, 2.0)
-    assert steps.roll_back(rollout, "a user called").stage is Stage.ROLLING_BACK
+    assert steps.roll_back(rollout, "a user called", 9.0).stage is Stage.ROLLING_BACK
 
 
 def test_an_experiment_ends_only_when_a_person_ends_it() -> None:
@@ -329,8 +329,8 @@ ACTIONS: dict[str, Callable[[Rollout, str], Rollout]] = {
     "promote": lambda r, who: steps.promote(r, who, 1.0),
     "pause": lambda r, who: steps.pause(r, ""),
     "resume": lambda r, who: steps.resume(r, who, 1.0),
-    "abort": lambda r, who: steps.abort(r, ""),
-    "roll back": lambda r, who: steps.roll_back(r, ""),
+    "abort": lambda r, who: steps.abort(r, "", 9.0),
+    "roll back": lambda r, who: steps.roll_back(r, "", 9.0),
     "finish rolling back": lambda r, who: steps.reverted(r),
     "supersede": lambda r, who: steps.supersede(r, "r2"),
     "judge": lambda r, who: steps.judged(r, {"ada": PASS, "grace": FAIL}.get(who, UNSURE), 1.0),

@@ -148,8 +148,9 @@ def rotate(
 
     Example: umbel keys rotate timestamp 8f3b91c2
     """
+    from umbel_server import renewal
     from umbel_server.folder import Folder
-    from umbel_server.keyring import RULES, public_key
+    from umbel_server.keyring import RULES, public_key, rule_of
 
     repository, keys = Folder(state_folder(state)).repository()
     ids = [key.key_id for key in repository.key_status() if key.role == role and key.key_id.startswith(key_id)]
@@ -163,11 +164,11 @@ def rotate(
         key = public_key(new)
         draft.write_bytes(repository.draft_rotation(role, ids[0], key, now))
         words = f"Wrote {draft}; sign it with keys of {holder}, then `umbel keys publish {holder} {draft}`"
+        if rule_of(role).offline and role != "root":
+            words += f". Before that, let the keys that stay sign {role} anew: `umbel keys renew {role} --draft FILE`"
         tell(as_json, {"role": role, "old": ids[0], "new": key.keyid, "draft": str(draft)}, words)
         return
-    made = keys.add(role, 1)[0].public_key
-    repository.publish(holder, repository.sign(repository.draft_rotation(role, ids[0], made, now), holder), now)
-    keys.forget(ids[0])
+    made = renewal.rotate(repository, keys, role, ids[0], now)
     tell(as_json, {"role": role, "old": ids[0], "new": made.keyid}, f"{role}: {ids[0][:16]} was replaced")
 
 

@@ -65,7 +65,7 @@ class HelperPolicy:
     max_reports_per_day: int = 1000
     """In how many sums one participant may be within a day."""
     max_reports_per_task: int = 0
-    """And in all of one task: the cap that differential privacy is accounted with; 0: none."""
+    """And in all of one task, whatever the round's descriptor says; 0: as often as that says."""
     minimum_noise_multiplier: float = 0.0
     longest_seconds: float = LONGEST_SECONDS
 
@@ -147,6 +147,17 @@ class Helper:
                 self._records.countersign(held, rd_of(statement), statement, descriptor.not_after)
         return sign_as_helper(statement, self._identity)
 
+    def most_reports(self, rd: bytes) -> int:
+        """How many reports a round takes at most.
+
+        A request's signature can be checked only once all of it has come. Until then a stranger may be asking, who gets
+        no more room than this, and none for a round that isn't there.
+
+        Raises:
+            NotFound, RoundClosed: no such round, or no more.
+        """
+        return self._countersigned(rd)[1].maximum
+
     def prepare(self, rd: bytes, items: Sequence[HelperItem], signature: bytes) -> Prepared:
         """Which reports may be summed; for a round that is summed already, those that were.
 
@@ -180,7 +191,8 @@ class Helper:
             NotFound, RoundClosed: no such round, or no more.
             SetRefused: another set than the one summed, or one with reports that may not be summed.
             CohortTooSmall: a set that was made smaller than agreed.
-            WrongState: not prepared, or the helper was restarted since: prepare it again.
+            WrongState: not prepared, or since then the helper was restarted or a device came to its cap: prepare it
+                again.
         """
         verify_signature(self.policy.leader, signature, commit_statement(rd, ids), "the order to sum")
         with self._lock:
@@ -193,6 +205,7 @@ class Helper:
             require_set(descriptor, ids)
             if not set(ids) <= set(opened.seeds):
                 raise SetRefused("the set names reports that may not be summed")
+            self._require_still_welcome(descriptor, rd, [opened.seeds[one].participant for one in ids])
             return self._sum(descriptor, rd, ids, opened)
 
     def sweep(self) -> None:
@@ -230,7 +243,9 @@ class Helper:
                 if item.report_id in seeds or self._records.is_spent(item.report_id):
                     raise AlreadyReported("the report was shown before")
                 found = open_as_helper(descriptor, rd, item, key, self._authority, self._clock.now())
-                self._require_welcome(descriptor, found.participant, people)
+                if found.participant in people:
+                    raise AlreadyReported("one device, one report a round")
+                self._require_welcome(descriptor, found.participant)
             except UmbelError as error:
                 refused.setdefault(item.report_id, error.code)
                 continue
@@ -238,17 +253,25 @@ class Helper:
             people.add(found.participant)
         return seeds, refused
 
-    def _require_welcome(self, descriptor: RoundDescriptor, participant: bytes, people: set[bytes]) -> None:
+    def _require_welcome(self, descriptor: RoundDescriptor, participant: bytes) -> None:
         now, policy = self._clock.now(), self.policy
-        if participant in people:
-            raise AlreadyReported("one device, one report a round")
         if not self._records.is_participant(participant):
             raise CertificateRefused("the participant was revoked")
         if self._records.participations(participant, now - DAY) >= policy.max_reports_per_day:
             raise NotAllowed("the device has been in as many sums as one may be within a day")
-        cap = policy.max_reports_per_task
-        if cap and self._records.participations(participant, 0.0, descriptor.task) >= cap:
+        # What the coordinator's ledger reckons with, and what this helper's operator allows.
+        caps = [cap for cap in (descriptor.rounds_per_device, policy.max_reports_per_task) if cap]
+        if caps and self._records.participations(participant, 0.0, descriptor.task) >= min(caps):
             raise NotAllowed("the device has been in as many sums of this task as one may be")
+
+    def _require_still_welcome(self, descriptor: RoundDescriptor, rd: bytes, participants: Sequence[bytes]) -> None:
+        """Another round may have been summed since this one was prepared, or a device revoked."""
+        try:
+            for participant in participants:
+                self._require_welcome(descriptor, participant)
+        except UmbelError as error:
+            del self._prepared[rd]
+            raise WrongState(f"since the round was prepared here, {error}; show its capsules again") from error
 
     def _sum(self, descriptor: RoundDescriptor, rd: bytes, ids: Sequence[bytes], opened: _Open) -> HelperAnswer:
         seeds = [opened.seeds[one] for one in ids]

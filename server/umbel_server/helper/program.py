@@ -24,6 +24,7 @@ from umbel_server.rpc import MAX_MESSAGE_BYTES
 
 SWEEP_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 2.0
+HEALTH_SECONDS: Final = 5.0
 _OPTIONS: Final = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
 _log = structlog.get_logger(__name__)
 
@@ -104,7 +105,12 @@ async def _health(records: Records, settings: HelperSettings) -> tuple[asyncio.S
         return _Nothing(), ""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked = (await reader.readline()).split()
+        try:
+            async with asyncio.timeout(HEALTH_SECONDS):
+                asked = (await reader.readline()).split()
+        except (TimeoutError, ValueError, OSError):  # who asks nothing, or endlessly, is hung up on
+            writer.close()
+            return
         known = asked[:2] == [b"GET", b"/healthz"]
         body = json.dumps({"status": "ok", **records.counts()}).encode() if known else b"{}"
         status = b"200 OK" if known else b"404 Not Found"
@@ -124,7 +130,8 @@ class _Nothing:
 
 async def _sweep(helper: Helper) -> None:
     while True:
-        helper.sweep()
+        # On a thread: it waits for a sum that is being formed, and devices that enrol needn't.
+        await asyncio.to_thread(helper.sweep)
         await asyncio.sleep(SWEEP_SECONDS)
 
 

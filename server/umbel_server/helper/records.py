@@ -1,18 +1,21 @@
 """What the helper remembers, in one SQLite file of its own: rounds, spent reports, participants, tokens.
 
 A round's HPKE key lives here from its offer to its commit; then only the answer is left, until the round expires.
+What is deleted leaves neither the database nor its write-ahead log holding a copy. Private: mode 0600.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from umbel.plan import Kind
+from umbel_server.identity import make_file_private
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS rounds (
@@ -59,9 +62,13 @@ _FIELDS: Final = "task, round, kind, private_key, rd, statement, ids, answer, si
 
 
 class Records:
-    """The helper's store. One writer; every change of a round is one transaction, durable when it returns."""
+    """The helper's store, for any thread. Every change of a round is one transaction, durable when it returns."""
 
     def __init__(self, path: Path | None = None) -> None:
+        # One connection for all threads: without the lock, one's statements would become part of another's transaction.
+        self._lock = threading.RLock()
+        if path is not None:
+            make_file_private(path)
         self._connection = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
@@ -75,14 +82,15 @@ class Records:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
+        """All or nothing, and alone."""
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
 
     # Rounds.
 
@@ -96,7 +104,7 @@ class Records:
 
     def latest(self, task: str) -> tuple[int, int] | None:
         """The newest round of a task, as `RoundDescriptor.order` counts; also of rounds long deleted."""
-        row = self._execute("SELECT round, step FROM latest WHERE task=?", task).fetchone()
+        row = self._row("SELECT round, step FROM latest WHERE task=?", task)
         return None if row is None else (row[0], row[1])
 
     def offer(self, task: str, order: tuple[int, int], kind: Kind, private_key: bytes, not_after: float) -> None:
@@ -127,24 +135,27 @@ class Records:
             self._connection.executemany(
                 "INSERT INTO participations VALUES (?, ?, ?)", [(one, task, now) for one in participants]
             )
+        self._forget_log()
 
     def is_spent(self, report_id: bytes) -> bool:
         """Whether a report has been in a sum, or was shown for one."""
-        return self._execute("SELECT 1 FROM spent WHERE report_id=?", report_id).fetchone() is not None
+        return self._row("SELECT 1 FROM spent WHERE report_id=?", report_id) is not None
 
     def participations(self, participant: bytes, since: float, task: str | None = None) -> int:
         """How often a participant has been summed since then."""
         query = "SELECT count(*) FROM participations WHERE participant=? AND at>=?"
         if task is None:
-            return int(self._execute(query, participant, since).fetchone()[0])
-        return int(self._execute(query + " AND task=?", participant, since, task).fetchone()[0])
+            return self._count(query, participant, since)
+        return self._count(query + " AND task=?", participant, since, task)
 
     def sweep(self, now: float, keep_seconds: float) -> None:
         """Delete the keys, answers and statements of rounds that have expired."""
         with self.transaction():
-            self._execute("DELETE FROM rounds WHERE not_after < ?", now)
+            gone = self._execute("DELETE FROM rounds WHERE not_after < ?", now)
             # A report opens for one descriptor only, and that has expired by then.
             self._execute("DELETE FROM spent WHERE at < ?", now - keep_seconds)
+        if gone:
+            self._forget_log()
 
     def counts(self) -> dict[str, int]:
         """How many rounds are open and summed, how many participants there are."""
@@ -153,7 +164,7 @@ class Records:
             "rounds_summed": "SELECT count(*) FROM rounds WHERE ids IS NOT NULL",
             "participants": "SELECT count(*) FROM participants WHERE revoked_at IS NULL",
         }
-        return {what: int(self._execute(query).fetchone()[0]) for what, query in queries.items()}
+        return {what: self._count(query) for what, query in queries.items()}
 
     # People.
 
@@ -163,7 +174,7 @@ class Records:
 
     def token(self, digest: str) -> tuple[str, float, bytes | None] | None:
         """Population, expiry and user of a token."""
-        row = self._execute("SELECT population, expires_at, used_by FROM tokens WHERE digest=?", digest).fetchone()
+        row = self._row("SELECT population, expires_at, used_by FROM tokens WHERE digest=?", digest)
         return None if row is None else (row[0], row[1], row[2])
 
     def enrol(self, digest: str, public_key: bytes, population: str, now: float) -> None:
@@ -175,18 +186,33 @@ class Records:
     def is_participant(self, public_key: bytes) -> bool:
         """Whether a key was enrolled here and not revoked since."""
         query = "SELECT 1 FROM participants WHERE public_key=? AND revoked_at IS NULL"
-        return self._execute(query, public_key).fetchone() is not None
+        return self._row(query, public_key) is not None
 
     def revoke(self, public_key: bytes, now: float) -> bool:
         """Shut a participant out from now on; False if there is no such one."""
         query = "UPDATE participants SET revoked_at=? WHERE public_key=? AND revoked_at IS NULL"
-        return self._execute(query, now, public_key).rowcount > 0
+        return self._execute(query, now, public_key) > 0
 
     # Inside.
 
-    def _execute(self, query: str, *values: Any) -> sqlite3.Cursor:
-        return self._connection.execute(query, values)
+    def _execute(self, query: str, *values: Any) -> int:
+        """Change rows; returns how many."""
+        with self._lock:
+            return self._connection.execute(query, values).rowcount
+
+    def _row(self, query: str, *values: Any) -> Any:
+        """The first row; None if there is none."""
+        with self._lock:
+            return self._connection.execute(query, values).fetchone()
+
+    def _count(self, query: str, *values: Any) -> int:
+        return int(self._row(query, *values)[0])
 
     def _one(self, query: str, *values: Any) -> HelperRound | None:
-        row = self._execute(query, *values).fetchone()
+        row = self._row(query, *values)
         return None if row is None else HelperRound(row[0], row[1], Kind(row[2]), *row[3:])
+
+    def _forget_log(self) -> None:
+        """Empty the write-ahead log: it holds pages as they were before, with the keys that have just been deleted."""
+        with self._lock:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

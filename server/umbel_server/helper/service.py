@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, TypeVar
 
 from umbel import fields
-from umbel.descriptor import MAX_COHORT, kind_from_wire
+from umbel.descriptor import kind_from_wire
 from umbel.errors import MalformedMessage, OutOfBounds
 from umbel.participants import ParticipantCertificate
 from umbel.secure_report import MAX_CAPSULE_BYTES, REPORT_ID_BYTES
@@ -19,6 +19,7 @@ from umbel_server.rpc import Requests, Service, Stream, Unary
 
 CHUNK_BYTES: Final = 512 << 10
 _HASH_BYTES: Final = 32
+P = TypeVar("P", pb.PrepareRequest, pb.CommitRequest)
 
 
 class HelperGateway:
@@ -57,24 +58,26 @@ class HelperGateway:
         return pb.CountersignResponse(helper_signature=signature)
 
     async def _prepare(self, caller: None, requests: Requests) -> pb.PrepareResponse:
-        rd, signature, items = b"", b"", []
+        first = await _first(requests, pb.PrepareRequest)
+        most = self._helper.most_reports(_hash(first.rd))
+        items = [_item(item) for item in first.items]
         async for request in requests:
-            rd, signature = rd or request.rd, signature or request.signature
             items += [_item(item) for item in request.items]
-            if len(items) > MAX_COHORT:
-                raise OutOfBounds(f"more than {MAX_COHORT} capsules")
-        found = await asyncio.to_thread(self._helper.prepare, _hash(rd), items, signature)
+            if len(items) > most:
+                raise OutOfBounds(f"more than {most} capsules; the round takes no more reports")
+        found = await asyncio.to_thread(self._helper.prepare, first.rd, items, first.signature)
         refused = [pb.RefusedItem(report_id=one, reason=reason) for one, reason in found.refused.items()]
         return pb.PrepareResponse(accepted=b"".join(found.accepted), refused=refused)
 
     async def _commit(self, caller: None, requests: Requests) -> AsyncIterator[pb.CommitResponse]:
-        rd, signature, ids = b"", b"", bytearray()
+        first = await _first(requests, pb.CommitRequest)
+        most = self._helper.most_reports(_hash(first.rd))
+        ids = bytearray(first.report_ids)
         async for request in requests:
-            rd, signature = rd or request.rd, signature or request.signature
             ids += request.report_ids
-            if len(ids) > MAX_COHORT * REPORT_ID_BYTES:
-                raise OutOfBounds(f"more than {MAX_COHORT} reports")
-        answer = await asyncio.to_thread(self._helper.commit, _hash(rd), split_ids(bytes(ids)), signature)
+            if len(ids) > most * REPORT_ID_BYTES:
+                raise OutOfBounds(f"more than {most} reports; the round takes no more")
+        answer = await asyncio.to_thread(self._helper.commit, first.rd, split_ids(bytes(ids)), first.signature)
         yield pb.CommitResponse(signature=answer.signature)
         for start in range(0, len(answer.total), CHUNK_BYTES):
             yield pb.CommitResponse(chunk=answer.total[start : start + CHUNK_BYTES])
@@ -89,6 +92,11 @@ class HelperGateway:
         held = ParticipantCertificate(old.public_key, old.not_after_ms, old.signature)
         certificate = self._people.renew(population, held, request.proof)
         return pb.RenewParticipantResponse(certificate=_certificate(certificate))
+
+
+async def _first(requests: Requests, kind: type[P]) -> P:
+    """The first piece of a stream, which says what it is about; an empty one stands for a stream without any."""
+    return await anext(requests, kind())
 
 
 def split_ids(ids: bytes) -> tuple[bytes, ...]:
