@@ -40,7 +40,7 @@ from umbel_client.backoff import retry_window
 from umbel_client.channel import Channel
 from umbel_client.enrolment import Identity, IdentityKeeper, load_identity
 from umbel_client.examples import INPUT, TARGET, Arrays, ExampleStore, as_arrays
-from umbel_client.files import Disk, make_folder
+from umbel_client.files import Disk, make_folder, within
 from umbel_client.health import AnswerTimes, health_of
 from umbel_client.idle import Eligible, IdlePolicy, Verdict, Waiting
 from umbel_client.kit import Kit, Memory, Offload, only_visitor
@@ -65,7 +65,7 @@ class Device:
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
         self._answering = Answering(kit.shelf, kit.runtime)
-        self._sessions = SessionFolder(kit.home / "session", kit.disk)
+        self._sessions = SessionFolder(within(kit.home, "session"), kit.disk)
         self._adoption = Adoption(kit, self._answering.follow)
         self._assignments = Assignments(kit, self._sessions)
         self._times = AnswerTimes()
@@ -117,7 +117,7 @@ class Device:
             channel=channel or opening.grpc_channel(identities),
             runtime=runtime or opening.runtime_of(opening.RuntimeSettings()),
             clock=clock,
-            shelf=shelf or Shelf(home / "shelf", disk=disk),
+            shelf=shelf or Shelf(within(home, "shelf"), disk=disk),
             examples=examples or opening.examples_on_disk(home),
             policy=policy or IdlePolicy(),
             status=status or opening.linux_status(home, clock),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 PRIVATE = 0o600
@@ -90,6 +91,12 @@ def read_any(path: Path) -> bytes | None:
         return read(path)
     except FileNotFoundError:
         return None
+
+
+@lru_cache(maxsize=4096)
+def within(folder: Path, name: str) -> Path:
+    """`folder / name`, kept: a visit asks for the same dozen, and to join one costs more than to read what is there."""
+    return folder / name
 
 
 def make_folder(path: Path, mode: int = 0o777) -> None:

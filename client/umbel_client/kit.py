@@ -21,7 +21,7 @@ from umbel.sealing import SEALED
 from umbel_client.channel import Channel, Traffic
 from umbel_client.enrolment import Identity, IdentityKeeper
 from umbel_client.examples import ExampleStore, Split
-from umbel_client.files import Disk, read_any
+from umbel_client.files import Disk, read_any, within
 from umbel_client.idle import IdlePolicy
 from umbel_client.listing import Listing
 from umbel_client.personal import PersonalSettings
@@ -54,8 +54,8 @@ class Memory:
     known: Known
 
     def __init__(self, home: Path, disk: Disk) -> None:
-        self._state_file = home / "state.json"
-        self._known_file = home / "known.json"
+        self._state_file = within(home, "state.json")
+        self._known_file = within(home, "known.json")
         self._disk = disk
         self.state = self._saved = DeviceState()
         self._content = b""
@@ -191,7 +191,7 @@ class Kit:
 @contextlib.contextmanager
 def only_visitor(home: Path) -> Iterator[None]:
     """Hold the home for one visit; raises `WrongState` if another process visits from it already."""
-    with (home / "lock").open("ab") as file:
+    with within(home, "lock").open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

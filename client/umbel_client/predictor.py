@@ -176,12 +176,20 @@ class Answering:
     def _load(self, slots: Slots) -> bool:
         """Whether what the slots hold answers now; if not, the best of what is left does."""
         self.well, self._proved, self._failed = True, False, False
-        for candidate in (slots, replace(slots, personal=None), slots.revert()):
+        for fall_back in (_as_they_are, _without_personal, Slots.revert):
             try:
-                self.current = open_active(self._shelf, candidate, self._runtime)
+                self.current = open_active(self._shelf, fall_back(slots), self._runtime)
             except UmbelError:
                 self.well = False
             else:
                 return self.well
         self.current = None
         return False
+
+
+def _as_they_are(slots: Slots) -> Slots:
+    return slots
+
+
+def _without_personal(slots: Slots) -> Slots:
+    return replace(slots, personal=None)

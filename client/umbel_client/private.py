@@ -33,7 +33,7 @@ from umbel.sealing import SignedDescriptor
 from umbel.secure_sum import Fresh, Participant, encode_update, seal_report
 from umbel.update import Update
 from umbel.visit import Assignment
-from umbel_client.files import Disk, read_any
+from umbel_client.files import Disk, read_any, within
 
 FILE: Final = "helper.json"
 RENEW_AT: Final = 2 / 3
@@ -93,7 +93,7 @@ def save_pinned(home: Path, pinned: Pinned, disk: Disk | None = None) -> None:
 def load_pinned(home: Path) -> Pinned | None:
     """The helper pinned in a home; None if there is none. A damaged file is refused, not taken for none."""
     try:
-        content = read_any(home / FILE)
+        content = read_any(within(home, FILE))
         if content is None:
             return None
         tree = json.loads(content)

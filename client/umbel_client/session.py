@@ -26,7 +26,7 @@ from umbel.sealing import Binding
 from umbel.v1 import device_pb2 as pb
 from umbel.visit import Assignment, CheckInReply, Event, ReportBegin, SessionRecord
 from umbel.weights import Weights
-from umbel_client.files import Disk, make_folder, read_any
+from umbel_client.files import Disk, make_folder, read_any, within
 from umbel_client.trainer import Job, Progress
 
 _LONGEST_SHAPE: Final = 64
@@ -82,9 +82,9 @@ class SessionFolder:
     """Where the one open session is kept."""
 
     def __init__(self, folder: Path, disk: Disk) -> None:
-        self._session = folder / "session.json"
-        self._sealed = folder / "sealed.bin"
-        self._progress = folder / "progress.safetensors"
+        self._session = within(folder, "session.json")
+        self._sealed = within(folder, "sealed.bin")
+        self._progress = within(folder, "progress.safetensors")
         self._disk = disk
         make_folder(folder)
 

@@ -21,7 +21,7 @@ from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage, OutOfB
 from umbel.file_delta import FileDelta
 from umbel.manifest import FileRef, Manifest
 from umbel.weights import Weights
-from umbel_client.files import BESIDE, Disk, make_folder, read, read_any
+from umbel_client.files import BESIDE, Disk, make_folder, read, read_any, within
 from umbel_client.slots import Personal as Personal
 from umbel_client.slots import Slot as Slot
 from umbel_client.slots import Slots, slots_from_tree
@@ -41,10 +41,10 @@ class Shelf:
     """
 
     def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT, disk: Disk | None = None) -> None:
-        self._blobs = folder / "blobs"
-        self._own = folder / "personal"
-        self._slots_file = folder / "slots.json"
-        self._lock_file = folder / "slots.lock"
+        self._blobs = within(folder, "blobs")
+        self._own = within(folder, "personal")
+        self._slots_file = within(folder, "slots.json")
+        self._lock_file = within(folder, "slots.lock")
         self._limit = limit
         self._disk = disk or Disk()
         self._read_slots = b"", _EMPTY
@@ -119,7 +119,7 @@ class Shelf:
 
     def path(self, digest: Digest) -> Path:
         """Where a blob lies, if it does."""
-        return self._blobs / digest
+        return within(self._blobs, digest)
 
     def part(self, digest: Digest) -> Path:
         """Where a blob grows while it is being fetched."""

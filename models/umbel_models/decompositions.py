@@ -21,6 +21,7 @@ from torch._decomp import decomposition_table as torch_table
 from umbel.errors import OperatorNotSupported
 from umbel_models.convolution import convolution_backward, input_gradient, per_dimension
 from umbel_models.dropout import DECOMPOSITIONS as DROPOUT
+from umbel_models.elementary import ELEMENTARY
 from umbel_models.normalisation import (
     batch_norm,
     batch_norm_backward,
@@ -224,15 +225,6 @@ def _mish_backward(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient * (gate + x * torch.sigmoid(x) * (1 - gate * gate))
 
 
-def _vector_norm(
-    x: Tensor, order: float = 2, dims: list[int] | None = None, keepdim: bool = False, dtype: Any = None
-) -> Tensor:
-    if order != 2 or dtype is not None:
-        raise OperatorNotSupported(f"a vector norm of order {order}; only the Euclidean norm is known")
-    square = x * x
-    return (square.sum() if dims is None else square.sum(dims, keepdim)).sqrt()
-
-
 def _variance(
     x: Tensor, dims: list[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> Tensor:
@@ -275,7 +267,6 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.hardswish_backward.default: _hardswish_backward,
     aten.hardtanh_backward.default: _hardtanh_backward,
     aten.isnan.default: lambda x: x != x,
-    aten.linalg_vector_norm.default: _vector_norm,
     aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
     aten.min.dim: _min_along,
     aten.mish.default: _mish,
@@ -303,4 +294,4 @@ def decomposition_table() -> Mapping[Any, Callable[..., Any]]:
         operator = getattr(aten, name).default
         table[operator] = torch_table[operator]
     table[aten.split.Tensor] = torch_table[aten.split.Tensor]
-    return MappingProxyType(table | _OWN | DROPOUT)
+    return MappingProxyType(table | ELEMENTARY | _OWN | DROPOUT)

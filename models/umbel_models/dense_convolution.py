@@ -20,20 +20,26 @@ from umbel_models.convolution import per_dimension
 
 MOST_PAIRS: Final = 64
 """Of input and output positions; each is a matrix of weights in memory."""
-_DEFAULTS: Final = (1, 0, 1, 1)
 
 
-def convolve(plain: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
+def convolve(
+    plain: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
     """`plain`, which is F.conv1d or F.conv2d, or the same as one matrix product where that is less work."""
-    chosen: list[Any] = [*rest, *_DEFAULTS[len(rest) :]]
-    stride, padding, dilation, groups = chosen
-    if groups != 1 or isinstance(padding, str) or x.dim() != weight.dim():
-        return plain(x, weight, bias, *rest)
-    count = weight.dim() - 2
-    settings = [per_dimension([s] if isinstance(s, int) else list(s), count) for s in (stride, padding, dilation)]
-    taps = _taps([int(size) for size in x.shape[2:]], list(weight.shape[2:]), *settings)
+    taps = None
+    if groups == 1 and not isinstance(padding, str) and x.dim() == weight.dim():
+        count = weight.dim() - 2
+        settings = [per_dimension([s] if isinstance(s, int) else list(s), count) for s in (stride, padding, dilation)]
+        taps = _taps([int(size) for size in x.shape[2:]], list(weight.shape[2:]), *settings)
     if taps is None:
-        return plain(x, weight, bias, *rest)
+        return plain(x, weight, bias, stride, padding, dilation, groups)
     table, sizes = taps
     inputs, outputs = weight.shape[1], weight.shape[0]
     seen, given = math.prod(x.shape[2:]), math.prod(sizes)

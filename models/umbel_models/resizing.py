@@ -55,12 +55,12 @@ def _each(value: Any, count: int) -> list[Any]:
     return list(value) if isinstance(value, (tuple, list)) else [value] * count
 
 
-def pad(x: Tensor, padding: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
     """F.pad in all its modes; pairs of sizes count from the last dimension."""
     if mode == "constant":
-        return F.pad(x, padding, mode, value)
-    for i in range(len(padding) // 2):
-        x = _pad_edges(x, x.dim() - 1 - i, padding[2 * i], padding[2 * i + 1], mode)
+        return F.pad(x, pad, mode, value)
+    for i in range(len(pad) // 2):
+        x = _pad_edges(x, x.dim() - 1 - i, pad[2 * i], pad[2 * i + 1], mode)
     return x
 
 

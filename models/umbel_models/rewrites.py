@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from umbel.errors import OperatorNotSupported
-from umbel_models import recurrent, resizing
+from umbel_models import composites, recurrent, resizing
 from umbel_models.attention import attend
 from umbel_models.class_loss import class_loss
 from umbel_models.dense_convolution import convolve
@@ -26,10 +26,15 @@ from umbel_models.group_norm import group_norm
 
 
 class Rewrites(TorchFunctionMode):
-    """While it is entered, the functions of `_OWN` are ours."""
+    """While it is entered, the functions of `REPLACED` are ours."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _OWN.get(func, func)(*args, **(kwargs or {}))
+        own, named = REPLACED.get(func), dict(kwargs or {})
+        if own is None:
+            return func(*args, **named)
+        # Torch calls the first one so nearly everywhere; ours have no name in common.
+        first = [named.pop(name) for name in ("input", "tensor") if not args and name in named]
+        return own(*first, *args, **named)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -145,9 +150,12 @@ def _instance_norm(
 # Pooling.
 
 
-def _adaptive_max_pool(pool: Callable[..., Tensor], x: Tensor, size: Any, return_indices: bool = False) -> Tensor:
+def _adaptive_max_pool(
+    pool: Callable[..., Tensor], x: Tensor, output_size: Any, return_indices: bool = False
+) -> Tensor:
     rank = 1 if pool is F.max_pool1d else 2
-    now, given = list(x.shape[-rank:]), [size] * rank if isinstance(size, int) else list(size)
+    now = list(x.shape[-rank:])
+    given = [output_size] * rank if isinstance(output_size, int) else list(output_size)
     wanted = [old if new is None else new for new, old in zip(given, now, strict=True)]
     if return_indices or any(old % new for old, new in zip(now, wanted, strict=True)):
         raise OperatorNotSupported(f"adaptive pooling of {now} to {wanted}; choose a size that divides evenly")
@@ -199,7 +207,7 @@ def _refuse(what: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-_OWN: Final[dict[Any, Callable[..., Any]]] = {
+REPLACED: Final[dict[Any, Callable[..., Any]]] = {
     F.linear: _linear,
     F.conv1d: partial(convolve, F.conv1d),
     F.conv2d: partial(convolve, F.conv2d),
@@ -228,6 +236,17 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     F.pad: resizing.pad,
     torch.roll: resizing.roll,
     Tensor.roll: resizing.roll,
+    F.avg_pool3d: composites.avg_pool3d,
+    F.max_pool3d: composites.max_pool3d,
+    F.fold: composites.fold,
+    F.local_response_norm: composites.local_response_norm,
+    F.unfold: composites.unfold,
+    torch.cdist: composites.cdist,
+    torch.max_pool3d: composites.max_pool3d,
+    torch.sgn: torch.sign,
+    torch.take_along_dim: composites.take_along_dim,
+    Tensor.sgn: torch.sign,
+    Tensor.take_along_dim: composites.take_along_dim,
     F.embedding_bag: _refuse("embedding_bag; use embedding, and the mean or the sum of what it gives"),
     F.feature_alpha_dropout: _refuse("feature_alpha_dropout; use dropout2d or alpha_dropout"),
     F.rrelu: _refuse("rrelu, which draws its slopes; use leaky_relu"),

@@ -8,31 +8,55 @@ import numpy as np
 import torch
 from torch import fx
 
+from umbel.errors import OperatorNotSupported
+
+_CHANCE: Final = "dropout, or noise that is given as an input"
+_MIDDLE: Final = "torch.sort, and the number at the place that is wanted"
+_COMPARED: Final = "a sum of comparisons with each bound"
+_EVERYWHERE: Final = "torch.where over the whole tensor"
 INSTEAD: Final = {
     "_fft_r2c": "a product with a fixed matrix",
+    "_local_scalar_dense": "tensors throughout, without .item()",
     "_trilinear": "an outer product and a Linear",
-    "atan": "another bounded function, such as tanh",
-    "avg_pool3d": "average pooling over two dimensions, then over the third",
-    "cosh": "exp",
+    "_unique2": _EVERYWHERE,
+    "bernoulli": _CHANCE,
+    "bucketize": _COMPARED,
     "cumprod": "the exp of a cumsum of logarithms",
-    "im2col": "a convolution, or slices joined by torch.cat",
+    "grid_sampler_2d": "F.interpolate, or a product with a fixed matrix",
     "index": "an embedding, or index_select along one dimension",
     "index_put": "an embedding, or index_select along one dimension",
-    "max_pool3d_with_indices": "max-pooling over two dimensions, then over the third",
+    "kthvalue": _MIDDLE,
+    "logcumsumexp": "the log of a cumsum of exps",
+    "masked_select": _EVERYWHERE,
+    "median": _MIDDLE,
+    "multinomial": _CHANCE,
+    "nonzero": _EVERYWHERE,
+    "normal": _CHANCE,
     "prod": "the exp of a sum of logarithms",
-    "sinh": "exp",
-    "sort": "amax, or a sum weighted by a softmax",
-    "tan": "sin and cos",
-    "topk": "amax, or a sum weighted by a softmax",
-    "unfold": "a convolution, or slices joined by torch.cat",
+    "rand": _CHANCE,
+    "rand_like": _CHANCE,
+    "randint": _CHANCE,
+    "randn": _CHANCE,
+    "randn_like": _CHANCE,
+    "searchsorted": _COMPARED,
+    "unfold": "F.unfold, a convolution, or slices joined by torch.cat",
 }
 """Operator -> what does in its place."""
+_ANYTHING: Final = "operators of docs/reference/what-compiles.md, or give what it comes to as an input"
 
 
 def instead_of(node: fx.Node) -> str:
     """What an author may use in place of an operator that has no translation."""
     name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
-    return INSTEAD.get(name, "other operators")
+    return INSTEAD.get(name, _ANYTHING)
+
+
+def sorted_size(x: fx.Node, dim: int) -> int:
+    """How many numbers a sort along a dimension gives; raises `OperatorNotSupported` for the batch."""
+    size = x.meta["val"].shape[dim]
+    if not isinstance(size, int):
+        raise OperatorNotSupported("sorting the examples of a batch; sort along another dimension")
+    return size
 
 
 def not_in_place(target: Any) -> Any:

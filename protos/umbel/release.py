@@ -11,7 +11,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from umbel.digests import Digest, digest_of
-from umbel.errors import MalformedMessage, RollbackRefused, SignatureInvalid
+from umbel.errors import MalformedMessage, OutOfBounds, RollbackRefused, SignatureInvalid
+from umbel.manifest import MAX_MANIFEST_BYTES
 
 LABEL = b"umbel-release/1\0"
 STABLE = "stable"
@@ -75,6 +76,10 @@ def require_newer(release: Release, newest_known: int) -> None:
 
 
 def require_plausible(release: Release) -> None:
-    """Raise `MalformedMessage` unless the fields make sense together."""
+    """Raise `MalformedMessage` unless the fields make sense together, and `OutOfBounds` for an endless manifest."""
+    if release.manifest_size > MAX_MANIFEST_BYTES:
+        raise OutOfBounds(
+            f"a release whose manifest has {release.manifest_size} bytes; the limit is {MAX_MANIFEST_BYTES}"
+        )
     if not release.model or not release.channel or release.number < 1 or release.version < 1:
         raise MalformedMessage("a release needs a model, a channel, a number and a version")

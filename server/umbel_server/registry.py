@@ -13,10 +13,10 @@ import sqlalchemy as sa
 
 from umbel.bundle import Bundle
 from umbel.digests import Digest
-from umbel.errors import AlreadyExists, NotAllowed, NotFound, WrongState
+from umbel.errors import AlreadyExists, NotAllowed, NotFound, OutOfBounds, WrongState
 from umbel.fields import name as checked_name
 from umbel.file_delta import FileDelta
-from umbel.manifest import Manifest
+from umbel.manifest import MAX_MANIFEST_BYTES, Manifest
 from umbel.release import Release, SignedRelease
 from umbel.update import Metrics
 from umbel.weights import require_shapes
@@ -77,8 +77,12 @@ class Registry:
         self._blobs.put_bundle_file(manifest.to_bytes())
 
     def manifest(self, digest: Digest) -> Manifest:
-        """The manifest of this digest; raises `NotFound`."""
-        return Manifest.from_bytes(self._blobs.bundle_path(digest).read_bytes())
+        """The manifest of this digest; raises `NotFound`, and `OutOfBounds` for a file that is too large to be one."""
+        path = self._blobs.bundle_path(digest)
+        # Devices say which bundles they hold: naming a file of weights must not bring it into memory.
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise OutOfBounds(f"blob {digest} is larger than a manifest may be ({MAX_MANIFEST_BYTES} bytes)")
+        return Manifest.from_bytes(path.read_bytes())
 
     def bundle(self, digest: Digest) -> Bundle:
         """The bundle whose manifest has this digest; raises `NotFound`."""

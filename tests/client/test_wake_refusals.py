@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tests.client.conftest import Bench
@@ -48,6 +49,17 @@ async def test_a_forged_base_is_not_trained_on(bench: Bench) -> None:
     assert isinstance(visit.error, SignatureInvalid)
     assert visit.session is not None and visit.session.shape == "-*"
     assert bench.coordinator.updates == {}
+
+
+async def test_a_manifest_without_end_is_not_fetched(bench: Bench) -> None:
+    """Whoever has the online release key could fill a device's disk with one."""
+    bench.coordinator.publish()
+    (real,) = bench.coordinator.bases.values()
+    endless = replace(real, number=2, manifest_size=2**62)
+    bench.coordinator.newest = sign_statement(release_to_bytes(endless), bench.coordinator.release_key)
+    visit = await bench.open().wake()
+    assert visit.error is not None and visit.error.code == "out-of-bounds"
+    assert bench.channel.calls == ["check_in"]
 
 
 async def test_an_old_release_is_not_taken_back(bench: Bench) -> None:

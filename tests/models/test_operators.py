@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from tests.models.function_nets import FUNCTIONS
 from tests.models.nets import NETS, VARIANTS, Tokens
 from umbel.runtime.litert import LiteRTRuntime
 from umbel.runtime.onnx import OnnxRuntime
@@ -19,6 +20,8 @@ from umbel_models.optimizers import SGD
 from umbel_models.spec import ModelSpec
 from umbel_models.translation import INSTEAD
 
+MATRIX = NETS | FUNCTIONS
+
 
 def compile_net(module: nn.Module, inputs: Tensor, target: Tensor, loss: Callable[..., Tensor], folder: Path) -> None:
     module(inputs)  # lets lazy layers find their sizes
@@ -26,10 +29,10 @@ def compile_net(module: nn.Module, inputs: Tensor, target: Tensor, loss: Callabl
     compile_model(spec, folder, ("onnx", "litert"))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in NETS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in MATRIX])
 def test_a_layer_answers_and_trains_as_in_torch(name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    shape, build = NETS[name]
+    shape, build = MATRIX[name]
     compile_net(build(), torch.randn(12, *shape), torch.arange(12) % 3, F.cross_entropy, tmp_path)
 
 
@@ -164,5 +167,5 @@ def test_the_page_on_what_can_be_compiled_names_what_is_tested() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "what-compiles.md").read_text("utf-8")
     tables, refused = page.split("## What is refused")
     cells = [line.rstrip(" |").rpartition("|")[2] for line in tables.splitlines() if line.startswith("| ")]
-    assert {name for cell in cells for name in re.findall("`([^`]+)`", cell)} == {*NETS, *LOSSES, *ELSEWHERE}
+    assert {name for cell in cells for name in re.findall("`([^`]+)`", cell)} == {*MATRIX, *LOSSES, *ELSEWHERE}
     assert not [words for words in INSTEAD.values() if words not in refused]

@@ -94,8 +94,11 @@ def written_in_part(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("function", "error", "match"),
     [
-        (lambda x: x.topk(3, 1)[0].repeat(1, 2), OperatorNotSupported, r"aten.topk.*module 'odd'.*amax"),
-        (lambda x: x[:, [0, 2, 1, 3, 4, 5]], OperatorNotSupported, r"the gradient of index in module 'odd'"),
+        (lambda x: x * x.median(1, True)[0], OperatorNotSupported, r"aten.median.*module 'odd'.*torch.sort"),
+        (lambda x: x * x.prod(1, True), OperatorNotSupported, r"aten.prod.*module 'odd'.*sum of logarithms"),
+        (torch.special.i1, OperatorNotSupported, r"i1.*module 'odd'.*what-compiles.md, or give what it comes to"),
+        (lambda x: x.sort(0)[0], OperatorNotSupported, r"aten.sort.*module 'odd'.*sort along another dimension"),
+        (lambda x: x.roll(1, 0), OperatorNotSupported, r"roll another dimension.*module 'odd'"),
         (written_in_part, OperatorNotSupported, r"module 'odd'.*writing into a part.*torch.cat"),
         (lambda x: x if x.sum() > 0 else -x, CannotCompile, r"what number a tensor holds.*torch.where.*module 'odd'"),
         (lambda x: x * int(x.sum()), CannotCompile, r"what number a tensor holds.*torch.where.*module 'odd'"),

@@ -70,6 +70,18 @@ GUARDS: Final = (
         ("a release that isn't listed", "if target is None:\n            raise", "if False:\n            raise"),
     ),
     *of(
+        "protos/umbel/runtime/onnx.py", ("tests/protos/test_onnx_files.py",),
+        ("a graph that reads files", "        require_no_files(path.read_bytes(), constants)\n", ""),
+    ),
+    *of(
+        "protos/umbel/runtime/onnx_files.py", ("tests/protos/test_onnx_files.py",),
+        ("only the main graph's weights are bound", "depth == 2 and ", ""),
+        ("tensors in branches", "6: _GRAPH, ", ""),
+        ("tensors in functions", ", 25: _FUNCTION", ""),
+        ("sparse tensors", ", 15: _SPARSE", ""),
+        ("graphs in graphs without end", ", RecursionError) as", ") as"),
+    ),
+    *of(
         "client/umbel_client/tuf_files.py", _LISTING,
         ("endless metadata", "if len(data) > max_length:", "if False:"),
     ),

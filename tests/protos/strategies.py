@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as arrays
 from umbel.digests import Digest
 from umbel.fields import MAX_COUNT, MAX_TEXT
 from umbel.file_delta import FileDelta
+from umbel.manifest import MAX_MANIFEST_BYTES
 from umbel.offer import SignedOffer
 from umbel.plan import Kind, Plan
 from umbel.release import Release, SignedRelease
@@ -61,7 +62,7 @@ releases = st.builds(
     version=st.integers(1, MAX_COUNT),
     channel=names,
     bundle=digests,
-    manifest_size=counts,
+    manifest_size=st.integers(0, MAX_MANIFEST_BYTES),
     issued_at=instants,
 )
 signed_releases = st.builds(

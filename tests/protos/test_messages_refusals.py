@@ -236,6 +236,7 @@ def _release_from_message(message: release_pb2.Release) -> Release:
         (put("number", 2**63), OutOfBounds),
         (put("version", 2**63), OutOfBounds),
         (put("manifest_size", 2**63), OutOfBounds),
+        (put("manifest_size", (4 << 20) + 1), OutOfBounds),
     ],
 )
 def test_a_spoilt_release_is_refused(spoil: Spoil, error: type[UmbelError]) -> None:

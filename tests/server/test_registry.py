@@ -7,7 +7,16 @@ import pytest
 from tests.server.driving import BUNDLE, MODEL, OPERATOR, POPULATION, World, task, together
 from umbel.bundle import Bundle
 from umbel.digests import digest_of
-from umbel.errors import AlreadyExists, MalformedMessage, NotAllowed, NotFound, SignatureInvalid, WrongState
+from umbel.errors import (
+    AlreadyExists,
+    MalformedMessage,
+    NotAllowed,
+    NotFound,
+    OutOfBounds,
+    SignatureInvalid,
+    WrongState,
+)
+from umbel.manifest import MAX_MANIFEST_BYTES
 from umbel.messages import release_from_bytes
 from umbel.release import STABLE, verify_statement
 from umbel.runtime.onnx import OnnxRuntime
@@ -40,6 +49,13 @@ def test_what_no_version_lists_is_not_found(small_world: World) -> None:
     for digest in (stray, state, digest_of(b"nothing")):
         with pytest.raises(NotFound):
             small_world.coordinator.fetch(digest)
+
+
+def test_a_file_too_large_for_a_manifest_is_not_read_as_one(small_world: World) -> None:
+    """A device may name any file as a bundle that it holds."""
+    weights = small_world.blobs.put_bundle_file(bytes(MAX_MANIFEST_BYTES + 1))
+    with pytest.raises(OutOfBounds, match="larger than a manifest"):
+        small_world.coordinator.registry.manifest(weights)
 
 
 def test_numbers_rise_over_all_channels_and_going_back_is_a_new_release(world: World) -> None:

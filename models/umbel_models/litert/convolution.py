@@ -39,7 +39,9 @@ class _Frame:
         kernel = [int(size) for size in shape_of(weight)[2:]]
         count = len(kernel)
         if count not in (1, 2):
-            raise OperatorNotSupported(f"a convolution over {count} dimensions; only one and two are known")
+            raise OperatorNotSupported(
+                f"a convolution over {count} dimensions; use one over one or two, or ONNX Runtime alone"
+            )
         steps, pads, gaps = (per_dimension(setting, count) for setting in (stride, padding, dilation))
         return cls(kernel, steps, pads, gaps) if count == 2 else cls([1, *kernel], [1, *steps], [0, *pads], [1, *gaps])
 
@@ -64,7 +66,9 @@ def _convolution(
     groups: int,
 ) -> Any:
     if transposed:
-        raise OperatorNotSupported("a transposed convolution that wasn't taken apart")
+        raise OperatorNotSupported(
+            "a transposed convolution over three dimensions; use one over one or two, or ONNX Runtime alone"
+        )
     frame = _Frame.of(weight, stride, padding, dilation)
     image, out = _image(w, x), shape_of(n)
     last = [out[0], *([1] if len(out) == 3 else []), *out[2:], out[1]]

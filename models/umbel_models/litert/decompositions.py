@@ -15,6 +15,7 @@ from torch import Tensor
 from umbel.errors import OperatorNotSupported
 from umbel_models.convolution import convolution_backward, per_dimension
 from umbel_models.decompositions import decomposition_table
+from umbel_models.litert.places import PLACES, one_hot
 from umbel_models.normalisation import layer_norm
 
 aten = torch.ops.aten
@@ -152,18 +153,13 @@ def _select_backward(gradient: Tensor, sizes: Sequence[int], dim: int, index: in
 # Losses and embeddings.
 
 
-def _one_hot(places: Tensor, count: int) -> Tensor:
-    """Rows of ones and zeros, one for each place."""
-    return _marks(places.unsqueeze(1), 1, count)
-
-
 def _shares(scores: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """How much each score of each example counts: something at its class, zero elsewhere."""
     if scores.dim() != 2:
         raise OperatorNotSupported("a class loss over more than [examples, classes]; flatten positions into examples")
     counts = target != ignore_index
     safe = torch.where(counts, target, torch.zeros((), dtype=target.dtype))
-    marked = _one_hot(safe, int(scores.shape[1])) * counts.to(scores.dtype).unsqueeze(1)
+    marked = one_hot(safe, int(scores.shape[1])) * counts.to(scores.dtype).unsqueeze(1)
     return marked if weight is None else marked * weight.unsqueeze(0)
 
 
@@ -197,41 +193,10 @@ def _embedding_backward(
     if scale_by_frequency:
         raise OperatorNotSupported("embedding with scale_grad_by_freq; leave it out")
     places = indices.reshape(-1)
-    marked = _one_hot(places, count)
+    marked = one_hot(places, count)
     if padding_idx >= 0:
         marked = marked * (places != padding_idx).to(gradient.dtype).unsqueeze(1)
     return marked.t() @ gradient.reshape(-1, gradient.shape[-1])
-
-
-# Along one place of a dimension.
-
-
-def _marks(places: Tensor, dim: int, size: int) -> Tensor:
-    """Ones at the one place that is given along a dimension, zeros elsewhere.
-
-    Looking the places up first lets LiteRT refuse those that aren't there.
-    """
-    if places.shape[dim] != 1:
-        raise OperatorNotSupported("looking up several places along a dimension; use an embedding or index_select")
-    counts = [1] * places.dim()
-    counts[dim] = size
-    all_places = torch.arange(size, dtype=torch.int32)
-    known = aten.index_select(all_places, 0, places.reshape(-1)).reshape(places.shape)
-    return (known == all_places.reshape(counts)).to(torch.float32)  # type: ignore[no-any-return]
-
-
-def _gather(x: Tensor, dim: int, places: Tensor, sparse_grad: bool = False) -> Tensor:
-    del sparse_grad
-    return (x * _marks(places, dim % x.dim(), int(x.shape[dim]))).sum([dim], keepdim=True)
-
-
-def _scatter_add(x: Tensor, dim: int, places: Tensor, source: Tensor) -> Tensor:
-    return x + source * _marks(places, dim % x.dim(), int(x.shape[dim]))
-
-
-def _scatter(x: Tensor, dim: int, places: Tensor, source: Tensor) -> Tensor:
-    marks = _marks(places, dim % x.dim(), int(x.shape[dim]))
-    return x * (1 - marks) + source * marks
 
 
 def _max_along(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
@@ -256,28 +221,48 @@ def _elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float =
     return scale * torch.where(x > 0, x, low)
 
 
+def _atan2(y: Tensor, x: Tensor) -> Tensor:
+    return NotImplemented  # type: ignore[no-any-return] # LiteRT has it
+
+
+def _atan(x: Tensor) -> Tensor:
+    return aten.atan2(x, torch.ones_like(x))  # type: ignore[no-any-return]
+
+
+def _asin(x: Tensor) -> Tensor:
+    return aten.atan2(x, torch.sqrt(1 - x * x))  # type: ignore[no-any-return]
+
+
+def _acos(x: Tensor) -> Tensor:
+    return aten.atan2(torch.sqrt(1 - x * x), x)  # type: ignore[no-any-return]
+
+
 KEPT: Final = {aten.convolution_backward.default}
 """Backward operators that the translator knows."""
 
 _OWN: Final[dict[Any, Callable[..., Any]]] = {
+    aten.acos.default: _acos,
+    aten.asin.default: _asin,
+    aten.atan.default: _atan,
+    aten.atan2.default: _atan2,
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
+    aten.cosh.default: lambda x: 0.5 * (torch.exp(x) + torch.exp(-x)),
     aten.elu.default: _elu,
     aten.embedding_dense_backward.default: _embedding_backward,
     aten.erf.default: _erf,
-    aten.gather.default: _gather,
     aten.max.dim: _max_along,
     aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
     aten.native_layer_norm.default: layer_norm,
     aten.nll_loss_backward.default: _nll_loss_backward,
     aten.nll_loss_forward.default: _nll_loss_forward,
-    aten.scatter.src: _scatter,
-    aten.scatter_add.default: _scatter_add,
     aten.select_backward.default: _select_backward,
+    aten.sinh.default: lambda x: 0.5 * (torch.exp(x) - torch.exp(-x)),
     aten.slice_backward.default: _slice_backward,
+    aten.tan.default: lambda x: torch.sin(x) / torch.cos(x),
 }
 
 
 def litert_table() -> dict[Any, Callable[..., Any]]:
     """The shared decompositions, and LiteRT's own over them."""
-    return {**decomposition_table(), **_OWN}
+    return {**decomposition_table(), **PLACES, **_OWN}

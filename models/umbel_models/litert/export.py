@@ -69,7 +69,7 @@ def _own_shape(writer: Writer, value: fx.Node) -> int:
 
 def _or_onnx(node: fx.Node) -> str:
     translated = node.target in ONNX_HANDLERS or not_in_place(node.target) in ONNX_HANDLERS
-    return ", or compile for ONNX Runtime alone" if translated else ""
+    return ", or try ONNX Runtime alone" if translated else ""
 
 
 def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:

@@ -146,16 +146,13 @@ def _index_select(w: Writer, n: fx.Node, x: fx.Node, dim: int, places: fx.Node) 
 
 @translates(aten.index.Tensor)
 def _index(w: Writer, n: fx.Node, x: fx.Node, places: Sequence[fx.Node | None]) -> Any:
-    given = [(dim, index) for dim, index in enumerate(places) if index is not None]
-    if len(given) != 1:
-        raise OperatorNotSupported("indexing with several tensors at once; index one dimension after the other")
-    dim, index = given[0]
-    return w.op("GATHER", [x, index], shape_of(n), dtype_of(n), axis=dim)
+    # Along one dimension it is an index_select by now.
+    raise OperatorNotSupported("indexing with several tensors at once; index one dimension after the other")
 
 
 def _triangle(w: Writer, n: fx.Node, x: fx.Node, diagonal: int, cut: Any) -> Any:
     if any(is_open(size) for size in shape_of(x)[-2:]):
-        raise OperatorNotSupported("a triangle over the batch")
+        raise OperatorNotSupported("a triangle over the batch; take it of other dimensions")
     mask = cut(np.ones(shape_of(x)[-2:], dtype_of(n)), diagonal)
     return w.op("LOGICAL_AND" if mask.dtype == np.bool_ else "MUL", [x, w.constant(mask)], shape_of(n), dtype_of(n))
 

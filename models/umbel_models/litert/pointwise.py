@@ -47,7 +47,12 @@ def _binary(kind: str, w: Writer, n: fx.Node, x: Any, y: Any) -> int:
     dtype = numpy_dtype(meeting_dtype(n, x, y))
     if dtype_of(n) == np.bool_ and kind in _OF_YES_AND_NO:
         kind, dtype = _OF_YES_AND_NO[kind], np.dtype(np.bool_)
-    return pointwise(w, kind, [w.cast(x, dtype), w.cast(y, dtype)], shape_of(n), dtype_of(n))
+    if dtype != np.uint8:
+        return pointwise(w, kind, [w.cast(x, dtype), w.cast(y, dtype)], shape_of(n), dtype_of(n))
+    # LiteRT takes bytes for quantised numbers, and ends the process where it finds no scale.
+    made = np.dtype(np.bool_) if dtype_of(n) == np.bool_ else np.dtype(np.int32)
+    wide = pointwise(w, kind, [w.cast(x, np.int32), w.cast(y, np.int32)], shape_of(n), made)
+    return w.cast_number(wide, dtype_of(n))
 
 
 def _register_binary(kind: str, packet: Any) -> None:
@@ -78,6 +83,7 @@ for _kind, _packet in (
     ("MAXIMUM", aten.maximum),
     ("MAXIMUM", aten.clamp_min),
     ("MINIMUM", aten.minimum),
+    ("ATAN2", aten.atan2),
     ("LOGICAL_AND", aten.logical_and),
     ("LOGICAL_AND", aten.bitwise_and),
     ("LOGICAL_OR", aten.logical_or),

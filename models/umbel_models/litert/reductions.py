@@ -11,6 +11,7 @@ from torch import fx
 
 from umbel.errors import OperatorNotSupported
 from umbel_models.litert.graph import Writer, dtype_of, shape_of, translates
+from umbel_models.translation import sorted_size
 
 aten = torch.ops.aten
 
@@ -65,6 +66,32 @@ def _argmax(w: Writer, n: fx.Node, x: fx.Node, dim: int | None = None, keep: boo
     del shape[dim % len(shape)]
     found = w.op("ARG_MAX", [x, axis], shape, np.int64, outputType="INT64")
     return w.reshape(found, shape_of(n)) if keep else found
+
+
+@translates(aten.topk.default)
+def _largest(w: Writer, n: fx.Node, x: fx.Node, k: int, dim: int = -1, largest: bool = True, *_: Any) -> Any:
+    """Values and places; of equal values the first comes first. LiteRT looks along the last dimension."""
+    shape, dtype = shape_of(x), dtype_of(x)
+    order = list(range(len(shape)))
+    order[dim % len(shape)], order[-1] = order[-1], order[dim % len(shape)]
+    turned = w.transpose(x, order)
+    found = [*w.shape(turned)[:-1], k]
+    signed = turned if largest else w.op("NEG", [turned], w.shape(turned), dtype)
+    values, places = w.several("TOPK_V2", [signed, w.constant(k, np.int32)], [(found, dtype), (found, np.int32)])
+    values = values if largest else w.op("NEG", [values], found, dtype)
+    return [w.transpose(values, order), w.transpose(w.cast_number(places, np.int64), order)]
+
+
+@translates(aten.sort.default)
+def _sort(w: Writer, n: fx.Node, x: fx.Node, dim: int = -1, descending: bool = False) -> Any:
+    return _largest(w, n, x, sorted_size(x, dim), dim, descending)
+
+
+@translates(aten.sort.stable)
+def _sort_stable(
+    w: Writer, n: fx.Node, x: fx.Node, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> Any:
+    return _sort(w, n, x, dim, descending)
 
 
 def _along_last(kind: str, w: Writer, n: fx.Node, x: fx.Node, dim: int, **options: Any) -> Any:

@@ -148,7 +148,9 @@ def _vector(w: Writer, n: fx.Node, sizes: Sequence[Any], shape: Sequence[Any]) -
         if isinstance(size, fx.Node):
             parts.append(w.number(size))
         elif is_open(before):
-            raise OperatorNotSupported("stretching a tensor whose sizes hang on the batch")
+            raise OperatorNotSupported(
+                "stretching a tensor whose sizes hang on the batch; let an operator broadcast it"
+            )
         else:
             parts.append(w.ints(before if size == -1 else size))
     return w.op("CONCATENATION", parts, [len(parts)], np.int32, axis=0)
@@ -361,5 +363,7 @@ def _ones_like(w: Writer, n: fx.Node, x: fx.Node, **_: Any) -> Any:
 def _arange(w: Writer, n: fx.Node, *bounds: Any, **_: Any) -> Any:
     start, end, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)[:3]
     if any(is_open(value) for value in (start, end, step)):
-        raise OperatorNotSupported("counting the examples of the batch")
+        raise OperatorNotSupported(
+            "counting the examples of the batch; count along another dimension, or use ONNX Runtime alone"
+        )
     return w.constant(np.arange(start, end, step), dtype_of(n))

@@ -116,7 +116,9 @@ def _max_unpool(
 ) -> Any:
     pooled = indices.args[0]
     if not isinstance(pooled, fx.Node) or pooled not in w.flat_indices:
-        raise OperatorNotSupported("the gradient of a pooling whose indices come from elsewhere")
+        raise OperatorNotSupported(
+            "the gradient of a pooling whose indices come from elsewhere; take those of F.max_pool2d"
+        )
     return w.node(
         "MaxUnpool",
         gradient,

@@ -60,6 +60,8 @@ def _register_unary(kind: str, packet: Any) -> None:
 
 for _kind, _packet in (
     ("Abs", aten.abs),
+    ("Acos", aten.acos),
+    ("Asin", aten.asin),
     ("Atan", aten.atan),
     ("Ceil", aten.ceil),
     ("Cos", aten.cos),
@@ -78,6 +80,7 @@ for _kind, _packet in (
     ("Sin", aten.sin),
     ("Sinh", aten.sinh),
     ("Sqrt", aten.sqrt),
+    ("Tan", aten.tan),
     ("Tanh", aten.tanh),
 ):
     _register_unary(_kind, _packet)

@@ -148,7 +148,7 @@ def _slice_scatter(
     if start == 0 and step == 1 and (end is None or (not is_open(end) and end >= _FAR)):
         return w.name(source)
     if is_open(length) or is_open(end) or is_open(start):
-        raise OperatorNotSupported("writing into a part of the batch")
+        raise OperatorNotSupported("writing into a part of the batch; join parts by torch.cat, or use torch.where")
     rows = np.arange(length)[slice(start, end if end is None else min(end, length), step)]
     shape = [1] * rank_of(x)
     shape[dim % rank_of(x)] = len(rows)

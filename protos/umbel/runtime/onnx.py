@@ -21,6 +21,7 @@ from umbel.digests import Digest, digest_of
 from umbel.errors import OutOfBounds, RuntimeFailure
 from umbel.manifest import ANCHOR_PREFIX, NEXT_PREFIX
 from umbel.runtime import Arrays
+from umbel.runtime.onnx_files import require_no_files
 from umbel.runtime.signature import (
     BatchCheck,
     bind_weights,
@@ -130,10 +131,13 @@ class _Native:
     ) -> None:
         self.what = f"the {signature!r} graph of {bundle.manifest.model!r}"
         self._constants = [ort.OrtValue.ortvalue_from_numpy(array) for array in constants.values()]
-        path = str(bundle.graph_path(NAME, signature))
+        path = bundle.graph_path(NAME, signature)
+        require_no_files(path.read_bytes(), constants)
         with failures_of(self.what):
             options.add_external_initializers(list(constants), self._constants)
-            self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+            self.session = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
 
 
 class OnnxInfer:

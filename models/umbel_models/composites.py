@@ -1,0 +1,129 @@
+"""Layers of torch that are put together, while tracing, from others that every runtime has.
+
+Each is a function of torch that has no translation, or whose gradient has none, written in functions that do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own custom
+from torch import Tensor
+
+from umbel.errors import OperatorNotSupported
+
+_Size = int | Sequence[int]
+
+
+def _each(value: _Size, count: int) -> list[int]:
+    given = [value] if isinstance(value, int) else list(value)
+    return given * count if len(given) == 1 else given
+
+
+def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    """F.local_response_norm: the mean of squares over neighbouring channels (Krizhevsky et al., 2012)."""
+    channels = int(x.shape[1])
+    padded = F.pad(x * x, [0, 0] * (x.dim() - 2) + [size // 2, (size - 1) // 2])
+    total = padded.narrow(1, 0, channels)
+    for at in range(1, size):
+        total = total + padded.narrow(1, at, channels)
+    return x / (total * (alpha / size) + k) ** beta
+
+
+# Pooling over three dimensions: over two, then over the third. Windows are boxes, so it is the same.
+
+
+def _pool3d(
+    pool: Callable[..., Tensor], x: Tensor, kernel: _Size, stride: _Size | None, padding: _Size, **settings: Any
+) -> Tensor:
+    window, pads = _each(kernel, 3), _each(padding, 3)
+    steps = _each(stride, 3) if stride else window
+    channels, depth = int(x.shape[1]), int(x.shape[2])
+    flat = pool(x.flatten(1, 2), window[1:], steps[1:], pads[1:], **settings)
+    rows, columns = flat.shape[2:]
+    deep = flat.reshape(-1, channels, depth, rows * columns)
+    deep = pool(deep, [window[0], 1], [steps[0], 1], [pads[0], 0], **settings)
+    return deep.reshape(-1, channels, deep.shape[2], rows, columns)
+
+
+def max_pool3d(
+    x: Tensor,
+    kernel_size: _Size,
+    stride: _Size | None = None,
+    padding: _Size = 0,
+    dilation: _Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    """F.max_pool3d of [N, C, D, H, W]."""
+    if set(_each(dilation, 3)) != {1} or ceil_mode or return_indices:
+        raise OperatorNotSupported("max-pooling with ceil_mode, dilation or indices; pad with F.pad before it")
+    return _pool3d(F.max_pool2d, x, kernel_size, stride, padding)
+
+
+def avg_pool3d(
+    x: Tensor,
+    kernel_size: _Size,
+    stride: _Size | None = None,
+    padding: _Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """F.avg_pool3d of [N, C, D, H, W]."""
+    if ceil_mode or divisor_override is not None:
+        raise OperatorNotSupported("average pooling with ceil_mode or a divisor; pad with F.pad, scale the result")
+    return _pool3d(F.avg_pool2d, x, kernel_size, stride, padding, count_include_pad=count_include_pad)
+
+
+# Windows of an image, as columns and back: convolutions with a kernel that picks.
+
+
+def _picks(channels: int, window: Sequence[int]) -> Tensor:
+    """[C * K, 1, h, w]: for each channel, K kernels with a one at one place each."""
+    places = window[0] * window[1]
+    return torch.eye(places).reshape(places, 1, *window).repeat(channels, 1, 1, 1)
+
+
+def unfold(x: Tensor, kernel_size: _Size, dilation: _Size = 1, padding: _Size = 0, stride: _Size = 1) -> Tensor:
+    """F.unfold of [N, C, H, W] to [N, C * K, L]."""
+    channels, window = int(x.shape[1]), _each(kernel_size, 2)
+    kernel = _picks(channels, window)
+    seen = F.conv2d(x, kernel, None, _each(stride, 2), _each(padding, 2), _each(dilation, 2), channels)
+    return seen.flatten(2)
+
+
+def fold(
+    x: Tensor, output_size: _Size, kernel_size: _Size, dilation: _Size = 1, padding: _Size = 0, stride: _Size = 1
+) -> Tensor:
+    """F.fold of [N, C * K, L] to [N, C, H, W]: what `unfold` has cut, added up where it was."""
+    size, window = _each(output_size, 2), _each(kernel_size, 2)
+    gaps, pads, steps = _each(dilation, 2), _each(padding, 2), _each(stride, 2)
+    settings = list(zip(size, window, gaps, pads, steps, strict=True))
+    blocks = [(s + 2 * p - g * (w - 1) - 1) // step + 1 for s, w, g, p, step in settings]
+    # How much of the image no window reaches.
+    rest = [
+        s + 2 * p - g * (w - 1) - 1 - (b - 1) * step for (s, w, g, p, step), b in zip(settings, blocks, strict=True)
+    ]
+    channels = int(x.shape[1]) // (window[0] * window[1])
+    columns = x.reshape(-1, int(x.shape[1]), *blocks)
+    return F.conv_transpose2d(columns, _picks(channels, window), None, steps, pads, rest, channels, gaps)
+
+
+# Distances and picks.
+
+
+def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
+    """torch.cdist of [..., P, M] and [..., R, M]: how far each row is from each, [..., P, R]."""
+    del compute_mode
+    far: Tensor = torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+    return far
+
+
+def take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    """torch.take_along_dim, along a dimension."""
+    if dim is None:
+        raise OperatorNotSupported("take_along_dim of a flattened tensor; name a dimension")
+    return torch.gather(x, dim, indices)

@@ -1,0 +1,103 @@
+"""Looking up and putting down by places along a dimension, as products with ones and zeros: LiteRT has no scatter.
+
+`_marks` holds a one where a place is. Of places that are read, negative ones count from the back only where torch lets
+them; all others LiteRT refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from umbel_models.elementary import put
+
+aten = torch.ops.aten
+
+
+def one_hot(places: Tensor, count: int) -> Tensor:
+    """Rows of ones and zeros, one for each place."""
+    return _marks(places.unsqueeze(1), 1, count)
+
+
+def _marks(places: Tensor, dim: int, size: int) -> Tensor:
+    """A one where each place along a dimension is, zeros elsewhere: [..., size, ...] for one place, [..., K, size, ...]
+    for K.
+
+    Looking the places up first lets LiteRT refuse those that aren't there.
+    """
+    several = places.shape[dim] != 1
+    counts = [1] * (places.dim() + several)
+    counts[dim + several] = size
+    all_places = torch.arange(size, dtype=torch.int32)
+    known = aten.index_select(all_places, 0, places.reshape(-1)).reshape(places.shape)
+    known = known.unsqueeze(dim + 1) if several else known
+    return (known == all_places.reshape(counts)).to(torch.float32)  # type: ignore[no-any-return]
+
+
+def _gather(x: Tensor, dim: int, places: Tensor, sparse_grad: bool = False) -> Tensor:
+    del sparse_grad
+    dim = dim % x.dim()
+    marks = _marks(places, dim, int(x.shape[dim]))
+    if places.shape[dim] == 1:
+        return (x * marks).sum([dim], keepdim=True)
+    return (x.unsqueeze(dim) * marks).sum([dim + 1])
+
+
+def _scatter_add(x: Tensor, dim: int, places: Tensor, source: Tensor) -> Tensor:
+    dim = dim % x.dim()
+    return x + _placed_at(_marks(places, dim, int(x.shape[dim])), dim, source)
+
+
+def _scatter(x: Tensor, dim: int, places: Tensor, source: Tensor) -> Tensor:
+    """Where two are put at one place the last one stays, as in torch."""
+    dim = dim % x.dim()
+    marks = _marks(places, dim, int(x.shape[dim]))
+    if places.shape[dim] == 1:
+        return x * (1 - marks) + source * marks
+    later = marks.sum([dim], keepdim=True) - marks.cumsum(dim)
+    marks = marks * (later < 0.5).to(marks.dtype)
+    return x * (1 - marks.sum([dim])) + _placed_at(marks, dim, source)
+
+
+def _placed_at(marks: Tensor, dim: int, source: Tensor) -> Tensor:
+    """Numbers put where the marks are, zeros elsewhere; added up where two meet."""
+    if source.dim() == marks.dim():
+        return source * marks
+    return (source.unsqueeze(dim + 1) * marks).sum([dim])
+
+
+def _from_front(index: Tensor, size: Any) -> Tensor:
+    return torch.where(index < 0, index + size, index)
+
+
+def _index(x: Tensor, places: Sequence[Tensor | None]) -> Tensor:
+    """Along one dimension, where negative places count from the back."""
+    given = [(dim, index) for dim, index in enumerate(places) if index is not None]
+    if len(given) != 1 or given[0][1].dtype == torch.bool:
+        return NotImplemented  # type: ignore[no-any-return]
+    ((dim, index),) = given
+    found = aten.index_select(x, dim, _from_front(index, x.shape[dim]).reshape(-1))
+    return found.reshape([*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]])  # type: ignore[no-any-return]
+
+
+def _put(x: Tensor, places: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    """Adding to rows is a product with ones where they go; the rest is as for others, or refused."""
+    index = places[0]
+    if not accumulate or len(places) != 1 or index is None or index.dim() != 1 or index.dtype == torch.bool:
+        return put(x, places, values, accumulate)
+    marked = one_hot(_from_front(index, x.shape[0]), int(x.shape[0]))
+    return x + (marked.t() @ values.reshape(index.shape[0], -1)).reshape(x.shape)
+
+
+PLACES: Final[dict[Any, Callable[..., Any]]] = {
+    aten._unsafe_index_put.default: _put,
+    aten.gather.default: _gather,
+    aten.index.Tensor: _index,
+    aten.index_put.default: _put,
+    aten.scatter.src: _scatter,
+    aten.scatter_add.default: _scatter_add,
+}
+"""Over the shared table."""

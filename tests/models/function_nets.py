@@ -1,0 +1,100 @@
+"""More nets of the matrix: functions of torch that are put together from others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from tests.models.nets import Apply, dense, images, series
+
+
+def angles(x: Tensor) -> Tensor:
+    return x.asin() + x.acos() * x + x.atan() - x.tan()
+
+
+class ByKeywords(nn.Module):
+    """Calls functions by the names that torch gives their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel, self.head = nn.Parameter(torch.randn(6, 2, 3, 3) / 4), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(input=x, weight=self.kernel, stride=2, groups=2)
+        x = F.pad(input=F.dropout(input=x, p=0.0), pad=(0, 0, 1, 1), mode="replicate")
+        x = F.adaptive_max_pool2d(F.interpolate(input=x, size=(8, 8)), output_size=2)
+        logits: Tensor = F.linear(input=x.flatten(1), weight=self.head.weight, bias=self.head.bias)
+        return logits
+
+
+FUNCTIONS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
+    "rounding and remainders": (
+        (6,),
+        lambda: dense(
+            Apply(lambda x: x.frac() + x.fmod(0.7) - x * torch.trunc(3 * x) + torch.div(x, 0.3, rounding_mode="floor"))
+        ),
+    ),
+    "powers and logarithms of two": (
+        (6,),
+        lambda: dense(
+            Apply(lambda x: torch.exp2(x) + torch.log2(x * x + 1) + torch.log10(x * x + 2) + torch.hypot(x, x + 1))
+        ),
+    ),
+    "angles": (
+        (6,),
+        lambda: dense(Apply(lambda x: angles(0.6 * torch.tanh(x)) + torch.atan2(x, 0.5 - x) + torch.atan2(x, x * x))),
+    ),
+    "hyperbolic functions": (
+        (6,),
+        lambda: dense(
+            Apply(lambda x: x.asinh() + (x * x + 2).acosh() + (0.6 * x.tanh()).atanh() + (0.3 * x).sinh() * x.cosh())
+        ),
+    ),
+    "error functions, signs": (
+        (6,),
+        lambda: dense(Apply(lambda x: torch.erf(x) * x + torch.erfc(x) + torch.copysign(x, x - 0.3) * x.sgn())),
+    ),
+    "bounds that are tensors": (
+        (6,),
+        lambda: dense(Apply(lambda x: x.clamp(-x * x, x.exp()) + torch.ldexp(x, torch.ones(1)))),
+    ),
+    "norms of any order": (
+        (6,),
+        lambda: dense(Apply(lambda x: x / (1 + sum(x.norm(p, 1, keepdim=True) for p in (1, 3, float("inf")))))),
+    ),
+    "sort, topk": (
+        (6,),
+        lambda: dense(Apply(lambda x: torch.cat([x.sort(1, True)[0], x.topk(3, 1, False)[0] * x.topk(3, 1)[0]], 1))),
+    ),
+    "places along a dimension": (
+        (6,),
+        lambda: dense(Apply(lambda x: x[:, [0, 2, -6]].repeat(1, 2) * x.take_along_dim(x.argsort(1), 1)[:, 2:])),
+    ),
+    "diagonals": (
+        (4, 9, 9),
+        lambda: images(nn.Conv2d(4, 3, 2), Apply(lambda x: torch.diag_embed(x.diagonal(1, 2, 3), -1) + x)),
+    ),
+    "distances": (
+        (4, 12),
+        lambda: series(nn.Conv1d(4, 4, 1), Apply(lambda x: torch.cdist(x, 2 * x[:, 1:]) + torch.cdist(x, x[:, 1:], 1))),
+    ),
+    "local response norm": ((4, 9, 9), lambda: images(nn.Conv2d(4, 5, 3), nn.LocalResponseNorm(3, 0.5))),
+    "windows as columns": (
+        (4, 9, 9),
+        lambda: images(nn.Conv2d(4, 2, 1), nn.Unfold(3, stride=2), Apply(torch.tanh), nn.Fold((9, 9), 3, stride=2)),
+    ),
+    "pooling over three dimensions": (
+        (4, 9, 9),
+        lambda: images(
+            nn.Conv2d(4, 4, 1),
+            nn.Unflatten(1, (1, 4)),
+            nn.MaxPool3d((2, 2, 3), 1),
+            nn.AvgPool3d((1, 3, 2), padding=(0, 1, 0)),
+        ),
+    ),
+    "functions called by keywords": ((4, 9, 9), ByKeywords),
+    "identity": ((4, 12), lambda: series(nn.Conv1d(4, 4, 1), Apply(lambda x: torch.eye(4) @ x + x[:, :, :4].mT @ x))),
+}
