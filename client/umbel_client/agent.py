@@ -7,12 +7,15 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from umbel_client.device import Device
 from umbel_client.private import in_words
 from umbel_client.report import describe, of_this_process, write_report
 from umbel_client.visits import Ending, Visit
+
+LONGEST_SLEEP: Final = 86_400.0
+"""Before the first visit: a clock that was ahead at the last one, and was set right since, must not mean for years."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Agent:
         visit, visits = None, 0
         kit = self._device.kit
         if until.visits != 1:
-            await self._sleep(kit.memory.state.next_wake - kit.clock.now())
+            await self._sleep(min(kit.memory.state.next_wake - kit.clock.now(), LONGEST_SLEEP))
         while not self._stop.is_set():
             visit = await self._device.wake()
             visits += visit.ending is not Ending.WAITED or until.visits == 1

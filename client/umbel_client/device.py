@@ -247,9 +247,10 @@ class Device:
         disk that is full, end the visit and stand in what it returns.
 
         Raises:
-            WrongState: another process is on a visit from this home.
+            WrongState: another process is on a visit from this home, or enrolled it anew.
         """
         with only_visitor(self._kit.home):
+            self._kit.identities.require_current()
             self._kit.stopping.clear()
             self._kit.memory.refresh()
             self._answering.follow()
@@ -314,7 +315,8 @@ class Device:
             kit.shelf.change(Slots.told)
         elif trial is not None and active is not None and self._answering.well:
             self._answering.healthy()
-            if kit.clock.now() - trial.since >= kit.personal.trial_seconds:
+            # A clock that was ahead when the trial began, and was set right since, counts as time enough.
+            if not 0 <= kit.clock.now() - trial.since < kit.personal.trial_seconds:
                 kit.shelf.change(Slots.commit)
                 done = ReleaseOutcome(active.model, active.number, Outcome.COMMITTED, execution=trial.execution)
                 kit.memory.keep(kit.memory.state.with_outcome(done, kit.clock.now()))

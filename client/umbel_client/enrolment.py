@@ -7,6 +7,7 @@ known before the first byte is sent, so the token goes to nobody else.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import NameOID
 
 from umbel.enrolment_code import EnrolmentCode as EnrolmentCode
-from umbel.errors import CertificateRefused, EnrolmentRefused, MalformedMessage, NotFound
+from umbel.errors import CertificateRefused, EnrolmentRefused, MalformedMessage, NotFound, WrongState
 from umbel.fields import name
 from umbel.identity import DeviceId, id_of_key
 from umbel.release import STABLE
@@ -214,6 +215,13 @@ class IdentityKeeper:
         self._home = home
         self._disk = disk
         self.current = identity
+
+    def require_current(self) -> None:
+        """Raise `WrongState` if this home was enrolled anew since: what is kept here must not take that one's place."""
+        with suppress(NotFound, MalformedMessage):
+            on_disk = load_identity(self._home)
+            if on_disk.private_key != self.current.private_key:
+                raise WrongState(f"{self._home} was enrolled anew, as {on_disk.device_id}; start this process again")
 
     def renewed(self, chain: bytes) -> None:
         """Keep a new certificate chain; raises `CertificateRefused` if it is for another key."""

@@ -137,7 +137,8 @@ class IdlePolicy:
             yield f"{history.training_examples} training examples, {self.min_examples} needed"
         if history.last_contribution is not None:
             left = history.last_contribution + self.min_seconds_between_contributions - now
-            if left > 0:
+            # More than the whole wait is left only where the clock was ahead when it contributed.
+            if 0 < left <= self.min_seconds_between_contributions:
                 yield f"contributed lately; again in {left:.0f} seconds"
 
     def to_json(self) -> str:

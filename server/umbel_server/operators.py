@@ -177,6 +177,13 @@ class Operators:
         self._known[operator.id] = operator
 
 
+def was_revoked(connection: sa.Connection, actor: str) -> bool:
+    """Whether an operator whom the audit names so was revoked; of those with tokens only their provider can tell."""
+    kind, _, called = actor.partition(":")
+    gone = sa.select(OPERATORS.c.id).where(OPERATORS.c.name == called, OPERATORS.c.revoked_at.is_not(None))
+    return kind == "operator" and connection.scalar(gone) is not None
+
+
 def _from_row(row: sa.Row[tuple[object, ...]]) -> Operator:
     values = row._mapping
     return Operator(

@@ -24,6 +24,7 @@ from umbel_server.experiments import judge_experiment
 from umbel_server.fleet import Fleet, revoked
 from umbel_server.gates import Judgement, Look, judge
 from umbel_server.offers import Offers, standing_of
+from umbel_server.operators import was_revoked
 from umbel_server.releases import ReleaseDesk
 from umbel_server.requests import Call, enter
 from umbel_server.rollout import Rollout, Stage
@@ -243,11 +244,16 @@ class Steering:
                 self.desk.open(connection, spec.model, spec.channel, spec.revert_release)
 
     def require_room(self, found: Rollout) -> None:
-        """Refuse to start what was prepared for another state of its channel, or beside another rollout of the same
-        devices; a paused one is superseded.
+        """Refuse to start on the word of somebody who was revoked since, for another state of the channel than was
+        prepared for, or beside another rollout of the same devices; a paused one is superseded.
         """
         spec = found.spec
         with self._store.reading() as connection:
+            if was_revoked(connection, found.approved_by):
+                raise WrongState(
+                    f"{found.approved_by} let rollout {found.id} go, and was revoked since; edit and submit it again, "
+                    "so that somebody else may"
+                )
             self.desk.require_ahead(connection, spec.model, spec.channel, min(found.releases), spec.revert_release)
         for other in self._due():
             same = (other.spec.model, other.spec.channel, other.spec.population)

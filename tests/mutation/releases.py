@@ -111,7 +111,7 @@ GUARDS: Final = (
     ),
     *of(
         "client/umbel_client/device.py", _SHELF,
-        ("a trial's time", "if kit.clock.now() - trial.since >= kit.personal.trial_seconds:", "if True:"),
+        ("a trial's time", "if not 0 <= kit.clock.now() - trial.since < kit.personal.trial_seconds:", "if True:"),
     ),
     *of(
         "client/umbel_client/shelf.py", _SHELF,

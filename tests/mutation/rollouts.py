@@ -171,6 +171,7 @@ GUARDS: Final = (
     ),
     *of(
         "server/umbel_server/steering.py", _ENDS,
+        ("the word of who was revoked", "if was_revoked(connection, found.approved_by):", "if False:"),
         ("a deadline of its own", "began = found.going_back_since or found.wave_opened_at", "began = found.wave_opened_at"),
         ("who moved on went back too", "for number in {found.spec.revert_release, head} if", "for number in {found.spec.revert_release} if"),
     ),

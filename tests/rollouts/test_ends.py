@@ -9,10 +9,12 @@ import pytest
 
 from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, SECOND, Fleet
 from umbel.errors import WrongState
+from umbel_client import Device
 from umbel_server.releases import Prepared
 from umbel_server.rollout import Stage
 from umbel_server.rollout_spec import RolloutSpec, Wave
-from umbel_server.waves import is_held_back, takes
+from umbel_server.tables import OPERATORS
+from umbel_server.waves import BUCKETS, bucket, is_held_back, takes
 
 DEADLINE = 3600.0
 EVERYBODY = (Wave(100.0, soak_seconds=10.0, deadline_seconds=DEADLINE),)
@@ -36,6 +38,14 @@ async def succeeded(fleet: Fleet, name: str, **spec: Any) -> Any:
     return found
 
 
+def salt_that_splits(*groups: list[Device]) -> str:
+    """A salt by which a hold-back of half takes some of each group, and leaves some."""
+    for number in range(10_000):
+        if all(len({bucket(str(number), device.id) < BUCKETS // 2 for device in group}) == 2 for group in groups):
+            return str(number)
+    raise AssertionError("no salt splits these groups")
+
+
 def spec_of(prepared: Prepared, **spec: Any) -> RolloutSpec:
     parts: dict[str, Any] = {"from_release": prepared.head, "revert_release": prepared.revert, "waves": EVERYBODY}
     return RolloutSpec(MODEL, "stable", POPULATION, prepared.number, gate=EAGER, **(parts | spec))
@@ -54,24 +64,24 @@ async def test_waves_that_end_below_everybody_end_there_and_still_take_their_sha
     before = fleet.releases()[0]
     half = (Wave(50.0, soak_seconds=10.0, deadline_seconds=DEADLINE),)
     found = await succeeded(fleet, "r", waves=half)
-    fleet.devices += [fleet.enrol(number) for number in range(10, 16)]
+    newcomers = [fleet.enrol(10)]
+    while len({takes(found, device.id) for device in newcomers}) < 2:
+        newcomers.append(fleet.enrol(10 + len(newcomers)))
+    fleet.devices += newcomers
     await fleet.visits()
-    wanted = [found.spec.release if takes(found, device.id) else before for device in fleet.devices]
-    assert fleet.releases() == wanted and len(set(wanted)) == 2
+    assert fleet.releases() == [found.spec.release if takes(found, it.id) else before for it in fleet.devices]
 
 
 async def test_who_is_held_back_stays_so_after_success_and_until_something_newer_is_for_everybody(
     fleet: Fleet,
 ) -> None:
-    first = fleet.releases()
-    fleet.devices += [fleet.enrol(number) for number in range(10, 16)]
+    first, newcomers = fleet.releases(), [fleet.enrol(10), fleet.enrol(11)]
+    held_back = {"hold_back_percent": 50.0, "hold_back_salt": salt_that_splits(fleet.devices, newcomers)}
+    one = await succeeded(fleet, "one", **held_back)
+    two = await succeeded(fleet, "two", **held_back)
+    fleet.devices += newcomers
     await fleet.visits()
-    one = await succeeded(fleet, "one", hold_back_percent=30.0, hold_back_salt="long")
-    two = await succeeded(fleet, "two", hold_back_percent=30.0, hold_back_salt="long")
-    fleet.devices += [fleet.enrol(number) for number in range(20, 26)]
-    await fleet.visits()
-    wanted = [first[0] if is_held_back(two, device.id) else two.spec.release for device in fleet.devices]
-    assert fleet.releases() == wanted and len(set(wanted[-6:])) == 2, "newcomers too"
+    assert fleet.releases() == [first[0] if is_held_back(two, it.id) else two.spec.release for it in fleet.devices]
     fleet.verbs.stop("two", "roll-back", AUTHOR, "a user called")
     await fleet.visits()
     back = two.spec.revert_release
@@ -187,3 +197,20 @@ async def test_a_population_without_tasks_keeps_its_model_after_its_rollout(flee
     found = await succeeded(fleet, "r")
     offers = fleet.coordinator.rollouts.offers  # type: ignore[union-attr]
     assert offers.model_of(POPULATION) == found.spec.model
+
+
+async def test_the_word_of_somebody_who_was_revoked_since_starts_nothing(fleet: Fleet) -> None:
+    """A second person's stolen identity is worth nothing once it is revoked, also where it was used before."""
+    spec = spec_of(fleet.verbs.prepare(MODEL, fleet.good_version(), "stable", AUTHOR))
+    fleet.verbs.create("r", spec, AUTHOR)
+    fleet.verbs.submit("r", AUTHOR, 0)
+    fleet.verbs.approve("r", SECOND, spec.subject, 1)
+    row = {"id": "aa", "name": "grace", "role": "approver", "added_by": AUTHOR, "added_at": 1.0, "revoked_at": 2.0}
+    with fleet.coordinator.store.transaction() as connection:
+        connection.execute(OPERATORS.insert().values(row))
+    with pytest.raises(WrongState, match="revoked since"):
+        fleet.verbs.start("r", AUTHOR, 2)
+    fleet.verbs.edit("r", spec, AUTHOR, 2)
+    fleet.verbs.submit("r", AUTHOR, 3)
+    fleet.verbs.approve("r", "operator:hopper", spec.subject, 4)
+    assert fleet.verbs.start("r", AUTHOR, 5).rollout.stage is Stage.RUNNING

@@ -1,0 +1,67 @@
+"""What happens to a device that nobody looks after: clocks that were wrong, a home that was enrolled anew meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.client.conftest import Bench
+from umbel.errors import WrongState
+from umbel_client import IdlePolicy
+from umbel_client.agent import LONGEST_SLEEP, Agent, Until
+from umbel_client.enrolment import load_identity, new_key, save_identity
+from umbel_client.idle import History
+from umbel_client.slots import Trial
+from umbel_client.visits import Ending
+
+YEARS = 4 * 365 * 86_400.0
+
+
+async def test_an_agent_whose_clock_was_years_ahead_does_not_sleep_for_years(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.clock.instant += YEARS
+    await bench.open().wake()
+    bench.clock.instant -= YEARS
+    waited = list[float]()
+
+    async def at_once(self: Agent, seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(Agent, "_sleep", at_once)
+    device = bench.open()
+    assert device.kit.memory.state.next_wake > bench.clock.now() + LONGEST_SLEEP
+    await Agent(device, lambda visit: None).run(Until(visits=2))
+    assert waited[0] == LONGEST_SLEEP
+
+
+def test_a_contribution_in_the_future_holds_no_device_back() -> None:
+    patient = IdlePolicy(min_seconds_between_contributions=3600.0, require_idle=False, require_power=False)
+    now = 1_790_000_000.0
+    ahead = History(training_examples=9, last_contribution=now + YEARS)
+    assert list(patient._without_work(ahead, now)) == []
+    assert list(patient._without_work(replace(ahead, last_contribution=now), now)), "just now still counts"
+
+
+async def test_a_trial_that_began_in_the_future_ends(bench: Bench) -> None:
+    bench.coordinator.publish()
+    device = bench.device_with_examples()
+    bench.coordinator.tasks = []
+    await device.wake()
+    on_trial = Trial("", bench.clock.now() + YEARS)
+    device.kit.shelf.change(lambda slots: replace(slots, trial=on_trial))
+    await device.wake()
+    assert device.kit.shelf.slots.trial is None and device.answers_with
+
+
+async def test_a_process_that_runs_on_never_takes_the_place_of_a_home_enrolled_anew(bench: Bench) -> None:
+    """`umbel-device enrol --again` beside a running agent: its next renewal put the old identity back."""
+    save_identity(bench.home, bench.identity)
+    device = bench.open(identity=None)
+    assert (await device.wake()).ending is Ending.RESTED
+    anew = replace(bench.identity, private_key=new_key(), channel="beta")
+    save_identity(bench.home, anew)
+    with pytest.raises(WrongState, match=rf"enrolled anew, as {anew.device_id}; start this process again"):
+        await device.wake()
+    assert load_identity(bench.home) == anew
