@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from umbel.digests import Digest
-from umbel.errors import MalformedMessage, OutOfBounds, UmbelError, Unreachable
+from umbel.errors import MalformedMessage, OutOfBounds, UmbelError, Unreachable, foreign
 from umbel.messages import (
     check_in_reply_from_message,
     check_in_to_message,
@@ -94,7 +94,7 @@ class GrpcChannel:
                 return await self._upload(call, begin, sealed)
             except asyncio.InvalidStateError:
                 # The far side ended the call while we were writing: its status says why.
-                raise Unreachable(f"{self._address} ended the upload: {await call.details()}") from None
+                raise Unreachable(f"{self._address} ended the upload: {foreign(await call.details() or '')}") from None
             finally:
                 call.cancel()
 

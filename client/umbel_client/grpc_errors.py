@@ -19,6 +19,7 @@ from umbel.errors import (
     UmbelError,
     Unavailable,
     Unreachable,
+    foreign,
     from_code,
 )
 
@@ -47,7 +48,7 @@ def error_of(failure: grpc.aio.AioRpcError, address: str) -> UmbelError:
     """The typed error for a failed call: by its code in the trailing metadata, or else by its status."""
     metadata = failure.trailing_metadata() or ()
     codes = [value for key, value in metadata if key == ERROR_KEY]
-    details = failure.details() or failure.code().name
+    details = foreign(failure.details() or failure.code().name)
     if codes:
         code = codes[0]
         return from_code(code if isinstance(code, str) else code.decode(errors="replace"), details)

@@ -48,7 +48,9 @@ the same class again. Messages say what happened and what to do.
 from __future__ import annotations
 
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, Final
+
+_LONGEST: Final = 1000
 
 
 class Status(Enum):
@@ -334,7 +336,12 @@ BY_CODE: dict[str, type[UmbelError]] = _descend(UmbelError)
 
 def from_code(code: str, message: str) -> UmbelError:
     """The error that the far side raised; an unknown code (a newer peer) becomes a plain `UmbelError`."""
-    return BY_CODE.get(code, UmbelError)(message)
+    return BY_CODE.get(code, UmbelError)(foreign(message))
+
+
+def foreign(words: str) -> str:
+    """Words of the far side, fit for a log and a terminal: in one line, nothing unprintable, not without end."""
+    return "".join(letter if letter.isprintable() else " " for letter in words[:_LONGEST])
 
 
 def unusable(error: OSError) -> str:

@@ -65,6 +65,14 @@ def test_a_newer_peers_error_is_still_an_error() -> None:
     assert type(from_code("invented-later", "words")) is UmbelError
 
 
+@pytest.mark.parametrize(
+    "words", ["gone\n2026-01-01 [info] all is well", "\x1b[2Jgone", "\x9b2J", "a\rb", "x" * 10_000, "\u202e"]
+)
+def test_the_far_sides_words_cannot_rewrite_a_log(words: str) -> None:
+    told = str(from_code("not-found", words))
+    assert told.isprintable() and len(told) <= 1000
+
+
 def test_statuses_are_grpcs_own() -> None:
     import grpc
 

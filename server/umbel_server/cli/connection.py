@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 
-from umbel.errors import CertificateRefused, NotFound, UmbelError, Unreachable, from_code
+from umbel.errors import CertificateRefused, NotFound, UmbelError, Unreachable, foreign, from_code
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
 from umbel_server.identity import SERVER_AUTHORITY_FILE, Addresses, Identity, read_file
 
@@ -89,7 +89,7 @@ def _raised(error: grpc.RpcError, address: str, who: Identity) -> UmbelError:
     if not isinstance(error, grpc.Call):
         return UmbelError(str(error))
     metadata = dict(error.trailing_metadata() or ())
-    code, details = metadata.get(ERROR_KEY), error.details() or ""
+    code, details = metadata.get(ERROR_KEY), foreign(error.details() or "")
     if isinstance(code, str):
         return from_code(code, details)
     if error.code() is grpc.StatusCode.UNAVAILABLE:

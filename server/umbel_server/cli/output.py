@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 PIPE_WIDTH: Final = 300
+_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 Column = tuple[str, Callable[[Any], str]]
 """A heading, and a message's text under it."""
 
@@ -55,12 +57,24 @@ def print_json_line(value: Any) -> None:
     sys.stdout.flush()
 
 
+class _Console(Console):
+    """One whose lines nobody's words can rewrite: control characters are blanks, and only line ends stay."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """As rich does."""
+        super().print(*(_clean(one) if isinstance(one, str) else one for one in objects), **how)
+
+
+def _clean(words: str) -> str:
+    return _CONTROL.sub(" ", words)
+
+
 def console() -> Console:
     """Standard output, for people."""
     # What stands in brackets or between colons was written by people and devices, and is shown as it is.
     # Into a pipe or a file a row stays one line, however long.
     width = None if sys.stdout.isatty() else PIPE_WIDTH
-    return Console(highlight=False, markup=False, emoji=False, width=width)
+    return _Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def table(title: str, columns: Sequence[Column], rows: Iterable[Any]) -> Table:
@@ -76,7 +90,7 @@ def table(title: str, columns: Sequence[Column], rows: Iterable[Any]) -> Table:
     for heading, _ in columns:
         found.add_column(heading, overflow="fold")
     for row in rows:
-        found.add_row(*(text(row) for _, text in columns))
+        found.add_row(*(_clean(text(row)) for _, text in columns))
     return found
 
 

@@ -9,7 +9,7 @@ import grpc
 
 from umbel.cohort_sum import HelperAnswer
 from umbel.descriptor import KIND_TO_WIRE
-from umbel.errors import MalformedMessage, UmbelError, Unreachable, from_code
+from umbel.errors import MalformedMessage, UmbelError, Unreachable, foreign, from_code
 from umbel.helper_card import HelperCard
 from umbel.plan import Kind
 from umbel.secure_sum import HelperItem
@@ -112,10 +112,14 @@ class _Translated:
         call = failure if isinstance(failure, grpc.Call) else None
         if call is None:
             return Unreachable(f"the helper at {self._address} gave no answer")
+        details = foreign(call.details() or "")
         for key, value in call.trailing_metadata() or ():
             if key == ERROR_KEY:
-                return from_code(value if isinstance(value, str) else value.decode(), call.details() or "")
+                return from_code(
+                    value if isinstance(value, str) else value.decode(errors="replace"), call.details() or ""
+                )
+        details = foreign(call.details() or "")
         waiting = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
         if call.code() in waiting:
-            return Unreachable(f"the helper at {self._address} gave no answer: {call.details()}")
-        return MalformedMessage(f"the helper at {self._address} failed: {call.code().name} {call.details()}")
+            return Unreachable(f"the helper at {self._address} gave no answer: {details}")
+        return MalformedMessage(f"the helper at {self._address} failed: {call.code().name} {details}")
