@@ -112,7 +112,13 @@ def fold(
     return F.conv_transpose2d(columns, _picks(channels, window), None, steps, pads, rest, channels, gaps)
 
 
-# Distances and picks.
+# Products, distances, picks.
+
+
+def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.bilinear: x1 [..., I] and x2 [..., J] by weights [O, I, J]: a dense layer over all their products."""
+    pairs = (x1.unsqueeze(-1) * x2.unsqueeze(-2)).flatten(-2)
+    return F.linear(pairs, weight.flatten(1), bias)
 
 
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:

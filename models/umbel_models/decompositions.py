@@ -231,7 +231,9 @@ def _variance(
     chosen = list(range(x.dim())) if dims is None else dims
     centred = x - x.mean(chosen, keepdim=True)
     seen = x.numel() if dims is None else math.prod(x.shape[dim] for dim in chosen)
-    return (centred * centred).sum(chosen, keepdim=keepdim) / (seen - (1 if correction is None else correction))
+    # As a whole number wherever it is one: how many examples a batch has is a whole number too.
+    less = 1 if correction is None else int(correction) if float(correction).is_integer() else correction
+    return (centred * centred).sum(chosen, keepdim=keepdim) / (seen - less)
 
 
 def _any(x: Tensor, dims: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""Enlarging, shrinking and padding by what stands at the edges, in slices, joins and matrix products.
+"""Enlarging, shrinking, pooling to a size and padding by what stands at the edges, in slices, joins and products.
 
 Whatever keeps the rows and columns of an image apart is a matrix for each of them: what torch makes of the unit
 vectors tells its numbers.
@@ -6,7 +6,8 @@ vectors tells its numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -17,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from umbel.errors import OperatorNotSupported
 
-_SEPARABLE: Final = {"nearest": "nearest", "nearest-exact": "nearest-exact", "linear": "linear", "bilinear": "linear"}
+_SEPARABLE: Final = ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "area")
 
 
 def interpolate(
@@ -31,24 +32,65 @@ def interpolate(
 ) -> Tensor:
     """F.interpolate of [N, C, L] or [N, C, H, W] to sizes that are numbers."""
     if mode not in _SEPARABLE or antialias or x.dim() > 4:
-        raise OperatorNotSupported(f"interpolation by {mode!r} of {x.dim()} dimensions; use 'nearest' or 'bilinear'")
-    sizes, settings = list(x.shape[2:]), {"align_corners": align_corners}
+        raise OperatorNotSupported(f"interpolation by {mode!r} of {x.dim()} dimensions; use one of {_SEPARABLE}")
+    sizes = list(x.shape[2:])
     wanted = _each(size, len(sizes)) if size is not None else [None] * len(sizes)
     scales = _each(scale_factor, len(sizes)) if size is None else [None] * len(sizes)
+    settings: Any = {"align_corners": align_corners, "recompute_scale_factor": recompute_scale_factor}
+    settings["mode"] = {"linear": "bilinear"}.get(mode, mode)
     for dim, (length, to, scale) in enumerate(zip(sizes, wanted, scales, strict=True), start=2):
-        matrix = _matrix(length, to, scale, _SEPARABLE[mode], recompute_scale_factor, settings)
-        moved = x.transpose(dim, -1)
-        flat = torch.mm(moved.reshape(-1, length), matrix)
-        x = flat.reshape([*moved.shape[:-1], matrix.shape[1]]).transpose(dim, -1)
+        by: Any = {"size": (to, 1)} if scale is None else {"scale_factor": (scale, 1.0)}
+        x = _along(x, dim, _matrix(length, partial(F.interpolate, **settings, **by)))
     return x
 
 
-def _matrix(length: int, to: Any, scale: Any, mode: str, recompute: bool | None, settings: dict[str, Any]) -> Tensor:
-    """What one dimension becomes: [length, new length]."""
+def adaptive_avg_pool(count: int, x: Tensor, output_size: Any) -> Tensor:
+    """F.adaptive_avg_pool1d or 2d, over `count` dimensions: means over windows of nearly one size."""
+    wanted = _wanted(count, x, output_size)
+    if not _uneven(count, x, wanted):
+        pool: Any = F.adaptive_avg_pool1d if count == 1 else F.adaptive_avg_pool2d
+        return pool(x, wanted)  # type: ignore[no-any-return]
+    for dim, to in enumerate(wanted, start=x.dim() - count):
+        x = _along(x, dim, _matrix(int(x.shape[dim]), partial(F.adaptive_avg_pool2d, output_size=(to, 1))))
+    return x
+
+
+def adaptive_max_pool(count: int, x: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
+    """F.adaptive_max_pool1d or 2d, likewise."""
+    if return_indices:
+        raise OperatorNotSupported("adaptive pooling with indices; leave them out")
+    wanted = _wanted(count, x, output_size)
+    if not _uneven(count, x, wanted):
+        window = [old // new for old, new in zip(x.shape[-count:], wanted, strict=True)]
+        return (F.max_pool1d if count == 1 else F.max_pool2d)(x, window)
+    for dim, to in enumerate(wanted, start=x.dim() - count):
+        length = int(x.shape[dim])
+        # From the floor of where a share begins to the ceiling of where it ends.
+        windows = [(at * length // to, -((at + 1) * length // -to)) for at in range(to)]
+        x = torch.stack([x.narrow(dim, begin, end - begin).amax(dim) for begin, end in windows], dim)
+    return x
+
+
+def _wanted(count: int, x: Tensor, size: Any) -> list[int]:
+    return [int(old) if new is None else new for new, old in zip(_each(size, count), x.shape[-count:], strict=True)]
+
+
+def _uneven(count: int, x: Tensor, wanted: list[int]) -> bool:
+    return any(old % new for old, new in zip(x.shape[-count:], wanted, strict=True))
+
+
+def _along(x: Tensor, dim: int, matrix: Tensor) -> Tensor:
+    """A dimension times a matrix [length, new length]."""
+    moved = x.transpose(dim, -1)
+    flat = torch.mm(moved.reshape(-1, matrix.shape[0]), matrix)
+    return flat.reshape([*moved.shape[:-1], matrix.shape[1]]).transpose(dim, -1)
+
+
+def _matrix(length: int, resized: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `resized`, which takes [N, C, H, W], makes of a column of this length: [length, new length]."""
     with disable_proxy_modes_tracing(), unset_fake_temporarily(), torch._C.DisableTorchFunction():
-        units = torch.eye(length).unsqueeze(1)
-        made: Tensor = F.interpolate(units, to, scale, mode, recompute_scale_factor=recompute, **settings)
-        return made.squeeze(1)
+        units = torch.eye(length).reshape(length, 1, length, 1)
+        return resized(units).reshape(length, -1)
 
 
 def _each(value: Any, count: int) -> list[Any]:

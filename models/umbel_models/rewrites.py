@@ -147,21 +147,6 @@ def _instance_norm(
     return y if bias is None else y + bias.reshape(channels)
 
 
-# Pooling.
-
-
-def _adaptive_max_pool(
-    pool: Callable[..., Tensor], x: Tensor, output_size: Any, return_indices: bool = False
-) -> Tensor:
-    rank = 1 if pool is F.max_pool1d else 2
-    now = list(x.shape[-rank:])
-    given = [output_size] * rank if isinstance(output_size, int) else list(output_size)
-    wanted = [old if new is None else new for new, old in zip(given, now, strict=True)]
-    if return_indices or any(old % new for old, new in zip(now, wanted, strict=True)):
-        raise OperatorNotSupported(f"adaptive pooling of {now} to {wanted}; choose a size that divides evenly")
-    return pool(x, [old // new for old, new in zip(now, wanted, strict=True)])
-
-
 # Losses.
 
 
@@ -222,8 +207,11 @@ REPLACED: Final[dict[Any, Callable[..., Any]]] = {
     F.group_norm: group_norm,
     torch.group_norm: group_norm,
     F.instance_norm: _instance_norm,
-    F.adaptive_max_pool1d: partial(_adaptive_max_pool, F.max_pool1d),
-    F.adaptive_max_pool2d: partial(_adaptive_max_pool, F.max_pool2d),
+    F.adaptive_avg_pool1d: partial(resizing.adaptive_avg_pool, 1),
+    F.adaptive_avg_pool2d: partial(resizing.adaptive_avg_pool, 2),
+    F.adaptive_max_pool1d: partial(resizing.adaptive_max_pool, 1),
+    F.adaptive_max_pool2d: partial(resizing.adaptive_max_pool, 2),
+    F.bilinear: composites.bilinear,
     torch.lstm: partial(recurrent.lstm, _dropout),
     torch.gru: partial(recurrent.gru, _dropout),
     torch.rnn_tanh: partial(recurrent.rnn_tanh, _dropout),

@@ -17,7 +17,6 @@ _EVERYWHERE: Final = "torch.where over the whole tensor"
 INSTEAD: Final = {
     "_fft_r2c": "a product with a fixed matrix",
     "_local_scalar_dense": "tensors throughout, without .item()",
-    "_trilinear": "an outer product and a Linear",
     "_unique2": _EVERYWHERE,
     "bernoulli": _CHANCE,
     "bucketize": _COMPARED,

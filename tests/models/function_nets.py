@@ -15,6 +15,18 @@ def angles(x: Tensor) -> Tensor:
     return x.asin() + x.acos() * x + x.atan() - x.tan()
 
 
+class Twice(nn.Module):
+    """A module of two inputs, given one twice."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.body(x, x)
+        return mixed
+
+
 class ByKeywords(nn.Module):
     """Calls functions by the names that torch gives their arguments."""
 
@@ -82,6 +94,27 @@ FUNCTIONS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
         lambda: series(nn.Conv1d(4, 4, 1), Apply(lambda x: torch.cdist(x, 2 * x[:, 1:]) + torch.cdist(x, x[:, 1:], 1))),
     ),
     "local response norm": ((4, 9, 9), lambda: images(nn.Conv2d(4, 5, 3), nn.LocalResponseNorm(3, 0.5))),
+    "pooling to a size": (
+        (4, 9, 9),
+        lambda: images(
+            nn.Conv2d(4, 2, 1),
+            nn.AdaptiveAvgPool2d((7, 4)),
+            nn.AdaptiveMaxPool2d((3, None)),
+            nn.Flatten(2),
+            nn.AdaptiveAvgPool1d(5),
+            nn.AdaptiveMaxPool1d(2),
+        ),
+    ),
+    "resizing": (
+        (4, 9, 9),
+        lambda: images(
+            nn.Conv2d(4, 2, 3),
+            nn.Upsample(scale_factor=1.5, mode="bicubic"),
+            Apply(lambda x: F.interpolate(x, size=(4, 5), mode="area")),
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+        ),
+    ),
+    "bilinear": ((6,), lambda: dense(Twice(nn.Bilinear(8, 8, 4)))),
     "windows as columns": (
         (4, 9, 9),
         lambda: images(nn.Conv2d(4, 2, 1), nn.Unfold(3, stride=2), Apply(torch.tanh), nn.Fold((9, 9), 3, stride=2)),

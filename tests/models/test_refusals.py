@@ -102,7 +102,7 @@ def written_in_part(x: Tensor) -> Tensor:
         (written_in_part, OperatorNotSupported, r"module 'odd'.*writing into a part.*torch.cat"),
         (lambda x: x if x.sum() > 0 else -x, CannotCompile, r"what number a tensor holds.*torch.where.*module 'odd'"),
         (lambda x: x * int(x.sum()), CannotCompile, r"what number a tensor holds.*torch.where.*module 'odd'"),
-        (lambda x: F.interpolate(x[:, None], 6, mode="area")[:, 0], OperatorNotSupported, r"'area'.*'nearest'.*'odd'"),
+        (lambda x: F.interpolate(x[:, None, None, None], (1, 1, 6)).flatten(1), OperatorNotSupported, r"5 dim.*'odd'"),
     ],
 )
 def test_a_refusal_names_the_module_and_what_to_use_instead(

@@ -221,6 +221,11 @@ def _elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float =
     return scale * torch.where(x > 0, x, low)
 
 
+def _abs(x: Tensor) -> Tensor:
+    """LiteRT knows none of whole numbers."""
+    return NotImplemented if x.is_floating_point() else torch.maximum(x, -x)
+
+
 def _atan2(y: Tensor, x: Tensor) -> Tensor:
     return NotImplemented  # type: ignore[no-any-return] # LiteRT has it
 
@@ -241,6 +246,7 @@ KEPT: Final = {aten.convolution_backward.default}
 """Backward operators that the translator knows."""
 
 _OWN: Final[dict[Any, Callable[..., Any]]] = {
+    aten.abs.default: _abs,
     aten.acos.default: _acos,
     aten.asin.default: _asin,
     aten.atan.default: _atan,
