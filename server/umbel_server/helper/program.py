@@ -115,11 +115,9 @@ async def _health(records: Records, settings: HelperSettings) -> tuple[asyncio.S
         status, facts = _told(records) if asked[:2] == [b"GET", b"/healthz"] else ("404 Not Found", {})
         body = json.dumps(facts).encode()
         head = (
-            b"HTTP/1.1 "
-            + status.encode()
-            + b"\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: "
+            f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {len(body)}"
         )
-        writer.write(head + str(len(body)).encode() + b"\r\n\r\n" + body)
+        writer.write(f"{head}\r\n\r\n".encode() + body)
         await writer.drain()
         writer.close()
 
