@@ -17,7 +17,7 @@ from pathlib import Path
 
 PRIVATE = 0o600
 BESIDE = ".new"
-"""What a file is called while it is being written; a leftover of a crash is overwritten by the next try."""
+"""What a file is called while it is being written; a leftover of a crash is removed by the next try."""
 
 
 def _go_on(step: str) -> None:
@@ -35,7 +35,7 @@ class Disk:
         place, name = str(path), path.name
         beside = place + BESIDE
         self._on_step(f"create {name}")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        descriptor = _create(beside, mode)
         try:
             self._on_step(f"write {name}")
             _write_all(descriptor, data)
@@ -103,6 +103,16 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder and those above it, unless it is there: which it nearly always is."""
     if not os.path.isdir(path):  # noqa: PTH112 - see above
         path.mkdir(mode, parents=True, exist_ok=True)
+
+
+def _create(place: str, mode: int) -> int:
+    """A new file, whatever goes by its name: what a crash has left, or a link that somebody put there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        return os.open(place, flags, mode)
+    except FileExistsError:
+        os.unlink(place)  # noqa: PTH108 - see above
+        return os.open(place, flags, mode)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -114,3 +114,19 @@ def test_a_home_that_is_none_is_told_in_one_line(tmp_path: Path, capsys: pytest.
         assert main(list(words)) == 1
         err = capsys.readouterr().err
         assert (err.startswith("umbel-device: "), err.count("\n"), "can't" in err) == (True, 1, True), err
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
+def test_a_link_planted_where_a_file_will_be_written_leads_nowhere(target: str, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("another's")
+    (tmp_path / "identity.json.new").symlink_to(tmp_path / target)
+    Disk().write(tmp_path / "identity.json", b"a key")
+    assert (tmp_path / "identity.json").read_bytes() == b"a key" and not (tmp_path / "identity.json").is_symlink()
+    assert (tmp_path / "elsewhere").read_text() == "another's" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_leftover_that_others_could_read_lends_its_mode_to_no_key(tmp_path: Path) -> None:
+    (tmp_path / "identity.json.new").write_bytes(b"half a k")
+    (tmp_path / "identity.json.new").chmod(0o666)
+    Disk().write(tmp_path / "identity.json", b"a key")
+    assert (tmp_path / "identity.json").stat().st_mode & 0o777 == 0o600
