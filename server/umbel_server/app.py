@@ -231,6 +231,13 @@ async def serve(
 
 async def _serve(settings: Settings, ready: Callable[[Addresses], None], clock: Clock, program: Program | None) -> None:
     parts = build(settings, clock)
+    with parts.store.alone():
+        await _listen(settings, ready, clock, program, parts)
+
+
+async def _listen(
+    settings: Settings, ready: Callable[[Addresses], None], clock: Clock, program: Program | None, parts: Parts
+) -> None:
     server = Server(settings, parts, clock)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

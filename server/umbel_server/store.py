@@ -26,6 +26,9 @@ PRAGMAS: Final = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "bu
 """How SQLite is opened: a commit that has returned survives a power cut."""
 HASTY: Final = ("journal_mode=MEMORY", "synchronous=OFF", "foreign_keys=ON", "busy_timeout=10000")
 """How it is opened where only the death of the coordinator's own objects has to be survived: in simulations."""
+KEEP_ALIVE: Final = ("tcp_keepalives_idle = 30", "tcp_keepalives_interval = 10", "tcp_keepalives_count = 3")
+"""How soon PostgreSQL finds that a coordinator's machine is gone."""
+_LOCK: Final = sa.text("SELECT pg_try_advisory_lock(hashtext('umbel'), hashtext(current_schema()))")
 _READS: Final = "umbel_reads"
 OnStep = Callable[[str], None]
 
@@ -68,6 +71,30 @@ class Store:
                 f"the database is of a newer version of Umbel ({error}); run that one, or restore an older database"
             ) from error
         return cls(engine, on_step)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only coordinator on a PostgreSQL for as long as the block lasts; a SQLite file is its folder's.
+
+        The server lets go of the lock when this process ends, or a minute after its machine went.
+
+        Raises:
+            WrongState: another coordinator is on it.
+        """
+        if self.engine.dialect.name != "postgresql":
+            yield
+            return
+        # No transaction: an open one would keep the server from clearing up, for as long as we live.
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.detach()  # back in the pool it would hold the lock on
+            for setting in KEEP_ALIVE:
+                connection.execute(sa.text(f"SET {setting}"))
+            if not connection.scalar(_LOCK):
+                raise WrongState(
+                    "another coordinator uses this database; stop it first, or name another database: two would each "
+                    "count half of the reports"
+                )
+            yield
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import signal
@@ -25,7 +26,10 @@ from umbel.v1 import secure_sum_pb2 as pb
 from umbel.v1.secure_sum_pb2_grpc import HelperServiceStub
 from umbel_client.participation import enrol_at_helper, renew_at_helper
 from umbel_client.private import Pinned
+from umbel_server.helper.folder import HelperSettings
 from umbel_server.helper.port import LeaderSigner
+from umbel_server.helper.program import _health
+from umbel_server.helper.records import Records
 from umbel_server.helper.remote import RemoteHelper
 
 UMBEL = [sys.executable, "-c", "from umbel_server.cli import main; main()"]
@@ -177,6 +181,18 @@ def test_it_tells_its_health_and_counts(running: Running) -> None:
     assert json.loads(umbel("helper", "status", "--state", str(running.folder))).keys() < told.keys()
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(f"http://{running.health}/other")
+
+
+async def test_health_fails_where_the_records_cannot_be_read(tmp_path: Path) -> None:
+    records = Records(tmp_path / "helper.db")
+    server, address = await _health(records, HelperSettings(leader="", health_port=free_port()))
+    records.close()
+    reader, writer = await asyncio.open_connection(*address.split(":"))
+    writer.write(b"GET /healthz HTTP/1.1\r\n\r\n")
+    told = (await reader.read()).decode()
+    writer.close()
+    server.close()
+    assert told.startswith("HTTP/1.1 503 ") and '"status": "failing"' in told
 
 
 def test_a_second_one_in_its_folder_is_refused(running: Running) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ async def test_a_rollout_for_a_group_ends_with_the_group(fleet: Fleet) -> None:
     newcomer = fleet.enrol(7)
     await newcomer.wake()
     assert newcomer.kit.shelf.slots.active.number == before[1], "it isn't of the group"  # type: ignore[union-attr]
+
+
+async def test_what_a_group_has_tried_goes_to_everybody_once_prepared_again(fleet: Fleet) -> None:
+    version = fleet.good_version()
+    fleet.begin_rollout("group", version, waves=EVERYBODY, only=(fleet.id_of(0), fleet.id_of(1)))
+    for _ in range(4):
+        await fleet.visits()
+    assert fleet.verbs.get("group").rollout.stage is Stage.SUCCEEDED
+    found = fleet.begin_rollout("all", version, waves=EVERYBODY, gate=replace(EAGER, least_answers=20))
+    for _ in range(4):
+        await fleet.visits()
+    assert fleet.verbs.get("all").rollout.stage is Stage.SUCCEEDED, "the group answers for the new number too"
+    assert set(fleet.releases()) == {found.spec.release}
 
 
 async def test_waves_that_end_below_everybody_end_there_and_still_take_their_share_of_newcomers(fleet: Fleet) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import empty_database
 from tests.server.live import MovedClock, serving
 from umbel.errors import AlreadyExists, CertificateRefused, EnrolmentRefused, NotFound, OutOfBounds, Unavailable
 from umbel.v1 import admin_pb2 as pb
@@ -149,9 +150,9 @@ def test_devices_are_told_the_advertised_address(tmp_path: Path) -> None:
 
 
 @contextmanager
-def process(state: Path) -> Iterator[subprocess.Popen[str]]:
+def process(state: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
     ports = [f"--{port}-port=0" for port in ("device", "enrol", "admin")]
-    command = [sys.executable, "-m", "umbel_server.cli", "serve", "--state", str(state), "--json", *ports]
+    command = [sys.executable, "-m", "umbel_server.cli", "serve", "--state", str(state), "--json", *ports, *more]
     started = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"GRPC_VERBOSITY": "NONE"}
     )
@@ -185,3 +186,20 @@ def test_a_told_end_is_an_orderly_one(tmp_path: Path, number: signal.Signals) ->
         assert "Traceback" not in words
     with pytest.raises(NotFound):
         Addresses.read(tmp_path / "state")
+
+
+def test_two_folders_on_one_postgresql_are_one_too_many_until_the_first_is_killed(
+    tmp_path: Path, postgresql: str
+) -> None:
+    database = ("--database-url", empty_database(postgresql))
+    for name in ("first", "second"):
+        Folder.create(tmp_path / name, (), time.time())
+    with process(tmp_path / "first", *database) as started:
+        assert started.stdout is not None
+        assert json.loads(started.stdout.readline())["device"]
+        with process(tmp_path / "second", *database) as second:
+            assert "another coordinator uses this database" in second.communicate(timeout=30)[1]
+            assert second.returncode == 1
+    with process(tmp_path / "second", *database) as second:
+        assert second.stdout is not None
+        assert json.loads(second.stdout.readline())["device"]

@@ -9,9 +9,10 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from tests.databases import empty_database
 from tests.server.driving import Crash, Plug
 from umbel.digests import Digest, digest_of
-from umbel.errors import BadInput, DigestMismatch, MalformedMessage, NotFound, Unreachable
+from umbel.errors import BadInput, DigestMismatch, MalformedMessage, NotFound, Unreachable, WrongState
 from umbel_server.blobs import Blobs
 from umbel_server.store import Store
 from umbel_server.tables import METADATA, MODELS
@@ -41,6 +42,18 @@ def test_opening_again_keeps_what_is_there(database_url: str) -> None:
     with again.reading() as connection:
         assert connection.execute(sa.select(MODELS)).one() == ("model", 1, 0.1)
     again.close()
+
+
+def test_a_postgresql_has_one_coordinator_at_a_time(postgresql: str) -> None:
+    url = empty_database(postgresql)
+    first, second = Store.open(url), Store.open(url)
+    with first.alone():
+        with pytest.raises(WrongState, match="another coordinator uses this database"), second.alone():
+            pass
+        assert names(second) == [], "reading is for anybody"
+    with second.alone():
+        first.close()
+    second.close()
 
 
 def test_a_transaction_that_raises_leaves_nothing(database_url: str) -> None:

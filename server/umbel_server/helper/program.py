@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -111,16 +112,25 @@ async def _health(records: Records, settings: HelperSettings) -> tuple[asyncio.S
         except (TimeoutError, ValueError, OSError):  # who asks nothing, or endlessly, is hung up on
             writer.close()
             return
-        known = asked[:2] == [b"GET", b"/healthz"]
-        body = json.dumps({"status": "ok", **records.counts()}).encode() if known else b"{}"
-        status = b"200 OK" if known else b"404 Not Found"
-        head = b"HTTP/1.1 " + status + b"\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: "
-        writer.write(head + str(len(body)).encode() + b"\r\n\r\n" + body)
+        status, facts = _told(records) if asked[:2] == [b"GET", b"/healthz"] else ("404 Not Found", {})
+        body = json.dumps(facts).encode()
+        head = (
+            f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {len(body)}"
+        )
+        writer.write(f"{head}\r\n\r\n".encode() + body)
         await writer.drain()
         writer.close()
 
     server = await asyncio.start_server(answer, settings.host, settings.health_port)
     return server, f"{_host(settings)}:{server.sockets[0].getsockname()[1]}"
+
+
+def _told(records: Records) -> tuple[str, dict[str, object]]:
+    """HTTP status and content: a helper that can't read its records sums nothing, and says so."""
+    try:
+        return "200 OK", {"status": "ok", **records.counts()}
+    except sqlite3.Error as error:
+        return "503 Service Unavailable", {"status": "failing", "reason": f"its records can't be read: {error}"}
 
 
 class _Nothing:
