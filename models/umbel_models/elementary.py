@@ -106,18 +106,55 @@ def _vector_norm(
 # Places.
 
 
-def put(x: Tensor, places: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
-    """`aten.index_put` along one dimension: one that isn't the first is turned, more than a vector is laid flat."""
+def joined(x: Tensor, places: Sequence[Tensor | None]) -> tuple[Tensor, int, Tensor] | None:
+    """A tensor, a dimension and places along it that mean the same: neighbouring dimensions become one.
+
+    None for places that aren't along neighbours, or are yes or no.
+    """
     given = [(dim, index) for dim, index in enumerate(places) if index is not None]
-    if len(given) != 1 or given[0][1].dtype == torch.bool:
+    first, last = given[0][0], given[-1][0]
+    if last - first + 1 != len(given) or any(index.dtype == torch.bool for _, index in given):
+        return None
+    if first == last:
+        return x, first, given[0][1]
+    flat = torch.zeros([], dtype=torch.int64)
+    for dim, index in given:
+        flat = flat * x.shape[dim] + torch.where(index < 0, index + x.shape[dim], index)
+    return x.reshape([*x.shape[:first], -1, *x.shape[last + 1 :]]), first, flat
+
+
+def index(x: Tensor, places: Sequence[Tensor | None]) -> Tensor:
+    """`aten.index` along neighbouring dimensions."""
+    found = joined(x, places)
+    if found is None or found[0] is x:
         return NotImplemented  # type: ignore[no-any-return] # this is how a decomposition says "keep it"
-    ((dim, index),) = given
-    if dim == 0 and index.dim() == 1:
+    return aten.index(found[0], [*([None] * found[1]), found[2]])  # type: ignore[no-any-return]
+
+
+def put(x: Tensor, places: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    """`aten.index_put` along one dimension or neighbours: first ones as they are, others turned and laid flat."""
+    found = joined(x, places)
+    if found is None:
         return NotImplemented  # type: ignore[no-any-return]
-    wanted = [*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]]
-    flat = values.expand(wanted).reshape([*x.shape[:dim], -1, *x.shape[dim + 1 :]])
-    rows, turned = x.transpose(0, dim), flat.transpose(0, dim)
-    return aten.index_put(rows, [index.reshape(-1)], turned, accumulate).transpose(0, dim)  # type: ignore[no-any-return]
+    whole, dim, index = found
+    if whole is x and dim == 0 and index.dim() == 1:
+        return NotImplemented  # type: ignore[no-any-return]
+    before, after = whole.shape[:dim], whole.shape[dim + 1 :]
+    flat = values.expand([*before, *index.shape, *after]).reshape([*before, -1, *after])
+    rows, turned = whole.transpose(0, dim), flat.transpose(0, dim)
+    return aten.index_put(rows, [index.reshape(-1)], turned, accumulate).transpose(0, dim).reshape(x.shape)  # type: ignore[no-any-return]
+
+
+def _kth(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The k-th smallest, and where it is."""
+    found = tuple(part.narrow(dim, k - 1, 1) for part in aten.sort.default(x, dim))
+    values, places = found if keepdim else (part.squeeze(dim) for part in found)
+    return values, places
+
+
+def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The lower of two, as in torch."""
+    return _kth(x, (int(x.shape[dim]) + 1) // 2, dim, keepdim)
 
 
 def _diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
@@ -162,12 +199,15 @@ ELEMENTARY: Final[dict[Any, Callable[..., Any]]] = {
     aten.fmod.Tensor: _fmod,
     aten.frac.default: lambda x: x - _trunc(x),
     aten.hypot.default: _hypot,
+    aten.index.Tensor: index,
     aten.index_put.default: put,
+    aten.kthvalue.default: _kth,
     aten.ldexp.Tensor: lambda x, y: x * torch.exp(y * math.log(2)),
     aten.linalg_vector_norm.default: _vector_norm,
     aten.log10.default: lambda x: torch.log(x) / math.log(10),
     aten.log2.default: lambda x: torch.log(x) / math.log(2),
     aten.logaddexp2.default: _logaddexp2,
+    aten.median.dim: _median,
     aten.sgn.default: torch.sign,
     aten.trunc.default: _trunc,
 }

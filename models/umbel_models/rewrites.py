@@ -15,6 +15,8 @@ from typing import Any, Final, NoReturn
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 
 from umbel.errors import OperatorNotSupported
@@ -147,6 +149,14 @@ def _instance_norm(
     return y if bias is None else y + bias.reshape(channels)
 
 
+# What hangs on no tensor.
+
+
+def _constant(make: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    with disable_proxy_modes_tracing(), unset_fake_temporarily(), torch._C.DisableTorchFunction():
+        return make(*args, **kwargs)
+
+
 # Losses.
 
 
@@ -232,6 +242,8 @@ REPLACED: Final[dict[Any, Callable[..., Any]]] = {
     torch.cdist: composites.cdist,
     torch.max_pool3d: composites.max_pool3d,
     torch.sgn: torch.sign,
+    torch.tril_indices: partial(_constant, torch.tril_indices),
+    torch.triu_indices: partial(_constant, torch.triu_indices),
     torch.take_along_dim: composites.take_along_dim,
     Tensor.sgn: torch.sign,
     Tensor.take_along_dim: composites.take_along_dim,

@@ -11,7 +11,6 @@ from torch import fx
 from umbel.errors import OperatorNotSupported
 
 _CHANCE: Final = "dropout, or noise that is given as an input"
-_MIDDLE: Final = "torch.sort, and the number at the place that is wanted"
 _COMPARED: Final = "a sum of comparisons with each bound"
 _EVERYWHERE: Final = "torch.where over the whole tensor"
 INSTEAD: Final = {
@@ -24,10 +23,10 @@ INSTEAD: Final = {
     "grid_sampler_2d": "F.interpolate, or a product with a fixed matrix",
     "index": "an embedding, or index_select along one dimension",
     "index_put": "an embedding, or index_select along one dimension",
-    "kthvalue": _MIDDLE,
     "logcumsumexp": "the log of a cumsum of exps",
     "masked_select": _EVERYWHERE,
-    "median": _MIDDLE,
+    "median": "the median along a dimension",
+    "mode": "torch.sort, and comparisons of neighbours",
     "multinomial": _CHANCE,
     "nonzero": _EVERYWHERE,
     "normal": _CHANCE,

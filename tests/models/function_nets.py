@@ -15,6 +15,10 @@ def angles(x: Tensor) -> Tensor:
     return x.asin() + x.acos() * x + x.atan() - x.tan()
 
 
+def middle(x: Tensor) -> Tensor:
+    return x.median(1, keepdim=True)[0] + x.kthvalue(3)[0][:, None] - x.quantile(0.4, 1, keepdim=True) + x.topk(3, 1)[0]
+
+
 class Twice(nn.Module):
     """A module of two inputs, given one twice."""
 
@@ -79,11 +83,22 @@ FUNCTIONS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     ),
     "sort, topk": (
         (6,),
-        lambda: dense(Apply(lambda x: torch.cat([x.sort(1, True)[0], x.topk(3, 1, False)[0] * x.topk(3, 1)[0]], 1))),
+        lambda: dense(Apply(lambda x: torch.cat([x.sort(1, True)[0], x.topk(3, 1, False)[0] * middle(x)], 1))),
     ),
     "places along a dimension": (
         (6,),
         lambda: dense(Apply(lambda x: x[:, [0, 2, -6]].repeat(1, 2) * x.take_along_dim(x.argsort(1), 1)[:, 2:])),
+    ),
+    "places along neighbouring dimensions": (
+        (4, 12),
+        lambda: series(
+            nn.Conv1d(4, 4, 1),
+            Apply(
+                lambda x: (
+                    (x @ x.mT / 12)[:, *torch.triu_indices(4, 4, 1)].unsqueeze(1) * x[:, [[0], [-1]], [1, 5, 5]].mean()
+                )
+            ),
+        ),
     ),
     "diagonals": (
         (4, 9, 9),

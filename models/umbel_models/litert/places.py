@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from umbel_models.elementary import put
+from umbel_models.elementary import joined, put
 
 aten = torch.ops.aten
 
@@ -74,13 +74,13 @@ def _from_front(index: Tensor, size: Any) -> Tensor:
 
 
 def _index(x: Tensor, places: Sequence[Tensor | None]) -> Tensor:
-    """Along one dimension, where negative places count from the back."""
-    given = [(dim, index) for dim, index in enumerate(places) if index is not None]
-    if len(given) != 1 or given[0][1].dtype == torch.bool:
+    """Along neighbouring dimensions, where negative places count from the back."""
+    found = joined(x, places)
+    if found is None:
         return NotImplemented  # type: ignore[no-any-return]
-    ((dim, index),) = given
-    found = aten.index_select(x, dim, _from_front(index, x.shape[dim]).reshape(-1))
-    return found.reshape([*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]])  # type: ignore[no-any-return]
+    whole, dim, index = found
+    rows = aten.index_select(whole, dim, _from_front(index, whole.shape[dim]).reshape(-1))
+    return rows.reshape([*whole.shape[:dim], *index.shape, *whole.shape[dim + 1 :]])  # type: ignore[no-any-return]
 
 
 def _put(x: Tensor, places: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
