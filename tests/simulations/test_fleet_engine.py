@@ -11,8 +11,15 @@ import pytest
 
 from tests.simulations import fleets
 from umbel.bundle import Bundle
+from umbel_simulations.fleet import virtual_time
 from umbel_simulations.scenario import PrivacyPart
 from umbel_simulations.world import Adversary, RolloutPlan
+
+
+@pytest.fixture(autouse=True)
+def _every_work_on_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what takes no time."""
+    monkeypatch.setattr(virtual_time, "WORTHWHILE", 0.0)
 
 
 def test_two_workers_tell_what_one_tells_bit_for_bit(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from umbel.errors import SimulationStuck
+from umbel_simulations.fleet import virtual_time
 from umbel_simulations.fleet.sleepers import Sleepers
 from umbel_simulations.fleet.virtual_time import Ahead, VirtualClock, VirtualLoop, run
 
@@ -62,13 +63,23 @@ def test_an_error_of_offloaded_work_comes_out_where_it_is_awaited() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_work_that_runs_ahead_is_joined_at_the_same_moment_for_any_number_of_threads(workers: int) -> None:
+@pytest.mark.parametrize("worthwhile", [0.0, 60.0])
+def test_work_that_runs_ahead_is_joined_at_the_same_moment_for_any_number_of_threads(
+    workers: int, worthwhile: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(virtual_time, "WORTHWHILE", worthwhile)
     told: list[tuple[float, int]] = []
+    threads = set()
+
+    def work(number: int) -> int:
+        # Later ones are done sooner in real time, and are joined later all the same.
+        time.sleep(0.002 * (5 - number))
+        threads.add(threading.current_thread().name)
+        return number
 
     async def one(loop: VirtualLoop, ahead: Ahead, number: int) -> None:
         await asyncio.sleep(number * 0.1)
-        # Later ones are done sooner in real time, and are joined later all the same.
-        result = await ahead(lambda: (time.sleep(0.002 * (5 - number)), number)[1], at_least=10.0)
+        result = await ahead(lambda: work(number), at_least=10.0)
         told.append((round(loop.time(), 6), result))
 
     async def main(loop: VirtualLoop) -> None:
@@ -78,6 +89,8 @@ def test_work_that_runs_ahead_is_joined_at_the_same_moment_for_any_number_of_thr
 
     run(main)
     assert told == [(round(10.0 + number * 0.1, 6), number) for number in range(5)]
+    aside = workers > 1 and not worthwhile
+    assert all(name.startswith("training") == aside for name in threads), "what is quick pays on no thread"
 
 
 def test_sleepers_wake_when_they_are_due_whoever_lay_down_first() -> None:

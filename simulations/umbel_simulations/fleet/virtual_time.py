@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -18,6 +19,8 @@ from umbel.errors import SimulationStuck
 T = TypeVar("T")
 _RESOLUTION: Final = 1e-6
 """Seconds; timers that are nearer to each other come together."""
+WORTHWHILE: Final = 0.02
+"""Seconds of a processor that work has to take for a thread to pay."""
 
 
 class _Jumps(selectors.BaseSelector):
@@ -106,27 +109,38 @@ class Ahead:
 
     Who hands work in knows a time that it takes at least. It starts at once and is joined when so much virtual time has
     passed: there time stands still until the thread is done. Threads never see the loop, so what they do can depend
-    neither on their number nor on their speed.
+    neither on their number nor on their speed. Work that is done in milliseconds is done where it is joined: two
+    threads that both want Python lose as much at each turn.
 
     Args:
-        workers: threads; with 1 there are none, and the work is done where it is joined.
+        workers: threads; with 1 there are none, and all work is done where it is joined.
     """
 
     def __init__(self, workers: int) -> None:
         self._pool = ThreadPoolExecutor(workers, "training") if workers > 1 else None
+        self._usual = 0.0
+        """Seconds of a processor that such work took so far."""
 
     async def __call__(self, work: Callable[[], T], at_least: float) -> T:
         """The result of `work`, `at_least` virtual seconds from now."""
-        if self._pool is None:
+        if self._pool is None or self._usual < WORTHWHILE:
             await asyncio.sleep(at_least)
-            return work()
-        running: Future[T] = self._pool.submit(work)
+            return self._timed(work)
+        running: Future[T] = self._pool.submit(self._timed, work)
         try:
             await asyncio.sleep(at_least)
         finally:
             # Also where the visit was cancelled: nothing may go on behind the back of virtual time.
             _settle(running)
         return running.result()
+
+    def _timed(self, work: Callable[[], T]) -> T:
+        began = time.thread_time()
+        try:
+            return work()
+        finally:
+            took = time.thread_time() - began
+            self._usual = 0.9 * self._usual + 0.1 * took if self._usual else took
 
     def close(self) -> None:
         """End the threads."""
