@@ -115,10 +115,7 @@ class _Translated:
         details = foreign(call.details() or "")
         for key, value in call.trailing_metadata() or ():
             if key == ERROR_KEY:
-                return from_code(
-                    value if isinstance(value, str) else value.decode(errors="replace"), call.details() or ""
-                )
-        details = foreign(call.details() or "")
+                return from_code(value if isinstance(value, str) else value.decode(errors="replace"), details)
         waiting = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
         if call.code() in waiting:
             return Unreachable(f"the helper at {self._address} gave no answer: {details}")
