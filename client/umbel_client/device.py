@@ -315,11 +315,14 @@ class Device:
             kit.shelf.change(Slots.told)
         elif trial is not None and active is not None and self._answering.well:
             self._answering.healthy()
-            # A clock that was ahead when the trial began, and was set right since, counts as time enough.
-            if not 0 <= kit.clock.now() - trial.since < kit.personal.trial_seconds:
+            now = kit.clock.now()
+            if now < trial.since:
+                # The clock was ahead then, or has forgotten the date: that shows nothing of the release.
+                kit.shelf.change(lambda slots: slots.tried_from(now))
+            elif now - trial.since >= kit.personal.trial_seconds:
                 kit.shelf.change(Slots.commit)
                 done = ReleaseOutcome(active.model, active.number, Outcome.COMMITTED, execution=trial.execution)
-                kit.memory.keep(kit.memory.state.with_outcome(done, kit.clock.now()))
+                kit.memory.keep(kit.memory.state.with_outcome(done, now))
 
     async def _renew_certificate(self) -> None:
         identity = self._kit.identity

@@ -107,6 +107,10 @@ class Slots:
         """All tries back: it has answered."""
         return self if self.trial is None else replace(self, trial=replace(self.trial, tries_left=TRIES))
 
+    def tried_from(self, now: float) -> Slots:
+        """The trial begins now."""
+        return self if self.trial is None else replace(self, trial=replace(self.trial, since=now))
+
     def commit(self) -> Slots:
         """The active release has proved itself."""
         return replace(self, trial=None)

@@ -44,15 +44,20 @@ def test_a_contribution_in_the_future_holds_no_device_back() -> None:
     assert list(patient._without_work(replace(ahead, last_contribution=now), now)), "just now still counts"
 
 
-async def test_a_trial_that_began_in_the_future_ends(bench: Bench) -> None:
+async def test_a_trial_that_began_in_the_future_begins_anew_and_ends(bench: Bench) -> None:
+    """Set right, or gone back to 1970 for want of a battery: neither shows anything of the release."""
     bench.coordinator.publish()
     device = bench.device_with_examples()
     bench.coordinator.tasks = []
     await device.wake()
-    on_trial = Trial("", bench.clock.now() + YEARS)
-    device.kit.shelf.change(lambda slots: replace(slots, trial=on_trial))
+    shelf, on_trial = device.kit.shelf, Trial("", bench.clock.now() + YEARS)
+    shelf.change(lambda slots: replace(slots, trial=on_trial))
     await device.wake()
-    assert device.kit.shelf.slots.trial is None and device.answers_with
+    assert shelf.slots.trial is not None
+    assert shelf.slots.trial.since == bench.clock.now()
+    bench.clock.instant += device.kit.personal.trial_seconds
+    await device.wake()
+    assert shelf.slots.trial is None and device.answers_with
 
 
 async def test_a_process_that_runs_on_never_takes_the_place_of_a_home_enrolled_anew(bench: Bench) -> None:

@@ -111,7 +111,8 @@ GUARDS: Final = (
     ),
     *of(
         "client/umbel_client/device.py", _SHELF,
-        ("a trial's time", "if not 0 <= kit.clock.now() - trial.since < kit.personal.trial_seconds:", "if True:"),
+        ("a trial's time", "elif now - trial.since >= kit.personal.trial_seconds:", "elif True:"),
+        ("a trial that begins ahead", "if now < trial.since:", "if False:"),
     ),
     *of(
         "client/umbel_client/shelf.py", _SHELF,
