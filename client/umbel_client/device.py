@@ -317,7 +317,6 @@ class Device:
             self._answering.healthy()
             now = kit.clock.now()
             if now < trial.since:
-                # The clock was ahead then, or has forgotten the date: that shows nothing of the release.
                 kit.shelf.change(lambda slots: slots.tried_from(now))
             elif now - trial.since >= kit.personal.trial_seconds:
                 kit.shelf.change(Slots.commit)

@@ -108,7 +108,7 @@ class Slots:
         return self if self.trial is None else replace(self, trial=replace(self.trial, tries_left=TRIES))
 
     def tried_from(self, now: float) -> Slots:
-        """The trial begins now."""
+        """The trial begins now: the clock was ahead when it did, or has forgotten the date, and that proves nothing."""
         return self if self.trial is None else replace(self, trial=replace(self.trial, since=now))
 
     def commit(self) -> Slots:
