@@ -13,13 +13,9 @@ import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from torch import Tensor
 
 from umbel.errors import OperatorNotSupported
+from umbel_models.convolution import per_dimension
 
 _Size = int | Sequence[int]
-
-
-def _each(value: _Size, count: int) -> list[int]:
-    given = [value] if isinstance(value, int) else list(value)
-    return given * count if len(given) == 1 else given
 
 
 def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
@@ -38,8 +34,8 @@ def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float =
 def _pool3d(
     pool: Callable[..., Tensor], x: Tensor, kernel: _Size, stride: _Size | None, padding: _Size, **settings: Any
 ) -> Tensor:
-    window, pads = _each(kernel, 3), _each(padding, 3)
-    steps = _each(stride, 3) if stride else window
+    window, pads = per_dimension(kernel, 3), per_dimension(padding, 3)
+    steps = per_dimension(stride, 3) if stride else window
     channels, depth = int(x.shape[1]), int(x.shape[2])
     flat = pool(x.flatten(1, 2), window[1:], steps[1:], pads[1:], **settings)
     rows, columns = flat.shape[2:]
@@ -58,7 +54,7 @@ def max_pool3d(
     return_indices: bool = False,
 ) -> Tensor:
     """F.max_pool3d of [N, C, D, H, W]."""
-    if set(_each(dilation, 3)) != {1} or ceil_mode or return_indices:
+    if set(per_dimension(dilation, 3)) != {1} or ceil_mode or return_indices:
         raise OperatorNotSupported("max-pooling with ceil_mode, dilation or indices; pad with F.pad before it")
     return _pool3d(F.max_pool2d, x, kernel_size, stride, padding)
 
@@ -89,9 +85,11 @@ def _picks(channels: int, window: Sequence[int]) -> Tensor:
 
 def unfold(x: Tensor, kernel_size: _Size, dilation: _Size = 1, padding: _Size = 0, stride: _Size = 1) -> Tensor:
     """F.unfold of [N, C, H, W] to [N, C * K, L]."""
-    channels, window = int(x.shape[1]), _each(kernel_size, 2)
+    channels, window = int(x.shape[1]), per_dimension(kernel_size, 2)
     kernel = _picks(channels, window)
-    seen = F.conv2d(x, kernel, None, _each(stride, 2), _each(padding, 2), _each(dilation, 2), channels)
+    seen = F.conv2d(
+        x, kernel, None, per_dimension(stride, 2), per_dimension(padding, 2), per_dimension(dilation, 2), channels
+    )
     return seen.flatten(2)
 
 
@@ -99,8 +97,8 @@ def fold(
     x: Tensor, output_size: _Size, kernel_size: _Size, dilation: _Size = 1, padding: _Size = 0, stride: _Size = 1
 ) -> Tensor:
     """F.fold of [N, C * K, L] to [N, C, H, W]: what `unfold` has cut, added up where it was."""
-    size, window = _each(output_size, 2), _each(kernel_size, 2)
-    gaps, pads, steps = _each(dilation, 2), _each(padding, 2), _each(stride, 2)
+    size, window = per_dimension(output_size, 2), per_dimension(kernel_size, 2)
+    gaps, pads, steps = per_dimension(dilation, 2), per_dimension(padding, 2), per_dimension(stride, 2)
     settings = list(zip(size, window, gaps, pads, steps, strict=True))
     blocks = [(s + 2 * p - g * (w - 1) - 1) // step + 1 for s, w, g, p, step in settings]
     # How much of the image no window reaches.
@@ -129,7 +127,15 @@ def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = Non
 
 
 def take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
-    """torch.take_along_dim, along a dimension."""
+    """torch.take_along_dim, along a dimension; elsewhere sizes of 1 stretch."""
     if dim is None:
         raise OperatorNotSupported("take_along_dim of a flattened tensor; name a dimension")
-    return torch.gather(x, dim, indices)
+    sizes = [_stretched(had, asked) for had, asked in zip(x.shape, indices.shape, strict=True)]
+    held, taken = list(sizes), list(sizes)
+    held[dim], taken[dim] = x.shape[dim], indices.shape[dim]
+    return torch.gather(x.expand(held), dim, indices.expand(taken))
+
+
+def _stretched(one: Any, other: Any) -> Any:
+    """The larger of two sizes that meet; how many examples a batch has isn't asked."""
+    return other if isinstance(one, int) and one == 1 else one

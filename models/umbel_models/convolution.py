@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ from torch import Tensor
 aten = torch.ops.aten
 
 
-def per_dimension(value: Sequence[int], count: int) -> list[int]:
-    """A setting that may be given once for all dimensions, for each of them."""
-    return list(value) * count if len(value) == 1 else list(value)
+def per_dimension(value: Any, count: int) -> list[Any]:
+    """A setting that may be given once for all dimensions, as a number or a list of one, for each of them."""
+    given = list(value) if isinstance(value, (tuple, list)) else [value]
+    return given * count if len(given) == 1 else given
 
 
 def convolution_backward(

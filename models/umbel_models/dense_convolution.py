@@ -36,7 +36,7 @@ def convolve(
     taps = None
     if groups == 1 and not isinstance(padding, str) and x.dim() == weight.dim():
         count = weight.dim() - 2
-        settings = [per_dimension([s] if isinstance(s, int) else list(s), count) for s in (stride, padding, dilation)]
+        settings = [per_dimension(s, count) for s in (stride, padding, dilation)]
         taps = _taps([int(size) for size in x.shape[2:]], list(weight.shape[2:]), *settings)
     if taps is None:
         return plain(x, weight, bias, stride, padding, dilation, groups)

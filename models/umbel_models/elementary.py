@@ -71,6 +71,7 @@ def _logaddexp2(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _copysign(x: Tensor, y: Any) -> Tensor:
+    """The size of x with the sign of y; a zero counts as positive, whatever sign it has."""
     size = x.abs()
     return torch.where(torch.as_tensor(y) < 0, -size, size)
 
@@ -119,8 +120,17 @@ def joined(x: Tensor, places: Sequence[Tensor | None]) -> tuple[Tensor, int, Ten
         return x, first, given[0][1]
     flat = torch.zeros([], dtype=torch.int64)
     for dim, index in given:
-        flat = flat * x.shape[dim] + torch.where(index < 0, index + x.shape[dim], index)
+        flat = flat * x.shape[dim] + _looked_up(index, x.shape[dim])
     return x.reshape([*x.shape[:first], -1, *x.shape[last + 1 :]]), first, flat
+
+
+def _looked_up(index: Tensor, size: Any) -> Tensor:
+    """Places that count from the front, each of which a runtime has found: one beyond its dimension would be another
+    row's.
+    """
+    from_front = torch.where(index < 0, index + size, index)
+    found: Tensor = aten.index_select(torch.arange(size), 0, from_front.reshape(-1))
+    return found.reshape(index.shape)
 
 
 def index(x: Tensor, places: Sequence[Tensor | None]) -> Tensor:
@@ -145,9 +155,24 @@ def put(x: Tensor, places: Sequence[Tensor | None], values: Tensor, accumulate: 
     return aten.index_put(rows, [index.reshape(-1)], turned, accumulate).transpose(0, dim).reshape(x.shape)  # type: ignore[no-any-return]
 
 
+def _sort(x: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
+    """As many of the largest, or smallest, as there are; of equal ones the first comes first."""
+    size = x.shape[dim]
+    if not isinstance(size, int):
+        raise OperatorNotSupported("sorting the examples of a batch; sort along another dimension")
+    return aten.topk(x, size, dim, descending)  # type: ignore[no-any-return]
+
+
+def _sort_stable(
+    x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[Tensor, Tensor]:
+    del stable
+    return _sort(x, dim, descending)
+
+
 def _kth(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """The k-th smallest, and where it is."""
-    found = tuple(part.narrow(dim, k - 1, 1) for part in aten.sort.default(x, dim))
+    found = tuple(part.narrow(dim, k - 1, 1) for part in _sort(x, dim))
     values, places = found if keepdim else (part.squeeze(dim) for part in found)
     return values, places
 
@@ -209,6 +234,8 @@ ELEMENTARY: Final[dict[Any, Callable[..., Any]]] = {
     aten.logaddexp2.default: _logaddexp2,
     aten.median.dim: _median,
     aten.sgn.default: torch.sign,
+    aten.sort.default: _sort,
+    aten.sort.stable: _sort_stable,
     aten.trunc.default: _trunc,
 }
 """Over torch's own table."""

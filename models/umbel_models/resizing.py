@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from umbel.errors import OperatorNotSupported
+from umbel_models.convolution import per_dimension
 
 _SEPARABLE: Final = ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "area")
 
@@ -34,8 +35,8 @@ def interpolate(
     if mode not in _SEPARABLE or antialias or x.dim() > 4:
         raise OperatorNotSupported(f"interpolation by {mode!r} of {x.dim()} dimensions; use one of {_SEPARABLE}")
     sizes = list(x.shape[2:])
-    wanted = _each(size, len(sizes)) if size is not None else [None] * len(sizes)
-    scales = _each(scale_factor, len(sizes)) if size is None else [None] * len(sizes)
+    wanted = per_dimension(size, len(sizes)) if size is not None else [None] * len(sizes)
+    scales = per_dimension(scale_factor, len(sizes)) if size is None else [None] * len(sizes)
     settings: Any = {"align_corners": align_corners, "recompute_scale_factor": recompute_scale_factor}
     settings["mode"] = {"linear": "bilinear"}.get(mode, mode)
     for dim, (length, to, scale) in enumerate(zip(sizes, wanted, scales, strict=True), start=2):
@@ -72,7 +73,9 @@ def adaptive_max_pool(count: int, x: Tensor, output_size: Any, return_indices: b
 
 
 def _wanted(count: int, x: Tensor, size: Any) -> list[int]:
-    return [int(old) if new is None else new for new, old in zip(_each(size, count), x.shape[-count:], strict=True)]
+    return [
+        int(old) if new is None else new for new, old in zip(per_dimension(size, count), x.shape[-count:], strict=True)
+    ]
 
 
 def _uneven(count: int, x: Tensor, wanted: list[int]) -> bool:
@@ -91,10 +94,6 @@ def _matrix(length: int, resized: Callable[[Tensor], Tensor]) -> Tensor:
     with disable_proxy_modes_tracing(), unset_fake_temporarily(), torch._C.DisableTorchFunction():
         units = torch.eye(length).reshape(length, 1, length, 1)
         return resized(units).reshape(length, -1)
-
-
-def _each(value: Any, count: int) -> list[Any]:
-    return list(value) if isinstance(value, (tuple, list)) else [value] * count
 
 
 def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
@@ -127,7 +126,7 @@ def roll(x: Tensor, shifts: Any, dims: Any = None) -> Tensor:
     """torch.roll along dimensions whose sizes are numbers."""
     if dims is None:
         raise OperatorNotSupported("rolling a flattened tensor; name a dimension")
-    for shift, dim in zip(_each(shifts, 1), _each(dims, 1), strict=True):
+    for shift, dim in zip(per_dimension(shifts, 1), per_dimension(dims, 1), strict=True):
         length = x.shape[dim]
         if not isinstance(length, int):
             raise OperatorNotSupported("rolling the examples of a batch; roll another dimension")

@@ -49,12 +49,9 @@ def instead_of(node: fx.Node) -> str:
     return INSTEAD.get(name, _ANYTHING)
 
 
-def sorted_size(x: fx.Node, dim: int) -> int:
-    """How many numbers a sort along a dimension gives; raises `OperatorNotSupported` for the batch."""
-    size = x.meta["val"].shape[dim]
-    if not isinstance(size, int):
-        raise OperatorNotSupported("sorting the examples of a batch; sort along another dimension")
-    return size
+def in_words(error: Exception, node: fx.Node) -> str:
+    """Why a translator didn't take a node, and what to use instead: its own refusals say so themselves."""
+    return str(error) if isinstance(error, OperatorNotSupported) else f"{error}; write it with {instead_of(node)}"
 
 
 def not_in_place(target: Any) -> Any:

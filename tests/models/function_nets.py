@@ -96,6 +96,7 @@ FUNCTIONS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
             Apply(
                 lambda x: (
                     (x @ x.mT / 12)[:, *torch.triu_indices(4, 4, 1)].unsqueeze(1) * x[:, [[0], [-1]], [1, 5, 5]].mean()
+                    + x.take_along_dim(x[:, :1].argsort(2), 2)[:, :, :6]
                 )
             ),
         ),

@@ -72,6 +72,18 @@ def test_one_hot_of_what_is_no_class_is_refused(runtime: str, tmp_path: Path) ->
             session({"x": np.array([1, wrong])})
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_places_beyond_a_dimension_are_refused_and_are_not_those_of_the_next_row(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    table, rows = torch.arange(12.0).reshape(3, 4), torch.tensor([[0], [2]])
+    spec = spec_of(Of(lambda x: table[rows, x[:, None]].flatten(1), 4), torch.randint(-4, 4, (12, 2)))
+    bundle = compile_model(spec, tmp_path, (runtime,)).bundle
+    session = runtime_named(runtime).infer(bundle, bundle.weights())
+    for wrong in (4, -5):
+        with pytest.raises(RuntimeFailure):
+            session({"x": np.array([[1, wrong]])})
+
+
 def test_tokens_may_be_of_32_bits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(24, 3))

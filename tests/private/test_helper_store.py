@@ -46,6 +46,27 @@ def test_no_file_holds_the_key_of_a_round_that_expired(folder: Path) -> None:
     assert _files_with(folder, held.private_key) == []
 
 
+def test_no_file_holds_a_key_after_a_restart_of_a_helper_that_died_before_it_emptied_the_log(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    party = Party(records=Records(folder / "helper.db"))
+    devices, cohort = party.devices(4), party.open()
+    held = party.records.round(TASK, 1, Kind.TRAIN)
+    assert held is not None and held.private_key is not None
+    cohort.fill(devices)
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "_forget_log", lambda self: None)
+        cohort.sum.close()
+    assert _files_with(folder, held.private_key)
+    # What a death would have left: a copy of the files as they are, of which nobody has taken leave.
+    left = folder / "left"
+    left.mkdir()
+    for path in folder.glob("helper.db*"):
+        (left / path.name).write_bytes(path.read_bytes())
+    Records(left / "helper.db")
+    assert _files_with(left, held.private_key) == []
+
+
 @pytest.mark.parametrize("make", [Records, lambda path: Store.open(f"sqlite:///{path}")])
 def test_a_database_is_private_in_a_folder_that_is_not(make: Callable[[Path], Records | Store], folder: Path) -> None:
     store = make(folder / "kept.db")

@@ -13,7 +13,7 @@ from umbel_models.litert.graph import HANDLERS, Writer, dtype_of, shape_of
 from umbel_models.litert.loop import add_loop
 from umbel_models.lowering import Lowered, module_of, require_no_write_through
 from umbel_models.onnx.graph import HANDLERS as ONNX_HANDLERS
-from umbel_models.translation import attribute_of, instead_of, not_in_place, writes_in_place
+from umbel_models.translation import attribute_of, in_words, instead_of, not_in_place, writes_in_place
 
 FAMILIES: Final = (convolution, linear, pointwise, reductions, shapes)
 """Importing a family registers its operators."""
@@ -90,7 +90,7 @@ def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
     except (TypeError, OperatorNotSupported) as error:
         raise OperatorNotSupported(
             f"{lowered.signature.name!r}: {node.target} {module_of(node)} is used in a way that has no translation to "
-            f"LiteRT: {error}"
+            f"LiteRT: {in_words(error, node)}"
         ) from error
     writer.values[node] = value
     if writes_in_place(node):

@@ -11,7 +11,6 @@ from torch import fx
 
 from umbel.errors import OperatorNotSupported
 from umbel_models.litert.graph import Writer, dtype_of, shape_of, translates
-from umbel_models.translation import sorted_size
 
 aten = torch.ops.aten
 
@@ -80,18 +79,6 @@ def _largest(w: Writer, n: fx.Node, x: fx.Node, k: int, dim: int = -1, largest: 
     values, places = w.several("TOPK_V2", [signed, w.constant(k, np.int32)], [(found, dtype), (found, np.int32)])
     values = values if largest else w.op("NEG", [values], found, dtype)
     return [w.transpose(values, order), w.transpose(w.cast_number(places, np.int64), order)]
-
-
-@translates(aten.sort.default)
-def _sort(w: Writer, n: fx.Node, x: fx.Node, dim: int = -1, descending: bool = False) -> Any:
-    return _largest(w, n, x, sorted_size(x, dim), dim, descending)
-
-
-@translates(aten.sort.stable)
-def _sort_stable(
-    w: Writer, n: fx.Node, x: fx.Node, *, stable: bool | None = None, dim: int = -1, descending: bool = False
-) -> Any:
-    return _sort(w, n, x, dim, descending)
 
 
 def _along_last(kind: str, w: Writer, n: fx.Node, x: fx.Node, dim: int, **options: Any) -> Any:

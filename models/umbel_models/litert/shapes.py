@@ -220,7 +220,7 @@ def _select(w: Writer, n: fx.Node, x: fx.Node, dim: int, index: int) -> Any:
     shape = shape_of(x)
     dim = dim % len(shape)
     if is_open(shape[dim]):
-        raise OperatorNotSupported("picking one example out of the batch")
+        raise OperatorNotSupported("picking one example out of the batch; give it as an input of its own")
     at = index % shape[dim]
     return w.reshape(cut(w, w.number(x), dim, (at, at + 1, 1), 1), shape_of(n))
 

@@ -17,7 +17,7 @@ from umbel_models.lowering import Lowered, module_of, require_no_write_through
 from umbel_models.onnx import indexing, linear, pointwise, reductions, shapes
 from umbel_models.onnx.graph import HANDLERS, Writer, onnx_dtype
 from umbel_models.onnx.loop import add_loop
-from umbel_models.translation import attribute_of, instead_of, not_in_place, writes_in_place
+from umbel_models.translation import attribute_of, in_words, instead_of, not_in_place, writes_in_place
 
 OPSET: Final = 20
 IR_VERSION: Final = 10
@@ -134,7 +134,7 @@ def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
     except (TypeError, OperatorNotSupported) as error:
         raise OperatorNotSupported(
             f"{lowered.signature.name!r}: {node.target} {module_of(node)} is used in a way that has no translation: "
-            f"{error}"
+            f"{in_words(error, node)}"
         ) from error
     writer.values[node] = value
     if isinstance(value, str) and isinstance(node.meta["val"], Tensor):

@@ -10,7 +10,6 @@ from torch import fx
 
 from umbel.errors import OperatorNotSupported
 from umbel_models.onnx.graph import Writer, dtype_of, numpy_dtype, rank_of, translates
-from umbel_models.translation import sorted_size
 
 aten = torch.ops.aten
 _MASKING: Final = (aten.add.Tensor, aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor)
@@ -67,18 +66,6 @@ def _argmax(w: Writer, n: fx.Node, x: fx.Node, dim: int | None = None, keep: boo
 def _largest(w: Writer, n: fx.Node, x: fx.Node, k: int, dim: int = -1, largest: bool = True, *_: Any) -> Any:
     """Values and places; of equal values the first comes first."""
     return w.node("TopK", x, w.ints(k), outputs=2, axis=dim % rank_of(x), largest=int(largest), sorted=1)
-
-
-@translates(aten.sort.default)
-def _sort(w: Writer, n: fx.Node, x: fx.Node, dim: int = -1, descending: bool = False) -> Any:
-    return _largest(w, n, x, sorted_size(x, dim), dim, descending)
-
-
-@translates(aten.sort.stable)
-def _sort_stable(
-    w: Writer, n: fx.Node, x: fx.Node, *, stable: bool | None = None, dim: int = -1, descending: bool = False
-) -> Any:
-    return _sort(w, n, x, dim, descending)
 
 
 @translates(aten._softmax.default)

@@ -75,6 +75,7 @@ class Records:
         # Keys and seeds that are deleted are overwritten, not just unlinked.
         self._connection.execute("PRAGMA secure_delete=ON")
         self._connection.executescript(_SCHEMA)
+        self._forget_log()  # the process may have died between a key's end and this
 
     def close(self) -> None:
         """Let go of the file."""
