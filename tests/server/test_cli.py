@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.main import get_command
 
 from tests.server.live import MODEL, POPULATION, TASK, Live, serving
 from umbel.bundle import Bundle
 from umbel_client.enrolment import EnrolmentCode
 from umbel_models.zoo import bundle_path
 from umbel_server.admin_messages import task_from_message
-from umbel_server.cli import build, main
+from umbel_server.cli import main, program
 from umbel_server.cli.output import size
 from umbel_server.cli.task_file import read_task
 from umbel_server.settings import Settings
@@ -318,7 +317,7 @@ def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 
 def test_every_command_has_help_with_an_example_and_json() -> None:
-    found = dict(commands(get_command(build())))
+    found = dict(commands(program()))
     assert len(found) >= 30
     for path, command in found.items():
         example = re.search(r"Example: umbel (.*)", command.help or "")
@@ -332,7 +331,7 @@ def test_every_command_has_help_with_an_example_and_json() -> None:
 
 def test_the_reference_page_names_every_option_and_every_setting() -> None:
     page = REFERENCE.read_text()
-    for path, command in commands(get_command(build())):
+    for path, command in commands(program()):
         assert f"umbel {path[0]}" in page
         assert path[-1] in page
         missing = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
@@ -351,7 +350,7 @@ def test_the_reference_pages_task_is_one(tmp_path: Path) -> None:
 
 
 def test_the_command_starts_without_loading_the_server(tmp_path: Path) -> None:
-    words = "import sys; from umbel_server.cli import build; from typer.main import get_command; get_command(build())"
+    words = "import sys; from umbel_server.cli import program; program()"
     heavy = "print([name for name in ('sqlalchemy', 'onnxruntime', 'flwr', 'torch', 'alembic') if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", f"{words}; {heavy}"], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

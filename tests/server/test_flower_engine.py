@@ -269,6 +269,28 @@ def test_what_a_strategy_asks_of_devices_goes_into_their_plan() -> None:
     assert needed_metrics(StrategySpec("Krum")) == frozenset()
 
 
+def test_a_step_leaves_the_garbage_collector_as_it_was() -> None:
+    """In a process of its own, as this one's objects are frozen."""
+    program = """
+import gc, sys
+import numpy as np
+from umbel.update import Aggregate
+from umbel.weights import Weights
+from umbel_server.aggregation import Presummed
+from umbel_server.flower import StrategySpec, apply
+if "frozen" in sys.argv:
+    gc.freeze()
+base = Weights({"w": np.zeros(3, np.float32)})
+for number in (1, 2):
+    cohort = Presummed(Aggregate({"w": (3,)}, np.ones(3, np.float32), 1.0, 1, {}))
+    apply(StrategySpec("FedAvg", {}), b"", base, cohort, number)
+    print(gc.get_freeze_count() > 0, gc.isenabled())
+"""
+    for arguments, frozen in (((), False), (("frozen",), True)):
+        found = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+        assert found.stdout.splitlines() == [f"{frozen} True"] * 2
+
+
 def test_loading_flower_leaves_nothing_behind_and_writing_a_task_does_not_load_it() -> None:
     program = """
 import logging, os, sys, threading

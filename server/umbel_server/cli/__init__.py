@@ -6,8 +6,11 @@ Exit codes: 0 done, 1 refused (the message says why and what to do), 2 the comma
 from __future__ import annotations
 
 import sys
+from functools import cache
 
+import click
 import typer
+from typer.main import get_command
 
 from umbel.errors import UmbelError, unusable
 from umbel_server.cli.connection import quiet_grpc
@@ -32,8 +35,9 @@ Exit codes: 0 done, 1 refused (the message says why), 2 the command line doesn't
 """
 
 
-def build() -> typer.Typer:
-    """The whole command line."""
+@cache
+def program() -> click.Command:
+    """The whole command line; kept, as the signatures of a hundred verbs take a tenth of a second to read."""
     from umbel_server.cli import (
         auditing,
         ceremony,
@@ -49,26 +53,26 @@ def build() -> typer.Typer:
     )
     from umbel_server.cli import helper as helper_verbs
 
-    program = typer.Typer(
+    verbs = typer.Typer(
         name="umbel", help=_ABOUT, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
     )
-    serving.add_to(program)
+    serving.add_to(verbs)
     for group in (models.MODELS, models.VERSIONS, releases.RELEASES, rounds.TASKS, rounds.ROUNDS):
-        program.add_typer(group)
+        verbs.add_typer(group)
     for group in (rollouts.ROLLOUTS, rollouts.APPROVALS, listing.KEYS):
-        program.add_typer(group)
+        verbs.add_typer(group)
     for group in (fleet.DEVICES, people.OPERATORS, auditing.AUDIT, helper_verbs.HELPER):
-        program.add_typer(group)
+        verbs.add_typer(group)
     ceremony.add_to(listing.KEYS)
-    status.add_to(program)
-    return program
+    status.add_to(verbs)
+    return get_command(verbs)
 
 
 def main() -> None:
     """Entry point of `umbel`."""
     quiet_grpc()
     try:
-        build()()
+        program()()
     except UmbelError as error:
         sys.stderr.write(f"umbel: {error}\n")
         raise SystemExit(1) from error

@@ -15,6 +15,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,7 @@ def quick_collections() -> Iterator[None]:
     In a coordinator of a few hundred thousand objects each such search would hold every thread up for a while. What
     somebody else has frozen stays so.
     """
-    if gc.get_freeze_count():
+    if _others_freeze():
         yield
         return
     gc.freeze()
@@ -103,6 +104,12 @@ def quick_collections() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+@cache
+def _others_freeze() -> bool:
+    """Asked once: Python counts frozen objects one by one, and a million take longer than a strategy's step."""
+    return gc.get_freeze_count() > 0
 
 
 def set_message_id(message: Message) -> str:
