@@ -23,6 +23,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_ca
         mask = torch.where(seen, 0.0, -math.inf)
     elif mask is not None and mask.dtype == torch.bool:
         mask = torch.where(mask, 0.0, -math.inf)
+    # One head of keys for all heads of queries, or one example for all, as torch broadcasts them.
+    key, value = (part.expand([*query.shape[:-2], *part.shape[-2:]]) for part in (key, value))
     # Three dimensions, so that runtimes fold transpositions into their matrix products.
     flat = [part.reshape([-1, *part.shape[-2:]]) for part in (query, key, value)]
     leading = list(query.shape[:-2])
