@@ -23,8 +23,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_ca
         mask = torch.where(seen, 0.0, -math.inf)
     elif mask is not None and mask.dtype == torch.bool:
         mask = torch.where(mask, 0.0, -math.inf)
-    # Three dimensions, so that runtimes fold transpositions into their matrix products.
-    flat = [part.reshape([-1, *part.shape[-2:]]) for part in (query, key, value)]
+    # Features before places: so the larger factor of each product on the way back lies as a product wants it. Three
+    # dimensions, so that runtimes fold the transpositions that are left into their products.
+    flat = [part.transpose(-1, -2).reshape([-1, part.shape[-1], part.shape[-2]]) for part in (query, key, value)]
     leading = list(query.shape[:-2])
     result: tuple[Tensor, Tensor] = _Attention.apply(*flat, mask, is_causal, factor, leading)  # type: ignore[no-untyped-call]
     return result[0].reshape([*query.shape[:-1], value.shape[-1]])
@@ -35,14 +36,14 @@ class _Attention(torch.autograd.Function):
     def forward(
         query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, factor: float, leading: list[int]
     ) -> tuple[Tensor, Tensor]:
-        scores = torch.bmm(query * factor, key.transpose(1, 2))
+        scores = torch.bmm((query * factor).transpose(1, 2), key)
         if mask is not None and mask.dim() == 2:
             scores = scores + mask
         elif mask is not None:
             scores = (scores.reshape([*leading, *scores.shape[1:]]) + mask).reshape(scores.shape)
         # A row whose mask hides everything gives zeros; a causal mask has none.
         shares = torch.softmax(scores, -1) if mask is None or causal else torch._safe_softmax(scores, -1)
-        return torch.bmm(shares, value), shares
+        return torch.bmm(shares, value.transpose(1, 2)), shares
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -55,8 +56,8 @@ class _Attention(torch.autograd.Function):
         query, key, value, output, shares = ctx.saved_tensors
         along = -(gradient * output).sum(-1, keepdim=True)
         # The sum is taken off within the product, as one more feature: a pass over all scores less.
-        pulled, against = torch.cat([gradient, along], 2), torch.cat([value, torch.ones_like(value[..., :1])], 2)
-        to_scores = shares * torch.bmm(pulled, against.transpose(1, 2))
-        to_query = torch.bmm(to_scores, key) * ctx.factor
-        to_key = torch.bmm(to_scores.transpose(1, 2), query * ctx.factor)
-        return to_query, to_key, torch.bmm(shares.transpose(1, 2), gradient), None, None, None, None
+        pulled, against = torch.cat([gradient, along], 2), torch.cat([value, torch.ones_like(value[:, :1])], 1)
+        to_scores = shares * torch.bmm(pulled, against)
+        to_query = torch.bmm(key, to_scores.transpose(1, 2)) * ctx.factor
+        to_key = torch.bmm(query * ctx.factor, to_scores)
+        return to_query, to_key, torch.bmm(gradient.transpose(1, 2), shares), None, None, None, None

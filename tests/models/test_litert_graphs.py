@@ -41,6 +41,16 @@ class Every(nn.Module):
         return x[:, self.start :: self.step]
 
 
+class Turning(nn.Module):
+    """Turns and turns back, and multiplies by what was turned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        there = x.permute(0, 2, 1).transpose(1, 2)
+        scores = torch.bmm(there, x.transpose(1, 2)).unsqueeze(1)
+        turned = scores.permute(0, 2, 3, 1).permute(0, 3, 2, 1)
+        return (turned * torch.arange(9.0).reshape(3, 3)).sum((1, 3))
+
+
 def compiled(module: nn.Module, shape: tuple[int, ...], folder: Path) -> Bundle:
     """Compiled for LiteRT, which ends with a comparison with torch: answers, metrics and training steps."""
     torch.manual_seed(1)
@@ -83,6 +93,11 @@ def test_what_has_constant_weights_is_a_layer_and_what_has_not_is_a_product(tmp_
 def test_windows_of_a_convolution_are_unfolded_once_for_answer_and_gradient(tmp_path: Path) -> None:
     bundle = compiled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(36, 3)), (3, 5, 5), tmp_path)
     assert operators(bundle, "train")["CONCATENATION"] == 2  # columns, then rows
+
+
+def test_what_is_turned_twice_is_turned_once_and_within_a_product_not_at_all(tmp_path: Path) -> None:
+    found = operators(compiled(nn.Sequential(Turning(), nn.Linear(3, 3)), (3, 4), tmp_path), "infer")
+    assert (found["TRANSPOSE"], found["BATCH_MATMUL"]) == (1, 1)
 
 
 def test_every_run_gives_the_same_numbers_however_memory_lies(tmp_path: Path) -> None:

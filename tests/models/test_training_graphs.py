@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,17 @@ def test_an_adapter_is_added_within_its_second_product(tmp_path: Path) -> None:
 
 
 SHAPES = {"a": ["4", "3"], "b": ["3", "2"], "at": ["3", "4"], "bt": ["2", "3"], "p": ["4", "2"], "c": ["4", "2"]}
+
+
+def test_a_number_that_meets_a_column_is_one_too(tmp_path: Path) -> None:
+    """ONNX Runtime takes seven times as long for a column and a number without dimensions."""
+    bundle = compile_model(dense(), tmp_path, ("onnx",)).bundle
+    model = onnx.shape_inference.infer_shapes(onnx.load(bundle.graph_path("onnx", "train")))
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
+    numbers = {one.name: one.dims for one in model.graph.initializer if not math.prod(one.dims) > 1}
+    (equal,) = (node for node in model.graph.node if node.op_type == "Equal")
+    column, number = equal.input
+    assert (ranks[column], list(numbers[number])) == (2, [1, 1])
 
 
 def product_and(kind: str, *operands: str) -> list[onnx.NodeProto]:

@@ -86,6 +86,8 @@ class Writer:
         self.operators: list[OperatorEntry] = []
         self.values: dict[fx.Node, Any] = {}
         """What each ATen node became."""
+        self._turned: dict[int, tuple[int, Sequence[int]]] = {}
+        """Of each transposed tensor, from which it was made, and the order."""
         self._twins: dict[int, int] = {}
         self._known: dict[object, int] = {}
         self._made: dict[object, tuple[int, ...]] = {}
@@ -170,12 +172,17 @@ class Writer:
         return self.op("RESHAPE", [number, target], wanted, self.tensors[number].dtype)
 
     def transpose(self, value: Any, order: Sequence[int]) -> int:
-        """A value with its dimensions in another order."""
+        """A value with its dimensions in another order, in one go from how they were at first."""
         number = self.number(value)
+        if number in self._turned:
+            number, before = self._turned[number]
+            order = [before[dim] for dim in order]
         if list(order) == sorted(order):
             return number
         shape = self.shape(number)
-        return self.op("TRANSPOSE", [number, self.ints(*order)], [shape[i] for i in order], self.tensors[number].dtype)
+        made = self.op("TRANSPOSE", [number, self.ints(*order)], [shape[i] for i in order], self.tensors[number].dtype)
+        self._turned[made] = number, order
+        return made
 
     # Channels last.
 

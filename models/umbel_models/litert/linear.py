@@ -18,13 +18,13 @@ aten = torch.ops.aten
 
 
 def _turned(node: fx.Node) -> fx.Node | None:
-    """What a node is the transpose of."""
+    """What a node is the transpose of: a matrix, or many of them."""
     arguments: tuple[Any, ...] = node.args
-    if len(shape_of(node)) != 2:
-        return None
-    swapped = node.target is aten.t.default
-    swapped = swapped or (node.target is aten.permute.default and [dim % 2 for dim in arguments[1]] == [1, 0])
-    swapped = swapped or (node.target is aten.transpose.int and {dim % 2 for dim in arguments[1:]} == {0, 1})
+    rank = len(shape_of(node))
+    last = [*range(rank - 2), rank - 1, rank - 2]
+    swapped = node.target is aten.t.default and rank == 2
+    swapped = swapped or (node.target is aten.permute.default and [dim % rank for dim in arguments[1]] == last)
+    swapped = swapped or (node.target is aten.transpose.int and {dim % rank for dim in arguments[1:]} == {*last[-2:]})
     return arguments[0] if swapped else None
 
 
@@ -61,7 +61,9 @@ def _affine(w: Writer, n: fx.Node, bias: fx.Node, x: fx.Node, y: fx.Node, beta: 
 
 @translates(aten.bmm.default, aten.matmul.default)
 def _batched_product(w: Writer, n: fx.Node, x: fx.Node, y: fx.Node) -> Any:
-    return w.op("BATCH_MATMUL", [x, y], shape_of(n), dtype_of(n), adjX=False, adjY=False)
+    columns = _turned(y)
+    operands = [x, y if columns is None else columns]
+    return w.op("BATCH_MATMUL", operands, shape_of(n), dtype_of(n), adjX=False, adjY=columns is not None)
 
 
 @translates(aten.baddbmm.default)

@@ -30,6 +30,10 @@ _NUMPY: Final[dict[torch.dtype, type[np.generic]]] = {
     torch.bool: np.bool_,
 }
 
+_COMPARISONS: Final = {"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Or", "Where"}
+_MEETING: Final = {"Add", "BitwiseAnd", "Div", "Max", "Min", "Mul", "Pow", "Sub"} | _COMPARISONS
+"""Operators whose inputs may differ in rank."""
+
 
 def translates(*targets: Any) -> Callable[[Handler], Handler]:
     """Register a handler for these operators."""
@@ -109,6 +113,8 @@ class Writer:
     def node(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
         """Add an ONNX node and name its value (a list of names for several); equal nodes are made once."""
         names = [self.name(value) for value in inputs]
+        if kind in _MEETING:
+            names = self._of_one_rank(names)
         attributes = {key: value for key, value in sorted(attributes.items()) if value is not None}
         key = (kind, tuple(names), outputs, repr(attributes))
         if key not in self._made:
@@ -119,6 +125,20 @@ class Writer:
             )
             self._made[key] = made[0] if outputs == 1 else made
         return self._made[key]
+
+    def _of_one_rank(self, names: Sequence[str]) -> list[str]:
+        """Constants of one number in the rank of the [..., 1] that they meet.
+
+        To ONNX Runtime such a pair is otherwise one row after another, each of one number: seven times as slow.
+        """
+        shapes = [self.shapes.get(name, ()) for name in names]
+        rank = max((len(shape) for shape in shapes if shape and shape[-1] == "1"), default=0)
+        return [self._lifted(self.constants[name], rank) if name in self.constants else name for name in names]
+
+    def _lifted(self, constant: TensorProto, rank: int) -> str:
+        if len(constant.dims) >= rank or any(size != 1 for size in constant.dims):
+            return constant.name
+        return self.constant(numpy_helper.to_array(constant).reshape([1] * rank))
 
     def name(self, value: Any) -> str:
         """The name of an ATen node's value, of a constant, or of nothing."""

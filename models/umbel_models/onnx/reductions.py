@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -76,7 +77,8 @@ def _softmax(w: Writer, n: fx.Node, x: fx.Node, dim: int, half_to_float: bool = 
         # The share of what a mask hides would be a denormal number, on which processors are slow: six times, as
         # measured. e^-60 is as good as nothing beside a share of 1.
         largest = w.node("ReduceMax", value, w.ints(axis), keepdims=1)
-        value = w.node("Max", value, w.node("Sub", largest, w.constant(_HIDDEN, numpy_dtype(dtype_of(x)))))
+        hidden = np.full([1] * rank_of(x), _HIDDEN, numpy_dtype(dtype_of(x)))
+        value = w.node("Max", value, w.node("Sub", largest, w.constant(hidden)))
     return w.node("Softmax", value, axis=axis)
 
 
