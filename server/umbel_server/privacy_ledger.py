@@ -8,6 +8,7 @@ Rényi bounds of the continuous one (Canonne, Kamath and Steinke 2020, propositi
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,8 +57,8 @@ def epsilon(multipliers: Sequence[float], settings: PrivacySettings) -> float:
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant()
-    for multiplier in costliest:
-        accountant.compose(dp_accounting.GaussianDpEvent(multiplier))
+    for multiplier, rounds in Counter(costliest).items():
+        accountant.compose(dp_accounting.GaussianDpEvent(multiplier), rounds)
     return float(accountant.get_epsilon(settings.delta))
 
 

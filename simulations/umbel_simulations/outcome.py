@@ -139,13 +139,13 @@ class Outcome:
     sessions: int = 0
     """Check-ins that got something to do."""
     trained: int = 0
-    """Sessions that trained."""
+    """Sessions that began to train, of rounds that are over."""
     wasted: int = 0
-    """Sessions that trained for nothing: late, refused, lost on the way, or in a round that came to nothing."""
+    """Of these, those of which nothing counts: interrupted, late, refused, lost, or in a round that came to nothing."""
     dropped: int = 0
     """Sessions in which the device was taken away."""
     shapes: Counts = field(default_factory=dict)
-    """Sessions by the string of their events, as the product writes it."""
+    """Sessions that have ended, by the string of their events, as the product writes it."""
     hourly: tuple[HourOutcome, ...] = ()
     rollouts: tuple[RolloutOutcome, ...] = ()
     faults: Counts = field(default_factory=dict)

@@ -165,7 +165,7 @@ class Thresholds:
     fairness_floor: Share | None = None
     """Least share of right answers of the worst twentieth of the devices."""
     wasted_sessions: Share | None = None
-    """Most sessions that trained for nothing, as a share of those that trained."""
+    """Most sessions that trained for nothing, as a share of those that began to train."""
     megabytes_per_device: Positive | None = None
     """Most megabytes, both ways, for nineteen devices in twenty."""
     seconds_per_device: Positive | None = None

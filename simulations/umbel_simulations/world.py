@@ -29,7 +29,7 @@ class Population:
     """For "trace": a file in FedScale's format, from the scenario's own folder."""
     mean_availability: Share = 0.25
     """For "diurnal": share of a day in which a device is free."""
-    day_night_swing: NotNegative = 4.0
+    day_night_swing: Annotated[float, Field(ge=1)] = 4.0
     """For "diurnal": free devices at the best hour, as a multiple of those at the worst."""
     time_zones: tuple[float, ...] = (0.0,)
     """Hours ahead of UTC: 2 is UTC+2, -8 is UTC-8. Devices are spread over them evenly."""
@@ -63,6 +63,12 @@ class Population:
     def __post_init__(self) -> None:
         if (self.availability == "trace") != bool(self.trace):
             raise BadInput('population: availability = "trace" and a trace file go together')
+        most = (self.day_night_swing + 1) / (2 * self.day_night_swing)
+        if self.availability == "diurnal" and self.mean_availability > most:
+            raise OutOfBounds(
+                f"population: mean_availability is {self.mean_availability:g}, and with a day_night_swing of "
+                f"{self.day_night_swing:g} at most {most:g} can be, when all are free at the best hour; lower either"
+            )
         if not self.time_zones or any(not -12 <= zone <= 14 for zone in self.time_zones):
             raise OutOfBounds("population: time_zones must name at least one zone, each between -12 and 14 hours")
 

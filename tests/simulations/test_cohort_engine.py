@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,17 @@ from umbel.bundle import Bundle
 from umbel.errors import BadInput, MalformedMessage
 from umbel.runtime.onnx import OnnxRuntime
 from umbel_models.optimizers import SGD
+from umbel_server import flower
 from umbel_simulations.cohort import checkpoint
 from umbel_simulations.cohort.algorithm import Stage
+from umbel_simulations.cohort.clients import Start
 from umbel_simulations.cohort.engine import backend_of, play, run
 from umbel_simulations.cohort.fedbuff import FedBuff
 from umbel_simulations.cohort.pool import Pool
+from umbel_simulations.cohort.rounds import Call, Cohort, chosen, train
 from umbel_simulations.cohort.scaffold import Scaffold
+from umbel_simulations.cohort.strategies import StrategyRounds
+from umbel_simulations.data import ClientData
 from umbel_simulations.engines import Silent
 from umbel_simulations.outcome import Outcome
 from umbel_simulations.scenario import Algorithm, Data, PlanPart, Scenario, StrategyPart, TaskPart
@@ -163,8 +170,80 @@ def test_stale_updates_count_less(tiny_bundle: Bundle) -> None:
     first = buffered.step(1, weights)
     assert first.weights != weights
     assert first.reported == 2
-    stale = [running.version for running in buffered._running]
-    assert stale.count(0) == 6, "those that started before the step, and those that replaced the two arrivals"
+    buffered.step(2, first.weights)
+    versions = [running.version for running in buffered._running]
+    assert len(versions) == 5, "the place of the arrival that filled the buffer is taken after the step"
+    assert set(versions) == {0, 1}
+
+
+def test_one_client_at_a_time_and_a_buffer_of_one_is_training_without_staleness(tiny_bundle: Bundle) -> None:
+    told = scenario(Algorithm("fedbuff", buffer=1, staleness=200.0))
+    one = changed(told, {"task.goal": 1, "task.minimum": 1})
+    buffered, weights = FedBuff(stage_of(tiny_bundle, one)), tiny_bundle.shared_weights()
+    for number in range(1, 5):
+        before, weights = weights, buffered.step(number, weights).weights
+        assert np.abs(weights.to_vector() - before.to_vector()).max() > 1e-3
+
+
+def test_a_round_that_came_to_nothing_is_no_step_of_the_servers_optimiser(tiny_bundle: Bundle) -> None:
+    """As in the product: Adam's correction of its first steps would be over before the first of them."""
+    stage, lost = stage_of(tiny_bundle, scenario(*ALGORITHMS["FedAdam"])), 4
+
+    def trains(cohort: Sequence[ClientData], call: Call, start: Start, *, wants_singles: bool) -> Cohort:
+        late = Cohort(start, wants_singles)
+        return late if call.round <= lost else train(stage.pool, cohort, call, start, wants_singles=wants_singles)
+
+    weights = tiny_bundle.shared_weights()
+    rounds = StrategyRounds(stage, trains)
+    for number in range(1, lost + 1):
+        assert rounds.step(number, weights).verdict == "abandoned"
+    resumed = StrategyRounds(stage, trains)
+    resumed.restore(rounds.memory())
+    found = resumed.step(lost + 1, weights).weights
+    cohort = chosen(stage.clients, stage.task.goal, stage.task.seed, stage.task.name, lost + 1)
+    collected = train(stage.pool, cohort, stage.call(lost + 1), Start(weights)).collected()
+    assert found == flower.apply(stage.task.strategy, b"", weights, collected, 1)[0]
+
+
+def test_scaffolds_clients_forget_a_round_that_came_to_nothing(tiny_bundle: Bundle) -> None:
+    stage = stage_of(tiny_bundle, scenario(Algorithm("scaffold")), with_drift=True)
+    scaffold, weights = Scaffold(replace(stage, task=replace(stage.task, minimum=6))), tiny_bundle.shared_weights()
+    weights = scaffold.step(1, weights).weights
+    before = scaffold.memory()
+    few = replace(stage, task=replace(stage.task, minimum=7, goal=7), clients=stage.clients[:6])
+    starved = Scaffold(few)
+    starved.restore(before)
+    assert starved.step(2, weights).verdict == "abandoned"
+    assert starved.memory() == before
+
+
+def test_scaffolds_directions_are_those_of_training_that_wasnt_clipped(tiny_bundle: Bundle) -> None:
+    plain, clipped = (
+        scenario(Algorithm("scaffold")),
+        changed(scenario(Algorithm("scaffold")), {"task.plan.clip_norm": 0.01}),
+    )
+    weights = tiny_bundle.shared_weights()
+    free, held = (Scaffold(stage_of(tiny_bundle, told, with_drift=True)) for told in (plain, clipped))
+    far, near = free.step(1, weights).weights, held.step(1, weights).weights
+    assert (near - weights).norm() <= 0.0100001 < (far - weights).norm()
+    np.testing.assert_array_equal(held._server, free._server)
+
+
+def test_seconds_of_a_device_are_those_of_the_whole_run(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """As in a fleet, where most devices are asked now and then and some never."""
+    told = changed(scenario(rounds=5), {"task.goal": 3, "task.minimum": 1, "population.speed_decades": 0.0})
+    (tmp_path / "one").mkdir()
+    outcome = played(told, tiny_bundle, tmp_path / "one")
+    sessions, seconds = outcome.per_device["sessions"], outcome.per_device["seconds"]
+    assert sessions.count == seconds.count == 12
+    assert sessions.mean * 12 == outcome.sessions == 15
+    chosen_each = [
+        client
+        for number in range(1, 6)
+        for client in chosen(tiny.setting(tiny_bundle).federation.clients, 3, told.seed, told.name, number)
+    ]
+    rate = told.population.examples_per_second
+    assert seconds.mean * 12 == pytest.approx(sum(one.training.count for one in chosen_each) / rate)
 
 
 def test_a_memory_that_isnt_the_algorithms_is_refused(tiny_bundle: Bundle) -> None:

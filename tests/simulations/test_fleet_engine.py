@@ -11,6 +11,7 @@ import pytest
 
 from tests.simulations import fleets
 from umbel.bundle import Bundle
+from umbel_server.privacy_ledger import epsilon
 from umbel_simulations.fleet import virtual_time
 from umbel_simulations.scenario import PrivacyPart
 from umbel_simulations.world import Adversary, RolloutPlan
@@ -64,6 +65,31 @@ def test_what_devices_did_for_rounds_that_came_to_nothing_was_wasted(tiny_bundle
     assert not any(one.verdict == "accepted" for one in found.rounds), "three are the fewest"
     assert found.wasted == sum(given_up) > 0
     assert found.trained - found.wasted <= 2, "the round that was open at the end"
+
+
+def test_who_was_taken_away_at_work_has_wasted_it_though_it_could_not_tell_yet(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """The run ends while most of them are still away: their sessions stand in their homes alone."""
+    people = fleets.population(devices=60, drop_out=0.4, examples_per_second=1.0)
+    told = fleets.scenario(fleets.home_of(tiny_bundle), population=people)
+    task = replace(told.task, goal=20, minimum=5, rounds=3, over_selection=1.5)
+    found = fleets.played(replace(told, task=task), tmp_path)
+    counted = sum(one.reported for one in found.rounds)
+    assert found.trained == counted + found.wasted <= found.sessions
+    assert sum(found.shapes.values()) < found.sessions, "some have not come back"
+    assert found.dropped >= 0.8 * found.faults["taken away"] > 0
+    assert found.wasted >= found.dropped * 0.9
+
+
+def test_privacy_is_reported_as_it_was_spent_round_by_round(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    privacy = PrivacyPart(on=True, noise_multiplier=4.0, metric_bound=10.0, rounds_per_device=2)
+    told = fleets.scenario(fleets.home_of(tiny_bundle))
+    found = fleets.played(replace(told, task=replace(told.task, privacy=privacy)), tmp_path)
+    settings = replace(told, task=replace(told.task, privacy=privacy)).server_task().privacy
+    wanted = [epsilon([4.0] * rounds, settings) for rounds in (1, 2, 2, 2)]
+    assert [one.epsilon for one in found.rounds] == pytest.approx(wanted)
+    assert found.epsilon == found.rounds[-1].epsilon > 0
 
 
 def test_private_rounds_learn_what_open_ones_learn(tiny_bundle: Bundle, tmp_path: Path) -> None:

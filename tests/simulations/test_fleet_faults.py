@@ -17,8 +17,10 @@ from umbel_server import privacy_ledger
 from umbel_server.aggregation import PlainSum
 from umbel_server.round import Round
 from umbel_server.runner import TaskRunner
+from umbel_simulations.fleet.channel import CALL_SECONDS
+from umbel_simulations.fleet.faults import Fate, crash_times
 from umbel_simulations.scenario import PrivacyPart
-from umbel_simulations.world import Crash, Faults, Outage, RolloutPlan, WaveStep
+from umbel_simulations.world import Crash, Faults, Outage, Process, RolloutPlan, WaveStep
 
 CHECK, COUNT = TaskRunner._check, TaskRunner.count
 LATE_SECONDS = 30.0
@@ -55,6 +57,47 @@ def test_who_has_a_release_has_reached_it_though_nobody_could_be_told(tiny_bundl
     (one,) = fleets.played(told, tmp_path).rollouts
     assert one.devices_left >= 1
     assert one.devices_reached >= one.devices_left
+
+
+def test_a_crash_that_finds_a_visit_over_comes_to_the_next_one(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    crash = Crash("device", 8, until_hour=0.02, down_seconds=60.0)
+    told = fleets.scenario(fleets.home_of(tiny_bundle), faults=Faults(crashes=(crash,)))
+    found = fleets.played(told, tmp_path)
+    assert found.faults == {"device killed": 8}
+    assert [one.verdict for one in found.rounds] == ["accepted"] * 4
+
+
+@pytest.mark.parametrize(("process", "counted"), [("helper", "helper killed"), ("leader", "coordinator killed")])
+def test_crashes_that_fall_due_together_all_come_and_each_is_counted_once(
+    tiny_bundle: Bundle, tmp_path: Path, process: Process, counted: str
+) -> None:
+    """All of these fall due before the first sum is asked for."""
+    told = fleets.scenario(fleets.home_of(tiny_bundle), faults=Faults(crashes=(Crash(process, 3, until_hour=1e-4),)))
+    found = fleets.played(replace(told, task=replace(told.task, privacy=PrivacyPart(on=True))), tmp_path)
+    assert found.faults == {counted: 3}
+    assert [one.verdict for one in found.rounds].count("accepted") == 4
+
+
+def test_a_process_dies_once_whoever_of_it_notices(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Its rounds notice, and each call that it was answering, some when the next process is up already."""
+    crash = Crash("coordinator", 10, until_hour=0.1, down_seconds=1.0)
+    people = fleets.population(devices=40, check_in_hours=0.02, latency_seconds=2.0)
+    slow = Faults(crashes=(crash,), delay=0.3, delay_seconds=3.0)
+    told = fleets.scenario(fleets.home_of(tiny_bundle), population=people, faults=slow)
+    found = fleets.played(replace(told, task=replace(told.task, rounds=8, goal=12)), tmp_path)
+    assert 5 <= found.faults["coordinator killed"] <= crash.times
+
+
+def test_crashes_that_could_come_only_after_the_run_never_come() -> None:
+    assert crash_times(Crash("device", 3, from_hour=30.0), 0, 24 * 3600.0, 1) == []
+    assert all(3600.0 <= at <= 7200.0 for at in crash_times(Crash("device", 9, 1.0, 5.0), 0, 7200.0, 1))
+
+
+def test_a_message_that_is_later_than_anybody_waits_still_arrives() -> None:
+    assert Fate(late=CALL_SECONDS - 1.0).behind(CALL_SECONDS) is None
+    assert Fate(late=CALL_SECONDS + 1.0).behind(CALL_SECONDS) == CALL_SECONDS + 1.0
+    assert Fate(late=CALL_SECONDS + 1.0, overtaken=5.0).behind(CALL_SECONDS) == 5.0
+    assert Fate(lost=True, late=CALL_SECONDS + 1.0, overtaken=5.0).behind(CALL_SECONDS) is None
 
 
 def test_outages_that_overlap_last_until_the_last_one_ends(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -14,8 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.simulations import fleets
-from umbel.errors import MalformedMessage, NotFound
+from umbel.errors import MalformedMessage, NotFound, OutOfBounds
+from umbel_client.examples import Examples
+from umbel_simulations.data import Federation
+from umbel_simulations.fleet.adversaries import flipped
 from umbel_simulations.fleet.availability import NEVER, Diurnal, Traced
+from umbel_simulations.fleet.engine import ends_of
 from umbel_simulations.fleet.population import People
 from umbel_simulations.fleet.traces import Trace, read_traces
 
@@ -33,6 +37,26 @@ def test_four_times_as_many_devices_are_free_at_the_best_hour_as_at_the_worst() 
     assert int(np.argmax(counts)) in (1, 2, 3)
     elsewhere = Diurnal(devices, np.full(devices, 8 * 60, np.int32), 0.0, 0.25, 4.0, seed=1)
     assert int(np.argmax([elsewhere.count(hour * HOUR) for hour in range(24)])) in (17, 18, 19)
+
+
+def test_more_freedom_than_a_day_has_room_for_is_refused() -> None:
+    """Else the share of a day that a scenario asks for would not be the one that its devices have."""
+    assert fleets.population(availability="diurnal", mean_availability=0.625).mean_availability == 0.625
+    assert fleets.population(availability="always", mean_availability=0.9).mean_availability == 0.9
+    assert fleets.population(availability="diurnal", mean_availability=1.0, day_night_swing=1.0).day_night_swing == 1.0
+    with pytest.raises(OutOfBounds, match=r"mean_availability is 0\.9, .* at most 0\.625 can be"):
+        fleets.population(availability="diurnal", mean_availability=0.9)
+
+
+def test_wrong_answers_are_answers_that_there_are() -> None:
+    """The opposite ones: of classes, of yes and no as numbers, and of any other number."""
+    targets = {"label": np.array([1, 2, 3]), "late": np.float32([0, 1, 1]), "hours": np.float32([2.0, 3.0, 6.0])}
+    ends = ends_of(Federation("all", (), Examples({}, targets, 3)))
+    wrong = flipped(Examples({}, targets, 3), ends).targets
+    assert wrong["label"].tolist() == [2, 1, 0]
+    assert wrong["late"].tolist() == [1.0, 0.0, 0.0]
+    assert wrong["hours"].tolist() == [6.0, 5.0, 2.0]
+    assert all(wrong[name].dtype == array.dtype for name, array in targets.items())
 
 
 def test_the_next_free_moment_is_free_and_lasts_until_it_ends() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -77,7 +78,8 @@ class Step:
 
     weights: Weights
     """The new model, or the old one if nothing came of it."""
-    invited: int
+    cohort: Sequence[ClientData]
+    """Who was asked; one that was asked twice stands here twice."""
     reported: int
     silent: int = 0
     """Clients whose training went to NaN or infinity."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +20,9 @@ from umbel.weights import Shapes, Weights
 from umbel_simulations.outcome import RoundOutcome
 
 FILE: Final = "cohort.checkpoint"
-_WEIGHTS, _MEMORY, _SCENARIO, _ROUNDS = "weights", "memory", "scenario", "rounds"
+_WEIGHTS, _MEMORY, _SCENARIO, _ROUNDS, _SESSIONS = "weights", "memory", "scenario", "rounds", "sessions"
 _LOG: Final = TypeAdapter(tuple[RoundOutcome, ...])
+_COUNTS: Final = TypeAdapter(dict[str, int])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +35,8 @@ class Checkpoint:
     memory: bytes
     """The algorithm's."""
     rounds: tuple[RoundOutcome, ...]
+    sessions: Mapping[str, int]
+    """By a client's name: how often it has trained."""
 
     def write(self, folder: Path) -> None:
         """Replace what stands in the folder, at one stroke."""
@@ -40,7 +44,8 @@ class Checkpoint:
             _WEIGHTS: self.weights.to_vector(),
             _MEMORY: np.frombuffer(self.memory, np.uint8),
         }
-        metadata = {_SCENARIO: str(self.scenario), _ROUNDS: _LOG.dump_json(self.rounds).decode()}
+        told = {_ROUNDS: _LOG.dump_json(self.rounds), _SESSIONS: _COUNTS.dump_json(dict(self.sessions))}
+        metadata = {_SCENARIO: str(self.scenario), **{name: text.decode() for name, text in told.items()}}
         draft = folder / (FILE + ".new")
         with draft.open("wb") as file:
             file.write(safetensors.numpy.save(arrays, metadata))
@@ -63,10 +68,10 @@ def read(folder: Path, scenario: Digest, shapes: Shapes) -> Checkpoint | None:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata()
             weights, memory = file.get_tensor(_WEIGHTS), file.get_tensor(_MEMORY).tobytes()
-        rounds = _LOG.validate_json(metadata[_ROUNDS])
+        rounds, sessions = _LOG.validate_json(metadata[_ROUNDS]), _COUNTS.validate_json(metadata[_SESSIONS])
         owner = metadata[_SCENARIO]
     except (safetensors.SafetensorError, KeyError, TypeError, ValidationError) as error:
         raise MalformedMessage(f"{path} is no checkpoint ({error}); delete it to begin anew") from error
     if owner != str(scenario):
         raise BadInput(f"{path} is of another scenario or seed; choose another folder, or delete it")
-    return Checkpoint(scenario, Weights.from_vector(weights, shapes), memory, rounds)
+    return Checkpoint(scenario, Weights.from_vector(weights, shapes), memory, rounds, sessions)

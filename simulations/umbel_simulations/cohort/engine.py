@@ -9,6 +9,7 @@ only how long clients train.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,11 +99,11 @@ def play(
         stage = Stage.of(scenario, setting, backend, pool)
         kind = scenario.algorithm.kind
         algorithm = StrategyRounds(stage, trains) if kind == "strategy" else _ALGORITHMS[kind](stage)
-        weights, rounds = _Run(stage, algorithm, progress, folder, clock or SystemClock()).to_its_end()
+        weights, rounds, sessions = _Run(stage, algorithm, progress, folder, clock or SystemClock()).to_its_end()
         personal = None
         if scenario.algorithm.personalisation != "none":
             personal = personalise(stage, weights, backend_of, workers)
-        return _outcome(stage, weights, rounds, personal)
+        return _outcome(stage, weights, rounds, sessions, personal)
 
 
 def backend_of(setting: Setting, *, moving: Collection[str] | None = None, with_drift: bool = False) -> Backend:
@@ -124,23 +125,25 @@ class _Run:
     folder: Path
     clock: Clock
 
-    def to_its_end(self) -> tuple[Weights, tuple[RoundOutcome, ...]]:
-        """Take all steps that are left; the last weights, and what each round was."""
+    def to_its_end(self) -> tuple[Weights, tuple[RoundOutcome, ...], Counter[str]]:
+        """Take all steps that are left; the last weights, what each round was, and how often each client trained."""
         name = name_of(self.stage.scenario)
         weights, rounds = self.stage.setting.bundle.shared_weights(), list[RoundOutcome]()
+        sessions: Counter[str] = Counter()
         kept = checkpoint.read(self.folder, name, weights.shapes)
         if kept is not None:
-            weights, rounds = kept.weights, list(kept.rounds)
+            weights, rounds, sessions = kept.weights, list(kept.rounds), Counter(kept.sessions)
             self.algorithm.restore(kept.memory)
         written, total = self.clock.now(), self.stage.task.rounds
         while len(rounds) < total:
             step = self.algorithm.step(len(rounds) + 1, weights)
             weights = step.weights
+            sessions.update(client.name for client in step.cohort)
             rounds.append(self._told(step, rounds))
             if self.clock.now() - written >= _CHECKPOINT_SECONDS or len(rounds) == total:
-                Checkpoint(name, weights, self.algorithm.memory(), tuple(rounds)).write(self.folder)
+                Checkpoint(name, weights, self.algorithm.memory(), tuple(rounds), sessions).write(self.folder)
                 written = self.clock.now()
-        return weights, tuple(rounds)
+        return weights, tuple(rounds), sessions
 
     def _told(self, step: Step, before: list[RoundOutcome]) -> RoundOutcome:
         number, total = len(before) + 1, self.stage.task.rounds
@@ -157,7 +160,7 @@ class _Run:
             verdict=step.verdict,
             opened_hour=opened,
             closed_hour=opened + step.seconds / 3600,
-            invited=step.invited,
+            invited=len(step.cohort),
             reported=step.reported,
             accuracy=accuracy,
             loss=loss,
@@ -175,7 +178,11 @@ def name_of(scenario: Scenario) -> Digest:
 
 
 def _outcome(
-    stage: Stage, weights: Weights, rounds: tuple[RoundOutcome, ...], personal: dict[str, Metrics] | None
+    stage: Stage,
+    weights: Weights,
+    rounds: tuple[RoundOutcome, ...],
+    sessions: Counter[str],
+    personal: dict[str, Metrics] | None,
 ) -> Outcome:
     pool, backend, federation = stage.pool, stage.backend, stage.setting.federation
     last = evaluate(pool, backend, weights, federation.central)
@@ -183,7 +190,9 @@ def _outcome(
     spreads = {
         "accuracy": _spread(evaluate_each(pool, backend, weights, federation.clients)),
         "personal_accuracy": _spread(personal or {}),
-        "seconds": Spread.of(map(stage.seconds, stage.clients)),
+        # As in a fleet: of the whole run, and of all users, those who were never asked among them.
+        "seconds": Spread.of(stage.seconds(client) * sessions[client.name] for client in federation.clients),
+        "sessions": Spread.of(float(sessions[client.name]) for client in federation.clients),
     }
     return Outcome(
         scenario=to_tree(stage.scenario),

@@ -1,8 +1,8 @@
 """FedBuff: no rounds, a buffer (Nguyen et al. 2022, arXiv:2106.06639).
 
-A fixed number of clients train at any time. Whoever is done puts its update into the buffer and another client starts
-from the newest model; when the buffer holds K updates, the server takes a step of their mean. An update whose model
-was s steps old by then counts (1 + s)^-a.
+A fixed number of clients train at any time. Whoever is done puts its update into the buffer; when the buffer holds K
+updates, the server takes a step of their mean; then another client starts from the newest model. An update whose model
+was s steps old when it was counted counts (1 + s)^-a.
 
 How long each client takes is known beforehand, so all arrivals up to the next step are worked out first, without any
 training; then their clients are trained side by side.
@@ -60,7 +60,8 @@ class FedBuff:
         self._models[version] = Start(weights)
         while len(self._running) < min(task.goal, len(self._stage.clients)):
             self._start_one(version)
-        arrivals = [self._next_arrival(version) for _ in range(algorithm.buffer)]
+        arrivals = self._arrivals(version, algorithm.buffer)
+        clients = [self._stage.clients[arrival.client] for arrival in arrivals]
         total = np.zeros_like(self._models[version].vector)
         found: list[Report] = []
 
@@ -75,11 +76,11 @@ class FedBuff:
         self._models = {step: start for step, start in self._models.items() if step in used}
         seconds, silent = self._now - began, len(arrivals) - len(found)
         if not found:
-            return Step(weights, len(arrivals), 0, silent, None, seconds, "abandoned", "no client had anything finite")
+            return Step(weights, clients, 0, silent, None, seconds, "abandoned", "no client had anything finite")
         rate = np.float32(algorithm.server_lr / len(found))
         new = Weights.from_vector(weights.to_vector() + rate * total, weights.shapes)
         losses = sum(report.count.loss for report in found) / sum(report.count.examples for report in found)
-        return Step(new, len(arrivals), len(found), silent, losses, seconds)
+        return Step(new, clients, len(found), silent, losses, seconds)
 
     def memory(self) -> bytes:
         """Who trains from which model."""
@@ -109,11 +110,15 @@ class FedBuff:
         heapq.heappush(self._running, Running(done, self._started, client, version))
         self._started += 1
 
-    def _next_arrival(self, version: int) -> Running:
-        arrival = heapq.heappop(self._running)
-        self._now = arrival.done
-        self._start_one(version)
-        return arrival
+    def _arrivals(self, version: int, count: int) -> list[Running]:
+        """Who fills the buffer. The place of the last one stays free: who takes it starts from the step to come."""
+        arrivals: list[Running] = []
+        while len(arrivals) < count:
+            if arrivals:
+                self._start_one(version)
+            arrivals.append(heapq.heappop(self._running))
+            self._now = arrivals[-1].done
+        return arrivals
 
     def _train(self, worker: Worker, arrival: Running) -> Report | None:
         client: ClientData = self._stage.clients[arrival.client]

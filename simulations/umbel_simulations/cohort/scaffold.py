@@ -11,6 +11,7 @@ Clients remember from round to round, which devices that come once don't: a meth
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -50,9 +51,12 @@ class Scaffold:
         """One round; see `Algorithm`."""
         stage, task = self._stage, self._stage.task
         cohort = chosen(stage.clients, task.goal, task.seed, task.name, number)
-        call, start, lr = stage.call(number), weights.to_vector(), stage.hyperparameters["lr"]
+        # Clipped after a client's direction is known, or that would be too short.
+        call = replace(stage.call(number), plan=replace(stage.plan, clip_norm=0.0))
+        start, lr, clip = weights.to_vector(), stage.hyperparameters["lr"], stage.plan.clip_norm
         moved, turned = np.zeros_like(start), np.zeros_like(start)
         found: list[Report] = []
+        directions: dict[str, Vector] = {}
 
         def work(worker: Worker, client: ClientData) -> Report | None:
             drift = Weights.from_vector(np.float32(lr) * (self._server - self._direction(client)), weights.shapes)
@@ -62,8 +66,8 @@ class Scaffold:
             if report is None or not report.count.steps:
                 return
             change = report.delta / np.float32(-report.count.steps * lr) - self._server
-            self._clients[client.name] = self._direction(client) + change
-            np.add(moved, report.delta, out=moved)
+            directions[client.name] = self._direction(client) + change
+            np.add(moved, _clipped(report.delta, clip) if clip else report.delta, out=moved)
             np.add(turned, change, out=turned)
             found.append(report)
 
@@ -71,12 +75,13 @@ class Scaffold:
         seconds = max(map(stage.seconds, cohort), default=0.0)
         if len(found) < task.minimum:
             reason = f"{len(found)} reports, the task asks for {task.minimum}"
-            return Step(weights, len(cohort), len(found), len(cohort) - len(found), None, seconds, "abandoned", reason)
+            return Step(weights, cohort, len(found), len(cohort) - len(found), None, seconds, "abandoned", reason)
         rate = np.float32(self._stage.scenario.algorithm.server_lr / len(found))
         new = Weights.from_vector(start + rate * moved, weights.shapes)
         self._server = self._server + turned / np.float32(len(stage.clients))
+        self._clients |= directions
         losses = sum(report.count.loss for report in found) / sum(report.count.examples for report in found)
-        return Step(new, len(cohort), len(found), len(cohort) - len(found), losses, seconds)
+        return Step(new, cohort, len(found), len(cohort) - len(found), losses, seconds)
 
     def memory(self) -> bytes:
         """All directions."""
@@ -95,3 +100,7 @@ class Scaffold:
     def _direction(self, client: ClientData) -> Vector:
         found = self._clients.get(client.name)
         return np.zeros_like(self._server) if found is None else found
+
+
+def _clipped(delta: Vector, norm: float) -> Vector:
+    return Weights({"delta": delta}).clipped(norm)["delta"]

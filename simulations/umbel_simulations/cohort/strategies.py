@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 from umbel.errors import UmbelError
 from umbel.weights import Weights
@@ -14,6 +14,8 @@ from umbel_simulations.cohort.algorithm import Stage, Step
 from umbel_simulations.cohort.clients import Start
 from umbel_simulations.cohort.rounds import Call, Cohort, chosen, train
 from umbel_simulations.data import ClientData
+
+_COUNT_BYTES: Final = 8
 
 
 class Trains(Protocol):
@@ -34,6 +36,7 @@ class StrategyRounds:
     def __init__(self, stage: Stage, trains: Trains | None = None) -> None:
         self._stage = stage
         self._state = b""
+        self._steps = 0
         self._trains = trains or partial(train, stage.pool)
 
     def step(self, number: int, weights: Weights) -> Step:
@@ -49,17 +52,20 @@ class StrategyRounds:
             verdict, reason = "abandoned", f"{found.count} reports, the task asks for {task.minimum}"
         else:
             try:
-                weights, self._state = flower.apply(task.strategy, self._state, weights, found.collected(), number)
+                # As in the product, the strategy counts its steps: a round that came to nothing is none.
+                collected, step = found.collected(), self._steps + 1
+                weights, self._state = flower.apply(task.strategy, self._state, weights, collected, step)
+                self._steps = step
             except UmbelError as error:
                 verdict, reason = "refused", f"{error.code}: {error}"
         return Step(
-            weights, len(cohort), found.count, found.silent, found.train_loss, seconds, verdict=verdict, reason=reason
+            weights, cohort, found.count, found.silent, found.train_loss, seconds, verdict=verdict, reason=reason
         )
 
     def memory(self) -> bytes:
-        """The strategy's state."""
-        return self._state
+        """How many steps there were, and the strategy's state."""
+        return self._steps.to_bytes(_COUNT_BYTES) + self._state
 
     def restore(self, memory: bytes) -> None:
         """Go on with a strategy's state."""
-        self._state = memory
+        self._steps, self._state = int.from_bytes(memory[:_COUNT_BYTES]), memory[_COUNT_BYTES:]

@@ -54,12 +54,14 @@ def lying_runtime(runtime: Runtime, adversary: Adversary) -> Runtime:
             return runtime
 
 
-def flipped(examples: Examples, labels: int) -> Examples:
-    """The same examples with wrong answers: label k becomes labels - 1 - k."""
-    wrong = {
-        name: np.asarray(labels - 1 - array, array.dtype) if array.dtype.kind in "iu" else -array
-        for name, array in examples.targets.items()
-    }
+def flipped(examples: Examples, ends: Mapping[str, float]) -> Examples:
+    """The same examples with wrong answers: the opposite ones, such as 0 for 1, or the first class for the last.
+
+    Args:
+        examples: what a device has.
+        ends: by target, the least and the greatest answer, added up.
+    """
+    wrong = {name: np.asarray(ends[name] - array, array.dtype) for name, array in examples.targets.items()}
     return replace(examples, targets=wrong)
 
 

@@ -82,7 +82,7 @@ class Diurnal:
         self._devices, self._seed = devices, seed
         self._local = start_hour + zones / 60.0
         self._phase = generator(seed, "phases").random(devices) * _BLOCK
-        self._mean, self._depth = mean, (swing - 1.0) / (swing + 1.0) if swing > 1 else 0.0
+        self._mean, self._depth = mean, (swing - 1.0) / (swing + 1.0)
         self._days: dict[int, NDArray[np.bool_]] = {}
 
     def share(self, local_hour: float) -> float:

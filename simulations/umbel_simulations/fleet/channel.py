@@ -124,8 +124,8 @@ class VirtualChannel:
         data, fate = message.SerializeToString(), self._weather.fate()
         if fate.again is not None:
             self._house.spawn(self._later(fate.again, self._house.call(method, self._device, data)))
-        if fate.overtaken is not None:
-            self._house.spawn(self._later(fate.overtaken, self._house.call(method, self._device, data)))
+        if (behind := fate.behind(CALL_SECONDS)) is not None:
+            self._house.spawn(self._later(behind, self._house.call(method, self._device, data)))
         await self._up(len(data), fate)
         answer = await self._house.call(method, self._device, data)
         return await self._down(answer, answers, self._weather.fate())

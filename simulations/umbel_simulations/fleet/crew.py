@@ -25,8 +25,8 @@ class Crew:
     homes: Homes
     people: People
     federation: Federation
-    labels: int
-    """Classes of the targets."""
+    ends: Mapping[str, float]
+    """By target: the least and the greatest answer, added up."""
     runtime: Runtime
     ahead: Ahead
     clock: VirtualClock
@@ -41,8 +41,6 @@ class Crew:
     drop_out: float
     away_seconds: float
     """How long a device that was taken away stays so, on the average."""
-    down_seconds: float
-    """How long a device whose process died needs to start again."""
 
     def now(self) -> float:
         """Virtual seconds since the run began."""

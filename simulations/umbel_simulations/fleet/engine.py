@@ -106,7 +106,8 @@ class Run:
         self._plays = [Play(self._house_of, plan, number, self._seed) for number, plan in enumerate(scenario.rollouts)]
         self._sleepers = Sleepers(loop, self._begin_visit)
         self._visits: set[asyncio.Task[None]] = set()
-        self._device_crashes = 0
+        self._device_crashes: list[float] = []
+        """Those that are due, and for how long each device stays away."""
         self._broken: BaseException | None = None
         self._available: list[int] = []
         self._end = asyncio.Event()
@@ -157,7 +158,7 @@ class Run:
             homes=self._homes,
             people=self._people,
             federation=self._federation,
-            labels=labels_of(self._federation),
+            ends=ends_of(self._federation),
             runtime=SharedSessions(OnnxRuntime()),
             ahead=self._ahead,
             clock=self._clock,
@@ -170,7 +171,6 @@ class Run:
             asks_first=scenario.server.abort_before_upload,
             drop_out=scenario.population.drop_out,
             away_seconds=_AWAY_SECONDS,
-            down_seconds=max((crash.down_seconds for crash in scenario.faults.crashes), default=5.0),
         )
 
     def _enrol(self) -> dict[DeviceId, Member]:
@@ -216,15 +216,17 @@ class Run:
         task.add_done_callback(self._visits.discard)
 
     async def _visit(self, member: Member) -> None:
-        dies = self._device_crashes > 0
-        self._device_crashes -= dies
-        awake = Awake(self._crew, member, dies=dies)
+        crash = self._device_crashes.pop(0) if self._device_crashes else None
+        awake = Awake(self._crew, member, crash)
         try:
             visit = await awake.visit()
         except Exception as error:  # noqa: BLE001 - a device may refuse anything, but never fail inside
             self._broken = self._broken or error
             self._end.set()
             return
+        if visit is not None and crash is not None:
+            # It was over before the crash came, which is the next one's.
+            self._device_crashes.insert(0, crash)
         if visit is not None and visit.error is not None:
             self._books.refusals[visit.error.code] += 1
         for play in self._plays:
@@ -274,10 +276,9 @@ class Run:
             await asyncio.sleep(max(0.0, at - self._loop.time()))
             match crash.process:
                 case "device":
-                    self._device_crashes += 1
+                    self._device_crashes.append(crash.down_seconds)
                 case "helper" if self._house.helper is not None:
                     self._house.helper.kill()
-                    self._books.faults["helper killed"] += 1
                 case "leader":
                     self._house.kill_combining(crash.down_seconds)
                 case "coordinator":
@@ -325,7 +326,9 @@ class Run:
         )
 
 
-def labels_of(federation: Federation) -> int:
-    """How many classes the targets have; 0 where they aren't classes."""
-    targets = [array for array in federation.central.targets.values() if array.dtype.kind in "iu"]
-    return 1 + max((int(np.max(array)) for array in targets if array.size), default=-1)
+def ends_of(federation: Federation) -> dict[str, float]:
+    """The least and the greatest answer to each target, added up: that less an answer is the opposite answer."""
+    targets = {name: array for name, array in federation.central.targets.items() if array.size}
+    # Classes count from 0, whether or not anybody has the first of them.
+    least = {name: 0 if array.dtype.kind in "iu" else np.min(array) for name, array in targets.items()}
+    return {name: (least[name] + np.max(array)).item() for name, array in targets.items()}

@@ -28,6 +28,12 @@ class Fate:
     overtaken: float | None = None
     """It arrives so many seconds later, after those who wait for it have given up."""
 
+    def behind(self, patience: float) -> float | None:
+        """After how many seconds it arrives when nobody waits any more; None if it comes in time, or never."""
+        if self.lost:
+            return None
+        return self.late if self.overtaken is None and self.late >= patience else self.overtaken
+
 
 FINE: Final = Fate()
 
@@ -71,7 +77,7 @@ class Weather:
 
 
 def crash_times(crash: Crash, place: int, seconds: float, seed: int) -> list[float]:
-    """When a process is to be killed, in virtual seconds, rising.
+    """When a process is to be killed, in virtual seconds, rising; never, if the run ends before it could be.
 
     Args:
         crash: how often, and in which hours.
@@ -79,8 +85,10 @@ def crash_times(crash: Crash, place: int, seconds: float, seed: int) -> list[flo
         seconds: length of the run.
         seed: of the run.
     """
-    until = min(crash.until_hour * 3600.0 or seconds, seconds)
-    drawn = generator(seed, "crashes", place).uniform(crash.from_hour * 3600.0, max(until, 1.0), crash.times)
+    begin, until = crash.from_hour * 3600.0, min(crash.until_hour * 3600.0 or seconds, seconds)
+    if begin > until:
+        return []
+    drawn = generator(seed, "crashes", place).uniform(begin, until, crash.times)
     return sorted(float(at) for at in drawn)
 
 

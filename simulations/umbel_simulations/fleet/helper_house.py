@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
@@ -32,7 +33,10 @@ _CERTIFICATE_DAYS: Final = 366.0
 class HelperHouse:
     """A `HelperPort` to a helper that may be away or die."""
 
-    def __init__(self, path: Path, scenario: Scenario, seed: int, clock: Clock, leader: ReleaseSigner) -> None:
+    def __init__(
+        self, path: Path, scenario: Scenario, seed: int, clock: Clock, leader: ReleaseSigner, counts: Counter[str]
+    ) -> None:
+        self._counts = counts
         self._seed, self._clock, self._leader = seed, clock, leader.for_helper()
         self._records = Records(path)
         self._keys = signing_key(seed, "helper"), signing_key(seed, "helper's authority")
@@ -42,7 +46,8 @@ class HelperHouse:
             max_reports_per_task=scenario.task.privacy.rounds_per_device,
         )
         self._generation = 0
-        self._dies = False
+        self._dies = 0
+        """How often that is still to come."""
         self.outages = 0
         """How many there are at this moment."""
         self._build()
@@ -61,8 +66,8 @@ class HelperHouse:
         return pin(card, key, certificate, self._clock.now())
 
     def kill(self) -> None:
-        """Have it die after its next answer, before anybody gets it."""
-        self._dies = True
+        """Have it die after an answer, before anybody gets it: the next one that isn't taken yet."""
+        self._dies += 1
 
     def close(self) -> None:
         """Let go of the store."""
@@ -98,7 +103,8 @@ class HelperHouse:
             raise Unreachable("nobody answers at the helper's address")
         answer = ask()
         if self._dies:
-            self._dies = False
+            self._dies -= 1
+            self._counts["helper killed"] += 1
             self._generation += 1
             self._build()
             raise Unreachable("the helper died before it could answer")

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -68,7 +69,8 @@ class House:
         self._folder, self._scenario, self._seed, self._clock = folder, scenario, seed, clock
         self._counts = counts
         self._background: set[asyncio.Task[Any]] = set()
-        self._dies_combining = False
+        self._dies_combining = 0
+        """How often that is still to come."""
         self._down_seconds = 5.0
         self.generation = 0
         self.outages = 0
@@ -89,7 +91,7 @@ class House:
         )
         self.helper: HelperHouse | None = None
         if scenario.task.privacy.on:
-            self.helper = HelperHouse(folder / "helper.sqlite", scenario, seed, clock, Folder(folder).signer())
+            self.helper = HelperHouse(folder / "helper.sqlite", scenario, seed, clock, Folder(folder).signer(), counts)
         self._build()
 
     def task(self) -> Task:
@@ -107,7 +109,7 @@ class House:
     def start(self) -> None:
         """Let its rounds go on."""
         self._rounds = asyncio.create_task(self.parts.coordinator.run())
-        self._rounds.add_done_callback(self._rounds_ended)
+        self._rounds.add_done_callback(partial(self._rounds_ended, self.generation))
 
     async def stop(self) -> None:
         """End it in order, and all that was still on its way."""
@@ -137,8 +139,8 @@ class House:
         self._plug.pull_in(steps)
 
     def kill_combining(self, down_seconds: float) -> None:
-        """Have it die the next time it has combined a sum, before it could write it down."""
-        self._down_seconds, self._dies_combining = down_seconds, True
+        """Have it die when it has combined a sum, before it could write it down: the next one that isn't taken yet."""
+        self._down_seconds, self._dies_combining = down_seconds, self._dies_combining + 1
 
     def spared(self) -> AbstractContextManager[None]:
         """While in here it isn't killed; it is right after, if that is due."""
@@ -165,22 +167,25 @@ class House:
     async def _offload(self, function: Callable[..., Any], *arguments: Any) -> Any:
         result = await at_once(function, *arguments)
         if self._dies_combining and function is collect:
-            self._dies_combining = False
+            self._dies_combining -= 1
             self._plug.pull()
         return result
 
-    def _rounds_ended(self, task: asyncio.Task[None]) -> None:
+    def _rounds_ended(self, generation: int, task: asyncio.Task[None]) -> None:
         if task.cancelled():
             return
         error = task.exception()
         if isinstance(error, ProcessKilled):
-            self._died()
+            self._died(generation)
         elif error is not None:
             self.failures.append("".join(traceback.format_exception(error)))
 
-    def _died(self) -> None:
-        """Notice that the process is gone, once, and have another one started later."""
-        dead, self.generation = self.generation, self.generation + 1
+    def _died(self, dead: int) -> None:
+        """Notice that a process is gone, once, and have another one started later."""
+        if dead != self.generation:
+            # More than one of its tasks came to the step at which it died, some when the next one was up already.
+            return
+        self.generation += 1
         self._counts["coordinator killed"] += 1
         self._rounds.cancel()
         self.spawn(self._come_back(dead))
@@ -201,12 +206,13 @@ class House:
             UmbelError: as it would come out of a gRPC call.
         """
         self._require_up()
+        generation = self.generation
         try:
             function: Any = self._methods.methods[method]
             message: Message = await function(self._caller(device), parse(_request(method, self._methods), sent))
             return _bounded(message)
         except ProcessKilled:
-            self._died()
+            self._died(generation)
             raise Unreachable("the coordinator died during the call") from None
         except Exception as error:
             raise self._as_sent(method, error) from error
@@ -224,7 +230,7 @@ class House:
                 yield _bounded(message)
                 self.require_same(generation)
         except ProcessKilled:
-            self._died()
+            self._died(generation)
             raise Unreachable("the coordinator died during the call") from None
         except Exception as error:
             raise self._as_sent(method, error) from error

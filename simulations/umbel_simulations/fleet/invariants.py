@@ -8,15 +8,17 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from umbel.descriptor import descriptor_from_bytes, noise_multiplier
 from umbel.errors import InvariantBroken
 from umbel.identity import DeviceId
 from umbel.plan import Kind, Plan
-from umbel_server.privacy_ledger import PrivacyReport
+from umbel_server.privacy_ledger import PrivacyReport, epsilon
 from umbel_server.round import Round, RoundState, SessionState
 from umbel_server.round_records import load
-from umbel_server.tables import ROUNDS
+from umbel_server.tables import PRIVATE_ROUNDS, ROUNDS
 from umbel_simulations.data import ClientData
 from umbel_simulations.fleet.books import Books
+from umbel_simulations.fleet.homes import Packed
 from umbel_simulations.fleet.house import MODEL, House
 from umbel_simulations.fleet.member import Member
 from umbel_simulations.fleet.rollouts import Played
@@ -137,6 +139,20 @@ class Audit:
             return None
         return self._house.parts.coordinator.operations.privacy(self._task.name)
 
+    def epsilons(self) -> dict[int, float]:
+        """What the task had cost in privacy after each private round, by number; nothing without noise."""
+        if not self._task.updates_private or not self._task.privacy.noise_multiplier:
+            return {}
+        query = sa.select(PRIVATE_ROUNDS.c.number, PRIVATE_ROUNDS.c.statement)
+        with self._house.parts.store.reading() as connection:
+            rows = connection.execute(query.order_by(PRIVATE_ROUNDS.c.number)).all()
+        past: list[float] = []
+        found = {}
+        for number, statement in rows:
+            past.append(noise_multiplier(descriptor_from_bytes(statement)))
+            found[int(number)] = epsilon(past, self._task.privacy)
+        return found
+
     def _chain(self) -> Iterator[str]:
         if self._house.parts.coordinator.operations.verify_audit() < 1:
             yield "it is empty"
@@ -159,7 +175,12 @@ def _rounds(house: House) -> Iterator[Round]:
 
 def file_in_home(member: Member, name: str) -> dict[str, Any]:
     """A JSON file in a sleeping device's home; empty if it has none."""
-    for path, content in member.home.files:
+    return json_in(member.home, name)
+
+
+def json_in(home: Packed, name: str) -> dict[str, Any]:
+    """A JSON file in a packed home; empty if it has none."""
+    for path, content in home.files:
         if path == name:
             tree = json.loads(content)
             return tree if isinstance(tree, dict) else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -33,9 +34,9 @@ _SHORTEST_NAP: Final = 1.0
 class SharedExamples:
     """An `ExampleStore` over a federation's own arrays: any number of devices, no copy."""
 
-    def __init__(self, client: ClientData, labels: int, *, wrong: bool) -> None:
+    def __init__(self, client: ClientData, ends: Mapping[str, float], *, wrong: bool) -> None:
         training, held = client.training, client.held_back
-        self._split = Split(flipped(training, labels), flipped(held, labels)) if wrong else Split(training, held)
+        self._split = Split(flipped(training, ends), flipped(held, ends)) if wrong else Split(training, held)
         self._stats = StoreStats(training.count, held.count)
         self._forgotten = 0
 
@@ -79,6 +80,8 @@ class Member:
     """Who it is, its key parsed once: a device that opens at each visit would do it each time."""
     adversary: Adversary | None = None
     home: Packed = EMPTY
+    cut_off: Packed | None = None
+    """Its home as it was when the run ended in the middle of a visit."""
     taken: tuple[float, float] = (NEVER, NEVER)
     """When somebody takes the device away during its session, and when it is given back, in virtual seconds."""
     seconds: float = 0.0
@@ -94,10 +97,10 @@ class Awake:
     Args:
         crew: what all devices share.
         member: who wakes.
-        dies: whether its process is killed at one of its steps.
+        crash: for how long its process stays away once it was killed, at one of its steps; None where it isn't.
     """
 
-    def __init__(self, crew: Crew, member: Member, *, dies: bool) -> None:
+    def __init__(self, crew: Crew, member: Member, crash: float | None) -> None:
         self._crew, self._member = crew, member
         self._profile: Profile = crew.people.profile(member.index)
         self._client = crew.federation.clients[member.index % len(crew.federation.clients)]
@@ -105,18 +108,24 @@ class Awake:
         self._assignment: Assignment | None = None
         self._expected = 0.0
         self._plug = Plug()
-        if dies:
+        self._crash = crash
+        if crash is not None:
             self._plug.pull_in(int(crew.chance.integers(1, 12)))
 
     async def visit(self) -> Visit | None:
         """One visit of the real device; None if its process died on the way."""
         crew, member = self._crew, self._member
-        with crew.homes.awake(member.home) as (home, packed):
-            try:
-                visit = await self._device(home).wake()
-            except ProcessKilled:
-                visit = None
-                crew.books.faults["device killed"] += 1
+        try:
+            with crew.homes.awake(member.home) as (home, packed):
+                try:
+                    visit = await self._device(home).wake()
+                except ProcessKilled:
+                    visit = None
+                    crew.books.faults["device killed"] += 1
+        except asyncio.CancelledError:
+            # The home itself stays as it was: what was written since may depend on how far a thread was.
+            member.cut_off = packed[0]
+            raise
         member.home = packed[0]
         member.seconds += self.time.total
         return visit
@@ -125,7 +134,7 @@ class Awake:
         """When to wake it next, in virtual seconds: as it was told, but not before it is free again."""
         crew, member, now = self._crew, self._member, self._crew.now()
         if visit is None:
-            due = now + crew.down_seconds
+            due = now + (self._crash or 0.0)
         elif visit.ending is Ending.WAITED and not self._is_free(now):
             # It isn't looked at again before it is free; one that waits for a new day's budget looks when it would.
             due = now
@@ -165,7 +174,7 @@ class Awake:
             runtime=runtime,
             clock=self.time,
             examples=SharedExamples(
-                self._client, crew.labels, wrong=adversary is not None and adversary.kind == "label-flip"
+                self._client, crew.ends, wrong=adversary is not None and adversary.kind == "label-flip"
             ),
             status=self,
             policy=POLICY,
@@ -195,8 +204,7 @@ class Awake:
         )
 
     def _is_free(self, time: float) -> bool:
-        begin, end = self._member.taken
-        return not begin <= time < end and self._crew.people.availability.free(self._member.index, time)
+        return not is_away(self._crew, self._member, time)
 
     def _assigned(self, assignment: Assignment) -> None:
         crew, member = self._crew, self._member
@@ -205,7 +213,7 @@ class Awake:
         member.sessions += 1
         member.taken = (NEVER, NEVER)
         if crew.chance.random() < crew.drop_out:
-            begin = crew.now() + float(crew.chance.random()) * (self._expected + 1.0)
+            begin = crew.now() + float(crew.chance.random()) * self._expected
             member.taken = (begin, begin + float(crew.chance.exponential(crew.away_seconds)))
             crew.books.faults["taken away"] += 1
 
@@ -217,6 +225,13 @@ class Awake:
         end = min(self._crew.people.availability.free_until(self._member.index, now), self._member.taken[0])
         least, self._expected = min(self._expected, max(0.0, end - now)), 0.0
         return least
+
+
+def is_away(crew: Crew, member: Member, time: float | None = None) -> bool:
+    """Whether somebody has taken a device away, or it isn't free of itself, at an instant: now, unless given."""
+    now = crew.now() if time is None else time
+    begin, end = member.taken
+    return begin <= now < end or not crew.people.availability.free(member.index, now)
 
 
 def expected_seconds(plan: Plan, client: ClientData, speed: float) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from umbel.bundle import Bundle
@@ -20,8 +21,9 @@ from umbel_server.round import Round, RoundState, SessionState
 from umbel_simulations.fleet.crew import Crew
 from umbel_simulations.fleet.house import MODEL
 from umbel_simulations.fleet.invariants import Audit, file_in_home, release_of
-from umbel_simulations.fleet.member import Member
+from umbel_simulations.fleet.member import Member, is_away
 from umbel_simulations.fleet.rollouts import Played
+from umbel_simulations.fleet.sessions import tally
 from umbel_simulations.outcome import HourOutcome, Outcome, RolloutOutcome, RoundOutcome, Spread
 from umbel_simulations.scenario import Scenario, to_tree
 
@@ -43,13 +45,11 @@ def outcome_of(
     """All that a run showed."""
     judge = _Judge(crew, first)
     states = [file_in_home(member, "state.json") for member in members.values()]
-    shapes = _shapes(states)
+    sessions = tally(members.values(), states, audit.rounds, lambda member: is_away(crew, member))
     epoch, ledger = crew.clock.epoch, audit.ledger()
-    rounds = tuple(_round(one, epoch, judge, crew) for one in audit.rounds if one.key.kind is Kind.TRAIN)
-    if not rounds:
-        rounds = tuple(_round(one, epoch, judge, crew) for one in audit.rounds)
+    told = [one for one in audit.rounds if one.key.kind is Kind.TRAIN] or audit.rounds
+    rounds = tuple(_spending((_round(one, epoch, judge, crew) for one in told), audit.epsilons()))
     weights = judge.newest().shared_weights()
-    trained = sum(count for shape, count in shapes.items() if "]" in shape)
     return Outcome(
         scenario=to_tree(scenario),
         engine="fleet",
@@ -63,10 +63,10 @@ def outcome_of(
         per_device=_per_device(scenario, members, states, judge, weights),
         devices=len(members),
         sessions=sum(crew.books.sessions.values()),
-        trained=trained,
-        wasted=_for_nothing(shapes, audit.rounds),
-        dropped=sum(count for shape, count in shapes.items() if "!" in shape and "^" not in shape),
-        shapes=dict(sorted(shapes.items())),
+        trained=sessions.trained,
+        wasted=sessions.wasted,
+        dropped=sessions.dropped,
+        shapes=dict(sessions.shapes),
         hourly=_hourly(crew, available),
         rollouts=tuple(_rollout(one, members) for one in played),
         faults=dict(sorted(crew.books.faults.items())),
@@ -76,15 +76,6 @@ def outcome_of(
         bytes_down=sum(int(state.get("bytes_down", 0)) for state in states),
         invariants=held,
     )
-
-
-def _for_nothing(shapes: Mapping[str, int], rounds: Iterable[Round]) -> int:
-    """Sessions that trained and never got a report counted, and those whose report counted in a round that came to
-    nothing.
-    """
-    lost = sum(count for shape, count in shapes.items() if "]" in shape and "^" not in shape)
-    in_vain = (RoundState.ABANDONED, RoundState.FAILED)
-    return lost + sum(len(held.reports) for held in rounds if held.state in in_vain and held.key.kind is Kind.TRAIN)
 
 
 class _Judge:
@@ -156,15 +147,16 @@ def _round(held: Round, epoch: float, judge: _Judge, crew: Crew) -> RoundOutcome
     )
 
 
+def _spending(rounds: Iterable[RoundOutcome], epsilons: Mapping[int, float]) -> Iterator[RoundOutcome]:
+    """Rounds with what had been spent by then; one that was never private cost nothing."""
+    spent = 0.0
+    for one in rounds:
+        spent = epsilons.get(one.number, spent)
+        yield replace(one, epsilon=spent)
+
+
 def _hour(at: float, epoch: float) -> float:
     return round((at - epoch) / 3600.0, 6)
-
-
-def _shapes(states: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    shapes: Counter[str] = Counter()
-    for state in states:
-        shapes.update({str(shape): int(count) for shape, count in state.get("shapes", {}).items()})
-    return shapes
 
 
 def _per_device(
