@@ -16,7 +16,7 @@ from umbel_server.flower.spec import StrategySpec
 from umbel_server.privacy_settings import PrivacySettings
 from umbel_server.task import Task
 from umbel_server.validation import ValidationPolicy
-from umbel_simulations.parts import STRICT, AtLeastOne, Count, Name, NotNegative, Positive, Share
+from umbel_simulations.parts import STRICT, AtLeastOne, Count, Epochs, Name, NotNegative, Positive, Share
 from umbel_simulations.world import Adversary, Faults, Population, RolloutPlan, Switches
 
 EngineName = Literal["fleet", "cohort", "ray"]
@@ -53,9 +53,9 @@ class Data:
 class PlanPart:
     """What a device runs for a round."""
 
-    epochs: AtLeastOne = 1
+    epochs: Epochs = 1
     """How often each example is seen."""
-    batch_size: AtLeastOne = 16
+    batch_size: Annotated[int, Field(ge=1, lt=2**31)] = 16
     """Examples in a step."""
     lr: NotNegative = 0.0
     """Learning rate; 0: the one that the bundle names."""
@@ -149,7 +149,7 @@ class Algorithm:
     """For "fedbuff": an update that is s steps old counts (1 + s) to the power of minus this."""
     personalisation: Literal["none", "fine-tune", "head", "interpolate"] = "none"
     """What each user makes of the last version for itself."""
-    personal_epochs: AtLeastOne = 3
+    personal_epochs: Epochs = 3
     """Epochs of personalisation."""
     personal_lr: NotNegative = 0.0
     """Learning rate of personalisation; 0: the plan's."""

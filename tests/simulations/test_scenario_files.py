@@ -86,6 +86,17 @@ def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
             '[[faults.crashes]]\nprocess = "device"\nfrom_hour = 5\nuntil_hour = 3\n[[adversaries]]',
             r"line 15: faults: crashes can't come from hour 5.0 until hour 3.0",
         ),
+        ("lr = 0.1", "epochs = 1000000000", r"line 13, task\.plan\.epochs is 1000000000"),
+        (
+            "[[adversaries]]",
+            "[population]\nspeed_decades = 400\n[[adversaries]]",
+            r"line 16, population\.speed_decades is",
+        ),
+        (
+            "[[adversaries]]",
+            "[[rollouts]]\nat_hour = 1\nwaves = [{ percent = 100, soak_hours = 50 }]\n[[adversaries]]",
+            r"rollouts: a wave's soak time must lie between 0 and its deadline",
+        ),
         ("[[adversaries]]", "[[rollouts]]\nat_hour = 1\ngate = { alpa = 1 }\n[[adversaries]]", r"no setting 'alpa'"),
     ],
 )
