@@ -20,7 +20,7 @@ from umbel_simulations.parts import STRICT, AtLeastOne, Count, Epochs, Name, Not
 from umbel_simulations.world import Adversary, Faults, Population, RolloutPlan, Switches
 
 EngineName = Literal["fleet", "cohort", "ray"]
-FederationName = Literal["smartwatch", "shakespeare", "digits", "flights"]
+FederationName = Literal["smartwatch", "shakespeare", "digits", "flights", "own"]
 
 
 @with_config(STRICT)
@@ -29,7 +29,7 @@ class Data:
     """Whose data the devices learn from, and how they are cut."""
 
     federation: FederationName
-    """Which data set."""
+    """Which data set; "own" is yours, in `folder`."""
     partition: Literal["natural", "iid", "dirichlet", "by-label"] = "natural"
     """By the people in the data, or cut anew."""
     users: Count = 0
@@ -40,12 +40,16 @@ class Data:
     """For "by-label": how many labels each user has (arXiv:1602.05629)."""
     most_examples: Count = 0
     """Most training examples of one user; 0: no such limit."""
+    folder: str = ""
+    """For "own": a folder with a NumPy archive for each user, from the scenario's own folder."""
 
     def __post_init__(self) -> None:
         if self.federation == "digits" and self.partition == "natural":
             raise BadInput(
                 'data: the digits have no natural users; choose partition = "dirichlet", "iid" or "by-label"'
             )
+        if (self.federation == "own") != bool(self.folder):
+            raise BadInput('data: federation = "own" and a folder of archives go together')
 
 
 @with_config(STRICT)
