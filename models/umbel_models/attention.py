@@ -23,6 +23,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_ca
         mask = torch.where(seen, 0.0, -math.inf)
     elif mask is not None and mask.dtype == torch.bool:
         mask = torch.where(mask, 0.0, -math.inf)
+    # One head of keys for all heads of queries, or one example for all, as torch broadcasts them.
+    key, value = (part.expand([*query.shape[:-2], *part.shape[-2:]]) for part in (key, value))
     # Features before places: so the larger factor of each product on the way back lies as a product wants it. Three
     # dimensions, so that runtimes fold the transpositions that are left into their products.
     flat = [part.transpose(-1, -2).reshape([-1, part.shape[-1], part.shape[-2]]) for part in (query, key, value)]

@@ -26,7 +26,7 @@ from umbel_models.onnx.graph import numpy_dtype
 from umbel_models.parity import ParityReport, check_parity, to_numpy
 from umbel_models.quantising import Quantise, quantise
 from umbel_models.signatures import Signature, State, signatures
-from umbel_models.spec import ModelSpec, as_tuple
+from umbel_models.spec import ModelSpec
 from umbel_models.threads import one_torch_thread
 from umbel_models.vetting import own_copy, require_sound
 
@@ -164,7 +164,7 @@ def golden_of(spec: ModelSpec) -> GoldenExamples:
     """Torch's own answers: what every runtime has to come to."""
     inputs, _ = spec.batch(min(GOLDEN_COUNT, spec.example_count))
     with torch.no_grad():
-        outputs = as_tuple(spec.module.eval()(*inputs.values()))
+        outputs = spec.answers(spec.module.eval()(*inputs.values()))
     return GoldenExamples(to_numpy(inputs), to_numpy(dict(zip(spec.outputs, outputs, strict=True))))
 
 

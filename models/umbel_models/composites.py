@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from torch import Tensor
 
 from umbel.errors import OperatorNotSupported
+from umbel_models.constants import constants
 from umbel_models.convolution import per_dimension
 
 _Size = int | Sequence[int]
@@ -26,6 +27,47 @@ def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float =
     for at in range(1, size):
         total = total + padded.narrow(1, at, channels)
     return x / (total * (alpha / size) + k) ** beta
+
+
+# Windows that hang over, or of which only what lies in the image counts: means over an image with zeros around it, each
+# times a number that says what it should have been divided by.
+
+
+def avg_pool1d(
+    x: Tensor, kernel_size: _Size, stride: Any = None, padding: _Size = 0, *settings: Any, **named: Any
+) -> Tensor:
+    """F.avg_pool1d of [N, C, L]."""
+    (window,), (pad,) = per_dimension(kernel_size, 1), per_dimension(padding, 1)
+    step = per_dimension(stride, 1)[0] if stride else window
+    return avg_pool2d(x.unsqueeze(-2), [1, window], [1, step], [0, pad], *settings, **named).squeeze(-2)
+
+
+def avg_pool2d(
+    x: Tensor,
+    kernel_size: _Size,
+    stride: Any = None,
+    padding: _Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """F.avg_pool2d of [N, C, H, W]."""
+    window, pads = per_dimension(kernel_size, 2), per_dimension(padding, 2)
+    if not ceil_mode and (count_include_pad or not any(pads)):
+        return F.avg_pool2d(x, window, stride or window, pads, False, True, divisor_override)
+    steps = per_dimension(stride, 2) if stride else window
+    sizes = [int(size) for size in x.shape[-2:]]
+    with constants():
+        ones = torch.ones(1, 1, *sizes)
+        wanted = F.avg_pool2d(ones, window, steps, pads, ceil_mode, count_include_pad, divisor_override)
+        # How far the last windows reach beyond the image.
+        over = [
+            max(0, (count - 1) * step + size - length - pad)
+            for count, step, size, length, pad in zip(wanted.shape[2:], steps, window, sizes, pads, strict=True)
+        ]
+        around = [pads[1], over[1], pads[0], over[0]]
+        share = wanted / F.avg_pool2d(F.pad(ones, around), window, steps)
+    return F.avg_pool2d(F.pad(x, around), window, steps) * share
 
 
 # Pooling over three dimensions: over two, then over the third. Windows are boxes, so it is the same.

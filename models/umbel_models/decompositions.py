@@ -26,6 +26,7 @@ from umbel_models.normalisation import (
     batch_norm,
     batch_norm_backward,
     batch_norm_frozen,
+    batch_norm_untracked,
     layer_norm_backward,
 )
 
@@ -94,7 +95,7 @@ def _avg_pool2d_backward(
     window, padding = per_dimension(kernel, 2), per_dimension(padding, 2)
     steps = per_dimension(stride or kernel, 2)
     if ceil_mode or (any(padding) and not count_include_pad):
-        raise OperatorNotSupported("average pooling with ceil_mode or uncounted padding; pad with F.pad before it")
+        raise OperatorNotSupported("average pooling with ceil_mode or uncounted padding; call F.avg_pool2d")
     area = divisor or window[0] * window[1]
     batch, channels, height, width = x.shape
     rows, columns = gradient.shape[2:]
@@ -253,15 +254,24 @@ def _safe_softmax(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
     return aten._softmax.default(x.clamp(min=-3.4e38), dim, False) * some  # type: ignore[no-any-return]
 
 
+def _as_strided(x: Tensor, sizes: Sequence[Any], strides: Sequence[Any], offset: int | None = None) -> Tensor:
+    """Autograd's word for a view that was written into; here only of a whole tensor, in its own order."""
+    steps = [math.prod(sizes[at + 1 :]) for at in range(len(sizes))]
+    whole = x.is_contiguous() and not offset and list(strides) == steps and math.prod(sizes) == x.numel()
+    return x.reshape(sizes) if whole else NotImplemented
+
+
 _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten._adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
     aten._adaptive_avg_pool2d_backward.default: _adaptive_avg_pool2d_backward,
     aten._native_batch_norm_legit.default: batch_norm,
+    aten._native_batch_norm_legit.no_stats: batch_norm_untracked,
     aten._native_batch_norm_legit_no_training.default: batch_norm_frozen,
     aten._safe_softmax.default: _safe_softmax,
     aten.any.default: _any,
     aten.any.dim: _any,
     aten.any.dims: _any,
+    aten.as_strided.default: _as_strided,
     aten.avg_pool2d_backward.default: _avg_pool2d_backward,
     aten.convolution_backward.default: convolution_backward,
     aten.embedding_dense_backward.default: _embedding_backward,
@@ -276,6 +286,7 @@ _OWN: Final[dict[Any, Callable[..., Any]]] = {
     aten.native_batch_norm.default: batch_norm,
     aten.native_batch_norm_backward.default: batch_norm_backward,
     aten.native_layer_norm_backward.default: layer_norm_backward,
+    aten.new_empty_strided.default: lambda x, sizes, strides, **settings: x.new_empty(sizes, **settings),
     aten.nll_loss_backward.default: _nll_loss_backward,
     aten.nll_loss_forward.default: _nll_loss_forward,
     aten.silu.default: _silu,

@@ -1,4 +1,4 @@
-"""Dropout as a function: a mask is worked out from a seed, the number of the step, the layer and the place.
+"""Dropout, and noise, as functions: a mask is worked out from a seed, the number of the step, the layer and the place.
 
 Nothing in a graph draws. The mask comes from whole numbers of 32 bits, which every runtime reckons alike, so a step
 can be told again anywhere: on ONNX Runtime, on LiteRT and, for the gate, in torch itself. The seed is an input of the
@@ -10,6 +10,7 @@ mixed in one dimension after the other, as (code so far + code of this place) cu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -73,6 +74,22 @@ def keep_mask(shape: Any, keep: float) -> Tensor:
     Raises:
         OperatorNotSupported: outside of a training step there is nothing to draw from.
     """
+    return _codes(shape) < round(keep * _PRIME)
+
+
+def uniform(shape: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers between 0 and 1, both left out, in steps of a 46337th; raises as `keep_mask`."""
+    return (_codes(shape).to(dtype or torch.float32) + 0.5) / _PRIME
+
+
+def normal(shape: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers of a standard normal distribution (Box and Muller, 1958); raises as `keep_mask`."""
+    far = torch.sqrt(-2 * torch.log(uniform(shape, dtype)))
+    return far * torch.cos(2 * math.pi * uniform(shape, dtype))
+
+
+def _codes(shape: Any) -> Tensor:
+    """A number below the prime for each place."""
     draws = _NOW.get()
     if draws is None:
         raise OperatorNotSupported("something random outside of training; answers must not depend on chance")
@@ -85,7 +102,7 @@ def keep_mask(shape: Any, keep: float) -> Tensor:
     for size in shape[1:]:
         other = _cube(other + first)
         code = _cube(code.unsqueeze(-1) + _cube(_places(size) + other))
-    return code < round(keep * _PRIME)
+    return code
 
 
 def _native_dropout(x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
@@ -104,6 +121,15 @@ def _bernoulli(x: Tensor, p: float = 0.5, generator: Any = None) -> Tensor:
 DECOMPOSITIONS: Final[dict[Any, Callable[..., Any]]] = {
     aten.native_dropout.default: _native_dropout,
     aten.bernoulli_.float: _bernoulli,
+    aten.bernoulli.default: lambda x, generator=None: (uniform(x.shape, x.dtype) < x).to(x.dtype),
+    aten.normal_.default: lambda x, mean=0.0, std=1.0, generator=None: x.copy_(normal(x.shape, x.dtype) * std + mean),
+    aten.rand.default: lambda size, dtype=None, **_: uniform(size, dtype),
+    aten.rand_like.default: lambda x, dtype=None, **_: uniform(x.shape, dtype or x.dtype),
+    aten.randn.default: lambda size, dtype=None, **_: normal(size, dtype),
+    aten.randn_like.default: lambda x, dtype=None, **_: normal(x.shape, dtype or x.dtype),
+    aten.uniform_.default: lambda x, low=0.0, high=1.0, generator=None: x.copy_(
+        uniform(x.shape, x.dtype) * (high - low) + low
+    ),
     # What becomes of it under torch.func.
     aten.bernoulli.p: lambda x, p=0.5, generator=None: _bernoulli(torch.empty_like(x), p, generator),
 }

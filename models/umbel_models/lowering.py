@@ -8,7 +8,6 @@ looked for afterwards.
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -19,7 +18,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
+from torch._export.utils import _compiling_state_context
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch.distributions import Distribution
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
@@ -33,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from umbel.errors import CannotCompile, OperatorNotSupported, UmbelError
 from umbel_models.rewrites import Rewrites
 from umbel_models.signatures import Signature
+from umbel_models.vetting import innermost
 
 _SIZES: Final = (1, 2, 3, 5, 8, 16, 33, 64, 100, 256, 1000, 4097, 1 << 20)
 """Batches for which a trace has to hold."""
@@ -110,6 +112,10 @@ def _tracing(fake: FakeTensorMode) -> Iterator[None]:
         stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         # It asks for batches of 16 or more.
         stack.enter_context(torch.backends.nnpack.flags(enabled=False))
+        # Modules that ask (`torch.compiler.is_exporting`) leave out what hangs on the numbers of a tensor.
+        stack.enter_context(_compiling_state_context())
+        stack.callback(Distribution.set_default_validate_args, Distribution._validate_args)
+        Distribution.set_default_validate_args(False)
         yield
 
 
@@ -119,11 +125,8 @@ def _fake_input(fake: FakeTensorMode, tensor: Tensor, batched: bool) -> Tensor:
 
 
 @contextmanager
-def _noting_modules(module: nn.Module, failed: list[str]) -> Iterator[None]:
-    """Let each node of the trace remember the path of the module whose forward made it.
-
-    When a forward raises, `failed` gets the paths from the innermost module outwards.
-    """
+def _noting_modules(module: nn.Module) -> Iterator[None]:
+    """Let each node of the trace remember the path of the module whose forward made it."""
     open_notes: list[AbstractContextManager[None]] = []
     handles = []
 
@@ -135,23 +138,20 @@ def _noting_modules(module: nn.Module, failed: list[str]) -> Iterator[None]:
 
         return hook
 
-    def leave(path: str) -> Any:
-        def hook(*_: Any) -> None:
-            open_notes.pop().__exit__(None, None, None)
-            if sys.exc_info()[1] is not None:
-                failed.append(path)
-
-        return hook
+    def leave(*_: Any) -> None:
+        open_notes.pop().__exit__(None, None, None)
 
     for path, child in module.named_modules():
         handles.append(child.register_forward_pre_hook(enter(path), prepend=True))
-        handles.append(child.register_forward_hook(leave(path), always_call=True))
+        handles.append(child.register_forward_hook(leave))
     try:
         with traceback.preserve_node_meta():
             yield
     finally:
         for handle in handles:
             handle.remove()
+        while open_notes:  # a forward raised
+            leave()
 
 
 _READS_VALUES: Final = (
@@ -160,9 +160,10 @@ _READS_VALUES: Final = (
 )
 
 
-def _where(failed: list[str]) -> str:
+def _where(module: nn.Module, error: Exception) -> str:
     """The innermost module that failed, for messages."""
-    return "" if not failed else f" (in module {failed[0]!r})" if failed[0] else " (in the module's own forward)"
+    path = innermost(module, error)
+    return "" if path is None else f" (in module {path!r})" if path else " (in the module's own forward)"
 
 
 _FORWARD: Final = {"index_put": "index", "scatter": "max", "scatter_add": "gather"}
@@ -176,7 +177,8 @@ def module_of(node: fx.Node) -> str:
         return f"(in module {path!r})" if path else "(in the module's own forward)"
     name = _name_of(node).removesuffix("_backward").removeprefix("_unsafe_")
     name = _FORWARD.get(name, name)
-    found = [n.meta["custom"]["module"] for n in node.graph.nodes if name in _name_of(n) and "custom" in n.meta]
+    notes = [n.meta.get("custom", {}) for n in node.graph.nodes if name in _name_of(n)]
+    found = [note["module"] for note in notes if "module" in note]
     if not name or not found:
         return "(in the loss, a gradient or the optimiser)"
     return f"(the gradient of {name} in module {', '.join(map(repr, dict.fromkeys(found)))})"
@@ -187,8 +189,11 @@ def _name_of(node: fx.Node) -> str:
 
 
 def require_no_write_through(node: fx.Node) -> None:
-    """Raise `OperatorNotSupported` for a write into a part of a tensor that is read again: no graph can say that."""
+    """Raise `OperatorNotSupported` for a write into a tensor of which a part, or which as a part of another, is read
+    again: no graph can say that."""
     part: Any = node.args[0]
+    if any(_is_view(view) and any(node < user for user in view.users) for view in part.users if view < node):
+        raise OperatorNotSupported("writing into a tensor of which a part is read again; cut it out after that")
     while isinstance(part, fx.Node) and _is_view(part):
         part = part.args[0]
         if any(node < user for user in part.users):
@@ -227,7 +232,6 @@ def trace(signature: Signature, module: nn.Module, table: Decompositions) -> Low
     names = list(signature.inputs)
     examples = [_fake_input(fake, t, name in signature.batched) for name, t in signature.inputs.items()]
     outputs: list[str] = []
-    failed: list[str] = []
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         with Rewrites():
@@ -237,15 +241,15 @@ def trace(signature: Signature, module: nn.Module, table: Decompositions) -> Low
 
     logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)
     try:
-        with _tracing(fake), _noting_modules(module, failed):
+        with _tracing(fake), _noting_modules(module):
             graph = make_fx(flat, decomposition_table=dict(table))(*examples)
     except UmbelError as error:
-        raise type(error)(f"{signature.name!r}: {error}{_where(failed)}") from error
+        raise type(error)(f"{signature.name!r}: {error}{_where(module, error)}") from error
     except DataDependentOutputException as error:
-        raise CannotCompile(f"{signature.name!r}: {_READS_VALUES}{_where(failed)}") from error
+        raise CannotCompile(f"{signature.name!r}: {_READS_VALUES}{_where(module, error)}") from error
     except Exception as error:  # torch raises anything at all from inside a user's module
         what = _READS_VALUES if isinstance(error, GuardOnDataDependentSymNode) else f"{type(error).__name__}: {error}"
-        raise CannotCompile(f"{signature.name!r}: tracing failed: {what}{_where(failed)}") from error
+        raise CannotCompile(f"{signature.name!r}: tracing failed: {what}{_where(module, error)}") from error
     lowered = Lowered(signature, graph, tuple(outputs), sizes)
     lowered.require_open_batch("tracing")
     lowered.require_own_tensors()

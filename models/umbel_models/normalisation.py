@@ -92,12 +92,8 @@ def batch_norm(
     """Batch norm (Ioffe and Szegedy, 2015): output, mean and 1 / deviation [C]; moves the running statistics."""
     if not training:
         return batch_norm_frozen(x, weight, bias, running_mean, running_variance, momentum, epsilon)
-    channels, shape = x.shape[1], _per_channel(x)
-    centred, mean, variance, scale = _centred(x, [0, *range(2, x.dim())], epsilon)
-    factor = scale if weight is None else scale * weight.reshape(shape)
-    y = _scaled(centred, factor, None if bias is None else bias.reshape(shape))
-    mean, variance, scale = mean.reshape(channels), variance.reshape(channels), scale.reshape(channels)
-    seen = x.numel() // channels
+    y, mean, variance, scale = _by_batch(x, weight, bias, epsilon)
+    seen = x.numel() // x.shape[1]
     running_mean.copy_(momentum * mean + (1 - momentum) * running_mean)
     # The running variance is the unbiased one. A lone number tells nothing of it, and leaves it as it is: torch refuses
     # a batch of one, but a device's last batch may be one.
@@ -105,6 +101,26 @@ def batch_norm(
     unbiased, share = variance * (seen / others.clamp(min=1.0)), momentum * others.clamp(max=1.0)
     running_variance.copy_(share * unbiased + (1 - share) * running_variance)
     return y, mean, scale
+
+
+def batch_norm_untracked(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch norm without running statistics: that of the batch always, as for weights that are standardised."""
+    del training, momentum
+    y, mean, _, scale = _by_batch(x, weight, bias, epsilon)
+    return y, mean, scale
+
+
+def _by_batch(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output; mean, variance and 1 / deviation [C]."""
+    channels, shape = x.shape[1], _per_channel(x)
+    centred, mean, variance, scale = _centred(x, [0, *range(2, x.dim())], epsilon)
+    factor = scale if weight is None else scale * weight.reshape(shape)
+    y = _scaled(centred, factor, None if bias is None else bias.reshape(shape))
+    return y, mean.reshape(channels), variance.reshape(channels), scale.reshape(channels)
 
 
 def batch_norm_frozen(

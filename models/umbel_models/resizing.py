@@ -13,10 +13,9 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from torch import Tensor
-from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from umbel.errors import OperatorNotSupported
+from umbel_models.constants import constants
 from umbel_models.convolution import per_dimension
 
 _SEPARABLE: Final = ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "area")
@@ -48,6 +47,9 @@ def interpolate(
 def adaptive_avg_pool(count: int, x: Tensor, output_size: Any) -> Tensor:
     """F.adaptive_avg_pool1d or 2d, over `count` dimensions: means over windows of nearly one size."""
     wanted = _wanted(count, x, output_size)
+    if set(wanted) == {1}:
+        # Torch's own would lay out its result by hand where its input was turned (channels last).
+        return x.mean(list(range(-count, 0)), keepdim=True)
     if not _uneven(count, x, wanted):
         pool: Any = F.adaptive_avg_pool1d if count == 1 else F.adaptive_avg_pool2d
         return pool(x, wanted)  # type: ignore[no-any-return]
@@ -91,7 +93,7 @@ def _along(x: Tensor, dim: int, matrix: Tensor) -> Tensor:
 
 def _matrix(length: int, resized: Callable[[Tensor], Tensor]) -> Tensor:
     """What `resized`, which takes [N, C, H, W], makes of a column of this length: [length, new length]."""
-    with disable_proxy_modes_tracing(), unset_fake_temporarily(), torch._C.DisableTorchFunction():
+    with constants():
         units = torch.eye(length).reshape(length, 1, length, 1)
         return resized(units).reshape(length, -1)
 

@@ -15,14 +15,14 @@ from typing import Any, Final, NoReturn
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from torch import Tensor
-from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 
 from umbel.errors import OperatorNotSupported
 from umbel_models import composites, recurrent, resizing
+from umbel_models.assigning import PURE, Parts
 from umbel_models.attention import attend
 from umbel_models.class_loss import class_loss
+from umbel_models.constants import constants
 from umbel_models.dense_convolution import convolve
 from umbel_models.group_norm import group_norm
 
@@ -30,13 +30,21 @@ from umbel_models.group_norm import group_norm
 class Rewrites(TorchFunctionMode):
     """While it is entered, the functions of `REPLACED` are ours."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._parts = Parts()
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        own, named = REPLACED.get(func), dict(kwargs or {})
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            return (self._parts.cut if func is Tensor.__getitem__ else self._parts.put)(*args)
+        own, given, named = REPLACED.get(func), self._parts.current(args), self._parts.current(dict(kwargs or {}))
+        if func in PURE and self._parts.write(args[0], lambda: PURE[func](*given, **named)):
+            return self._parts.current(args[0])
         if own is None:
-            return func(*args, **named)
+            return func(*given, **named)
         # Torch calls the first one so nearly everywhere; ours have no name in common.
         first = [named.pop(name) for name in ("input", "tensor") if not args and name in named]
-        return own(*first, *args, **named)
+        return own(*first, *given, **named)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -153,7 +161,7 @@ def _instance_norm(
 
 
 def _constant(make: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    with disable_proxy_modes_tracing(), unset_fake_temporarily(), torch._C.DisableTorchFunction():
+    with constants():
         return make(*args, **kwargs)
 
 
@@ -234,6 +242,8 @@ REPLACED: Final[dict[Any, Callable[..., Any]]] = {
     F.pad: resizing.pad,
     torch.roll: resizing.roll,
     Tensor.roll: resizing.roll,
+    F.avg_pool1d: composites.avg_pool1d,
+    F.avg_pool2d: composites.avg_pool2d,
     F.avg_pool3d: composites.avg_pool3d,
     F.max_pool3d: composites.max_pool3d,
     F.fold: composites.fold,

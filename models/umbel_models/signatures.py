@@ -16,7 +16,7 @@ from umbel.manifest import NEXT_PREFIX
 from umbel.randomness import SEED
 from umbel_models.accumulation import COUNT
 from umbel_models.dropout import DRAWS, drawing, drawing_in_torch
-from umbel_models.spec import ModelSpec, as_tuple
+from umbel_models.spec import ModelSpec
 from umbel_models.vetting import failures_of
 
 Named = dict[str, Tensor]
@@ -164,7 +164,7 @@ def _count(spec: ModelSpec, output: Any, named: Named) -> Tensor:
 
 def _infer(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
     def infer(named: Named) -> Named:
-        return dict(zip(spec.outputs, as_tuple(_forward(spec, state, named)[0]), strict=True))
+        return dict(zip(spec.outputs, spec.answers(_forward(spec, state, named)[0]), strict=True))
 
     return infer
 

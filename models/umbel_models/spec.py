@@ -37,7 +37,9 @@ class ModelSpec:
     targets: Mapping[str, Tensor]
     """The targets of the same batch, by name."""
     outputs: tuple[str, ...] = ("logits",)
-    """Names for what the module returns, a tensor or a tuple of tensors."""
+    """Names for what the module returns, a tensor or a tuple of tensors; of a dict, names of the answers.
+
+    Loss and metrics get the whole dict."""
     metrics: Mapping[str, MetricSum] = field(default_factory=lambda: {"correct": correct})
     """Sums to report beside the loss and the count of examples."""
     count: MetricSum | None = None
@@ -104,7 +106,18 @@ class ModelSpec:
         pick = {name: tensor[rows] for name, tensor in self.inputs.items()}
         return pick, {name: tensor[rows] for name, tensor in self.targets.items()}
 
+    def answers(self, output: Any) -> tuple[Any, ...]:
+        """What a module returned, as one tensor for each of `outputs`; of a dict those under these names.
 
-def as_tuple(output: Any) -> tuple[Tensor, ...]:
-    """What a module returned, as a tuple of tensors."""
-    return tuple(output) if isinstance(output, (tuple, list)) else (output,)
+        Raises:
+            CannotCompile: the dict has no such names.
+        """
+        if not isinstance(output, Mapping):
+            return tuple(output) if isinstance(output, (tuple, list)) else (output,)
+        missing = [name for name in self.outputs if name not in output]
+        if missing:
+            raise CannotCompile(
+                f"{self.name!r}: the module returns a dict of {', '.join(map(str, output))}, without "
+                f"{', '.join(missing)}; name those of them in `outputs` that are answers"
+            )
+        return tuple(output[name] for name in self.outputs)

@@ -12,14 +12,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from umbel.errors import CannotCompile, UmbelError
-from umbel_models.spec import ModelSpec, as_tuple
+from umbel_models.spec import ModelSpec
 
 _CLOSE: Final = 1e-3
 """How far sums over the same examples may be apart, relative to the larger, for they are added in another order."""
@@ -81,28 +82,29 @@ def failures_of(spec: ModelSpec, what: str) -> Iterator[None]:
     except UmbelError as error:
         raise type(error)(f"{spec.name!r}: the {what}: {error}") from error
     except Exception as error:  # an author's code raises anything at all
-        told = f"{type(error).__name__}: {error}{_where(spec, error)}"
+        path = innermost(spec.module, error)
+        told = f"{type(error).__name__}: {error}" + (f" (in module {path!r})" if path else "")
         raise CannotCompile(
             f"{spec.name!r}: the {what} fails on the example batch: {told}; the module is called with "
             f"{', '.join(spec.inputs)} in this order, the loss with what it returns and {', '.join(spec.targets)}"
         ) from error
 
 
-def _where(spec: ModelSpec, error: Exception) -> str:
-    """The innermost part of the module that an error went through."""
-    paths = {id(part): path for path, part in spec.module.named_modules()}
+def innermost(module: nn.Module, error: Exception) -> str | None:
+    """The path of the innermost part of a module that an error went through."""
+    paths = {id(part): path for path, part in module.named_modules()}
     frames = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     found = [paths[part] for part in frames if part in paths]
-    return f" (in module {found[-1]!r})" if found and found[-1] else ""
+    return found[-1] if found else None
 
 
 def _require_outputs(spec: ModelSpec, output: Any) -> None:
-    outputs = as_tuple(output)
+    outputs = spec.answers(output)
     for one in outputs:
         if not isinstance(one, Tensor):
             kind = type(one).__name__
             raise CannotCompile(
-                f"{spec.name!r}: the module returns a {kind}; let it return a tensor or a tuple of them"
+                f"{spec.name!r}: the module returns a {kind}; let it return a tensor, a tuple of them or a dict"
             )
     if len(outputs) != len(spec.outputs):
         raise CannotCompile(f"{spec.name!r}: the module returns {len(outputs)} tensors, names are {spec.outputs}")
@@ -124,8 +126,8 @@ def _require_paired(spec: ModelSpec, output: Any) -> None:
     Worked out in float64, in which only losses that really are the same come out the same; those that insist on
     float32 are let pass.
     """
-    given, *targets = pytree.tree_map(_wide, [output, *spec.targets.values()])
-    if not any((one != one[:1]).any() for one in as_tuple(given)):
+    given, *targets = pytree.tree_map_only(Tensor, _wide, [output, *spec.targets.values()])
+    if not any((one != one[:1]).any() for one in spec.answers(given)):
         return
     others = [[t.roll(by, 0) for t in targets] for by in range(1, min(4, spec.example_count))]
     others.append([t[:1].expand(t.shape) for t in targets])
@@ -135,7 +137,7 @@ def _require_paired(spec: ModelSpec, output: Any) -> None:
     except CannotCompile:
         return
     if all(_is_close(one, loss, _EQUAL) for one in rolled) and not _is_close(alike, loss, _EQUAL):
-        shapes = [list(t.shape) for t in (*as_tuple(output), *targets)]
+        shapes = [list(t.shape) for t in (*spec.answers(output), *targets)]
         raise CannotCompile(
             f"{spec.name!r}: the loss is the same whichever target goes with which example; look for shapes that "
             f"broadcast, as [N, 1] with [N] does (here {', '.join(map(str, shapes))})"
@@ -147,7 +149,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _require_labels(spec: ModelSpec, output: Any) -> None:
-    scores = as_tuple(output)[0]
+    scores = spec.answers(output)[0]
     if spec.labels and (len(set(spec.labels)) != len(spec.labels) or scores.shape[-1] != len(spec.labels)):
         found = f"{len(set(spec.labels))} different labels for {scores.shape[-1]} scores in {spec.outputs[0]!r}"
         raise CannotCompile(f"{spec.name!r}: {found}; give one for each")
@@ -157,8 +159,8 @@ def _once_and_twice(spec: ModelSpec, what: str, function: Callable[..., Tensor],
     """What a loss or metric makes of the example batch, and of the same batch with each example twice."""
     values = []
     for times in (1, 2):
-        given, *targets = pytree.tree_map(
-            lambda t, times=times: torch.cat([t] * times), [output, *spec.targets.values()]
+        given, *targets = pytree.tree_map_only(
+            Tensor, partial(_repeated, times=times), [output, *spec.targets.values()]
         )
         with failures_of(spec, what), warnings.catch_warnings(), torch.no_grad():
             # Torch's losses only warn when they pair each output with every target.
@@ -171,6 +173,10 @@ def _once_and_twice(spec: ModelSpec, what: str, function: Callable[..., Tensor],
             )
         values.append(value.to(torch.float64))
     return values[0], values[1]
+
+
+def _repeated(tensor: Tensor, times: int) -> Tensor:
+    return torch.cat([tensor] * times)
 
 
 def _is_close(value: Tensor, other: Tensor, tolerance: float = _CLOSE) -> bool:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from torch import Tensor
 
+from umbel.errors import OperatorNotSupported
 from umbel_models.elementary import joined, put
 
 aten = torch.ops.aten
@@ -22,7 +24,7 @@ def one_hot(places: Tensor, count: int) -> Tensor:
     return _marks(places.unsqueeze(1), 1, count)
 
 
-def _marks(places: Tensor, dim: int, size: int) -> Tensor:
+def _marks(places: Tensor, dim: int, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """A one where each place along a dimension is, zeros elsewhere: [..., size, ...] for one place, [..., K, size, ...]
     for K.
 
@@ -34,32 +36,58 @@ def _marks(places: Tensor, dim: int, size: int) -> Tensor:
     all_places = torch.arange(size, dtype=torch.int32)
     known = aten.index_select(all_places, 0, places.reshape(-1)).reshape(places.shape)
     known = known.unsqueeze(dim + 1) if several else known
-    return (known == all_places.reshape(counts)).to(torch.float32)  # type: ignore[no-any-return]
+    return (known == all_places.reshape(counts)).to(dtype)  # type: ignore[no-any-return]
+
+
+def _number(dtype: torch.dtype) -> torch.dtype:
+    """What ones and zeros have to be to be multiplied by such numbers."""
+    return torch.float32 if dtype == torch.bool else dtype
+
+
+def _alike(x: Tensor, other: Tensor, dim: int) -> bool:
+    return not isinstance(x.shape[dim], int) or bool(x.shape[dim] == other.shape[dim])
+
+
+def _narrowed(x: Tensor, places: Tensor, dim: int | None) -> Tensor:
+    """The part of a tensor that places are told for: from the front of each dimension but one."""
+    for d in range(x.dim()):
+        if d != dim and not _alike(x, places, d):
+            x = x.narrow(d, 0, int(places.shape[d]))
+    return x
 
 
 def _gather(x: Tensor, dim: int, places: Tensor, sparse_grad: bool = False) -> Tensor:
     del sparse_grad
     dim = dim % x.dim()
-    marks = _marks(places, dim, int(x.shape[dim]))
+    x = _narrowed(x, places, dim)
+    marks = _marks(places, dim, int(x.shape[dim]), _number(x.dtype))
     if places.shape[dim] == 1:
-        return (x * marks).sum([dim], keepdim=True)
-    return (x.unsqueeze(dim) * marks).sum([dim + 1])
+        return (x * marks).sum([dim], keepdim=True).to(x.dtype)
+    return (x.unsqueeze(dim) * marks).sum([dim + 1]).to(x.dtype)
 
 
 def _scatter_add(x: Tensor, dim: int, places: Tensor, source: Tensor) -> Tensor:
     dim = dim % x.dim()
-    return x + _placed_at(_marks(places, dim, int(x.shape[dim])), dim, source)
+    source = _narrowed(source, places, None)
+    added = _placed_at(_marks(places, dim, int(x.shape[dim]), _number(x.dtype)), dim, source)
+    missing = [0 if d == dim or _alike(x, added, d) else int(x.shape[d]) - int(added.shape[d]) for d in range(x.dim())]
+    return x + F.pad(added, [size for room in reversed(missing) for size in (0, room)]) if any(missing) else x + added
 
 
 def _scatter(x: Tensor, dim: int, places: Tensor, source: Tensor) -> Tensor:
     """Where two are put at one place the last one stays, as in torch."""
     dim = dim % x.dim()
-    marks = _marks(places, dim, int(x.shape[dim]))
+    source = _narrowed(source, places, None)
+    if not all(_alike(x, places, d) for d in range(x.dim()) if d != dim):
+        raise OperatorNotSupported(
+            "scattering over a part of the other dimensions; cut that part out, and join the rest"
+        )
+    marks = _marks(places, dim, int(x.shape[dim]), _number(x.dtype))
     if places.shape[dim] == 1:
-        return x * (1 - marks) + source * marks
+        return (x * (1 - marks) + source * marks).to(x.dtype)
     later = marks.sum([dim], keepdim=True) - marks.cumsum(dim)
     marks = marks * (later < 0.5).to(marks.dtype)
-    return x * (1 - marks.sum([dim])) + _placed_at(marks, dim, source)
+    return (x * (1 - marks.sum([dim])) + _placed_at(marks, dim, source)).to(x.dtype)
 
 
 def _placed_at(marks: Tensor, dim: int, source: Tensor) -> Tensor:

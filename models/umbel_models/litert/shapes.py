@@ -362,8 +362,9 @@ def _ones_like(w: Writer, n: fx.Node, x: fx.Node, **_: Any) -> Any:
 @translates(aten.arange.default, aten.arange.start, aten.arange.start_step)
 def _arange(w: Writer, n: fx.Node, *bounds: Any, **_: Any) -> Any:
     start, end, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)[:3]
+    if is_open(end) and (start, step) == (0, 1):
+        limits = [w.constant(0, np.int32), w.reshape(end, []), w.constant(1, np.int32)]
+        return w.cast_number(w.op("RANGE", limits, shape_of(n), np.int32), dtype_of(n))
     if any(is_open(value) for value in (start, end, step)):
-        raise OperatorNotSupported(
-            "counting the examples of the batch; count along another dimension, or use ONNX Runtime alone"
-        )
+        raise OperatorNotSupported("counting from or by the number of examples; count from 0 by 1")
     return w.constant(np.arange(start, end, step), dtype_of(n))
