@@ -173,7 +173,7 @@ class Thresholds:
     megabytes_per_device: Positive | None = None
     """Most megabytes, both ways, for nineteen devices in twenty."""
     seconds_per_device: Positive | None = None
-    """Most seconds of training, for nineteen devices in twenty."""
+    """Most seconds of work in the whole run, for nineteen devices in twenty."""
     epsilon: Positive | None = None
     """Most privacy spent."""
     roll_back_hours: Positive | None = None
@@ -225,6 +225,12 @@ class Scenario:
     def __post_init__(self) -> None:
         if sum(adversary.share for adversary in self.adversaries) > 1:
             raise OutOfBounds("adversaries: their shares together are more than the whole population")
+        for adversary in self.adversaries:
+            if adversary.share and not round(adversary.share * self.population.devices):
+                raise OutOfBounds(
+                    f"adversaries: a share of {adversary.share:g} of {self.population.devices} devices is nobody; "
+                    "ask for a larger share, or for more devices"
+                )
         if self.engine == "fleet" and self.algorithm != Algorithm():
             raise BadInput('algorithm: only engine = "cohort" has algorithms of its own; the fleet runs the product')
         try:

@@ -69,6 +69,7 @@ def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
         ),
         ("share = 0.2", "share = 2", r"line 21, adversaries\.1\.share is 2"),
         ("share = 0.2", "share = 0.95", r"line 15: adversaries: their shares together"),
+        ("share = 0.2", "share = 0.004", r"adversaries: a share of 0\.004 of 100 devices is nobody"),
         ('kind = "nan"', 'kind = "nam"', r"line 20, adversaries\.1\.kind is 'nam': it should be 'sign-flip'"),
         ('federation = "digits"\n', "", r"line 4, data\.federation: it is missing"),
         ('"iid"', '"natural"', r"line 6: data: the digits have no natural users; choose partition"),
