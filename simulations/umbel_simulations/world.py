@@ -27,7 +27,7 @@ class Population:
     availability: Literal["always", "diurnal", "trace"] = "diurnal"
     """When a device is idle, charging and on an unmetered network."""
     trace: str = ""
-    """For "trace": a file in FedScale's format, from the scenario's own folder."""
+    """For "trace": a file in FedScale's format, from the scenario's own folder; its second 0 is the run's first."""
     mean_availability: Share = 0.25
     """For "diurnal": share of a day in which a device is free."""
     day_night_swing: Annotated[float, Field(ge=1)] = 4.0
