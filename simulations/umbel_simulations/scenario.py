@@ -35,7 +35,7 @@ class Data:
     users: Count = 0
     """How many users to cut into, or to keep of the natural ones; 0: as many as there are (20 where data are cut)."""
     alpha: Positive = 0.5
-    """For "dirichlet": small means that each user has few labels (arXiv:1909.06335)."""
+    """For "dirichlet": small means that each user has few labels, and that some have much less (arXiv:1905.12022)."""
     labels_per_user: AtLeastOne = 2
     """For "by-label": how many labels each user has (arXiv:1602.05629)."""
     most_examples: Count = 0
