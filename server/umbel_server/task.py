@@ -88,6 +88,12 @@ class Task:
         least = least_reports(self.strategy)
         if self.minimum < least:
             raise OutOfBounds(f"{self.strategy.name} as set needs {least} reports; raise minimum from {self.minimum}")
+        for what, asked in device_hyperparameters(self.strategy).items():
+            if self.plan.hyperparameters.get(what, asked) != asked:
+                raise BadInput(
+                    f"the plan's {what} is {self.plan.hyperparameters[what]:g}, and {self.strategy.name} asks devices "
+                    f"for {asked:g}; leave it to one of them"
+                )
 
     @property
     def slots(self) -> int:

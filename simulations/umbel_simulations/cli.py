@@ -156,6 +156,7 @@ def sweep(
     engine: EngineChoice = None,
     output: Folder = None,
     sets: Sets = None,
+    fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
     """Play every combination of some values, side by side; the same command goes on after a kill.
@@ -169,8 +170,9 @@ def sweep(
     found = grids.points(base, grid)
     folder = output or ROOT / f"{base.name}-sweep"
     results = []
+    tried = grids.sweep(found, folder, parallel=parallel, workers=workers, fresh=fresh)
     with _stoppable():
-        for done, result in enumerate(grids.sweep(found, folder, parallel=parallel, workers=workers), start=1):
+        for done, result in enumerate(tried, start=1):
             told = ", ".join(f"{key}={value}" for key, value in result.point.values.items())
             _err().print(f"{done} of {len(found)}: {told}{': ' + result.error if result.error else ''}", soft_wrap=True)
             results.append(result)

@@ -18,4 +18,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
+"""A client's order of examples in each of them lies in memory at once."""
+Decades = Annotated[float, Field(ge=0, le=12)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]

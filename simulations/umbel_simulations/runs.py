@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from umbel.errors import AlreadyExists, MalformedMessage, NotFound
+from umbel.errors import AlreadyExists, MalformedMessage, NotFound, UmbelError
 from umbel_server.holding import held
 from umbel_server.json_text import to_text
 from umbel_simulations.engines import Progress, engine
@@ -66,7 +66,13 @@ def play(scenario: Scenario, folder: Path, *, workers: int, progress: Progress, 
         state = folder / _STATE
         state.mkdir(exist_ok=True)
         watch = _Watch(progress)
-        outcome = engine(scenario.engine)(scenario, seed=scenario.seed, workers=workers, progress=watch, folder=state)
+        try:
+            outcome = engine(scenario.engine)(
+                scenario, seed=scenario.seed, workers=workers, progress=watch, folder=state
+            )
+        except UmbelError:
+            _let_go(folder)
+            raise
         cost = watch.cost(workers)
         # The page first: whoever sees the report finds both.
         _write(folder / PAGE, page.render(outcome, cost))
@@ -108,6 +114,13 @@ def _claim(folder: Path, scenario: str, fresh: bool) -> None:
     if any(path.suffix != _DRAFT for path in folder.iterdir()):
         raise AlreadyExists(f"{folder} isn't empty and isn't a run's; choose another folder by -o")
     _write(told, scenario)
+
+
+def _let_go(folder: Path) -> None:
+    """Leave a folder in which nothing was played, as after a name that is wrong, to whatever is right."""
+    if not any((folder / _STATE).iterdir()):
+        (folder / _STATE).rmdir()
+        (folder / _SCENARIO).unlink()
 
 
 def _with_page(run: Run) -> Run:

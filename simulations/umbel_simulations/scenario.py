@@ -16,11 +16,11 @@ from umbel_server.flower.spec import StrategySpec
 from umbel_server.privacy_settings import PrivacySettings
 from umbel_server.task import Task
 from umbel_server.validation import ValidationPolicy
-from umbel_simulations.parts import STRICT, AtLeastOne, Count, Name, NotNegative, Positive, Share
+from umbel_simulations.parts import STRICT, AtLeastOne, Count, Epochs, Name, NotNegative, Positive, Share
 from umbel_simulations.world import Adversary, Faults, Population, RolloutPlan, Switches
 
 EngineName = Literal["fleet", "cohort", "ray"]
-FederationName = Literal["smartwatch", "shakespeare", "digits", "flights"]
+FederationName = Literal["smartwatch", "shakespeare", "digits", "flights", "own"]
 
 
 @with_config(STRICT)
@@ -29,23 +29,27 @@ class Data:
     """Whose data the devices learn from, and how they are cut."""
 
     federation: FederationName
-    """Which data set."""
+    """Which data set; "own" is yours, in `folder`."""
     partition: Literal["natural", "iid", "dirichlet", "by-label"] = "natural"
     """By the people in the data, or cut anew."""
     users: Count = 0
     """How many users to cut into, or to keep of the natural ones; 0: as many as there are (20 where data are cut)."""
     alpha: Positive = 0.5
-    """For "dirichlet": small means that each user has few labels (arXiv:1909.06335)."""
+    """For "dirichlet": small means that each user has few labels, and that some have much less (arXiv:1905.12022)."""
     labels_per_user: AtLeastOne = 2
     """For "by-label": how many labels each user has (arXiv:1602.05629)."""
     most_examples: Count = 0
     """Most training examples of one user; 0: no such limit."""
+    folder: str = ""
+    """For "own": a folder with a NumPy archive for each user, from the scenario's own folder."""
 
     def __post_init__(self) -> None:
         if self.federation == "digits" and self.partition == "natural":
             raise BadInput(
                 'data: the digits have no natural users; choose partition = "dirichlet", "iid" or "by-label"'
             )
+        if (self.federation == "own") != bool(self.folder):
+            raise BadInput('data: federation = "own" and a folder of archives go together')
 
 
 @with_config(STRICT)
@@ -53,9 +57,9 @@ class Data:
 class PlanPart:
     """What a device runs for a round."""
 
-    epochs: AtLeastOne = 1
+    epochs: Epochs = 1
     """How often each example is seen."""
-    batch_size: AtLeastOne = 16
+    batch_size: Annotated[int, Field(ge=1, lt=2**31)] = 16
     """Examples in a step."""
     lr: NotNegative = 0.0
     """Learning rate; 0: the one that the bundle names."""
@@ -149,7 +153,7 @@ class Algorithm:
     """For "fedbuff": an update that is s steps old counts (1 + s) to the power of minus this."""
     personalisation: Literal["none", "fine-tune", "head", "interpolate"] = "none"
     """What each user makes of the last version for itself."""
-    personal_epochs: AtLeastOne = 3
+    personal_epochs: Epochs = 3
     """Epochs of personalisation."""
     personal_lr: NotNegative = 0.0
     """Learning rate of personalisation; 0: the plan's."""
@@ -169,7 +173,7 @@ class Thresholds:
     megabytes_per_device: Positive | None = None
     """Most megabytes, both ways, for nineteen devices in twenty."""
     seconds_per_device: Positive | None = None
-    """Most seconds of training, for nineteen devices in twenty."""
+    """Most seconds of work in the whole run, for nineteen devices in twenty."""
     epsilon: Positive | None = None
     """Most privacy spent."""
     roll_back_hours: Positive | None = None
@@ -221,6 +225,12 @@ class Scenario:
     def __post_init__(self) -> None:
         if sum(adversary.share for adversary in self.adversaries) > 1:
             raise OutOfBounds("adversaries: their shares together are more than the whole population")
+        for adversary in self.adversaries:
+            if adversary.share and not round(adversary.share * self.population.devices):
+                raise OutOfBounds(
+                    f"adversaries: a share of {adversary.share:g} of {self.population.devices} devices is nobody; "
+                    "ask for a larger share, or for more devices"
+                )
         if self.engine == "fleet" and self.algorithm != Algorithm():
             raise BadInput('algorithm: only engine = "cohort" has algorithms of its own; the fleet runs the product')
         try:

@@ -109,6 +109,8 @@ def _from_folder(scenario: Scenario, folder: Path) -> Scenario:
     if trace := scenario.population.trace:
         population = replace(scenario.population, trace=str((folder / trace).resolve()))
         scenario = replace(scenario, population=population)
+    if own := scenario.data.folder:
+        scenario = replace(scenario, data=replace(scenario.data, folder=str((folder / own).resolve())))
     return scenario
 
 

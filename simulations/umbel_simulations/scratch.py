@@ -22,10 +22,12 @@ def scratch(folder: Path) -> Iterator[Path]:
     """A folder for a run's own files; `folder` says where, and what a killed run left goes first."""
     forget(folder)
     fits = _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > 1 << 30
-    with tempfile.TemporaryDirectory(prefix=_NAME, dir=_IN_MEMORY if fits else folder) as place:
-        (folder / _TOLD).write_text(place, encoding="utf-8")
-        yield Path(place)
-    (folder / _TOLD).unlink()
+    try:
+        with tempfile.TemporaryDirectory(prefix=_NAME, dir=_IN_MEMORY if fits else folder) as place:
+            (folder / _TOLD).write_text(place, encoding="utf-8")
+            yield Path(place)
+    finally:
+        (folder / _TOLD).unlink(missing_ok=True)
 
 
 def forget(folder: Path) -> None:

@@ -19,6 +19,7 @@ from umbel.errors import InputMismatch, NotFound
 from umbel.manifest import TensorSpec
 from umbel.version import VERSION
 from umbel_client.examples import Examples
+from umbel_client.predictor import require_labels
 from umbel_models.zoo import bundle_path
 from umbel_simulations.data import ClientData, Federation, load
 from umbel_simulations.scenario import Scenario
@@ -120,7 +121,7 @@ def fitted(federation: Federation, bundle: Bundle) -> Federation:
     """The federation with its arrays in the shapes that the model takes, such as images for pixels in a row.
 
     Raises:
-        InputMismatch: other names, types or sizes.
+        InputMismatch: other names, types or sizes; or labels that the model doesn't have.
     """
     manifest = bundle.manifest
     specs = {spec.name: spec for spec in (*manifest.inputs, *manifest.targets)}
@@ -131,6 +132,9 @@ def fitted(federation: Federation, bundle: Bundle) -> Federation:
         ClientData(client.name, _shaped(client.training, specs), _shaped(client.held_back, specs))
         for client in federation.clients
     )
+    for client in clients:
+        for examples in (client.training, client.held_back):
+            require_labels(manifest, examples.targets)
     return Federation(federation.name, clients, _shaped(federation.central, specs))
 
 

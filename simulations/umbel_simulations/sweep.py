@@ -103,7 +103,9 @@ def points(scenario: Scenario, grid: Grid) -> list[Point]:
     return [Point(values, changed(scenario, values)) for values in combinations]
 
 
-def sweep(found: Sequence[Point], folder: Path, *, parallel: int, workers: int) -> Iterator[Result]:
+def sweep(
+    found: Sequence[Point], folder: Path, *, parallel: int, workers: int, fresh: bool = False
+) -> Iterator[Result]:
     """Run all points, and give each result as it comes; what is finished in the folder isn't run again.
 
     Args:
@@ -111,12 +113,15 @@ def sweep(found: Sequence[Point], folder: Path, *, parallel: int, workers: int) 
         folder: gets a folder for each run, named by its values.
         parallel: how many processes.
         workers: threads in each.
+        fresh: begin each anew, whatever its folder holds.
     """
     # Fresh processes: threads and sessions of this one can't be taken along by a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(parallel, mp_context=context) as pool:
         with _deaf_to_ctrl_c():
-            tasks = {pool.submit(_play, point.scenario, folder / name_of(point), workers): point for point in found}
+            tasks = {
+                pool.submit(_play, point.scenario, folder / name_of(point), workers, fresh): point for point in found
+            }
         try:
             for task in as_completed(tasks):
                 yield _result(tasks[task], task)
@@ -157,5 +162,5 @@ def name_of(point: Point) -> str:
     return f"{plain}-{digest_of(to_text(dict(point.values)).encode())[:8]}"
 
 
-def _play(scenario: Scenario, folder: Path, workers: int) -> Run:
-    return play(scenario, folder, workers=workers, progress=Silent())
+def _play(scenario: Scenario, folder: Path, workers: int, fresh: bool) -> Run:
+    return play(scenario, folder, workers=workers, progress=Silent(), fresh=fresh)

@@ -13,7 +13,8 @@ from pydantic import Field, with_config
 
 from umbel.errors import BadInput, OutOfBounds
 from umbel_server.gates import GatePolicy
-from umbel_simulations.parts import STRICT, AtLeastOne, NotNegative, Positive, Share
+from umbel_server.rollout_spec import Wave
+from umbel_simulations.parts import STRICT, Decades, NotNegative, Positive, Share
 
 
 @with_config(STRICT)
@@ -26,7 +27,7 @@ class Population:
     availability: Literal["always", "diurnal", "trace"] = "diurnal"
     """When a device is idle, charging and on an unmetered network."""
     trace: str = ""
-    """For "trace": a file in FedScale's format, from the scenario's own folder."""
+    """For "trace": a file in FedScale's format, from the scenario's own folder; its second 0 is the run's first."""
     mean_availability: Share = 0.25
     """For "diurnal": share of a day in which a device is free."""
     day_night_swing: Annotated[float, Field(ge=1)] = 4.0
@@ -35,13 +36,13 @@ class Population:
     """Hours ahead of UTC: 2 is UTC+2, -8 is UTC-8. Devices are spread over them evenly."""
     examples_per_second: Positive = 200.0
     """Median speed of training."""
-    speed_decades: NotNegative = 2.0
+    speed_decades: Decades = 2.0
     """Powers of ten between the slowest and the fastest 2.5 per cent (log-normal)."""
     megabits_down: Positive = 20.0
     """Median bandwidth towards a device, in Mbit/s."""
     megabits_up: Positive = 5.0
     """Median bandwidth from a device, in Mbit/s."""
-    network_decades: NotNegative = 1.0
+    network_decades: Decades = 1.0
     """As `speed_decades`, for bandwidth."""
     latency_seconds: NotNegative = 0.05
     """Median time of a message there and back."""
@@ -83,7 +84,7 @@ class Crash:
 
     process: Process
     """What is killed; the leader is the coordinator while it combines a sum. Only private rounds have a helper."""
-    times: AtLeastOne = 1
+    times: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     """How often; for devices: over the whole population."""
     from_hour: NotNegative = 0.0
     """When the first may come."""
@@ -159,6 +160,16 @@ class WaveStep:
     """Time that must pass before the gate may pass."""
     deadline_hours: Positive = 48.0
     """Time after which a gate that can't tell pauses the rollout."""
+
+    def __post_init__(self) -> None:
+        self.wave()
+
+    def wave(self) -> Wave:
+        """The step as the product takes it; raises `OutOfBounds` for one that it refuses."""
+        try:
+            return Wave(self.percent, self.soak_hours * 3600.0, self.deadline_hours * 3600.0)
+        except OutOfBounds as error:
+            raise OutOfBounds(f"rollouts: {error}") from error
 
 
 @with_config(STRICT)

@@ -21,6 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from tests.server.cohorts import ZERO, cohort
 from umbel.errors import BadInput, MalformedMessage, NotFinite, OutOfBounds, WeightsMismatch
+from umbel.plan import Kind, Plan
 from umbel.update import Aggregate, Update
 from umbel.weights import Weights
 from umbel_server.aggregation import Collected, Presummed, Singles
@@ -33,6 +34,7 @@ from umbel_server.flower import (
     needed_metrics,
     require_strategy,
 )
+from umbel_server.task import Task
 
 ARGUMENTS: dict[str, dict[str, float]] = {
     "FedAvgM": {"server_momentum": 0.9, "server_learning_rate": 0.7},
@@ -267,6 +269,17 @@ def test_what_a_strategy_asks_of_devices_goes_into_their_plan() -> None:
     assert device_hyperparameters(StrategySpec("FedAvg")) == {}
     assert needed_metrics(StrategySpec("QFedAvg", {"client_learning_rate": 0.1})) == {"train_loss", "train_examples"}
     assert needed_metrics(StrategySpec("Krum")) == frozenset()
+
+
+def test_a_plan_and_a_strategy_that_ask_devices_for_different_things_are_refused() -> None:
+    """FedProx by its name alone has a weight of 0: it would undo the plan's without a word."""
+    plan = Plan(hyperparameters={"mu": 0.1})
+    with pytest.raises(BadInput, match=r"plan's mu is 0\.1, and FedProx asks devices for 0; leave it to one"):
+        Task("prox", "people", "model", plan, strategy=StrategySpec("FedProx"))
+    for agreed in (StrategySpec("FedAvg"), StrategySpec("FedProx", {"proximal_mu": 0.1})):
+        assert Task("prox", "people", "model", plan, strategy=agreed).plan_for(Kind.TRAIN).hyperparameters == {
+            "mu": 0.1
+        }
 
 
 def test_a_step_leaves_the_garbage_collector_as_it_was() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from umbel.errors import AlreadyExists, BadInput, MalformedMessage, NotFound, WrongState
+from umbel.errors import AlreadyExists, BadInput, MalformedMessage, NotFound, UmbelError, WrongState
 from umbel_simulations import cli, runs
 from umbel_simulations.engines import Silent
 from umbel_simulations.scenario import Scenario
@@ -99,6 +99,10 @@ def test_sweep_plays_a_grid_and_compare_puts_its_runs_side_by_side(simulate: Tol
     assert (tmp_path / "both.html").read_text().count("<polyline") == 10
     code, out, _ = simulate("sweep", "digits-dirichlet", *SMALL, *grid)
     assert code == 0 and "data.alpha" in out
+    code, _, err = simulate("sweep", "digits-dirichlet", *SMALL, *grid, "--seed", "2")
+    assert code == 1 and "begin anew by --fresh" in err
+    code, out, _ = simulate("sweep", "digits-dirichlet", *SMALL, *grid, "--seed", "2", "--fresh")
+    assert code == 0 and "data.alpha" in out
 
 
 def test_a_file_that_cannot_be_used_is_told_in_one_line(simulate: Told, tmp_path: Path) -> None:
@@ -176,6 +180,16 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
         runs.play(small(), tmp_path / "mine", workers=1, progress=Silent())
     with pytest.raises(NotFound):
         runs.read(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("engine", ["cohort", "fleet"])
+def test_a_run_that_never_began_leaves_its_folder_to_the_right_one(tmp_path: Path, engine: str) -> None:
+    """As after a mistyped name, or what the engine refuses once it has looked."""
+    for wrong in ({"model": "digit"}, {"data.users": 1000}, {"task.plan.mu": 0.5}):
+        with pytest.raises(UmbelError):
+            runs.play(small(engine=engine, **wrong), tmp_path / "run", workers=1, progress=Silent())
+    told = small(engine=engine, hours=0.01)
+    assert runs.play(told, tmp_path / "run", workers=1, progress=Silent()).outcome.engine == engine
 
 
 def test_nothing_in_a_folder_of_other_things_is_deleted(tmp_path: Path) -> None:

@@ -3,17 +3,19 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from umbel.bundle import Bundle
-from umbel.errors import BadInput, InputMismatch, NotFound, OutOfBounds
+from umbel.errors import BadInput, InputMismatch, MalformedMessage, NotFinite, NotFound, OutOfBounds
 from umbel.manifest import TensorSpec
 from umbel_models.zoo import bundle_path
 from umbel_models.zoo.features import CONTEXT, FLIGHT_FEATURES, TOKENS, decode
 from umbel_simulations.data import Federation, load
 from umbel_simulations.scenario import Data, Scenario
+from umbel_simulations.scenario_file import find
 from umbel_simulations.setting import fitted, prepare
 
 
@@ -108,3 +110,61 @@ def test_the_packaged_bundles_take_their_data(name: str) -> None:
     partition = "iid" if name == "digits" else "natural"
     scenario = Scenario("x", name, Data(name, partition=partition))  # type: ignore[arg-type]
     assert prepare(scenario, 0).federation.central.count > 300
+
+
+def _archive(path: Path, count: int, **more: np.ndarray) -> None:
+    rng = np.random.default_rng(count)
+    arrays = {"x": rng.random((count, 64)).astype(np.float32) * 16, "y": rng.integers(0, 10, count)}
+    np.savez(path, **{**arrays, **more})
+
+
+def test_ones_own_users_hold_what_their_devices_would(tmp_path: Path) -> None:
+    """As `umbel-device examples import` reads the very same archives."""
+    _archive(tmp_path / "ben.npz", 20)
+    _archive(tmp_path / "anna.npz", 10, held_back=np.arange(10) % 5 == 0)
+    federation = load(Data("own", folder=str(tmp_path)), seed=0)
+    anna, ben = federation.clients
+    assert [(one.name, one.training.count, one.held_back.count) for one in (anna, ben)] == [
+        ("anna", 8, 2),
+        ("ben", 16, 4),
+    ]
+    assert federation.central.count == 6
+    given = np.load(tmp_path / "ben.npz")
+    np.testing.assert_array_equal(ben.held_back.inputs["x"], given["x"][16:])
+    np.testing.assert_array_equal(anna.held_back.targets["y"], np.load(tmp_path / "anna.npz")["y"][[0, 5]])
+    cut = load(Data("own", "dirichlet", users=3, folder=str(tmp_path)), seed=0)
+    assert (len(cut.clients), _rows(cut), cut.central.count) == (3, 24, 6)
+
+
+def test_ones_own_users_train_in_a_scenario_that_stands_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "people").mkdir()
+    for count in (20, 30, 40):
+        _archive(tmp_path / "people" / f"user{count}.npz", count)
+    text = 'name = "mine"\nmodel = "digits"\n[data]\nfederation = "own"\nfolder = "people"\n'
+    (tmp_path / "mine.toml").write_text(text)
+    told = find(str(tmp_path / "mine.toml"))
+    assert [client.training.count for client in prepare(told, 0).federation.clients] == [16, 24, 32]
+    _archive(tmp_path / "people" / "wrong.npz", 30, y=np.arange(30))
+    with pytest.raises(InputMismatch, match=r"holds 2\d; this model has labels 0 to 9"):
+        prepare(told, 0)
+
+
+def test_archives_that_are_no_users_are_refused_by_name(tmp_path: Path) -> None:
+    own = Data("own", folder=str(tmp_path))
+    with pytest.raises(NotFound, match=r"there is no \.npz"):
+        load(own, 0)
+    _archive(tmp_path / "a.npz", 4)
+    with pytest.raises(OutOfBounds, match=r"nobody in .* holds an example back"):
+        load(own, 0)
+    _archive(tmp_path / "b.npz", 10, x=np.zeros((10, 3), np.float32))
+    with pytest.raises(InputMismatch, match=r"b\.npz isn't like a\.npz"):
+        load(own, 0)
+    _archive(tmp_path / "b.npz", 10, x=np.full((10, 64), np.nan, np.float32))
+    with pytest.raises(NotFinite, match=r"b\.npz"):
+        load(own, 0)
+    (tmp_path / "b.npz").write_bytes(b"not an archive")
+    with pytest.raises(MalformedMessage, match=r"b\.npz"):
+        load(own, 0)
+    for wrong in ({"federation": "own"}, {"federation": "smartwatch", "folder": "people"}):
+        with pytest.raises(BadInput, match="go together"):
+            Data(**wrong)  # type: ignore[arg-type]

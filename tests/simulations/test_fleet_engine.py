@@ -11,8 +11,10 @@ import pytest
 
 from tests.simulations import fleets
 from umbel.bundle import Bundle
+from umbel.errors import OutOfBounds
 from umbel_server.privacy_ledger import epsilon
 from umbel_simulations.fleet import virtual_time
+from umbel_simulations.fleet.engine import require_room
 from umbel_simulations.scenario import PrivacyPart
 from umbel_simulations.world import Adversary, RolloutPlan
 
@@ -80,6 +82,12 @@ def test_who_was_taken_away_at_work_has_wasted_it_though_it_could_not_tell_yet(
     assert sum(found.shapes.values()) < found.sessions, "some have not come back"
     assert found.dropped >= 0.8 * found.faults["taken away"] > 0
     assert found.wasted >= found.dropped * 0.9
+
+
+def test_a_fleet_that_would_fill_the_memory_is_refused_before_it_does() -> None:
+    require_room(100_000, 1 << 30)
+    with pytest.raises(OutOfBounds, match=r"10,000,000 devices take 30 GB or more, and this machine has 8 GB"):
+        require_room(10_000_000, 8_000_000_000)
 
 
 def test_privacy_is_reported_as_it_was_spent_round_by_round(tiny_bundle: Bundle, tmp_path: Path) -> None:

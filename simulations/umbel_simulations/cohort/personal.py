@@ -1,8 +1,8 @@
 """What each user makes of the last global model for itself, and how much better that answers its held-back examples.
 
-Three ways: a copy fine-tuned on the user's own examples; only its head fine-tuned, the body shared by all (as in
-FedPer, arXiv:1912.00818); and the mean of the global model and the fine-tuned copy (as in APFL, arXiv:2003.13461, with
-equal parts).
+Three ways: a copy fine-tuned on the user's own examples; only its head fine-tuned, the body shared by all (after
+FedPer, arXiv:1912.00818); and the mean of the global model and the fine-tuned copy (after APFL, arXiv:2003.13461). All
+begin when the global model is done; FedPer keeps heads apart from the first round on, and APFL trains both at once.
 """
 
 from __future__ import annotations

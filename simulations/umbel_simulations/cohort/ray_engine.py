@@ -51,6 +51,8 @@ def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, fold
     if (Path(scenario.model) / "manifest.json").is_file():
         # An actor may stand in another folder.
         scenario = replace(scenario, model=str(Path(scenario.model).resolve()))
+    if scenario.data.folder:
+        scenario = replace(scenario, data=replace(scenario.data, folder=str(Path(scenario.data.folder).resolve())))
     setting = prepare(scenario, seed)
     found: list[Outcome] = []
 

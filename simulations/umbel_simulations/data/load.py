@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -14,8 +15,9 @@ from umbel_simulations.data import partition
 from umbel_simulations.data.digits import load_digits
 from umbel_simulations.data.federation import ClientData, Federation, join
 from umbel_simulations.data.flights import load_aeroplanes
+from umbel_simulations.data.own import load_users
 from umbel_simulations.data.shakespeare import load_roles
-from umbel_simulations.scenario import Data, FederationName
+from umbel_simulations.scenario import Data
 from umbel_simulations.smartwatch import Windows, load_wearers
 
 CUT_USERS: Final = 20
@@ -30,21 +32,22 @@ def load(data: Data, seed: int) -> Federation:
     holds back a fifth by chance, and the global model is judged by what nobody trains with.
 
     Raises:
-        NotFound: the package that holds the data isn't installed.
+        NotFound: the package that holds the data isn't installed; or there is nothing of one's own.
+        MalformedMessage, InputMismatch, NotFinite: one's own data are no examples; see `load_users`.
         BadInput: a partition by labels of data that have none.
         OutOfBounds: more users than there can be.
     """
     if data.partition == "natural":
-        clients = _keep(_natural(data.federation), data.users)
+        clients = _keep(_natural(data), data.users)
         central = join([client.held_back for client in clients])
     else:
-        pool, central = _pooled(data.federation)
+        pool, central = _pooled(data)
         clients = _cut(pool, data, seed)
     return Federation(data.federation, tuple(_at_most(client, data.most_examples) for client in clients), central)
 
 
-def _natural(name: FederationName) -> list[ClientData]:
-    match name:
+def _natural(data: Data) -> list[ClientData]:
+    match data.federation:
         case "smartwatch":
             return [ClientData(one.name, _examples(one.training), _examples(one.held_back)) for one in load_wearers()]
         case "shakespeare":
@@ -53,17 +56,19 @@ def _natural(name: FederationName) -> list[ClientData]:
             return list(load_aeroplanes())
         case "digits":
             raise BadInput("data: the digits have no natural users; cut them")
+        case "own":
+            return load_users(Path(data.folder))
 
 
 def _examples(windows: Windows) -> Examples:
     return Examples({INPUT: windows.x}, {TARGET: windows.y}, len(windows))
 
 
-def _pooled(name: FederationName) -> tuple[Examples, Examples]:
+def _pooled(data: Data) -> tuple[Examples, Examples]:
     """What may be cut anew, and what to judge by."""
-    if name == "digits":
+    if data.federation == "digits":
         return load_digits()
-    clients = _natural(name)
+    clients = _natural(data)
     return join([client.training for client in clients]), join([client.held_back for client in clients])
 
 
@@ -76,7 +81,7 @@ def _keep(clients: list[ClientData], users: int) -> list[ClientData]:
 def _cut(pool: Examples, data: Data, seed: int) -> list[ClientData]:
     chance = generator(seed, "partition", data.federation, data.partition)
     users = data.users or CUT_USERS
-    labels = pool.targets[TARGET]
+    labels = pool.targets.get(TARGET, np.empty((0, 0)))
     if data.partition != "iid" and labels.ndim != 1:
         raise BadInput(f'data: {data.federation} has no single labels to cut by; choose partition = "iid" or "natural"')
     match data.partition:

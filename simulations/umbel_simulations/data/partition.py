@@ -29,8 +29,10 @@ def iid(count: int, users: int, chance: np.random.Generator) -> Rows:
 
 
 def dirichlet(labels: NDArray[Any], users: int, alpha: float, chance: np.random.Generator) -> Rows:
-    """Share each label out in proportions drawn from a Dirichlet distribution (Hsu et al. 2019, arXiv:1909.06335).
+    """Share each label out in proportions from a Dirichlet distribution (Yurochkin et al. 2019, arXiv:1905.12022).
 
+    So users differ in how much they have, too. Hsu et al. (arXiv:1909.06335) draw each user's mixture instead, and give
+    all as much.
     Whoever ends up with fewer than `LEAST` examples is given some by those who have most.
 
     Args:

@@ -12,6 +12,7 @@ A run that was killed is told again from its beginning: nothing of it needs to b
 from __future__ import annotations
 
 import asyncio
+import os
 import traceback
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from umbel.errors import InvariantBroken
+from umbel.errors import InvariantBroken, OutOfBounds
 from umbel.identity import DeviceId
 from umbel.randomness import generator
 from umbel.release import STABLE
@@ -58,6 +59,8 @@ from umbel_simulations.world import Crash, Outage
 MIDNIGHT: Final = 1_789_948_800.0
 """POSIX seconds of the day on which every simulation begins; a Monday."""
 _AWAY_SECONDS: Final = 1800.0
+_DEVICE_BYTES: Final = 3_000
+"""Of memory that a device takes, as seen with 100,000 of them."""
 _LOOK_SECONDS: Final = 60.0
 _TELL_SECONDS: Final = 900.0
 
@@ -69,6 +72,7 @@ def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, fold
         InvariantBroken: the product's books don't fit what happened: a bug, found.
         SimulationStuck: everybody waits for something that nobody will do.
         BadInput: a scenario that the product refuses.
+        OutOfBounds: more devices than this machine has memory for.
     """
     scenario = replace(scenario, seed=seed)
     return play(scenario, prepare(scenario, seed), workers=workers, progress=progress, folder=folder)
@@ -76,8 +80,18 @@ def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, fold
 
 def play(scenario: Scenario, setting: Setting, *, workers: int, progress: Progress, folder: Path) -> Outcome:
     """`run` with the scenario's own seed, on a model and users that are at hand."""
+    require_room(scenario.population.devices, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with scratch(folder) as place, listening() as failures:
         return run_loop(lambda loop: Run(loop, scenario, setting, workers, progress, place, failures).play())
+
+
+def require_room(devices: int, memory: int) -> None:
+    """Raise `OutOfBounds` for a fleet that would never fit into so many bytes, before it fills them."""
+    if devices * _DEVICE_BYTES > memory:
+        raise OutOfBounds(
+            f"population: {devices:,} devices take {devices * _DEVICE_BYTES / 1e9:,.0f} GB or more, and this machine "
+            f"has {memory / 1e9:,.0f} GB of memory; ask for fewer"
+        )
 
 
 class Run:

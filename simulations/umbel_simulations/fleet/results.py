@@ -151,7 +151,8 @@ def _spending(rounds: Iterable[RoundOutcome], epsilons: Mapping[int, float]) -> 
     """Rounds with what had been spent by then; one that was never private cost nothing."""
     spent = 0.0
     for one in rounds:
-        spent = epsilons.get(one.number, spent)
+        now = epsilons.get(one.number, spent)
+        spent = now if math.isfinite(now) else 0.0
         yield replace(one, epsilon=spent)
 
 

@@ -20,7 +20,7 @@ from umbel.weights import Weights
 from umbel_server.executions import HOLDS_IT, of_numbers
 from umbel_server.gates import GatePolicy
 from umbel_server.rollout import Stage
-from umbel_server.rollout_spec import OnFailure, RolloutSpec, Wave
+from umbel_server.rollout_spec import OnFailure, RolloutSpec
 from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.tables import VERSIONS
 from umbel_server.versions import Lineage, Version, VersionState
@@ -115,9 +115,7 @@ class Play:
             prepared.number,
             from_release=head,
             revert_release=prepared.revert,
-            waves=tuple(
-                Wave(step.percent, step.soak_hours * 3600.0, step.deadline_hours * 3600.0) for step in self._plan.waves
-            ),
+            waves=tuple(step.wave() for step in self._plan.waves),
             gate=gate_of(self._plan.gate),
             on_failure=OnFailure(self._plan.on_failure),
         )
