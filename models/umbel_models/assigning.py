@@ -87,12 +87,23 @@ def _assigned(x: Tensor, keys: tuple[Any, ...], value: Any) -> Tensor | None:
     """The tensor with the value at these places; None for places that aren't told by numbers alone."""
     if len(keys) == 1 and isinstance(keys[0], Tensor) and keys[0].dtype == torch.bool:
         return _where(x, keys[0], value)
+    if any(isinstance(key, Tensor) for key in keys) and all(_whole(key) or _by_number(key) for key in keys):
+        index = [None if _whole(key) else key for key in keys]
+        return torch.ops.aten.index_put(x, index, torch.as_tensor(value, dtype=x.dtype))  # type: ignore[no-any-return]
     places = _places(x, keys)
     if places is None:
         return None
     given = torch.as_tensor(value, dtype=x.dtype).expand(x[keys].shape)
     sizes = [len(places[dim]) if dim in places else size for dim, size in enumerate(x.shape)]
     return _joined(x, sorted(places.items()), given.reshape(sizes))
+
+
+def _whole(key: Any) -> bool:
+    return isinstance(key, slice) and key in (slice(None), slice(0, None))
+
+
+def _by_number(key: Any) -> bool:
+    return isinstance(key, Tensor) and not key.is_floating_point() and key.dtype != torch.bool
 
 
 def _where(x: Tensor, mask: Tensor, value: Any) -> Tensor | None:
@@ -113,7 +124,7 @@ def _places(x: Tensor, keys: tuple[Any, ...]) -> dict[int, range] | None:
         named[at:at] = [slice(None)] * (x.dim() - len(named))
     found = {}
     for dim, key in enumerate(named):
-        if key in (slice(None), slice(0, None)):
+        if _whole(key):
             continue
         size = x.shape[dim]
         if not isinstance(size, int):

@@ -40,6 +40,13 @@ _NO_PART: Final = {"labels", "calibration", "golden_tolerance", "description"}
 """Fields of a spec that are no part of any graph."""
 
 
+def _last_asked_for(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:  # another process made room
+        return 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class GraphCache:
     """A folder of translated graphs. Any number of processes may share it: what is there is whole."""
@@ -73,7 +80,7 @@ class GraphCache:
             with tempfile.NamedTemporaryFile(dir=self.directory, suffix=".part", delete=False) as part:
                 part.write(data)
             Path(part.name).replace(path)
-            stored = sorted(self.directory.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+            stored = sorted(self.directory.glob("*.safetensors"), key=_last_asked_for)
             for old in stored[:-KEEP]:
                 old.unlink(missing_ok=True)
         except OSError:

@@ -28,7 +28,7 @@ from umbel_models.quantising import Quantise, quantise
 from umbel_models.signatures import Signature, State, signatures
 from umbel_models.spec import ModelSpec
 from umbel_models.threads import one_torch_thread
-from umbel_models.vetting import own_copy, require_sound
+from umbel_models.vetting import own_copy, require_sound, without_fast_path
 
 GOLDEN_COUNT: Final = 8
 
@@ -71,7 +71,7 @@ def compile_model(
     """
     if not runtimes:
         raise CannotCompile(f"{spec.name!r}: no runtime to compile for; name one or more")
-    with one_torch_thread():
+    with one_torch_thread(), without_fast_path():
         spec = own_copy(spec)
         require_sound(spec)
         spec = resolved(spec)

@@ -5,6 +5,7 @@ Each is a function of torch that has no translation, or whose gradient has none,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -152,7 +153,79 @@ def fold(
     return F.conv_transpose2d(columns, _picks(channels, window), None, steps, pads, rest, channels, gaps)
 
 
+# Bags of looked-up rows.
+
+
+def embedding_bag(
+    places: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """F.embedding_bag of [N, L], each bag as long as the others: rows added up, or their mean."""
+    if offsets is not None or places.dim() != 2 or mode == "max" or max_norm is not None:
+        raise OperatorNotSupported(
+            "embedding_bag by offsets, of the largest, or with max_norm; give [N, L] and mode='sum' or 'mean'"
+        )
+    rows = F.embedding(places, weight, padding_idx)
+    rows = rows if per_sample_weights is None else rows * per_sample_weights.unsqueeze(-1)
+    if padding_idx is None:
+        return rows.sum(1) if mode == "sum" else rows.mean(1)
+    counts = (places != padding_idx % weight.shape[0]).to(rows.dtype).unsqueeze(-1)
+    total = (rows * counts).sum(1)
+    return total if mode == "sum" else total / counts.sum(1).clamp(min=1)
+
+
 # Products, distances, picks.
+
+
+def prod(x: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """torch.prod along a dimension, by halves."""
+    if dim is None or dtype not in (None, x.dtype) or x.shape[dim] == 0 or not isinstance(x.shape[dim], int):
+        raise OperatorNotSupported("prod of everything, over the batch, or in a dtype of its own; name a dimension")
+    while (size := int(x.shape[dim])) > 1:
+        half = size // 2
+        product = x.narrow(dim, 0, half) * x.narrow(dim, half, half)
+        x = product if size % 2 == 0 else torch.cat([product, x.narrow(dim, size - 1, 1)], dim)
+    return x if keepdim else x.squeeze(dim)
+
+
+def windows(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
+    """Tensor.unfold: each window of a dimension, whose places come last."""
+    dim, length = dimension % x.dim(), x.shape[dimension]
+    if not isinstance(length, int):
+        raise OperatorNotSupported("windows over the examples of a batch; cut another dimension")
+    count = (length - size) // step + 1
+    places = torch.arange(count).unsqueeze(1) * step + torch.arange(size)
+    picked = torch.index_select(x, dim, places.reshape(-1))
+    return picked.reshape([*x.shape[:dim], count, size, *x.shape[dim + 1 :]]).movedim(dim + 1, -1)
+
+
+def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    """F.normalize; what it is to be written into (spectral norm does that) is written as a whole."""
+    unit = x / torch.linalg.vector_norm(x, p, dim, keepdim=True).clamp_min(eps).expand_as(x)
+    return unit if out is None else out.copy_(unit)
+
+
+def gaussian_nll_loss(
+    mean: Tensor, target: Tensor, variance: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
+) -> Tensor:
+    """F.gaussian_nll_loss, which would ask whether a variance is below zero."""
+    variance = torch.as_tensor(variance, dtype=mean.dtype)
+    if variance.dim() == mean.dim() - 1 and variance.dim():
+        variance = variance.unsqueeze(-1)
+    # Held at least eps, without a gradient that goes through that.
+    held = variance + (variance.detach().clamp(min=eps) - variance.detach())
+    loss = 0.5 * (torch.log(held) + (mean - target) ** 2 / held) + (0.5 * math.log(2 * math.pi) if full else 0.0)
+    whole: Tensor = loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    return whole
 
 
 def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -37,7 +37,7 @@ from umbel_models.dropout import drawing_in_torch
 from umbel_models.parity import to_numpy
 from umbel_models.signatures import SUM_PREFIX, Named, Signature, State, signatures
 from umbel_models.spec import ModelSpec
-from umbel_models.vetting import own_copy, require_sound
+from umbel_models.vetting import own_copy, require_sound, without_fast_path
 
 NAME: Final = "torch"
 
@@ -106,7 +106,7 @@ class EagerRuntime:
     def answer(self, name: str, named: Named) -> Named:
         """What a signature makes of tensors, in evaluation mode."""
         self._spec.module.eval()
-        with _failures(name, self._spec.name), torch.no_grad():
+        with _failures(name, self._spec.name), torch.no_grad(), without_fast_path():
             return self._signatures[name].function(named)
 
     def step(self, named: Named) -> Named:

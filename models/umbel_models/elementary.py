@@ -206,6 +206,7 @@ def _diagonal_backward(gradient: Tensor, sizes: Sequence[int], offset: int, dim1
 ELEMENTARY: Final[dict[Any, Callable[..., Any]]] = {
     aten._unsafe_index_put.default: put,
     aten.acosh.default: _acosh,
+    aten.argmin.default: lambda x, dim=None, keepdim=False: aten.argmax(-x, dim, keepdim),
     aten.asinh.default: _asinh,
     aten.atan2.default: _atan2,
     aten.atanh.default: _atanh,

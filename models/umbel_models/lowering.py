@@ -30,6 +30,7 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules import transformer
 
 from umbel.errors import CannotCompile, OperatorNotSupported, UmbelError
 from umbel_models.rewrites import Rewrites
@@ -99,6 +100,12 @@ class Lowered:
                 )
 
 
+def _as_it_was_said(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """Whether a mask is causal."""
+    del mask, size
+    return bool(is_causal)
+
+
 @contextmanager
 def _tracing(fake: FakeTensorMode) -> Iterator[None]:
     """Everything that must hold while tracing."""
@@ -116,6 +123,9 @@ def _tracing(fake: FakeTensorMode) -> Iterator[None]:
         stack.enter_context(_compiling_state_context())
         stack.callback(Distribution.set_default_validate_args, Distribution._validate_args)
         Distribution.set_default_validate_args(False)
+        # Stacks of layers would ask whether a mask is the causal one; it is added to the scores in any case.
+        stack.callback(setattr, transformer, "_detect_is_causal_mask", transformer._detect_is_causal_mask)
+        transformer._detect_is_causal_mask = _as_it_was_said
         yield
 
 
@@ -158,6 +168,13 @@ _READS_VALUES: Final = (
     "the module asks what number a tensor holds (an if on it, int(...), .item(), a selection by a mask); "
     "use torch.where"
 )
+
+
+_KNOWN: Final = {
+    "setup_context": "an autograd.Function keeps what it needs in its forward; do that in a setup_context",
+    "saved tensor hooks": "gradients are worked out by checkpoints; switch that off for the compiler",
+}
+"""Part of what torch says -> what it means here."""
 
 
 def _where(module: nn.Module, error: Exception) -> str:
@@ -248,7 +265,9 @@ def trace(signature: Signature, module: nn.Module, table: Decompositions) -> Low
     except DataDependentOutputException as error:
         raise CannotCompile(f"{signature.name!r}: {_READS_VALUES}{_where(module, error)}") from error
     except Exception as error:  # torch raises anything at all from inside a user's module
-        what = _READS_VALUES if isinstance(error, GuardOnDataDependentSymNode) else f"{type(error).__name__}: {error}"
+        known = [instead for words, instead in _KNOWN.items() if words in str(error)]
+        what = known[0] if known else f"{type(error).__name__}: {error}"
+        what = _READS_VALUES if isinstance(error, GuardOnDataDependentSymNode) else what
         raise CannotCompile(f"{signature.name!r}: tracing failed: {what}{_where(module, error)}") from error
     lowered = Lowered(signature, graph, tuple(outputs), sizes)
     lowered.require_open_batch("tracing")

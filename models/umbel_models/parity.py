@@ -15,7 +15,6 @@ torch as in any graph; tolerances widen by a few times what the twin is off, at 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from umbel.weights import Weights
 from umbel_models.adapters import resolved
 from umbel_models.dropout import drawing_in_torch
 from umbel_models.spec import ModelSpec
+from umbel_models.vetting import copied, without_fast_path
 
 BATCH_SIZES: Final = (1, 5, 8)
 TRAIN_SIZES: Final = (8, 5, 16, 1)
@@ -84,11 +84,12 @@ def check_parity(spec: ModelSpec, bundle: Bundle, runtime: Runtime) -> ParityRep
     """
     spec = resolved(spec)
     _require_same_weights(spec, bundle)
-    module = copy.deepcopy(spec.module)
+    module = copied(spec.module)
     minimum = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()) else 1
     try:
-        infer = max(_infer(spec, module, bundle, runtime, size) for size in BATCH_SIZES)
-        evaluate = max(_evaluate(spec, module, bundle, runtime, size) for size in BATCH_SIZES)
+        with without_fast_path():
+            infer = max(_infer(spec, module, bundle, runtime, size) for size in BATCH_SIZES)
+            evaluate = max(_evaluate(spec, module, bundle, runtime, size) for size in BATCH_SIZES)
         short, long = _train(spec, bundle, runtime, minimum)
     except CannotCompile:
         raise
@@ -194,7 +195,7 @@ class _TorchSide:
     """What torch itself makes of a model's training."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        self._spec, self.module = spec, copy.deepcopy(spec.module).train()
+        self._spec, self.module = spec, copied(spec.module).train()
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(spec.trains(name))
         self._trained = [p for p in self.module.parameters() if p.requires_grad]

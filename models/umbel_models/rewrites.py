@@ -181,7 +181,9 @@ def _cross_entropy(
     """Classes of many places [N, C, T, ...] as examples of their own."""
     if scores.dim() > 2 and scores.dim() == target.dim() + 1:
         if reduction == "none":
-            raise OperatorNotSupported("cross_entropy of each place; take the mean or the sum")
+            flat = scores.movedim(1, -1).reshape(-1, scores.shape[1]), target.reshape(-1)
+            settings: Any = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+            return F.cross_entropy(*flat, weight, reduction=reduction, **settings).reshape(target.shape)
         scores, target = scores.movedim(1, -1).reshape(-1, scores.shape[1]), target.reshape(-1)
     plain = weight is None and not label_smoothing and size_average is None and reduce is None
     if plain and reduction in ("mean", "sum") and scores.dim() == 2 and not target.is_floating_point():
@@ -257,7 +259,13 @@ REPLACED: Final[dict[Any, Callable[..., Any]]] = {
     torch.take_along_dim: composites.take_along_dim,
     Tensor.sgn: torch.sign,
     Tensor.take_along_dim: composites.take_along_dim,
-    F.embedding_bag: _refuse("embedding_bag; use embedding, and the mean or the sum of what it gives"),
+    F.embedding_bag: composites.embedding_bag,
+    F.gaussian_nll_loss: composites.gaussian_nll_loss,
+    F.normalize: composites.normalize,
+    torch.prod: composites.prod,
+    Tensor.prod: composites.prod,
+    Tensor.unfold: composites.windows,
+    F.ctc_loss: _refuse("ctc_loss, whose paths hang on the targets; use cross_entropy with a target for each step"),
     F.feature_alpha_dropout: _refuse("feature_alpha_dropout; use dropout2d or alpha_dropout"),
     F.rrelu: _refuse("rrelu, which draws its slopes; use leaky_relu"),
     F.gumbel_softmax: _refuse("gumbel_softmax, which draws; use softmax"),

@@ -29,10 +29,8 @@ INSTEAD: Final = {
     "multinomial": _CHANCE,
     "nonzero": _EVERYWHERE,
     "normal": _CHANCE,
-    "prod": "the exp of a sum of logarithms",
     "randint": _CHANCE,
     "searchsorted": _COMPARED,
-    "unfold": "F.unfold, a convolution, or slices joined by torch.cat",
 }
 """Operator -> what does in its place."""
 _ANYTHING: Final = "operators of docs/reference/what-compiles.md, or give what it comes to as an input"

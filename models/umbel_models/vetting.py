@@ -26,6 +26,14 @@ _CLOSE: Final = 1e-3
 """How far sums over the same examples may be apart, relative to the larger, for they are added in another order."""
 _EQUAL: Final = 1e-12
 """The same for losses that are the same, in float64."""
+_WRAPPED: Final = {
+    "DataParallel": "what it holds as `module`",
+    "DistributedDataParallel": "what it holds as `module`",
+    "OptimizedModule": "what torch.compile was given, its `_orig_mod`",
+    "RecursiveScriptModule": "the module that was scripted",
+    "TopLevelTracedModule": "the module that was traced",
+}
+"""Modules around others, which no trace goes through -> what to give instead."""
 
 
 def require_sound(spec: ModelSpec) -> None:
@@ -70,8 +78,29 @@ def own_copy(spec: ModelSpec) -> ModelSpec:
     if hooked:
         what = f"hooks on the gradients of {', '.join(hooked)}"
         raise CannotCompile(f"{spec.name!r}: {what}, which no graph would have; scale the loss, or what goes into them")
+    for path, part in spec.module.named_modules():
+        if (inner := _WRAPPED.get(type(part).__name__)) is not None:
+            where = f"module {path!r}" if path else "the module"
+            raise CannotCompile(f"{spec.name!r}: {where} is a {type(part).__name__}; give {inner}")
     with failures_of(spec, "copying of the module"):
-        return replace(spec, module=copy.deepcopy(spec.module))
+        return replace(spec, module=copied(spec.module))
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Let torch's Transformer layers answer as they train: their fast path answers zeros where padding is."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy; tensors that a module works out anew at each call (`torch.nn.utils.weight_norm`) as they are now."""
+    kept = [t for part in module.modules() for t in vars(part).values() if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in kept})
 
 
 @contextmanager

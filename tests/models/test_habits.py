@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from umbel.errors import CannotCompile, ParityFailed
 from umbel_models import parity
@@ -26,6 +30,9 @@ class Around(nn.Module):
         super().__init__()
         self.function = function
         self.first, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        if function is masked_stacks:
+            layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+            self.stack = nn.TransformerEncoder(layer, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.function(self, self.first(x)).flatten(1).unflatten(1, (-1, 8)).mean(1))
@@ -81,7 +88,9 @@ def noisy(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def counted(_: nn.Module, x: Tensor) -> Tensor:
-    """As masks of attention are looked up by the number of the example."""
+    """As masks of attention are looked up by the example's number, unless they may be asked whether all is seen."""
+    if not torch.compiler.is_exporting() and bool((x > 1e9).all()):
+        return x
     each = torch.arange(x.shape[0])
     return x * (x[..., 0] > 0)[each[:, None], torch.arange(4)[None]].unsqueeze(-1)
 
@@ -99,9 +108,24 @@ def whole_numbers_gathered(_: nn.Module, x: Tensor) -> Tensor:
     return x * F.embedding(kinds, torch.arange(5.0).unsqueeze(1)) + torch.gather(x, 1, places.unsqueeze(2) % 4)
 
 
-def asks_whether_it_is_exported(_: nn.Module, x: Tensor) -> Tensor:
-    """As masks leave out what they would otherwise ask the numbers of."""
-    return x if torch.compiler.is_exporting() or bool((x > -1e9).all()) else x * 0
+def joined_to_themselves(_: nn.Module, x: Tensor) -> Tensor:
+    """As a graph's nodes are."""
+    joined, each = torch.zeros([1, 4, 4]), torch.arange(4)
+    joined[:, each, each] = 1.0
+    return joined @ x
+
+
+def measured(_: nn.Module, x: Tensor) -> Tensor:
+    """As areas are multiplied, and the nearest of a few codes is looked up."""
+    nearest = F.embedding(torch.cdist(x, x[:, :2]).argmin(-1), torch.arange(4.0).reshape(2, 2))
+    return x * (x.prod(1, keepdim=True) + x[..., :3].prod(-1, keepdim=True)) + nearest.sum(-1, keepdim=True)
+
+
+def masked_stacks(module: nn.Module, x: Tensor) -> Tensor:
+    """As stacks of torch's own layers look whether their mask is the causal one; then windows of a series."""
+    stack: Any = module.stack
+    later, padding = torch.ones(4, 4, dtype=torch.bool).triu(1), (torch.arange(4) == 3).expand(x.shape[:2])
+    return stack(x, later, padding).unfold(1, 3, 1).mean(-1)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +138,8 @@ def asks_whether_it_is_exported(_: nn.Module, x: Tensor) -> Tensor:
         counted,
         one_key_for_all,
         whole_numbers_gathered,
-        asks_whether_it_is_exported,
+        measured,
+        masked_stacks,
     ],
 )
 def test_a_habit_of_sequence_models_trains_as_in_torch(
@@ -122,6 +147,11 @@ def test_a_habit_of_sequence_models_trains_as_in_torch(
 ) -> None:
     torch.manual_seed(1)
     compile_model(spec_of(Around(habit), 4, 6), tmp_path, BOTH)
+
+
+def test_what_is_written_at_places_trains_as_in_torch(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    compile_model(spec_of(Around(joined_to_themselves), 4, 6), tmp_path)
 
 
 class StandardisedConv(nn.Conv2d):
@@ -144,20 +174,88 @@ class ChannelsLast(nn.Module):
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.AvgPool2d(2, 2, ceil_mode=True),
-        nn.AvgPool2d(3, 1, 1, count_include_pad=False),
-        nn.AvgPool2d((3, 4), (2, 3), (1, 2), ceil_mode=True, count_include_pad=False),
-        nn.AvgPool2d(2, 2, ceil_mode=True, divisor_override=3),
-        nn.Sequential(nn.Flatten(2), nn.AvgPool1d(3, 2, 1, True, False)),
-        StandardisedConv(4, 4, 3),
-        ChannelsLast(),
+        nn.Sequential(
+            nn.AvgPool2d(2, 2, ceil_mode=True),
+            nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+            nn.AvgPool2d((3, 4), (2, 3), (1, 2), ceil_mode=True, count_include_pad=False),
+            nn.AvgPool2d(2, 2, ceil_mode=True, divisor_override=3),
+            nn.Flatten(2),
+            nn.AvgPool1d(3, 2, 1, True, False),
+        ),
+        nn.Sequential(StandardisedConv(4, 4, 3), ChannelsLast()),
     ],
 )
 def test_a_habit_of_vision_models_trains_as_in_torch(layer: nn.Module, tmp_path: Path) -> None:
     torch.manual_seed(1)
     net = nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.Flatten(), nn.LazyLinear(3))
-    net(torch.randn(2, 3, 5, 6))
-    compile_model(spec_of(net, 3, 5, 6), tmp_path, BOTH)
+    net(torch.randn(2, 3, 9, 10))
+    compile_model(spec_of(net, 3, 9, 10), tmp_path, BOTH)
+
+
+@pytest.mark.parametrize("settings", [{"mode": "mean", "padding_idx": 0}, {"mode": "sum"}])
+def test_a_bag_of_embeddings_trains_as_in_torch(settings: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.EmbeddingBag(9, 4, **settings), nn.Linear(4, 3))
+    places = {"x": torch.arange(40).reshape(8, 5) % 7}
+    compile_model(replace(spec_of(net), inputs=places), tmp_path, BOTH)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_weights_that_are_worked_out_at_each_call_train_as_in_torch(
+    norm: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        net = nn.Sequential(norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    net(torch.randn(2, 6))
+    compile_model(spec_of(net, 6), tmp_path, BOTH)
+
+
+def unlikeliness(output: Tensor, y: Tensor) -> Tensor:
+    return F.gaussian_nll_loss(output[:, 0], y.to(torch.float32), F.softplus(output[:, 1]))
+
+
+def of_places(output: Tensor, y: Tensor) -> Tensor:
+    places = torch.stack([y, y * 0], 1)
+    each = F.cross_entropy(output.reshape(-1, 2, 2).transpose(1, 2), (places > 0).to(torch.int64), reduction="none")
+    return (each * (places < 2)).mean()
+
+
+@pytest.mark.parametrize("loss", [unlikeliness, of_places])
+def test_a_loss_of_single_places_trains_as_in_torch(loss: Callable[[Tensor, Tensor], Tensor], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    compile_model(replace(spec_of(nn.Linear(6, 4), 6), loss=loss), tmp_path, BOTH)
+
+
+class Backwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
+    return checkpoint(torch.tanh, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize(
+    ("module", "match"),
+    [
+        (
+            nn.Sequential(nn.DataParallel(nn.Linear(6, 3))),
+            "module '0' is a DataParallel; give what it holds as `module`",
+        ),
+        (Around(lambda _, x: Backwards.apply(x)), r"autograd.Function .*setup_context \(in the module's own forward\)"),
+        (Around(checkpointed), r"checkpoints; switch that off"),
+        (Around(lambda _, x: x * x[x > 0].sum()), "selecting by a mask; use torch.where"),
+    ],
+)
+def test_what_no_trace_goes_through_is_refused_with_what_to_do(module: nn.Module, match: str, tmp_path: Path) -> None:
+    with pytest.raises(CannotCompile, match=match):
+        compile_model(spec_of(module, 4, 6), tmp_path)
 
 
 class Named(nn.Module):

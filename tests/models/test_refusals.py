@@ -95,7 +95,7 @@ def written_through_a_view(x: Tensor) -> Tensor:
     ("function", "error", "match"),
     [
         (lambda x: x * x.mode(1, True)[0], OperatorNotSupported, r"aten.mode.*module 'odd'.*torch.sort"),
-        (lambda x: x * x.prod(1, True), OperatorNotSupported, r"aten.prod.*module 'odd'.*sum of logarithms"),
+        (lambda x: x * x.cumprod(1), OperatorNotSupported, r"aten.cumprod.*module 'odd'.*cumsum of logarithms"),
         (torch.special.i1, OperatorNotSupported, r"i1.*module 'odd'.*what-compiles.md, or give what it comes to"),
         (lambda x: x.sort(0)[0], OperatorNotSupported, r"sort along another dimension.*module 'odd'"),
         (lambda x: x.roll(1, 0), OperatorNotSupported, r"roll another dimension.*module 'odd'"),

@@ -63,6 +63,8 @@ def _index(w: Writer, n: fx.Node, x: fx.Node, places: Sequence[fx.Node | None]) 
     if len(given) != 1:
         raise OperatorNotSupported("indexing with several tensors at once; index one dimension after the other")
     dim, index = given[0]
+    if dtype_of(index) == torch.bool:
+        raise OperatorNotSupported("selecting by a mask; use torch.where over the whole tensor")
     return w.node("Gather", x, index, axis=dim)
 
 
