@@ -71,6 +71,32 @@ def avg_pool2d(
     return F.avg_pool2d(F.pad(x, around), window, steps) * share
 
 
+def max_pool(
+    count: int,
+    x: Tensor,
+    kernel_size: _Size,
+    stride: Any = None,
+    padding: _Size = 0,
+    dilation: _Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    """F.max_pool1d of [N, C, L] or F.max_pool2d of [N, C, H, W]; nothing is larger than what windows hang over."""
+    del return_indices  # whoever wants them calls another function
+    plain: Callable[..., Tensor] = F.max_pool1d if count == 1 else F.max_pool2d
+    if not ceil_mode:
+        return plain(x, kernel_size, stride, padding, dilation)
+    lists = [per_dimension(one, count) for one in (kernel_size, stride or kernel_size, padding, dilation)]
+    with constants():
+        wanted = plain(torch.zeros(1, 1, *map(int, x.shape[2:])), *lists, ceil_mode=True).shape[2:]
+    over = [
+        max(0, (places - 1) * step + gap * (size - 1) + 1 - int(length) - 2 * pad)
+        for places, length, size, step, pad, gap in zip(wanted, x.shape[2:], *lists, strict=True)
+    ]
+    around = [room for one in reversed(over) for room in (0, one)]
+    return plain(F.pad(x, around, value=torch.finfo(x.dtype).min), *lists)
+
+
 # Pooling over three dimensions: over two, then over the third. Windows are boxes, so it is the same.
 
 
@@ -215,10 +241,10 @@ def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: 
 
 
 def gaussian_nll_loss(
-    mean: Tensor, target: Tensor, variance: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
+    mean: Tensor, target: Tensor, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
 ) -> Tensor:
     """F.gaussian_nll_loss, which would ask whether a variance is below zero."""
-    variance = torch.as_tensor(variance, dtype=mean.dtype)
+    variance = torch.as_tensor(var, dtype=mean.dtype)
     if variance.dim() == mean.dim() - 1 and variance.dim():
         variance = variance.unsqueeze(-1)
     # Held at least eps, without a gradient that goes through that.

@@ -50,7 +50,8 @@ def convolve(
     dense = pairs.permute(1, 2, 0, 3).reshape(given * outputs, seen * inputs)
     y = torch.mm(x.permute(channels_last).reshape(-1, seen * inputs), dense.t()).reshape([-1, *sizes, outputs])
     y = y if bias is None else y + bias
-    return y.permute([0, count + 1, *range(1, count + 1)])
+    # No view: what writes into it, as nn.ReLU(inplace=True) does, would be traced as writing into a part.
+    return y.permute([0, count + 1, *range(1, count + 1)]).clone()
 
 
 def _taps(

@@ -65,7 +65,9 @@ class State:
                     f"{spec.name!r}: weight {name} of shape {list(tensor.shape)} is empty; leave it out"
                 )
             if tensor.dtype != torch.float32:
-                raise CannotCompile(f"{spec.name!r}: weight {name} is {tensor.dtype}; convert the module to float32")
+                can_move = tensor.dtype.is_floating_point
+                instead = "convert the module to float32" if can_move else "keep what doesn't move in a buffer"
+                raise CannotCompile(f"{spec.name!r}: weight {name} is {tensor.dtype}; {instead}")
 
     @property
     def weights(self) -> Named:

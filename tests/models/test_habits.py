@@ -183,6 +183,14 @@ class ChannelsLast(nn.Module):
             nn.AvgPool1d(3, 2, 1, True, False),
         ),
         nn.Sequential(StandardisedConv(4, 4, 3), ChannelsLast()),
+        nn.Sequential(
+            nn.MaxPool2d(2, 2, ceil_mode=True),
+            nn.MaxPool2d((3, 2), (2, 3), (1, 0), ceil_mode=True),
+            nn.Conv2d(4, 4, (3, 2), padding=(1, 0)),
+            nn.ReLU(inplace=True),
+            nn.Flatten(2),
+            nn.MaxPool1d(2, ceil_mode=True),
+        ),
     ],
 )
 def test_a_habit_of_vision_models_trains_as_in_torch(layer: nn.Module, tmp_path: Path) -> None:

@@ -165,13 +165,21 @@ def test_a_spec_that_contradicts_itself_is_refused(changes: dict[str, Any], matc
         spec_of(nn.Linear(6, 3), **changes)
 
 
+def counting() -> nn.Module:
+    """A weight that is a whole number."""
+    module = nn.Linear(6, 3)
+    module.register_parameter("steps", nn.Parameter(torch.tensor(3), requires_grad=False))
+    return module
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"trainable": lambda name: False}, "no weight is trainable"),
         ({"outputs": ("a", "b")}, "returns 1 tensors"),
         ({"inputs": {"lr": torch.randn(12, 6)}}, "names of inputs"),
-        ({"module": nn.Linear(6, 3).double()}, "float64"),
+        ({"module": nn.Linear(6, 3).double()}, "float64; convert the module"),
+        ({"module": counting()}, "int64; keep what doesn't move in a buffer"),
     ],
 )
 def test_a_spec_that_does_not_fit_its_module_is_refused(changes: dict[str, Any], match: str, tmp_path: Path) -> None:
