@@ -83,6 +83,8 @@ class Agent:
 
     async def _sleep(self, seconds: float) -> None:
         if seconds > 0:
+            # A machine that loses its power while nothing happens must not cost a release its trial.
+            self._device.rest()
             try:
                 await asyncio.wait_for(self._stop.wait(), seconds)
             except TimeoutError:

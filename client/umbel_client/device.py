@@ -230,13 +230,15 @@ class Device:
         """End a visit that is under way within one training step; it goes on at the next. From any thread."""
         self._kit.stopping.set()
 
-    def close(self) -> None:
-        """End in order: what was loaded hasn't taken this process down, so a release on trial gets its tries back.
+    def rest(self) -> None:
+        """Nothing is asked of it for now: before a long sleep, when its app leaves the screen, at its end.
 
-        Only for a process that goes without an answer or a visit; three such ends in a row look like crashes otherwise.
-        An answer that failed still counts against the release.
+        What was loaded hasn't taken this process down; unless an answer failed, a release on trial gets its tries back.
         """
-        self._answering.ended()
+        with suppress(OSError):  # a full disk: proved at the next visit
+            self._answering.rests()
+
+    close = rest  # for `with closing(device)`
 
     # One visit.
 
@@ -297,8 +299,7 @@ class Device:
         if listing is None:
             if answer.newest is None:
                 return None
-            well = self._answering.well
-            return await self._adoption.consider(answer.newest, serving_well=well, deltas=answer.deltas)
+            return await self._adoption.consider(answer.newest, serving_well=self._answering.well, deltas=answer.deltas)
         if answer.offer is not None:
             return await self._adoption.follow(listing, answer.offer, answer.deltas)
         await self._adoption.reconsider()
@@ -395,6 +396,5 @@ class Device:
 
     def _book(self, up: int, down: int) -> None:
         """Book the visit's traffic, and save with it what was noted on the way."""
-        traffic = self._kit.traffic
-        state = self._kit.memory.state
-        self._kit.memory.keep(state.spent(self._kit.clock.now(), up=traffic.up - up, down=traffic.down - down))
+        traffic, now = self._kit.traffic, self._kit.clock.now()
+        self._kit.memory.keep(self._kit.memory.state.spent(now, up=traffic.up - up, down=traffic.down - down))

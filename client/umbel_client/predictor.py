@@ -165,11 +165,11 @@ class Answering:
                 self._shelf.change(Slots.healthy)
 
     def failed(self) -> None:
-        """An answer failed: until there is another one, an orderly end shows nothing."""
+        """An answer failed: until there is another one, a rest shows nothing."""
         self._failed = True
 
-    def ended(self) -> None:
-        """The process ends in order: what was loaded hasn't taken it down, unless it fails to answer."""
+    def rests(self) -> None:
+        """Nothing is asked of it for now: what was loaded hasn't taken the process down, unless it fails to answer."""
         if not self._failed:
             self.healthy()
 

@@ -115,6 +115,10 @@ GUARDS: Final = (
         ("a trial that begins ahead", "if now < trial.since:", "if False:"),
     ),
     *of(
+        "client/umbel_client/agent.py", _TRIAL,
+        ("a rest before each sleep", "            self._device.rest()\n", ""),
+    ),
+    *of(
         "client/umbel_client/shelf.py", _SHELF,
         ("a blob that rotted", "        if digest_of_file(path) != digest:", "        if False:"),
         ("bytes that aren't those asked for", "        if found != digest:", "        if False:"),

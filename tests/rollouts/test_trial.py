@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
 from umbel.digests import digest_of
 from umbel.errors import RuntimeFailure
+from umbel_client.agent import Agent, Until
 from umbel_client.predictor import Predictor
 from umbel_client.slots import TRIES, Personal, Slot, Slots, Trial
 
@@ -75,6 +77,17 @@ async def test_starts_that_answer_never_use_up_the_tries(fleet: Fleet) -> None:
 
     for _ in range(3 * TRIES):
         fleet.reopen(0).predict(recordings(1)[0])
+    assert fleet.releases() == [number]
+
+
+async def test_a_machine_that_loses_its_power_while_the_agent_sleeps_uses_up_no_try(fleet: Fleet) -> None:
+    number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    for _ in range(3 * TRIES):
+        device = fleet.reopen(0)
+        assert device.kit.memory.state.next_wake > fleet.clock.now(), "it sleeps before its first visit"
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(Agent(device, lambda visit: None).run(Until()), 0.05)
     assert fleet.releases() == [number]
 
 
