@@ -131,7 +131,8 @@ class Access:
         if not 0 < seconds <= MAX_TOKEN_SECONDS:
             raise OutOfBounds(f"a token can't live for {seconds} seconds; choose a time of up to a year")
         now = self._clock.now()
-        tokens = [secrets.token_urlsafe(24) for _ in range(count)]
+        # Hexadecimal: it may stand on a command line, which would take one that begins with a dash for an option.
+        tokens = [secrets.token_hex(24) for _ in range(count)]
         row = {"population": population, "created_by": actor, "created_at": now, "expires_at": now + seconds}
         body = {"count": count, "seconds": seconds}
         with self._store.transaction() as connection:

@@ -25,6 +25,10 @@ def test_a_token_lets_one_device_in_and_that_one_again(party: Party) -> None:
         enrol(party, token, Ed25519PrivateKey.generate())
 
 
+def test_a_token_never_looks_like_an_option_of_a_command(party: Party) -> None:
+    assert all(party.people.new_token(POPULATION).isalnum() for _ in range(500))
+
+
 def test_a_token_is_for_one_population_and_for_a_while(party: Party) -> None:
     token = party.people.new_token(POPULATION)
     with pytest.raises(EnrolmentRefused):

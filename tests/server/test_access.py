@@ -70,6 +70,11 @@ def test_a_token_and_a_proven_key_buy_a_certificate(
     assert actions(store) == ["tokens.create", "device.enrol"]
 
 
+def test_a_token_never_looks_like_an_option_of_a_command(access: Access) -> None:
+    tokens, _ = access.create_tokens("operator:ada", "phones", 500, 60.0)
+    assert all(token.isalnum() for token in tokens)
+
+
 def test_a_token_is_used_once(access: Access, key: ec.EllipticCurvePrivateKey) -> None:
     token = token_of(access)
     access.enrol(token, make_request(key), b"")

@@ -32,8 +32,8 @@ class People:
         return self._authority.public_key().public_bytes_raw()
 
     def new_token(self, population: str, life_seconds: float = 7 * DAY) -> str:
-        """A token for one device; only its digest is kept."""
-        token = secrets.token_urlsafe(24)
+        """A token for one device, hexadecimal as it may stand on a command line; only its digest is kept."""
+        token = secrets.token_hex(24)
         expiry = self._clock.now() + life_seconds
         self._records.add_token(digest_of(token.encode()), name(population, "population"), expiry)
         return token
