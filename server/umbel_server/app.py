@@ -29,12 +29,13 @@ from umbel_server.authority import key_to_pem
 from umbel_server.beat import Beat
 from umbel_server.blobs import Blobs
 from umbel_server.coordinator import Coordinator
+from umbel_server.files import read_file
 from umbel_server.folder import Folder
 from umbel_server.gateway import DeviceGateway, EnrolmentGateway
 from umbel_server.helper.port import HelperPort
 from umbel_server.helper.remote import RemoteHelper
 from umbel_server.holding import held
-from umbel_server.identity import Addresses, read_file
+from umbel_server.identity import Addresses
 from umbel_server.operators import Operators
 from umbel_server.provider import HttpsGet, Provider
 from umbel_server.rpc import MAX_MESSAGE_BYTES

@@ -11,7 +11,6 @@ A blob appears under its name whole or not at all: written aside, synced, rename
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 from typing import Final
@@ -19,6 +18,7 @@ from typing import Final
 from umbel.digests import Digest, digest_of, digest_of_file, parse_digest, verify_digest
 from umbel.errors import DigestMismatch, MalformedMessage, NotFound
 from umbel.file_delta import FileDelta
+from umbel_server.files import flush
 from umbel_server.store import OnStep, ignore_step
 
 AREAS: Final = ("bundles", "spool", "state", "holdout", "deltas")
@@ -37,7 +37,7 @@ class Blobs:
     def __init__(self, root: Path, on_step: OnStep = ignore_step, *, durable: bool = True) -> None:
         self._root = root
         self._on_step = on_step
-        self._sync = _sync if durable else _leave_to_the_system
+        self._sync = flush if durable else _leave_to_the_system
         for area in AREAS:
             (root / area).mkdir(parents=True, exist_ok=True, mode=0o700)
             for unfinished in (root / area).glob(f"{_ASIDE}*"):
@@ -219,11 +219,3 @@ def _read(path: Path) -> bytes:
 
 def _leave_to_the_system(path: Path) -> None:
     del path
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

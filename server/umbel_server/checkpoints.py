@@ -29,6 +29,8 @@ from umbel_server.tables import AUDIT, CHECKPOINTS
 
 ORIGIN: Final = "umbel/audit"
 _ED25519: Final = b"\x01"
+_BETWEEN: Final = "\n\n"
+"""After each note in a witness file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def key_from_text(text: str) -> bytes:
 
 def notes_of_text(text: str) -> list[str]:
     """The notes in a witness file, oldest first."""
-    return [f"{note.strip()}\n" for note in text.split("\n\n\n") if note.strip()]
+    return [f"{note.strip()}\n" for note in text.split(f"\n{_BETWEEN}") if note.strip()]
 
 
 def _key_hash(public_key: bytes) -> bytes:
@@ -177,7 +179,8 @@ class Witness:
         """All notes that were ever made, oldest first."""
         if not self._file.exists():
             return []
-        return notes_of_text(self._file.read_text("utf-8"))
+        written = self._file.read_bytes()
+        return notes_of_text(written[: _whole(written)].decode())
 
     def verify(self, store: Store) -> int:
         """Walk the log, and hold it against every note; its length.
@@ -198,10 +201,20 @@ class Witness:
 
     def _append(self, note: str) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(f"{note}\n\n")
+        with self._file.open("ab") as file:
+            if file.tell():
+                # The process died, or the disk was full, in the middle of the last one: this one says all that it did.
+                file.truncate(_whole(self._file.read_bytes()))
+            file.write(f"{note}{_BETWEEN}".encode())
             file.flush()
             os.fsync(file.fileno())
+
+
+def _whole(written: bytes) -> int:
+    """How far a witness file goes that may end in a part of a note."""
+    end = f"\n{_BETWEEN}".encode()
+    last = written.rfind(end)
+    return 0 if last < 0 else last + len(end)
 
 
 def require_witnessed(leaves: Sequence[bytes], checkpoints: Iterable[Checkpoint]) -> None:

@@ -32,7 +32,8 @@ from umbel_server.access import Authorities
 from umbel_server.aggregation import LeaderKey
 from umbel_server.authority import Authority, PeerKind, general_name, key_to_pem
 from umbel_server.checkpoints import Witness
-from umbel_server.identity import ADDRESSES_FILE, Addresses, Identity, make_private, read_file, write_private
+from umbel_server.files import make_private, read_file, write_file
+from umbel_server.identity import ADDRESSES_FILE, Addresses, Identity
 from umbel_server.keyring import Keyring
 from umbel_server.operators import REALM
 from umbel_server.repository import Repository
@@ -73,14 +74,19 @@ class Folder:
             general_name(name)
         if (path / "authority").exists():
             raise AlreadyExists(f"{path} holds a coordinator already; choose another folder, or use `umbel serve`")
+        if any(folder.release_keys.glob("*.key")):
+            raise AlreadyExists(
+                f"{path} holds release keys but no authorities. If `umbel init` was broken off there, delete it and "
+                "begin again: nobody trusts those keys yet; else bring its `authority` folder back from a backup"
+            )
         make_private(path)
         make_private(path / "keys")
-        write_private(path / "keys" / "release.key", ReleaseSigner.generate().to_bytes())
-        write_private(path / "keys" / "leader.key", LeaderKey.generate().to_bytes())
-        write_private(path / "release.pub", f"{folder.signer().public_key.hex()}\n".encode())
+        write_file(path / "keys" / "release.key", ReleaseSigner.generate().to_bytes())
+        write_file(path / "keys" / "leader.key", LeaderKey.generate().to_bytes())
+        write_file(path / "release.pub", f"{folder.signer().public_key.hex()}\n".encode())
         config = _CONFIG.format(names=f"names = {json.dumps(['localhost', '127.0.0.1', '::1', *names])}\n")
-        write_private(path / "config.toml", config.encode())
-        write_private(path / "keys" / "audit.key", Ed25519PrivateKey.generate().private_bytes_raw())
+        write_file(path / "config.toml", config.encode())
+        write_file(path / "keys" / "audit.key", Ed25519PrivateKey.generate().private_bytes_raw())
         Repository.create(folder.listing, Keyring.create(folder.release_keys), now)
         folder._create_authorities(now)
         return folder
@@ -92,8 +98,8 @@ class Folder:
         aside = self.path / f".authority-{secrets.token_hex(4)}"
         make_private(aside)
         for name, authority in made.items():
-            write_private(aside / f"{name}.key", authority.key_pem)
-            write_private(aside / f"{name}.pem", authority.certificate_pem)
+            write_file(aside / f"{name}.key", authority.key_pem)
+            write_file(aside / f"{name}.pem", authority.certificate_pem)
         aside.rename(self.path / "authority")
 
     def _first_admin(self, operators: Authority, server: Authority, now: float) -> Identity:
@@ -154,7 +160,7 @@ class Folder:
 
     def write_addresses(self, addresses: Addresses) -> None:
         """Tell other programs on this machine where the coordinator listens."""
-        write_private(self.path / ADDRESSES_FILE, (json.dumps(asdict(addresses), indent=2) + "\n").encode())
+        write_file(self.path / ADDRESSES_FILE, (json.dumps(asdict(addresses), indent=2) + "\n").encode())
 
     def forget_addresses(self) -> None:
         """Nobody listens any more."""

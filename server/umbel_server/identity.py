@@ -6,8 +6,6 @@ Light on purpose: `umbel` starts with nothing else loaded.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from umbel.errors import AlreadyExists, MalformedMessage, NotFound
+from umbel_server.files import make_private, read_file, write_file
 
 ADDRESSES_FILE: Final = "addresses.json"
 CERTIFICATE_FILE: Final = "certificate.pem"
@@ -65,9 +64,9 @@ class Identity:
     def write(self, folder: Path) -> None:
         """Keep it in a folder of its own."""
         make_private(folder)
-        write_private(folder / KEY_FILE, self.key)
-        write_private(folder / CERTIFICATE_FILE, self.certificate)
-        write_private(folder / SERVER_AUTHORITY_FILE, self.server_authority)
+        write_file(folder / KEY_FILE, self.key)
+        write_file(folder / CERTIFICATE_FILE, self.certificate)
+        write_file(folder / SERVER_AUTHORITY_FILE, self.server_authority)
 
 
 @contextmanager
@@ -85,46 +84,9 @@ def kept_first(folder: Path, key: bytes) -> Iterator[None]:
     if (folder / KEY_FILE).exists():
         raise AlreadyExists(f"{folder} holds an identity already; choose another folder")
     make_private(folder)
-    write_private(folder / KEY_FILE, key)
+    write_file(folder / KEY_FILE, key)
     try:
         yield
     except BaseException:
         (folder / KEY_FILE).unlink()
         raise
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-    aside.replace(path)
-
-
-def make_private(folder: Path) -> None:
-    """Make a folder that only its owner may enter."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def make_file_private(path: Path) -> None:
-    """Have a file that another program will write, such as a database, readable by its owner only.
-
-    SQLite gives the files beside its own (`-wal`, `-shm`) the same mode; those that are there already get it here.
-    """
-    path.touch(mode=0o600)
-    for file in (path, *(path.with_name(path.name + beside) for beside in ("-wal", "-shm", "-journal"))):
-        if file.exists() and file.stat().st_mode & 0o077:
-            file.chmod(0o600)
-
-
-def read_file(path: Path) -> bytes:
-    """Read a whole file; raises `NotFound`."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        # A folder that isn't there either is one that nobody has made yet; any other file is the caller's own.
-        made = "; `umbel init` makes a coordinator's folder, `umbel helper init` a helper's"
-        raise NotFound(f"{path} isn't there{'' if path.parent.is_dir() else made}") from None

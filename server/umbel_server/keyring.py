@@ -13,7 +13,6 @@ For production the private keys of the offline roles are made and kept elsewhere
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from umbel import fields
 from umbel.errors import AlreadyExists, MalformedMessage, NotFound
+from umbel_server.files import write_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,12 @@ class Keyring:
             made.append(read_key(path))
         return made
 
+    def complete(self, role: str) -> list[CryptoSigner]:
+        """A role's private keys, of which as many are made as its rule says and don't lie here yet."""
+        here = self.signers(role)
+        missing = rule_of(role).keys - len(here)
+        return here if missing <= 0 else [*here, *self.add(role, missing)]
+
     def signers(self, role: str) -> list[CryptoSigner]:
         """The private keys of a role that lie here; empty when they are kept elsewhere."""
         return [read_key(path) for path in sorted(self._folder.glob(f"{role}-*.key"))]
@@ -123,11 +129,15 @@ class Keyring:
 
 
 def new_key(path: Path) -> str:
-    """Make one key in a file, mode 0600; its public half (hexadecimal)."""
+    """Make one key in a file, mode 0600; its public half (hexadecimal).
+
+    Raises:
+        AlreadyExists: there is a file of this name.
+    """
+    if path.exists():
+        raise AlreadyExists(f"{path} is there already; keys are never overwritten")
     key = Ed25519PrivateKey.generate()
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(key.private_bytes_raw())
-        os.fsync(file.fileno())
+    write_file(path, key.private_bytes_raw())
     return key.public_key().public_bytes_raw().hex()
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Final
 
 from umbel.errors import NotFound
+from umbel_server.files import write_file
 
 KEPT_FILES: Final = 16
 """Of each role, for devices that are in the middle of a refresh."""
@@ -40,17 +40,7 @@ class MetadataFiles:
     def write(self, name: str, data: bytes) -> None:
         """Write or replace a file; durable when it returns."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        beside = self.folder / f".{name}.new"
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.folder / name)
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        write_file(self.folder / name, data)
 
     def drop_old(self, role: str) -> None:
         """Keep the newest files of a role. Not for roots: devices go from each to the next, however old theirs is."""

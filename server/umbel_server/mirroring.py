@@ -7,7 +7,7 @@ aren't there yet. It may be filled again at any time, also while the coordinator
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 from umbel.digests import Digest
 from umbel.errors import NotFound
 from umbel.manifest import Manifest
+from umbel_server.files import PUBLIC, flush, write_file
 from umbel_server.repository import Repository
 
 TIMESTAMP = "timestamp.json"
@@ -48,7 +49,7 @@ def write_mirror(repository: Repository, bundles: Path, folder: Path) -> Mirrore
     new = [size for release in listed for size in _copy_bundle(bundles, blobs, release.bundle)]
     names = sorted(repository.names(), key=lambda name: name == TIMESTAMP)
     for name in names:
-        _replace(listing / name, repository.file(name))
+        write_file(listing / name, repository.file(name), PUBLIC)
     return Mirrored(len(listed), len(new), sum(new))
 
 
@@ -63,19 +64,11 @@ def _copy_bundle(bundles: Path, blobs: Path, manifest: Digest) -> list[int]:
 
 
 def _copy(source: Path, target: Path) -> int:
-    beside = target.with_name(f".{target.name}.new")
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         shutil.copyfile(source, beside)
     except FileNotFoundError:
         raise NotFound(f"a file of a listed bundle isn't there: {source}") from None
+    flush(beside)
     beside.replace(target)
     return target.stat().st_size
-
-
-def _replace(target: Path, data: bytes) -> None:
-    beside = target.with_name(f".{target.name}.new")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(target)

@@ -235,8 +235,8 @@ class ReleaseDesk:
         """For a model without signers: make their keys here, if the keys that may name them lie here too."""
         role = role_of(model)
         if model not in self.repository.models() and self._can_sign("targets"):
-            signers = self._keys.signers(role) or self._keys.add(role)
-            draft = self.repository.draft_signers(model, [signer.public_key for signer in signers], now)
+            signers = [signer.public_key for signer in self._keys.complete(role)]
+            draft = self.repository.draft_signers(model, signers, now)
             self.repository.publish("targets", self.repository.sign(draft, "targets"), now)
         if not self.repository.has_listing(model) and self._can_sign(role):
             self.repository.publish(role, self.repository.sign(self.repository.draft_empty(model, now), role), now)

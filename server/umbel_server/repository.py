@@ -244,21 +244,26 @@ class Repository:
             self._follow({}, now)
 
     def keep_fresh(self, now: float, checkpoint: str = "") -> bool:
-        """Sign snapshot and timestamp anew once half of their time is over, or there is a new checkpoint to witness.
+        """Sign snapshot and timestamp anew where that is due, or there is a new checkpoint to witness.
 
         Returns whether anything was signed.
         """
         snapshot, timestamp = self._load("snapshot", Snapshot), self._load("timestamp", Timestamp)
         old = timestamp.signed.unrecognized_fields.get(CHECKPOINT, "")
-        if _half_over(snapshot, "snapshot", now):
+        if self._is_due("snapshot", snapshot, now):
             self._follow({}, now, checkpoint or old)
-        elif _half_over(timestamp, "timestamp", now) or (checkpoint and checkpoint != old):
+        elif self._is_due("timestamp", timestamp, now) or (checkpoint and checkpoint != old):
             self._stamp(snapshot.signed.version, now, checkpoint or old)
         else:
             return False
         return True
 
     # Small parts.
+
+    def _is_due(self, role: str, metadata: Metadata[Any], now: float) -> bool:
+        """Half of its time is over, or who signed it isn't believed any more: a process died that replaced the key."""
+        half_over = metadata.signed.expires.timestamp() - now < RULES[role].lifetime_seconds / 2
+        return half_over or metadata.signatures.keys().isdisjoint(self._root().signed.roles[role].keyids)
 
     def _finish(self, metadata: Signable, role: str, now: float) -> None:
         self.publish(role, self.sign(_draft(metadata, role, now), role), now)
@@ -367,10 +372,6 @@ def _name_signers(root: Root, role: str, keys: Iterable[Key]) -> None:
     for key in keys:
         root.add_key(key, role)
     root.roles[role].threshold = RULES[role].threshold
-
-
-def _half_over(metadata: Metadata[Any], role: str, now: float) -> bool:
-    return bool(metadata.signed.expires.timestamp() - now < RULES[role].lifetime_seconds / 2)
 
 
 def _parse(data: bytes) -> Metadata[Any]:

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from umbel.errors import OutOfBounds
 from umbel.helper_card import HelperCard
-from umbel_server.identity import read_file
+from umbel_server.files import read_file
 from umbel_server.roles import Role
 from umbel_server.selection import Pace
 from umbel_server.tokens import USUAL, TokenRules, known_algorithms

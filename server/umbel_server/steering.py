@@ -97,7 +97,7 @@ class Steering:
         """Sign what is due; what can't be signed now stops no rollout from being judged, nor from going back."""
         try:
             self.desk.settle(now, checkpoint)
-        except UmbelError as error:
+        except (UmbelError, OSError) as error:
             _log.error("the release listing stays as it is", reason=str(error))
 
     def _leads(self, now: float) -> bool:

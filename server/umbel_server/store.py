@@ -19,7 +19,7 @@ from alembic.util import CommandError
 from sqlalchemy.engine import make_url
 
 from umbel.errors import BadInput, Unreachable, WrongState
-from umbel_server.identity import make_file_private
+from umbel_server.files import make_file_private
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 PRAGMAS: Final = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000")

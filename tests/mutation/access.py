@@ -26,6 +26,8 @@ GUARDS: Final = (
         ("a log that was written anew", "if tree.root != checkpoint.root:", "if False:"),
         ("a note's signature", "        Ed25519PublicKey.from_public_bytes(public_key).verify(signed[4:], checkpoint.text.encode())\n", "        pass\n"),
         ("a note's log and key", 'if (origin, name, dash) != (ORIGIN, ORIGIN, "\\N{EM DASH}") or signed[:4] != _key_hash(public_key):', "if False:"),
+        ("a note that was cut off is read over", "written[: _whole(written)]", "written"),
+        ("a note that was cut off goes", "file.truncate(_whole(self._file.read_bytes()))", "pass"),
         ("leaves aren't nodes", 'b"\\1" + left + right', "left + right"),
     ),
     *of(

@@ -20,6 +20,7 @@ _STEERING: Final = (
 )
 _ENDS: Final = ("tests/rollouts/test_ends.py",)
 _WEEKS: Final = ("tests/rollouts/test_weeks.py",)
+_CUTS: Final = ("tests/rollouts/test_listing_restart.py",)
 _CONTROLLERS: Final = ("tests/rollouts/test_controller_crashes.py",)
 _DESK: Final = (
     "tests/rollouts/test_offers.py",
@@ -119,6 +120,18 @@ GUARDS: Final = (
         "server/umbel_server/repository.py", _WEEKS,
         ("numbered by the seconds", "0 if rule_of(role).offline else int(now)", "0"),
         ("what is passed", "for number in passed:", "for number in ():"),
+    ),
+    *of(
+        "server/umbel_server/repository.py", _CUTS,
+        ("a key that was replaced signs anew", "metadata.signatures.keys().isdisjoint(self._root().signed.roles[role].keyids)", "False"),
+    ),
+    *of(
+        "server/umbel_server/releases.py", _CUTS,
+        ("keys that are missing are made", "self._keys.complete(role)]", "(self._keys.signers(role) or self._keys.add(role))]"),
+    ),
+    *of(
+        "server/umbel_server/files.py", _CUTS,
+        ("whole or not at all", 'aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")', "aside = path"),
     ),
     *of(
         "server/umbel_server/releases.py", _WEEKS,

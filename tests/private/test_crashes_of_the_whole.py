@@ -101,7 +101,7 @@ def places(tmp_path: Path) -> Places:
 @pytest.fixture(autouse=True)
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody cuts the power here: nothing need be synced."""
-    monkeypatch.setattr("umbel_server.blobs._sync", lambda path: None)
+    monkeypatch.setattr("umbel_server.blobs.flush", lambda path: None)
     monkeypatch.setattr("umbel_server.store.PRAGMAS", ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON"))
 
 

@@ -206,6 +206,8 @@ class Fleet:
         other.folder, other.clock = folder, SetClock(self.clock.instant)
         other.url = f"sqlite:///{folder / 'umbel.db'}"
         other.devices = list(self.devices)
+        other.keys = Keyring(folder / "keys")
+        other.repository = Repository(folder / "listing", other.keys)
         other.restart()
         return other
 

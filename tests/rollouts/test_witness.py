@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +105,43 @@ def test_a_witness_that_starts_again_goes_on_from_its_file(store: Store, witness
     again = Witness(KEY, tmp_path / "elsewhere" / "checkpoints.txt")
     assert again.newest == witness.newest
     assert again.take(store, 2.0) is None
+
+
+@pytest.mark.parametrize("written", [0.0, 0.3, 0.99])
+def test_a_note_that_was_cut_off_as_it_was_written_costs_nothing_but_itself(
+    store: Store, witness: Witness, tmp_path: Path, written: float
+) -> None:
+    file = tmp_path / "elsewhere" / "checkpoints.txt"
+    act(store, 2)
+    first = witness.take(store, 1.0)
+    act(store, 3)
+    whole, second = file.read_bytes(), sign(Checkpoint(4, b"\1" * 32), KEY) + "\n\n"
+    file.write_bytes(whole + second.encode()[: int(written * len(second.encode()))])
+    again = Witness(KEY, file)
+    assert again.newest == first
+    third = again.take(store, 3.0)
+    assert third is not None and third.size == 5
+    assert file.read_bytes().startswith(whole) and len(again.notes()) == 2
+    assert Witness(KEY, file).verify(store) == 5
+
+
+def test_a_disk_that_is_full_as_a_note_is_written_stops_no_later_one(
+    store: Store, witness: Witness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act(store, 2)
+    witness.take(store, 1.0)
+    act(store, 3)
+
+    def full(descriptor: int) -> None:
+        os.truncate(descriptor, os.fstat(descriptor).st_size - 40)
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as disk, pytest.raises(OSError, match="no space"):
+        disk.setattr(os, "fsync", full)
+        witness.take(store, 2.0)
+    assert witness.take(store, 3.0) is not None
+    assert len(witness.notes()) == 2
+    assert Witness(KEY, tmp_path / "elsewhere" / "checkpoints.txt").verify(store) == 5
 
 
 def test_a_note_of_another_key_or_a_changed_one_is_refused() -> None:

@@ -52,5 +52,5 @@ def small_world(sqlite_url: str, tmp_path: Path) -> Iterator[World]:
 @pytest.fixture
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody cuts the power here: where only processes die, nothing need be synced."""
-    monkeypatch.setattr("umbel_server.blobs._sync", lambda path: None)
+    monkeypatch.setattr("umbel_server.blobs.flush", lambda path: None)
     monkeypatch.setattr("umbel_server.store.PRAGMAS", ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON"))

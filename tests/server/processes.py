@@ -25,6 +25,7 @@ from umbel.enrolment_code import EnrolmentCode
 from umbel.v1 import admin_pb2 as pb
 from umbel_client import Device
 from umbel_client.cli import main as umbel_device
+from umbel_client.enrolment import load_identity
 from umbel_client.shelf import Shelf
 from umbel_models.zoo import bundle_path
 from umbel_server.app import Parts, build
@@ -110,9 +111,15 @@ class RealDevice:
         for step in (["enrol", "--code", code], ["examples", "import", str(archive)]):
             assert umbel_device(["--home", str(self.home), *step]) == 0
 
+    def visit_now(self) -> None:
+        """One visit by hand: it may be sleeping off a coordinator that it found dead many times in a row."""
+        assert self.agent.stop() == 0
+        assert umbel_device(["--home", str(self.home), "run", "--once", "--json"]) == 0
+        self.agent.start()
+
     @property
     def id(self) -> str:
-        return Device.open(self.home).id
+        return load_identity(self.home).device_id
 
     def state(self) -> dict[str, Any]:
         """What it remembers; empty while there is nothing."""
@@ -212,6 +219,13 @@ class Federation:
     def versions(self) -> int:
         """How many versions there are, by the store alone: the coordinator may be dead just now."""
         return int(self._ask(sa.select(sa.func.count()).select_from(VERSIONS)))
+
+    def wake_all(self) -> None:
+        """Let each device pay a visit now, to a coordinator that listens."""
+        with connect(self.state, Caller(), self.addresses().admin) as (stub, _):
+            stub.GetTask(pb.GetTaskRequest(name=TASK), wait_for_ready=True, timeout=60)
+        for device in self.devices:
+            device.visit_now()
 
     def stop_task(self) -> None:
         """What `umbel tasks stop` asks."""

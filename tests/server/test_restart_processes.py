@@ -89,6 +89,7 @@ def run_through(federation: Federation, planned: Task, kills: int, seed: int) ->
     killer = Killer(federation, seed)
     for _ in range(kills):
         killer.strike()
+    federation.wake_all()
     enough = federation.versions() + 2
     wait_until(lambda: federation.versions() >= enough, "rounds go on after the last kill")
     federation.stop_task()

@@ -12,7 +12,7 @@ from umbel.errors import DigestMismatch
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.verbs import Json, Session, group, verb
-from umbel_server.identity import read_file
+from umbel_server.files import read_file
 
 AUDIT: Final = group("audit", "The audit: who did what, in a chain that shows later changes.")
 

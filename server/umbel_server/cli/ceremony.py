@@ -8,11 +8,11 @@ from typing import Annotated, Final
 import typer
 
 from umbel.clock import SystemClock
-from umbel.errors import AlreadyExists, SignatureInvalid
+from umbel.errors import SignatureInvalid
 from umbel_server.cli.connection import state_folder
 from umbel_server.cli.listing import tell
 from umbel_server.cli.verbs import Json, State
-from umbel_server.identity import read_file
+from umbel_server.files import read_file
 
 ROLES: Final = "root, targets, or releases-MODEL."
 Role = Annotated[str, typer.Argument(metavar="ROLE", help=ROLES)]
@@ -28,8 +28,6 @@ def new(
     """
     from umbel_server.keyring import new_key
 
-    if file.exists():
-        raise AlreadyExists(f"{file} is there already; keys are never overwritten")
     public = new_key(file)
     tell(as_json, {"file": str(file), "public": public}, public)
 

@@ -12,7 +12,8 @@ import grpc
 
 from umbel.errors import CertificateRefused, NotFound, UmbelError, Unreachable, foreign, from_code
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
-from umbel_server.identity import SERVER_AUTHORITY_FILE, Addresses, Identity, read_file
+from umbel_server.files import read_file
+from umbel_server.identity import SERVER_AUTHORITY_FILE, Addresses, Identity
 
 ERROR_KEY = "umbel-error"
 

@@ -16,7 +16,7 @@ from umbel_server.cli.connection import state_folder
 from umbel_server.cli.models import Model
 from umbel_server.cli.releases import RELEASES
 from umbel_server.cli.verbs import Json, Session, State, group, verb
-from umbel_server.identity import read_file
+from umbel_server.files import read_file
 
 KEYS: Final = group("keys", "The keys that sign what devices trust.")
 

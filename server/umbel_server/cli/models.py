@@ -14,7 +14,7 @@ from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.lineage import lineage_tree
 from umbel_server.cli.verbs import Session, group, verb
-from umbel_server.identity import read_file
+from umbel_server.files import read_file
 from umbel_server.transfer import CHUNK_BYTES, BundleReceiver, FileStart, Step, send_bundle
 
 MODELS: Final = group("models", "Models: lines of versions under one name.")

@@ -63,8 +63,9 @@ def renew_operator(
     """
     from umbel.clock import SystemClock
     from umbel_server.authority import PeerKind, end_of
+    from umbel_server.files import read_file, write_file
     from umbel_server.folder import Folder
-    from umbel_server.identity import CERTIFICATE_FILE, read_file, write_private
+    from umbel_server.identity import CERTIFICATE_FILE
     from umbel_server.settings import load_settings
 
     settings = load_settings(state_folder(state))
@@ -73,7 +74,7 @@ def renew_operator(
     file = file / CERTIFICATE_FILE if file.is_dir() else file
     life = settings.operator_certificate_days * DAY_SECONDS
     renewed = folder.authorities().operator.renew(read_file(file), PeerKind.OPERATOR, now, life)
-    write_private(file, renewed)
+    write_file(file, renewed)
     until = output.instant(round(end_of(renewed) * 1000))
     tell(as_json, {"certificate": str(file), "until": until}, f"Wrote {file}, good until {until} UTC")
 

@@ -15,7 +15,7 @@ from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.verbs import Session, Watch, group, verb
 from umbel_server.cli.waves import counts_in_words, facts_table, picture, spec_of, wave_in_words
-from umbel_server.identity import read_file
+from umbel_server.files import read_file
 
 ROLLOUTS: Final = group("rollouts", "Rollouts: move a population to a release in waves, and back.")
 APPROVALS: Final = group("approvals", "Approvals: what waits for a second person.")

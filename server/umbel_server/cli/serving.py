@@ -16,7 +16,8 @@ import typer
 
 from umbel_server.cli import output
 from umbel_server.cli.verbs import Json, State
-from umbel_server.identity import Addresses, write_private
+from umbel_server.files import write_file
+from umbel_server.identity import Addresses
 
 if TYPE_CHECKING:
     from umbel_server.flower.program import Program
@@ -136,7 +137,7 @@ def _entry(text: str) -> tuple[str, bool | float | int | str]:
 
 def _tell(addresses: Addresses, ready_file: Path | None, as_json: bool) -> None:
     if ready_file is not None:
-        write_private(ready_file, json.dumps(asdict(addresses)).encode())
+        write_file(ready_file, json.dumps(asdict(addresses)).encode())
     if as_json:
         output.print_json_line({"ready": True, **asdict(addresses)})
         return

@@ -26,8 +26,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from umbel.errors import AlreadyExists, MalformedMessage, NotFound
 from umbel.helper_card import HelperCard
 from umbel_server.authority import general_name, key_to_pem
+from umbel_server.files import PUBLIC, make_private, read_file, write_file
 from umbel_server.helper.core import HelperPolicy
-from umbel_server.identity import make_private, read_file, write_private
 
 TLS_DAYS: Final = 3 * 365
 
@@ -109,17 +109,17 @@ class HelperFolder:
         make_private(path)
         make_private(path / "keys")
         identity, authority = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-        write_private(path / "keys" / "identity.key", identity.private_bytes_raw())
-        write_private(path / "keys" / "authority.key", authority.private_bytes_raw())
+        write_file(path / "keys" / "identity.key", identity.private_bytes_raw())
+        write_file(path / "keys" / "authority.key", authority.private_bytes_raw())
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _certificate(key, host, now)
-        write_private(path / "keys" / "tls.key", key_to_pem(key))
-        write_private(path / "keys" / "tls.pem", certificate)
+        write_file(path / "keys" / "tls.key", key_to_pem(key))
+        write_file(path / "keys" / "tls.pem", certificate)
         values = {one.name: getattr(settings, one.name) for one in fields(settings)}
-        write_private(path / "helper.toml", _CONFIG.format(**values).encode())
+        write_file(path / "helper.toml", _CONFIG.format(**values).encode())
         card = HelperCard(address, identity.public_key().public_bytes_raw(), certificate, operator)
         # Last: a folder with a card is a complete one.
-        (path / "card.json").write_text(card.to_text())
+        write_file(path / "card.json", card.to_text().encode(), PUBLIC)
         return folder
 
     def settings(self, **chosen: Any) -> HelperSettings:
@@ -167,7 +167,7 @@ class HelperFolder:
         """Put the address that it really listens at into its card."""
         old = self.card()
         card = HelperCard(address, old.identity, old.certificate, old.operator)
-        (self.path / "card.json").write_text(card.to_text())
+        write_file(self.path / "card.json", card.to_text().encode(), PUBLIC)
         return card
 
     @property

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from umbel.plan import Kind
-from umbel_server.identity import make_file_private
+from umbel_server.files import make_file_private
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS rounds (

@@ -1,0 +1,108 @@
+"""Wherever a coordinator dies while it makes keys and lists a release, the next one ends where it would have ended."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
+from umbel.errors import AlreadyExists
+from umbel_server import renewal
+from umbel_server.folder import Folder
+from umbel_server.keyring import RULES, Keyring
+from umbel_server.repository import role_of
+from umbel_server.requests import Call
+
+STEPS = ("write", "replace", "unlink")
+"""Of `os`: after each of them the disk holds something else."""
+
+
+class PowerCut(BaseException):
+    pass
+
+
+def dies_at(patch: pytest.MonkeyPatch, last: int) -> list[str]:
+    """Let the power go at a step of this number (0 is the first); the steps that were taken."""
+    taken: list[str] = []
+
+    def dying(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **options: Any) -> Any:
+            if len(taken) == last:
+                if name == "write":
+                    real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+                raise PowerCut(name)
+            taken.append(name)
+            return real(*arguments, **options)
+
+        return step
+
+    for name in STEPS:
+        patch.setattr(os, name, dying(name, getattr(os, name)))
+    return taken
+
+
+async def test_a_release_is_listed_wherever_the_power_goes_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Fleet(tmp_path / "before", devices=1)
+    version = before.good_version()
+    for last in itertools.count():
+        fleet = before.copied(tmp_path / f"cut-{last}")
+        fleet.reopen(0)
+        with monkeypatch.context() as patch, suppress(PowerCut):
+            taken = dies_at(patch, last)
+            fleet.verbs.publish(MODEL, version, "stable", AUTHOR, Call("first"))
+        fleet.restart()
+        number = fleet.verbs.publish(MODEL, version, "stable", AUTHOR, Call("first"))
+        fleet.coordinator.rollouts.reconcile()
+        assert len(fleet.keys.signers(role_of(MODEL))) == RULES["releases"].keys, f"cut at step {last}: {taken}"
+        await fleet.visits()
+        assert fleet.releases() == [number], f"cut at step {last}: {taken}"
+        if len(taken) < last:
+            break
+    assert taken.count("replace") >= RULES["releases"].keys + 5, "keys, signers, listing twice, snapshots, timestamps"
+
+
+async def test_devices_believe_the_listing_wherever_the_power_goes_while_an_online_key_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Fleet(tmp_path / "before", devices=1)
+    number = before.verbs.publish(MODEL, before.good_version(), "stable", AUTHOR)
+    for role, last in itertools.product(("timestamp", "snapshot"), range(100)):
+        fleet = before.copied(tmp_path / f"cut-{role}-{last}")
+        fleet.reopen(0)
+        old = fleet.keys.signers(role)[0].public_key.keyid
+        with monkeypatch.context() as patch, suppress(PowerCut):
+            taken = dies_at(patch, last)
+            renewal.rotate(fleet.repository, fleet.keys, role, old, fleet.clock.now())
+        fleet.restart()
+        fleet.coordinator.rollouts.reconcile()
+        await fleet.visits()
+        assert fleet.releases() == [number], f"cut at step {last} of {role}: {taken}"
+        if len(taken) < last:
+            break
+
+
+def test_a_folder_whose_making_was_broken_off_is_told_from_a_complete_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        dies_at(patch, 30)
+        Folder.create(tmp_path / "state", (), 1_790_000_000.0)
+    with pytest.raises(AlreadyExists, match="broken off"):
+        Folder.create(tmp_path / "state", (), 1_790_000_000.0)
+
+
+def test_a_key_is_never_written_over(tmp_path: Path) -> None:
+    ring = Keyring.create(tmp_path, ("timestamp",))
+    held = [path.read_bytes() for path in tmp_path.iterdir()]
+    with pytest.raises(AlreadyExists):
+        Keyring.create(tmp_path, ("timestamp",))
+    assert ring.complete("timestamp")[0].public_key == ring.signers("timestamp")[0].public_key
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == held
