@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from umbel.clock import SystemClock
 from umbel.errors import AlreadyExists, BadInput, MalformedMessage, NotFound, UmbelError
@@ -19,6 +20,7 @@ from umbel.helper_card import HelperCard
 from umbel.manifest import Manifest
 from umbel_client.config import load_config
 from umbel_client.device import Device
+from umbel_client.enrolling import PendingKeys
 from umbel_client.enrolment import (
     EnrolmentCode,
     identity_of,
@@ -50,21 +52,22 @@ def enrol(options: argparse.Namespace) -> int:
         known = None
     if known is not None and not options.again:
         raise AlreadyExists(f"{options.home} is enrolled already, as {known.device_id}; --again replaces it")
-    key = new_key()
-    enrolment = asyncio.run(request_enrolment(_enrolment_code(options), key))
-    identity = identity_of(enrolment, key, options.channel)
-    pinned = _enrolled_at_helper(options, identity.population)
+    code, pending = _enrolment_code(options), PendingKeys(options.home)
+    key = pending.key(code.token, lambda: new_key().decode()).encode()
+    identity = identity_of(asyncio.run(request_enrolment(code, key)), key, options.channel)
+    pinned = _enrolled_at_helper(options, identity.population, pending)
     if pinned is not None:
         # First: a device that knows its helper before its coordinator never sends in the clear.
         save_pinned(options.home, pinned)
     save_identity(options.home, identity)
+    pending.done()
     _say(f"enrolled as {identity.device_id} in population {identity.population!r}; home: {options.home}")
     if pinned is None:
         _say("no helper is pinned: the coordinator can read each update that this device sends")
     return 0
 
 
-def _enrolled_at_helper(options: argparse.Namespace, population: str) -> Pinned | None:
+def _enrolled_at_helper(options: argparse.Namespace, population: str, pending: PendingKeys) -> Pinned | None:
     if options.helper is None and options.helper_token is None:
         return None
     if options.helper is None or options.helper_token is None:
@@ -74,7 +77,9 @@ def _enrolled_at_helper(options: argparse.Namespace, population: str) -> Pinned 
     except OSError as error:
         raise NotFound(f"no helper's card at {options.helper} ({error.strerror}); ask who runs it") from None
     token = _or_file(options.helper_token)
-    return asyncio.run(enrol_at_helper(card, token, population, SystemClock().now()))
+    key = pending.key(token, lambda: Ed25519PrivateKey.generate().private_bytes_raw().hex())
+    own = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(key))
+    return asyncio.run(enrol_at_helper(card, token, population, SystemClock().now(), own))
 
 
 def _enrolment_code(options: argparse.Namespace) -> EnrolmentCode:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.power_cut import PowerCut, dies_at
 from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
 from umbel.errors import AlreadyExists
 from umbel_server import renewal
@@ -18,33 +16,6 @@ from umbel_server.folder import Folder
 from umbel_server.keyring import RULES, Keyring
 from umbel_server.repository import role_of
 from umbel_server.requests import Call
-
-STEPS = ("write", "replace", "unlink")
-"""Of `os`: after each of them the disk holds something else."""
-
-
-class PowerCut(BaseException):
-    pass
-
-
-def dies_at(patch: pytest.MonkeyPatch, last: int) -> list[str]:
-    """Let the power go at a step of this number (0 is the first); the steps that were taken."""
-    taken: list[str] = []
-
-    def dying(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any, **options: Any) -> Any:
-            if len(taken) == last:
-                if name == "write":
-                    real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
-                raise PowerCut(name)
-            taken.append(name)
-            return real(*arguments, **options)
-
-        return step
-
-    for name in STEPS:
-        patch.setattr(os, name, dying(name, getattr(os, name)))
-    return taken
 
 
 async def test_a_release_is_listed_wherever_the_power_goes_on_the_way(
