@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import os
+import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 STEPS = ("write", "replace", "rename", "unlink", "open")
 """After each of them the disk holds something else; all are of `os`, but the opening of a file that is written to."""
@@ -76,3 +79,15 @@ def _half(name: str, real: Callable[..., Any], arguments: tuple[Any, ...], optio
         real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
     elif name == "open":
         real(*arguments, **options).close()
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """No file of this process may grow, whoever writes it: Python, SQLite, another thread (EFBIG, by the kernel)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with capture_logs():  # `umbel serve` goes on where its log can't; the tests' own output is a file too
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
