@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from securesystemslib.signer import Key
 
+from umbel_server.drafts import sign_draft
 from umbel_server.keyring import RULES, Keyring, rule_of
-from umbel_server.repository import Repository, sign_draft
+from umbel_server.repository import Repository
 
 
 def due(repository: Repository, now: float) -> list[str]:

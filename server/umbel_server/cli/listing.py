@@ -182,8 +182,8 @@ def sign(
 
     Example: umbel keys sign draft.json --key offline-keys/releases-smartwatch-1.key
     """
+    from umbel_server.drafts import sign_draft
     from umbel_server.keyring import read_key
-    from umbel_server.repository import sign_draft
 
     file.write_bytes(sign_draft(read_file(file), [read_key(key)]))
     tell(as_json, {"file": str(file)}, f"Added a signature to {file}.")
