@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -100,7 +99,7 @@ class PrivateKiller(Killer):
         self.federation.helper.start()
 
     def _written(self) -> tuple[int, int]:
-        facts = os.stat(self.federation.helper_folder.path / "helper.db-wal")
+        facts = (self.federation.helper_folder.path / "helper.db-wal").stat()
         return facts.st_size, facts.st_mtime_ns
 
 
@@ -146,4 +145,4 @@ def run_through_privately(federation: PrivateFederation, kills: int, seed: int) 
 @pytest.mark.slow
 def test_private_rounds_lose_no_report_and_count_none_twice_whoever_is_killed(tmp_path: Path) -> None:
     with PrivateFederation(tmp_path, f"sqlite:///{tmp_path / 'umbel.db'}", device_count=4) as federation:
-        run_through_privately(federation, kills=8, seed=int(os.environ.get("SEED", "1")))
+        run_through_privately(federation, kills=8, seed=1)

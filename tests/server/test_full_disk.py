@@ -1,4 +1,4 @@
-"""A coordinator or a helper with a full disk: it says so and goes on; nobody loses what they had, nothing is left over."""
+"""A coordinator or a helper with a full disk: it says so and goes on; nobody loses what they had, nothing is left."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.power_cut import no_room
-from tests.private.parties import Party
 from tests.private.parties import TASK as PRIVATE_TASK
+from tests.private.parties import Party
 from tests.server.driving import World, task
 from tests.server.live import MODEL, POPULATION, TASK, Live, refused, serving
 from tests.server.test_deltas import add, first, joined
