@@ -14,11 +14,12 @@ from umbel_server.repository import Repository
 
 
 def due(repository: Repository, now: float) -> list[str]:
-    """The offline roles whose time is half over; root first."""
+    """The offline roles whose time is half over, or which devices don't believe; root first."""
     return [
         it.role
         for it in repository.freshness()
-        if (rule := rule_of(it.role)).offline and it.expires_at - now < rule.lifetime_seconds / 2
+        if (rule := rule_of(it.role)).offline
+        and (it.expires_at - now < rule.lifetime_seconds / 2 or not repository.is_believed(it.role))
     ]
 
 

@@ -158,6 +158,17 @@ class Repository:
         loaded += [("timestamp", self._load("timestamp", Timestamp).signed)]
         return [Freshness(role, signed.version, signed.expires.timestamp()) for role, signed in loaded]
 
+    def is_believed(self, role: str) -> bool:
+        """Whether enough of a role's keys have signed what is published of it.
+
+        They haven't where a process died after it had replaced one of them, and before the new one signed.
+        """
+        try:
+            self._verify(role, self._root() if role == "root" else self._load(role, Targets))
+        except SignatureInvalid:
+            return False
+        return True
+
     # Changing. Each draft is unsigned; `publish` takes it once it is signed.
 
     def draft_signers(self, model: str, keys: Iterable[Key], now: float) -> bytes:

@@ -45,8 +45,29 @@ async def test_devices_believe_the_listing_wherever_the_power_goes_while_an_onli
 ) -> None:
     before = Fleet(tmp_path / "before", devices=1)
     number = before.verbs.publish(MODEL, before.good_version(), "stable", AUTHOR)
-    for role, last in itertools.product(("timestamp", "snapshot"), range(100)):
-        fleet = before.copied(tmp_path / f"cut-{role}-{last}")
+    for role in ("timestamp", "snapshot"):
+        await replaced_wherever_the_power_goes(before, role, number, monkeypatch)
+
+
+@pytest.mark.parametrize("role", [role_of(MODEL), "targets"])
+async def test_so_while_a_signers_key_is_replaced_where_no_more_lie_than_must_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    before = Fleet(tmp_path / "before", devices=1)
+    number = before.verbs.publish(MODEL, before.good_version(), "stable", AUTHOR)
+    elsewhere = before.keys.signers(role)[RULES["releases"].threshold :]
+    assert elsewhere
+    for signer in elsewhere:
+        before.keys.forget(signer.public_key.keyid)
+    await replaced_wherever_the_power_goes(before, role, number, monkeypatch)
+
+
+async def replaced_wherever_the_power_goes(
+    before: Fleet, role: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replace the first key of a role; cut after cut, a new device finds the release once the coordinator is back."""
+    for last in itertools.count():
+        fleet = before.copied(before.folder.with_name(f"cut-{role}-{last}"))
         fleet.reopen(0)
         old = fleet.keys.signers(role)[0].public_key.keyid
         with monkeypatch.context() as patch, suppress(PowerCut):
@@ -58,6 +79,7 @@ async def test_devices_believe_the_listing_wherever_the_power_goes_while_an_onli
         assert fleet.releases() == [number], f"cut at step {last} of {role}: {taken}"
         if len(taken) < last:
             break
+    assert last > 8
 
 
 def test_a_folder_whose_making_was_broken_off_is_told_from_a_complete_one(

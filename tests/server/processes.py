@@ -79,6 +79,11 @@ class Program:
         """SIGTERM, and the exit code."""
         return self._end(signal.SIGTERM)
 
+    def end(self) -> None:
+        """SIGTERM, also to one that was started a moment ago and can't end in good order yet."""
+        code = self.stop()
+        assert code in (0, -signal.SIGTERM), f"exit code {code}:\n{self.log.read_text()[-2000:]}"
+
     def _end(self, number: signal.Signals) -> int:
         if self.process is None:
             return 0
@@ -116,8 +121,7 @@ class RealDevice:
 
     def visit_now(self) -> None:
         """One visit by hand: it may be sleeping off a coordinator that it found dead many times in a row."""
-        # Started a moment ago, it may not have got as far as to end in good order when it is told to.
-        assert (code := self.agent.stop()) in (0, -signal.SIGTERM), (code, self.agent.log.read_text()[-2000:])
+        self.agent.end()
         assert umbel_device(["--home", str(self.home), "run", "--once", "--json"]) == 0
         self.agent.start()
 

@@ -16,6 +16,8 @@ from umbel_server.files import read_file
 from umbel_server.identity import SERVER_AUTHORITY_FILE, Addresses, Identity
 
 ERROR_KEY = "umbel-error"
+_CODES = grpc.StatusCode
+_NO_WORD = (_CODES.UNAVAILABLE, _CODES.INTERNAL, _CODES.UNKNOWN, _CODES.CANCELLED, _CODES.DEADLINE_EXCEEDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,11 @@ def _raised(error: grpc.RpcError, address: str, who: Identity) -> UmbelError:
         hint = "is it running, and is this certificate (or this port, for a token) right?"
         return Unreachable(f"no answer from the coordinator at {address}; {hint} ({details})")
     return UmbelError(f"{error.code().name}: {details}")
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether the coordinator itself said no; not where it may have done what was asked, and its answer was lost."""
+    return isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call) and error.code() not in _NO_WORD
 
 
 def _has_ended(certificate: bytes) -> bool:
