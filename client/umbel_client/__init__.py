@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from umbel_client.channel import Channel
     from umbel_client.device import Device
+    from umbel_client.enrolling import enrol
     from umbel_client.enrolment import EnrolmentCode, Identity
     from umbel_client.examples import ExampleStore, MemoryExamples, StoreLimits
     from umbel_client.idle import ALWAYS, IdlePolicy
@@ -41,6 +42,7 @@ _HOMES = {
     "StatusSource": "status",
     "StoreLimits": "examples",
     "Visit": "visits",
+    "enrol": "enrolling",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "StatusSource",
     "StoreLimits",
     "Visit",
+    "enrol",
 ]
 
 

@@ -38,6 +38,18 @@ class Assignments:
         self._kit = kit
         self._folder = folder
 
+    def left_open(self) -> Session | None:
+        """The session that the last visit left; None if there is none, or its deadline passed while it was away."""
+        session = self._folder.load()
+        if session is None:
+            return None
+        session = session.after(Event.INTERRUPTED)
+        # A report that was on its way may count already, its acknowledgement lost: that is worth the question.
+        if self._kit.clock.now() >= session.assignment.deadline and not session.may_count:
+            self._end(session, session.assignment.if_rejected, RoundClosed("its deadline passed"))
+            return None
+        return session
+
     async def carry_out(self, session: Session) -> Ended:
         """Do what is left to do.
 
@@ -127,10 +139,6 @@ class Assignments:
             state = replace(state, last_contribution=now)
         self._kit.memory.note(replace(state, contributions=state.contributions + 1))
         return self._end(session.after(Event.REPORT_ACCEPTED), window)
-
-    def abandon(self, session: Session) -> None:
-        """Close a session whose deadline passed while the device was away."""
-        self._end(session, session.assignment.if_rejected, RoundClosed("its deadline passed"))
 
     def _end(self, session: Session, window: RetryWindow, error: UmbelError | None = None) -> Ended:
         # First what will be told, then what it was about: dying in between tells it twice, never not at all.

@@ -14,26 +14,19 @@ from typing import Any
 import numpy as np
 
 from umbel.clock import SystemClock
-from umbel.errors import AlreadyExists, BadInput, MalformedMessage, NotFound, UmbelError
+from umbel.errors import BadInput, MalformedMessage, NotFound, UmbelError
 from umbel.helper_card import HelperCard
 from umbel.manifest import Manifest
+from umbel_client import enrolling
 from umbel_client.config import load_config
 from umbel_client.device import Device
-from umbel_client.enrolment import (
-    EnrolmentCode,
-    identity_of,
-    load_identity,
-    new_key,
-    request_enrolment,
-    save_identity,
-)
+from umbel_client.enrolment import EnrolmentCode, load_identity
 from umbel_client.files import Disk
 from umbel_client.idle import Waiting
 from umbel_client.importing import import_npz
 from umbel_client.kit import Memory
 from umbel_client.opening import examples_on_disk, mirror_of, runtime_of
-from umbel_client.participation import enrol_at_helper
-from umbel_client.private import Pinned, in_words, load_pinned, save_pinned
+from umbel_client.private import in_words, load_pinned
 from umbel_client.report import describe, instant, read_report, releases_in_words, slots_in_words
 from umbel_client.shelf import Shelf
 from umbel_client.status import FileStatus
@@ -44,27 +37,19 @@ Command = Callable[[argparse.Namespace], int]
 
 def enrol(options: argparse.Namespace) -> int:
     """Make a key, redeem the token, keep the certificate."""
-    try:
-        known = load_identity(options.home)
-    except (NotFound, MalformedMessage):
-        known = None
-    if known is not None and not options.again:
-        raise AlreadyExists(f"{options.home} is enrolled already, as {known.device_id}; --again replaces it")
-    key = new_key()
-    enrolment = asyncio.run(request_enrolment(_enrolment_code(options), key))
-    identity = identity_of(enrolment, key, options.channel)
-    pinned = _enrolled_at_helper(options, identity.population)
-    if pinned is not None:
-        # First: a device that knows its helper before its coordinator never sends in the clear.
-        save_pinned(options.home, pinned)
-    save_identity(options.home, identity)
+    helper = _helper(options)
+    identity = asyncio.run(
+        enrolling.enrol(
+            options.home, _enrolment_code(options), channel=options.channel, helper=helper, again=options.again
+        )
+    )
     _say(f"enrolled as {identity.device_id} in population {identity.population!r}; home: {options.home}")
-    if pinned is None:
+    if helper is None:
         _say("no helper is pinned: the coordinator can read each update that this device sends")
     return 0
 
 
-def _enrolled_at_helper(options: argparse.Namespace, population: str) -> Pinned | None:
+def _helper(options: argparse.Namespace) -> tuple[HelperCard, str] | None:
     if options.helper is None and options.helper_token is None:
         return None
     if options.helper is None or options.helper_token is None:
@@ -73,8 +58,7 @@ def _enrolled_at_helper(options: argparse.Namespace, population: str) -> Pinned 
         card = HelperCard.from_text(options.helper.read_bytes())
     except OSError as error:
         raise NotFound(f"no helper's card at {options.helper} ({error.strerror}); ask who runs it") from None
-    token = _or_file(options.helper_token)
-    return asyncio.run(enrol_at_helper(card, token, population, SystemClock().now()))
+    return card, _or_file(options.helper_token)
 
 
 def _enrolment_code(options: argparse.Namespace) -> EnrolmentCode:

@@ -26,7 +26,6 @@ from umbel.visit import (
     Assignment,
     CheckIn,
     CheckInReply,
-    Event,
     Outcome,
     ReleaseOutcome,
     Retry,
@@ -211,12 +210,20 @@ class Device:
         The personal model and any report that wasn't sent yet go too; the released model answers until the next visit
         makes a new personal one of what is left. Returns how many examples went.
         """
-        gone = self._kit.examples.forget(subject)
-        if gone:
-            self._kit.shelf.drop_personal()
-            self._sessions.clear()
-            self._answering.follow()
+        kit = self._kit
+        if subject is not None and subject not in kit.examples.stats(kit.clock.now()).subjects:
+            return 0
+        # First what was derived: whoever dies in between finds the examples, and asks again.
+        self._drop_derived()
+        gone = kit.examples.forget(subject)
+        # Once more, for what a visit has derived meanwhile.
+        self._drop_derived()
         return gone
+
+    def _drop_derived(self) -> None:
+        self._kit.shelf.drop_personal()
+        self._sessions.clear()
+        self._answering.follow()
 
     def verdict(self) -> Verdict:
         """May this device work now, and if not, why not, in words."""
@@ -278,7 +285,7 @@ class Device:
 
     async def _visit(self, verdict: Eligible) -> Visit:
         await self._renew_certificate()
-        session = self._left_open()
+        session = self._assignments.left_open()
         if session is not None:
             return self._ended(await self._assignments.carry_out(session), None)
         answer = await self._check_in(verdict.offers_work)
@@ -330,17 +337,6 @@ class Device:
             return
         self._kit.identities.renewed(await self._kit.channel.renew(identity.certificate_request()))
         await self._kit.channel.close()
-
-    def _left_open(self) -> Session | None:
-        session = self._sessions.load()
-        if session is None:
-            return None
-        session = session.after(Event.INTERRUPTED)
-        # A report that was on its way may count already, its acknowledgement lost: that is worth the question.
-        if self._kit.clock.now() >= session.assignment.deadline and not session.may_count:
-            self._assignments.abandon(session)
-            return None
-        return session
 
     async def _check_in(self, offers_work: bool) -> CheckInReply:
         kit, state = self._kit, self._kit.memory.state

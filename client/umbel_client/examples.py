@@ -78,12 +78,14 @@ class StoreStats:
     """Examples by subject."""
 
 
+HeldBack = bool | NDArray[np.bool_] | None
+"""For all examples of a batch, or one boolean each."""
+
+
 class ExampleStore(Protocol):
     """A device's examples."""
 
-    def add(
-        self, inputs: Arrays, targets: Arrays, *, at: float, subject: str = "", held_back: bool | None = None
-    ) -> int:
+    def add(self, inputs: Arrays, targets: Arrays, *, at: float, subject: str = "", held_back: HeldBack = None) -> int:
         """Keep some examples, all or none; returns how many.
 
         Args:
@@ -91,7 +93,7 @@ class ExampleStore(Protocol):
             targets: by name, shapes [n, ...].
             at: when they were seen, in POSIX seconds.
             subject: whom they are about.
-            held_back: True for judging, False for training, None to decide in time.
+            held_back: True for judging, False for training, None to decide in time; or an array, one boolean each.
 
         Raises:
             InputMismatch: not one batch, or of another form than the examples here.
@@ -156,6 +158,15 @@ def require_batch(inputs: Arrays, targets: Arrays) -> int:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise NotFinite(f"{name!r} holds NaN or infinity; nothing was kept")
     return count
+
+
+def held_back_tags(held_back: HeldBack, count: int) -> list[bool | None]:
+    """One for each example of a batch; raises `InputMismatch` if there are more or fewer."""
+    if not isinstance(held_back, np.ndarray):
+        return [held_back] * count
+    if held_back.dtype != np.bool_ or held_back.shape != (count,):
+        raise InputMismatch("`held_back` must be one boolean for each example")
+    return [bool(tag) for tag in held_back]
 
 
 Form = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -246,12 +257,10 @@ class MemoryExamples:
         self._revision = 0
         self._forgotten = 0
 
-    def add(
-        self, inputs: Arrays, targets: Arrays, *, at: float, subject: str = "", held_back: bool | None = None
-    ) -> int:
+    def add(self, inputs: Arrays, targets: Arrays, *, at: float, subject: str = "", held_back: HeldBack = None) -> int:
         """Keep some examples; see `ExampleStore`."""
         count = require_batch(inputs, targets)
-        form = form_of(inputs, targets)
+        tags, form = held_back_tags(held_back, count), form_of(inputs, targets)
         if self._form is not None and self._rows:
             require_form(form, self._form)
         self._form = form
@@ -259,7 +268,7 @@ class MemoryExamples:
             one_input = {name: np.array(array[row]) for name, array in inputs.items()}
             one_target = {name: np.array(array[row]) for name, array in targets.items()}
             size = sum(array.nbytes for array in (*one_input.values(), *one_target.values()))
-            self._rows[self._next] = (Record(self._next, at, subject, held_back, size), one_input, one_target)
+            self._rows[self._next] = (Record(self._next, at, subject, tags[row], size), one_input, one_target)
             self._next += 1
         self._revision += 1
         self._drop(surplus_keys(self._records(), self._limits, at))

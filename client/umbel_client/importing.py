@@ -36,19 +36,10 @@ def import_npz(
     if manifest is not None:
         require_examples(manifest, inputs, targets)
     held_back = arrays.get("held_back")
-    if held_back is None:
-        return store.add(inputs, targets, at=at, subject=subject)
-    if held_back.dtype != np.bool_ or any(
-        len(array) != len(held_back) for array in (*inputs.values(), *targets.values())
-    ):
-        raise InputMismatch(f"`held_back` in {path} must be one boolean for each example")
-    added = 0
-    for flag in (False, True):
-        rows = np.flatnonzero(held_back == flag)
-        if len(rows):
-            picked = [{name: array[rows] for name, array in group.items()} for group in (inputs, targets)]
-            added += store.add(picked[0], picked[1], at=at, subject=subject, held_back=flag)
-    return added
+    try:
+        return store.add(inputs, targets, at=at, subject=subject, held_back=held_back)
+    except InputMismatch as error:
+        raise InputMismatch(f"{path}: {error}") from error
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -19,14 +19,23 @@ from umbel_client.private import Pinned, pin
 SECONDS: Final = 30.0
 
 
-async def enrol_at_helper(card: HelperCard, token: str, population: str, now: float) -> Pinned:
-    """Make a key for reports and have the helper certify it.
+async def enrol_at_helper(
+    card: HelperCard, token: str, population: str, now: float, key: Ed25519PrivateKey | None = None
+) -> Pinned:
+    """Have the helper certify a key for reports.
+
+    Args:
+        card: of the helper.
+        token: for one device; after a lost answer it may be redeemed again, by the same key only.
+        population: of the device.
+        now: POSIX seconds.
+        key: for reports; None makes one.
 
     Raises:
         EnrolmentRefused: the token is unknown, used up or too old.
         Unreachable: nobody answers, or not with the pinned certificate.
     """
-    key = Ed25519PrivateKey.generate()
+    key = key or Ed25519PrivateKey.generate()
     request = pb.EnrolParticipantRequest(
         token=token,
         population=population,

@@ -16,6 +16,7 @@ from umbel.errors import MalformedMessage
 from umbel_client.examples import (
     Arrays,
     Form,
+    HeldBack,
     Record,
     Split,
     Stack,
@@ -23,6 +24,7 @@ from umbel_client.examples import (
     StoreStats,
     form_of,
     held_back_keys,
+    held_back_tags,
     require_batch,
     require_form,
     stats_of,
@@ -58,13 +60,12 @@ class SqliteExamples:
         with self._connected() as database:
             database.executescript(_SCHEMA)
 
-    def add(
-        self, inputs: Arrays, targets: Arrays, *, at: float, subject: str = "", held_back: bool | None = None
-    ) -> int:
+    def add(self, inputs: Arrays, targets: Arrays, *, at: float, subject: str = "", held_back: HeldBack = None) -> int:
         """Keep some examples; see `ExampleStore`."""
         count = require_batch(inputs, targets)
         packed = (_pack(inputs, targets, row) for row in range(count))
-        rows = ((at, subject, held_back, len(data), data) for data in packed)
+        tagged = zip(held_back_tags(held_back, count), packed, strict=True)
+        rows = ((at, subject, tag, len(data), data) for tag, data in tagged)
         with self._transaction() as database:
             self._require_same_form(database, form_of(inputs, targets))
             database.executemany(

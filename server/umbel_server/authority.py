@@ -206,6 +206,17 @@ def key_to_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
+def key_from_pem(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    """Undo `key_to_pem`; raises `MalformedMessage`."""
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as error:
+        raise MalformedMessage(f"not a private key: {error}; delete its file to begin anew") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise MalformedMessage("not an elliptic curve key; delete its file to begin anew")
+    return key
+
+
 def make_request(key: ec.EllipticCurvePrivateKey) -> bytes:
     """A certificate request (PKCS #10, DER) that proves possession of `key`."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(_subject(id_of_key(key.public_key())))

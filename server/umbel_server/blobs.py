@@ -203,9 +203,14 @@ class Blobs:
             return digest
         self._on_step(f"put {area}")
         aside = path.with_name(f"{_ASIDE}{secrets.token_hex(8)}")
-        aside.write_bytes(data)
-        self._sync(aside)
-        aside.replace(path)
+        try:
+            aside.write_bytes(data)
+            self._sync(aside)
+            aside.replace(path)
+        except OSError:
+            # Each new try would otherwise take what room is left.
+            aside.unlink(missing_ok=True)
+            raise
         self._sync(path.parent)
         return digest
 

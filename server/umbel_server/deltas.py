@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
 
+import structlog
+
 from umbel.delta import Ends, is_worth_it, write_lossless
 from umbel.digests import Digest
-from umbel.errors import MalformedMessage, UmbelError
+from umbel.errors import MalformedMessage, UmbelError, unusable
 from umbel.file_delta import FileDelta
 from umbel.manifest import FileRef, Manifest
 from umbel.messages import release_from_bytes
@@ -37,6 +39,7 @@ LEAST_BYTES: Final = 4_096
 MOST_BYTES: Final = 256 << 20
 """Between larger files no delta is made while a device waits; `umbel releases prepare` makes it beforehand."""
 _REMEMBERED: Final = 1_024
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,12 @@ class Deltas:
     async def _make(self, pair: _Pair) -> FileDelta | None:
         if sum(target == pair.target.digest for _, target in (*self._kept, *self._useless)) >= BASES:
             return None
-        made: FileDelta | None = await self._offload(_write, self._blobs, pair)
+        try:
+            made: FileDelta | None = await self._offload(_write, self._blobs, pair)
+        except OSError as error:
+            # A device can do without: it has its session already, and fetches the whole file.
+            _log.warning("no room for a delta", reason=unusable(error))
+            return None
         if made is None:
             self._useless.add(_key(pair))
         else:
@@ -209,6 +217,9 @@ def _write(blobs: Blobs, pair: _Pair) -> FileDelta | None:
     except (_TooLarge, MalformedMessage):
         aside.unlink()
         return None
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     made = FileDelta(ends.base, ends.target, out.digest, out.size)
     blobs.settle_delta(aside, made)
     return made

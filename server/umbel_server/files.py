@@ -36,6 +36,19 @@ def write_file(path: Path, data: bytes, mode: int = PRIVATE) -> None:
     flush(path.parent)
 
 
+def write_result(path: Path, data: bytes) -> None:
+    """Write what somebody asked for, for all to read: whole or not at all, where that is a file.
+
+    Raises:
+        OSError: it can't be written; what stood there before still does.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        # /dev/stdout and its like: not to be replaced.
+        path.write_bytes(data)
+    else:
+        write_file(path, data, PUBLIC)
+
+
 def flush(path: Path) -> None:
     """Have the disk keep a file's bytes, or a folder's names."""
     descriptor = os.open(path, os.O_RDONLY)

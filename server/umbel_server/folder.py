@@ -32,7 +32,7 @@ from umbel_server.access import Authorities
 from umbel_server.aggregation import LeaderKey
 from umbel_server.authority import Authority, PeerKind, general_name, key_to_pem
 from umbel_server.checkpoints import Witness
-from umbel_server.files import make_private, read_file, write_file
+from umbel_server.files import flush, make_private, read_file, write_file
 from umbel_server.identity import ADDRESSES_FILE, Addresses, Identity
 from umbel_server.keyring import Keyring
 from umbel_server.operators import REALM
@@ -101,6 +101,7 @@ class Folder:
             write_file(aside / f"{name}.key", authority.key_pem)
             write_file(aside / f"{name}.pem", authority.certificate_pem)
         aside.rename(self.path / "authority")
+        flush(self.path)
 
     def _first_admin(self, operators: Authority, server: Authority, now: float) -> Identity:
         key = ec.generate_private_key(ec.SECP256R1())

@@ -6,7 +6,7 @@ Light on purpose: `umbel` starts with nothing else loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,31 +62,37 @@ class Identity:
         return cls(*(read_file(folder / part) for part in parts))
 
     def write(self, folder: Path) -> None:
-        """Keep it in a folder of its own."""
+        """Keep it in a folder of its own; one with a certificate is complete."""
         make_private(folder)
         write_file(folder / KEY_FILE, self.key)
-        write_file(folder / CERTIFICATE_FILE, self.certificate)
         write_file(folder / SERVER_AUTHORITY_FILE, self.server_authority)
+        write_file(folder / CERTIFICATE_FILE, self.certificate)
 
 
 @contextmanager
-def kept_first(folder: Path, key: bytes) -> Iterator[None]:
+def kept_first(folder: Path, key: bytes, is_refusal: Callable[[Exception], bool]) -> Iterator[bytes]:
     """Keep a new identity's key before anybody is told of it: one that can't be kept must not become anyone's.
 
     Args:
-        folder: of the identity; made if it isn't there.
-        key: PEM; deleted again if the block refuses.
+        folder: of the identity; made if it isn't there. One with a key and no certificate was left by a call whose
+            answer was lost: that key is used again, since it may be somebody's already.
+        key: PEM; deleted again if the block is refused.
+        is_refusal: tells that from an answer that was lost.
 
     Raises:
         AlreadyExists: the folder holds an identity, whose key would be lost.
         OSError: the folder can't be written to.
     """
-    if (folder / KEY_FILE).exists():
+    if (folder / CERTIFICATE_FILE).exists():
         raise AlreadyExists(f"{folder} holds an identity already; choose another folder")
+    if (folder / KEY_FILE).exists():
+        yield read_file(folder / KEY_FILE)
+        return
     make_private(folder)
     write_file(folder / KEY_FILE, key)
     try:
-        yield
-    except BaseException:
-        (folder / KEY_FILE).unlink()
+        yield key
+    except Exception as error:
+        if is_refusal(error):
+            (folder / KEY_FILE).unlink()
         raise

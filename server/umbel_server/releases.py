@@ -16,6 +16,7 @@ from umbel.errors import NotAllowed, NotFound, WrongState
 from umbel.fields import name as checked_name
 from umbel.listing import ListedRelease
 from umbel_server import audit
+from umbel_server.key_audit import KeyAudit
 from umbel_server.keyring import Keyring, rule_of
 from umbel_server.registry import Registry
 from umbel_server.renewal import renew
@@ -53,6 +54,7 @@ class ReleaseDesk:
         self._clock = clock
         self._listed: dict[str, dict[int, ListedRelease]] = {}
         self._renewed_at = 0.0
+        self._key_audit = KeyAudit(store, repository)
 
     # Reading.
 
@@ -173,6 +175,7 @@ class ReleaseDesk:
             renew(self.repository, self._keys, now)
             self._renewed_at = now
         self.repository.keep_fresh(now, checkpoint)
+        self._key_audit.look(now)
 
     def draft(self, model: str, now: float) -> bytes:
         """What waits for signatures of a model's signers, to be signed on another machine.

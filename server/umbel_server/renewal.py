@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from securesystemslib.signer import Key
 
+from umbel_server.drafts import sign_draft
 from umbel_server.keyring import RULES, Keyring, rule_of
-from umbel_server.repository import Repository, sign_draft
+from umbel_server.repository import Repository
 
 
 def due(repository: Repository, now: float) -> list[str]:
-    """The offline roles whose time is half over; root first."""
+    """The offline roles whose time is half over, or which devices don't believe; root first."""
     return [
         it.role
         for it in repository.freshness()
-        if (rule := rule_of(it.role)).offline and it.expires_at - now < rule.lifetime_seconds / 2
+        if (rule := rule_of(it.role)).offline
+        and (it.expires_at - now < rule.lifetime_seconds / 2 or not repository.is_believed(it.role))
     ]
 
 

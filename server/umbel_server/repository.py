@@ -8,11 +8,10 @@ What stands in the folder is public; any web server or mirror may hand it out.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, cast
 
 from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.exceptions import RepositoryError
@@ -28,16 +27,14 @@ from tuf.api.metadata import (
     Targets,
     Timestamp,
 )
-from tuf.api.serialization.json import JSONSerializer
 
 from umbel import fields
-from umbel.errors import AlreadyExists, MalformedMessage, NotFound, SignatureInvalid, WrongState
+from umbel.errors import AlreadyExists, NotFound, SignatureInvalid, WrongState
 from umbel.listing import CHECKPOINT, ISSUED_AT, ListedRelease, facts_of, listed_from_target, target_path
+from umbel_server.drafts import S, draft, parse, sign_draft, unborn
 from umbel_server.keyring import RULES, Keyring, KeyStatus, rule_of
 from umbel_server.metadata_files import MetadataFiles
 
-_COMPACT: Final = JSONSerializer(compact=True)
-S = TypeVar("S", Root, Targets, Snapshot, Timestamp)
 Signable = Metadata[Root] | Metadata[Targets]
 
 
@@ -77,8 +74,8 @@ class Repository:
         root = Root(consistent_snapshot=True)
         for role in ("root", "targets", "snapshot", "timestamp"):
             _name_signers(root, role, keys.public_keys(role))
-        repository._finish(_unborn(root), "root", now)
-        repository._finish(_unborn(Targets()), "targets", now)
+        repository._finish(unborn(root), "root", now)
+        repository._finish(unborn(Targets()), "targets", now)
         return repository
 
     # Reading.
@@ -131,6 +128,26 @@ class Repository:
             for key_id in key_ids
         ]
 
+    @property
+    def changed(self) -> int:
+        """When a file last came or went, in nanoseconds: the same number, the same files."""
+        return self._files.folder.stat().st_mtime_ns
+
+    def versions(self, role: str) -> list[int]:
+        """The published versions of a role that are kept, lowest first; of root all that there ever were."""
+        return [version for version in self._files.versions(role) if version <= self._version(role)]
+
+    def keys_named(self, role: str, version: int) -> dict[str, Any]:
+        """Which keys a version of `root` or `targets` gives to whom, how many must sign, and whose keys signed that.
+
+        Raises:
+            NotFound: it isn't kept any more.
+        """
+        metadata = parse(self.file(f"{version}.{role}.json"))
+        named = metadata.signed.roles if role == "root" else getattr(metadata.signed.delegations, "roles", None) or {}
+        keys = {name: {"keys": sorted(it.keyids), "threshold": it.threshold} for name, it in named.items()}
+        return {"roles": keys, "signed_by": sorted(metadata.signatures)}
+
     def freshness(self) -> list[Freshness]:
         """How long each role's metadata will be believed."""
         loaded: list[tuple[str, Signed]] = [("root", self._root().signed)]
@@ -140,6 +157,17 @@ class Repository:
         loaded += [("snapshot", self._load("snapshot", Snapshot).signed)]
         loaded += [("timestamp", self._load("timestamp", Timestamp).signed)]
         return [Freshness(role, signed.version, signed.expires.timestamp()) for role, signed in loaded]
+
+    def is_believed(self, role: str) -> bool:
+        """Whether enough of a role's keys have signed what is published of it.
+
+        They haven't where a process died after it had replaced one of them, and before the new one signed.
+        """
+        try:
+            self._verify(role, self._root() if role == "root" else self._load(role, Targets))
+        except SignatureInvalid:
+            return False
+        return True
 
     # Changing. Each draft is unsigned; `publish` takes it once it is signed.
 
@@ -159,7 +187,7 @@ class Repository:
         targets.signed.delegations = delegations
         for key in keys:
             targets.signed.add_key(key, role.name)
-        return _draft(targets, "targets", now)
+        return draft(targets, "targets", now)
 
     def has_listing(self, model: str) -> bool:
         """Whether a model's own listing, empty or not, is published."""
@@ -167,7 +195,7 @@ class Repository:
 
     def draft_empty(self, model: str, now: float) -> bytes:
         """A model's own listing, without releases yet."""
-        return _draft(_unborn(Targets()), role_of(model), now)
+        return draft(unborn(Targets()), role_of(model), now)
 
     def draft_releases(self, releases: Iterable[ListedRelease], now: float, passed: Collection[int] = ()) -> bytes:
         """List more releases of one model, all under one signature: also those to go back with, beforehand.
@@ -193,7 +221,7 @@ class Repository:
             )
         for number in passed:
             metadata.signed.targets.pop(target_path(added[0].model, number), None)
-        return _draft(metadata, role_of(added[0].model), now)
+        return draft(metadata, role_of(added[0].model), now)
 
     def draft_rotation(self, role: str, old_key_id: str, new_key: Key, now: float) -> bytes:
         """Replace one key of a top-level role or of a model's role: the draft of `root` or of `targets`.
@@ -209,18 +237,18 @@ class Repository:
         except ValueError as error:
             raise NotFound(f"{role} has no key {old_key_id}: {error}") from error
         holder.signed.add_key(new_key, role)
-        return _draft(holder, "root" if role in RULES else "targets", now)
+        return draft(holder, "root" if role in RULES else "targets", now)
 
     def draft_renewal(self, role: str, now: float) -> bytes:
         """The same for longer, before an offline role's date comes: its draft; raises `NotFound`."""
-        return _draft(self._root() if role == "root" else self._load(role, Targets), role, now)
+        return draft(self._root() if role == "root" else self._load(role, Targets), role, now)
 
-    def sign(self, draft: bytes, role: str) -> bytes:
+    def sign(self, unsigned: bytes, role: str) -> bytes:
         """Add the signatures of those of the role's keys that lie here, as many as are needed and no more."""
-        metadata = _parse(draft)
+        metadata = parse(unsigned)
         trusted = self._trusted(role, metadata)
         usable = [signer for signer in self._keys.signers(role) if signer.public_key.keyid in trusted]
-        return sign_draft(draft, usable[: max(0, rule_of(role).threshold - len(metadata.signatures))])
+        return sign_draft(unsigned, usable[: max(0, rule_of(role).threshold - len(metadata.signatures))])
 
     def publish(self, role: str, signed: bytes, now: float) -> None:
         """Take signed metadata: verify, write, and let snapshot and timestamp follow; the same again changes nothing.
@@ -229,7 +257,7 @@ class Repository:
             SignatureInvalid: not signed by enough of the role's keys.
             WrongState: not the successor of what is published: somebody else published in between.
         """
-        metadata = _parse(signed)
+        metadata = parse(signed)
         current = self._version(role)
         if metadata.signed.version == current and self.file(f"{current}.{role}.json") == signed:
             return
@@ -266,18 +294,18 @@ class Repository:
         return half_over or metadata.signatures.keys().isdisjoint(self._root().signed.roles[role].keyids)
 
     def _finish(self, metadata: Signable, role: str, now: float) -> None:
-        self.publish(role, self.sign(_draft(metadata, role, now), role), now)
+        self.publish(role, self.sign(draft(metadata, role, now), role), now)
 
     def _follow(self, changed: dict[str, int], now: float, checkpoint: str = "") -> None:
         """Let snapshot and timestamp follow; what nobody can ask for any more goes."""
         try:
             snapshot = self._load("snapshot", Snapshot)
         except NotFound:
-            snapshot = _unborn(Snapshot())
+            snapshot = unborn(Snapshot())
         for role, version in changed.items():
             snapshot.signed.meta[f"{role}.json"] = MetaFile(version)
-        data = sign_draft(_draft(snapshot, "snapshot", now), self._online("snapshot"))
-        version = _parse(data).signed.version
+        data = sign_draft(draft(snapshot, "snapshot", now), self._online("snapshot"))
+        version = parse(data).signed.version
         self._files.write(f"{version}.snapshot.json", data)
         self._stamp(version, now, checkpoint)
         for role in ("snapshot", *changed):
@@ -287,13 +315,13 @@ class Repository:
         try:
             timestamp = self._load("timestamp", Timestamp)
         except NotFound:
-            timestamp = _unborn(Timestamp())
+            timestamp = unborn(Timestamp())
         timestamp.signed.snapshot_meta = MetaFile(snapshot)
         extra = timestamp.signed.unrecognized_fields
         extra[ISSUED_AT] = int(now)
         if checkpoint:
             extra[CHECKPOINT] = checkpoint
-        self._files.write("timestamp.json", sign_draft(_draft(timestamp, "timestamp", now), self._online("timestamp")))
+        self._files.write("timestamp.json", sign_draft(draft(timestamp, "timestamp", now), self._online("timestamp")))
 
     def _online(self, role: str) -> list[CryptoSigner]:
         trusted = set(self._root().signed.roles[role].keyids)
@@ -331,55 +359,21 @@ class Repository:
         numbers = self._files.versions("root")
         if not numbers:
             raise NotFound(f"{self._files.folder} holds no repository; run `umbel keys init`")
-        return cast("Metadata[Root]", _parse(self.file(f"{max(numbers)}.root.json")))
+        return cast("Metadata[Root]", parse(self.file(f"{max(numbers)}.root.json")))
 
     def _load(self, role: str, kind: type[S]) -> Metadata[S]:
         if kind is Timestamp:
-            return cast("Metadata[S]", _parse(self.file("timestamp.json")))
+            return cast("Metadata[S]", parse(self.file("timestamp.json")))
         if kind is Snapshot:
             version = self._load("timestamp", Timestamp).signed.snapshot_meta.version
-            return cast("Metadata[S]", _parse(self.file(f"{version}.snapshot.json")))
+            return cast("Metadata[S]", parse(self.file(f"{version}.snapshot.json")))
         meta = self._load("snapshot", Snapshot).signed.meta.get(f"{role}.json")
         if meta is None:
             raise NotFound(f"{role} has no metadata yet; name the model's signers first")
-        return cast("Metadata[S]", _parse(self.file(f"{meta.version}.{role}.json")))
-
-
-def sign_draft(draft: bytes, signers: Iterable[CryptoSigner]) -> bytes:
-    """Add signatures to a draft; what is done on the machine where offline keys live."""
-    metadata = _parse(draft)
-    for signer in signers:
-        metadata.sign(signer, append=True)
-    return metadata.to_bytes(_COMPACT)
-
-
-def _draft(metadata: Metadata[Any], role: str, now: float) -> bytes:
-    # What is signed online is numbered by the seconds: a coordinator that was set up from a backup goes on above what
-    # devices have seen of the one before it. Drafts that travel follow one another.
-    metadata.signed.version = max(metadata.signed.version + 1, 0 if rule_of(role).offline else int(now))
-    metadata.signed.expires = _instant(now + rule_of(role).lifetime_seconds)
-    metadata.signatures.clear()
-    return metadata.to_bytes(_COMPACT)
-
-
-def _unborn(signed: S) -> Metadata[S]:
-    """What `_draft` turns into version 1."""
-    signed.version = 0
-    return Metadata(signed)
+        return cast("Metadata[S]", parse(self.file(f"{meta.version}.{role}.json")))
 
 
 def _name_signers(root: Root, role: str, keys: Iterable[Key]) -> None:
     for key in keys:
         root.add_key(key, role)
     root.roles[role].threshold = RULES[role].threshold
-
-
-def _parse(data: bytes) -> Metadata[Any]:
-    try:
-        return Metadata.from_bytes(data)
-    except RepositoryError as error:
-        raise MalformedMessage(f"not TUF metadata: {error}") from error
-
-
-def _instant(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC)

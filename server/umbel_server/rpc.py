@@ -3,7 +3,8 @@
 A `Service` is built from a proto's own service descriptor, so that no method can be forgotten: each is guarded first
 (by the caller's certificate or token, before a byte of the message is looked at), decoded second, and answered third.
 Every `UmbelError` becomes its gRPC status, its message as details, and its code in the trailing metadata `umbel-error`;
-any other exception is logged with its traceback and answered without one.
+any other exception is logged with its traceback and answered without one. A full disk, or a database that is away, is
+`Unavailable`: whoever called keeps what it has, and comes again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from umbel.errors import UmbelError
+from umbel.errors import UmbelError, Unavailable
 from umbel.messages import parse
 
 C = TypeVar("C")
@@ -155,7 +156,10 @@ def _bearer(context: grpc.aio.ServicerContext[Any, Any]) -> str:
 
 
 async def _refuse(context: grpc.aio.ServicerContext[Any, Any], method: MethodDescriptor, error: Exception) -> NoReturn:
-    if not isinstance(error, UmbelError):
+    if _may_pass(error):
+        _log.error("disk or database don't do", method=method.full_name, exc_info=error)
+        error = Unavailable("its disk or its database doesn't do just now; its log tells more. Try again later")
+    elif not isinstance(error, UmbelError):
         _log.error("unexpected error", method=method.full_name, exc_info=error)
         error = UmbelError("the coordinator failed inside; its log tells more. Try again later")
     await context.abort(
@@ -164,3 +168,10 @@ async def _refuse(context: grpc.aio.ServicerContext[Any, Any], method: MethodDes
         trailing_metadata=((ERROR_KEY, error.code),),
     )
     raise error  # never reached: abort raises
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether it says that the disk or the database doesn't do just now: full, read-only, away."""
+    # SQLAlchemy wraps what its driver raised; sqlite3 and psycopg call it alike, and neither need be loaded here.
+    cause = getattr(error, "orig", error)
+    return isinstance(cause, OSError) or type(cause).__name__ == "OperationalError"

@@ -1,6 +1,6 @@
 """A run and its folder: what was played, what an interrupted run needs to go on, and the report at the end.
 
-<folder>/scenario.json   what is played here: another scenario is refused
+<folder>/scenario.json   what is played here, and digests of the files that it names: anything else is refused
 <folder>/state/          the engine's own; deleted when the run is over
 <folder>/report.json     the outcome and what it cost; a finished run isn't played again
 <folder>/report.html     the same for people
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from umbel.digests import digest_of_file
 from umbel.errors import AlreadyExists, MalformedMessage, NotFound, UmbelError
 from umbel_server.holding import held
 from umbel_server.json_text import to_text
@@ -52,7 +53,7 @@ def play(scenario: Scenario, folder: Path, *, workers: int, progress: Progress, 
         fresh: forget what is in the folder.
 
     Raises:
-        AlreadyExists: the folder holds a run of something else.
+        AlreadyExists: the folder holds a run of something else, or of files that have changed since.
         WrongState: another process plays in the folder at this moment.
         MalformedMessage: what the folder holds is damaged.
         OSError: the folder can't be made or written to.
@@ -60,7 +61,7 @@ def play(scenario: Scenario, folder: Path, *, workers: int, progress: Progress, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, f"another process plays in {folder} at this moment; wait for it, or choose another by -o"):
-        _claim(folder, to_text(to_tree(scenario)), fresh)
+        _claim(folder, scenario, fresh)
         if (folder / REPORT).is_file():
             return _with_page(read(folder))
         state = folder / _STATE
@@ -98,9 +99,10 @@ def read(path: Path) -> Run:
     return Run(outcome, cost, report.parent)
 
 
-def _claim(folder: Path, scenario: str, fresh: bool) -> None:
+def _claim(folder: Path, scenario: Scenario, fresh: bool) -> None:
     """Make the folder this scenario's own."""
-    told = folder / _SCENARIO
+    told, files = folder / _SCENARIO, {str(path): digest_of_file(path) for path in scenario.files()}
+    text = to_text({"scenario": to_tree(scenario), "files": files})
     if fresh and told.is_file():
         forget(folder / _STATE)
         shutil.rmtree(folder / _STATE, ignore_errors=True)
@@ -108,12 +110,13 @@ def _claim(folder: Path, scenario: str, fresh: bool) -> None:
         for old in (folder / REPORT, folder / PAGE, told):
             old.unlink(missing_ok=True)
     if told.is_file():
-        if told.read_bytes() != scenario.encode():
-            raise AlreadyExists(f"{folder} holds another run; choose another folder by -o, or begin anew by --fresh")
+        if told.read_bytes() != text.encode():
+            what = "another run, or one whose files have changed since" if files else "another run"
+            raise AlreadyExists(f"{folder} holds {what}; choose another folder by -o, or begin anew by --fresh")
         return
     if any(path.suffix != _DRAFT for path in folder.iterdir()):
         raise AlreadyExists(f"{folder} isn't empty and isn't a run's; choose another folder by -o")
-    _write(told, scenario)
+    _write(told, text)
 
 
 def _let_go(folder: Path) -> None:

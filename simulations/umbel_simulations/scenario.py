@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, with_config
 
+from umbel.bundle import MANIFEST_FILE
 from umbel.errors import BadInput, OutOfBounds
 from umbel.plan import Plan
 from umbel_server.flower.spec import StrategySpec
@@ -237,6 +239,12 @@ class Scenario:
             self.server_task()
         except BadInput as error:
             raise type(error)(f"task: {error}") from error
+
+    def files(self) -> list[Path]:
+        """What it names and doesn't hold: its users' archives, its trace, the manifest of its bundle."""
+        named = [Path(self.model) / MANIFEST_FILE, Path(self.population.trace or ".")]
+        users = sorted(Path(self.data.folder).glob("*.npz")) if self.data.folder else []
+        return [path for path in (*named, *users) if path.is_file()]
 
     def server_task(self, *, population: str = "simulated", model: str = "simulated") -> Task:
         """The task as the product runs it, updates in the open unless `task.privacy.on`.

@@ -38,7 +38,7 @@ async def test_an_app_as_the_page_shows_it(app: dict[str, Any], tmp_path: Path) 
     async with serving(Coordinator(SystemClock().now)) as peer:
         peer.coordinator.publish()
         peer.coordinator.tasks = [Plan(epochs=1)]
-        await asyncio.to_thread(app["enrol"], home, peer.code().to_text())
+        await asyncio.to_thread(app["first_start"], home, peer.code().to_text())
         device: Device = app["open_device"](home)
         inputs, classes = recordings(20, "app")
         for window, label in zip(inputs, classes, strict=True):

@@ -117,8 +117,11 @@ GUARDS: Final = (
         ("files that nobody asks for", "[:-KEPT_FILES]", "[:0]"),
     ),
     *of(
-        "server/umbel_server/repository.py", _WEEKS,
+        "server/umbel_server/drafts.py", _WEEKS,
         ("numbered by the seconds", "0 if rule_of(role).offline else int(now)", "0"),
+    ),
+    *of(
+        "server/umbel_server/repository.py", _WEEKS,
         ("what is passed", "for number in passed:", "for number in ():"),
     ),
     *of(
@@ -128,6 +131,11 @@ GUARDS: Final = (
     *of(
         "server/umbel_server/releases.py", _CUTS,
         ("keys that are missing are made", "self._keys.complete(role)]", "(self._keys.signers(role) or self._keys.add(role))]"),
+    ),
+    *of(
+        "server/umbel_server/key_audit.py", ("tests/rollouts/test_key_audit.py",),
+        ("keys are written down once", "if version > known:", "if True:"),
+        ("keys that change later", "if changed == self._looked_at:", "if self._looked_at >= 0:"),
     ),
     *of(
         "server/umbel_server/files.py", _CUTS,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.power_cut import PowerCut, dies_at
 from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
 from umbel.errors import AlreadyExists
 from umbel_server import renewal
@@ -18,33 +16,6 @@ from umbel_server.folder import Folder
 from umbel_server.keyring import RULES, Keyring
 from umbel_server.repository import role_of
 from umbel_server.requests import Call
-
-STEPS = ("write", "replace", "unlink")
-"""Of `os`: after each of them the disk holds something else."""
-
-
-class PowerCut(BaseException):
-    pass
-
-
-def dies_at(patch: pytest.MonkeyPatch, last: int) -> list[str]:
-    """Let the power go at a step of this number (0 is the first); the steps that were taken."""
-    taken: list[str] = []
-
-    def dying(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any, **options: Any) -> Any:
-            if len(taken) == last:
-                if name == "write":
-                    real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
-                raise PowerCut(name)
-            taken.append(name)
-            return real(*arguments, **options)
-
-        return step
-
-    for name in STEPS:
-        patch.setattr(os, name, dying(name, getattr(os, name)))
-    return taken
 
 
 async def test_a_release_is_listed_wherever_the_power_goes_on_the_way(
@@ -74,8 +45,29 @@ async def test_devices_believe_the_listing_wherever_the_power_goes_while_an_onli
 ) -> None:
     before = Fleet(tmp_path / "before", devices=1)
     number = before.verbs.publish(MODEL, before.good_version(), "stable", AUTHOR)
-    for role, last in itertools.product(("timestamp", "snapshot"), range(100)):
-        fleet = before.copied(tmp_path / f"cut-{role}-{last}")
+    for role in ("timestamp", "snapshot"):
+        await replaced_wherever_the_power_goes(before, role, number, monkeypatch)
+
+
+@pytest.mark.parametrize("role", [role_of(MODEL), "targets"])
+async def test_so_while_a_signers_key_is_replaced_where_no_more_lie_than_must_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    before = Fleet(tmp_path / "before", devices=1)
+    number = before.verbs.publish(MODEL, before.good_version(), "stable", AUTHOR)
+    elsewhere = before.keys.signers(role)[RULES["releases"].threshold :]
+    assert elsewhere
+    for signer in elsewhere:
+        before.keys.forget(signer.public_key.keyid)
+    await replaced_wherever_the_power_goes(before, role, number, monkeypatch)
+
+
+async def replaced_wherever_the_power_goes(
+    before: Fleet, role: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replace the first key of a role; cut after cut, a new device finds the release once the coordinator is back."""
+    for last in itertools.count():
+        fleet = before.copied(before.folder.with_name(f"cut-{role}-{last}"))
         fleet.reopen(0)
         old = fleet.keys.signers(role)[0].public_key.keyid
         with monkeypatch.context() as patch, suppress(PowerCut):
@@ -87,6 +79,7 @@ async def test_devices_believe_the_listing_wherever_the_power_goes_while_an_onli
         assert fleet.releases() == [number], f"cut at step {last} of {role}: {taken}"
         if len(taken) < last:
             break
+    assert last > 8
 
 
 def test_a_folder_whose_making_was_broken_off_is_told_from_a_complete_one(

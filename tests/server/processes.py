@@ -49,6 +49,9 @@ allow_unknown = ["temperature", "storage"]
 
 [personal]
 epochs = 1
+
+[privacy]
+minimum_cohort = 2
 """
 
 
@@ -76,6 +79,11 @@ class Program:
         """SIGTERM, and the exit code."""
         return self._end(signal.SIGTERM)
 
+    def end(self) -> None:
+        """SIGTERM, also to one that was started a moment ago and can't end in good order yet."""
+        code = self.stop()
+        assert code in (0, -signal.SIGTERM), f"exit code {code}:\n{self.log.read_text()[-2000:]}"
+
     def _end(self, number: signal.Signals) -> int:
         if self.process is None:
             return 0
@@ -100,7 +108,7 @@ class RealDevice:
         command = [sys.executable, "-m", "umbel_client.cli", "--home", str(self.home), "run", "--json"]
         self.agent = Program(command, self.home.with_suffix(".log"))
 
-    def settle(self, code: str) -> None:
+    def settle(self, code: str, *words: str) -> None:
         """Enrol, and take over examples."""
         self.home.mkdir()
         (self.home / "device.toml").write_text(_DEVICE_CONFIG)
@@ -108,12 +116,12 @@ class RealDevice:
         x, y = recordings(count, self.home.name)
         archive = self.home / "mine.npz"
         np.savez(archive, x=x, y=y, held_back=np.arange(count) >= self.examples)
-        for step in (["enrol", "--code", code], ["examples", "import", str(archive)]):
+        for step in (["enrol", "--code", code, *words], ["examples", "import", str(archive)]):
             assert umbel_device(["--home", str(self.home), *step]) == 0
 
     def visit_now(self) -> None:
         """One visit by hand: it may be sleeping off a coordinator that it found dead many times in a row."""
-        assert self.agent.stop() == 0
+        self.agent.end()
         assert umbel_device(["--home", str(self.home), "run", "--once", "--json"]) == 0
         self.agent.start()
 
@@ -164,6 +172,8 @@ class Federation:
     device_count: int
     devices: list[RealDevice] = field(init=False, default_factory=list)
     coordinator: Program = field(init=False)
+    _chosen: dict[str, Any] = field(init=False, default_factory=dict)
+    """Settings beside the usual ones."""
 
     @property
     def state(self) -> Path:
@@ -173,7 +183,7 @@ class Federation:
     def parts(self) -> Iterator[Parts]:
         """The coordinator's insides, while its process doesn't run."""
         assert self.coordinator.process is None
-        parts = build(load_settings(self.state, database_url=self.database_url), SystemClock())
+        parts = build(load_settings(self.state, database_url=self.database_url, **self._chosen), SystemClock())
         try:
             yield parts
         finally:
@@ -184,7 +194,7 @@ class Federation:
         with (self.state / "config.toml").open("a") as config:
             config.write(_CONFIG)
         ports = [
-            f"--{name}-port={port}" for name, port in zip(("device", "enrol", "admin"), _free_ports(), strict=True)
+            f"--{name}-port={port}" for name, port in zip(("device", "enrol", "admin"), free_ports(3), strict=True)
         ]
         serve = ["serve", "--state", str(self.state), "--database-url", self.database_url, *ports]
         self.coordinator = Program([sys.executable, "-m", "umbel_server.cli", *serve], self.folder / "coordinator.log")
@@ -207,9 +217,13 @@ class Federation:
         enrol = self.addresses().enrol
         for index, token in enumerate(tokens):
             device = RealDevice(self.folder / f"device-{index}", examples=200 + 2**index)
-            device.settle(EnrolmentCode(enrol, token, authority).to_text())
+            device.settle(EnrolmentCode(enrol, token, authority).to_text(), *self.words_for_enrolment())
             self.devices.append(device)
             device.agent.start()
+
+    def words_for_enrolment(self) -> list[str]:
+        """What a device is told beside its code."""
+        return []
 
     @property
     def kills(self) -> int:
@@ -263,9 +277,10 @@ def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
-def _free_ports() -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at now."""
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(3)]
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]

@@ -15,8 +15,9 @@ from umbel.errors import (
 )
 from umbel.listing import ListedRelease
 from umbel_client.listing import Listing
+from umbel_server.drafts import sign_draft
 from umbel_server.keyring import Keyring
-from umbel_server.repository import Repository, role_of, sign_draft
+from umbel_server.repository import Repository, role_of
 
 NOW = 1_790_000_000.0
 MODEL = "shoulder"

@@ -27,8 +27,9 @@ from umbel.errors import (
 from umbel.listing import facts_of, target_path
 from umbel_client.listing import Listing
 from umbel_client.tuf_files import FilesAtHand
+from umbel_server.drafts import sign_draft
 from umbel_server.keyring import DAY
-from umbel_server.repository import role_of, sign_draft
+from umbel_server.repository import role_of
 
 
 @pytest.fixture

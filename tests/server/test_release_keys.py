@@ -20,9 +20,10 @@ from umbel.errors import (
     WrongState,
 )
 from umbel_client.listing import Listing
+from umbel_server.drafts import sign_draft
 from umbel_server.keyring import DAY, Keyring
 from umbel_server.metadata_files import MetadataFiles
-from umbel_server.repository import Repository, sign_draft
+from umbel_server.repository import Repository
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from umbel.bundle import Bundle
-from umbel.errors import BadInput, InputMismatch, MalformedMessage, NotFinite, NotFound, OutOfBounds
+from umbel.errors import AlreadyExists, BadInput, InputMismatch, MalformedMessage, NotFinite, NotFound, OutOfBounds
 from umbel.manifest import TensorSpec
 from umbel_models.zoo import bundle_path
 from umbel_models.zoo.features import CONTEXT, FLIGHT_FEATURES, TOKENS, decode
+from umbel_simulations import runs
 from umbel_simulations.data import Federation, load
+from umbel_simulations.engines import Silent
 from umbel_simulations.scenario import Data, Scenario
 from umbel_simulations.scenario_file import find
 from umbel_simulations.setting import fitted, prepare
@@ -147,6 +149,24 @@ def test_ones_own_users_train_in_a_scenario_that_stands_beside_them(tmp_path: Pa
     _archive(tmp_path / "people" / "wrong.npz", 30, y=np.arange(30))
     with pytest.raises(InputMismatch, match=r"holds 2\d; this model has labels 0 to 9"):
         prepare(told, 0)
+
+
+def test_a_run_whose_users_have_changed_since_is_not_passed_off_as_theirs(tmp_path: Path) -> None:
+    (tmp_path / "people").mkdir()
+    for count in (20, 30, 40):
+        _archive(tmp_path / "people" / f"user{count}.npz", count)
+    text = (
+        'name = "mine"\nmodel = "digits"\nengine = "cohort"\n[data]\nfederation = "own"\nfolder = "people"\n'
+        "[task]\nrounds = 2\ngoal = 3\n"
+    )
+    (tmp_path / "mine.toml").write_text(text)
+    told = find(str(tmp_path / "mine.toml"))
+    first = runs.play(told, tmp_path / "run", workers=1, progress=Silent())
+    assert runs.play(told, tmp_path / "run", workers=1, progress=Silent()).outcome == first.outcome
+    _archive(tmp_path / "people" / "user50.npz", 50)
+    with pytest.raises(AlreadyExists, match="files have changed"):
+        runs.play(told, tmp_path / "run", workers=1, progress=Silent())
+    assert runs.play(told, tmp_path / "run", workers=1, progress=Silent(), fresh=True).outcome != first.outcome
 
 
 def test_archives_that_are_no_users_are_refused_by_name(tmp_path: Path) -> None:

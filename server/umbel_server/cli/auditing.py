@@ -12,7 +12,7 @@ from umbel.errors import DigestMismatch
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.verbs import Json, Session, group, verb
-from umbel_server.files import read_file
+from umbel_server.files import read_file, write_result
 
 AUDIT: Final = group("audit", "The audit: who did what, in a chain that shows later changes.")
 
@@ -75,7 +75,7 @@ def export(session: Session, file: Annotated[Path, typer.Argument(metavar="FILE"
             break
         rows.extend(page)
     lines = [json.dumps(output.to_tree(row), ensure_ascii=False) + "\n" for row in reversed(rows)]
-    file.write_text("".join(lines), "utf-8")
+    write_result(file, "".join(lines).encode())
     session.show(pb.VerifyAuditResponse(rows=len(rows)), lambda: f"Wrote {len(rows)} rows to {file}")
 
 

@@ -12,7 +12,7 @@ from umbel.errors import SignatureInvalid
 from umbel_server.cli.connection import state_folder
 from umbel_server.cli.listing import tell
 from umbel_server.cli.verbs import Json, State
-from umbel_server.files import read_file
+from umbel_server.files import read_file, write_result
 
 ROLES: Final = "root, targets, or releases-MODEL."
 Role = Annotated[str, typer.Argument(metavar="ROLE", help=ROLES)]
@@ -45,7 +45,7 @@ def renew(role: Role, draft: Draft = None, state: State = None, as_json: Json = 
     unborn = model != role and model in repository.models() and not repository.has_listing(model)
     drafted = repository.draft_empty(model, now) if unborn else repository.draft_renewal(role, now)
     if draft is not None:
-        draft.write_bytes(drafted)
+        write_result(draft, drafted)
         tell(as_json, {"role": role, "draft": str(draft)}, f"Wrote {draft}; sign it, then `umbel keys publish {role}`")
         return
     try:
@@ -71,7 +71,7 @@ def delegate(
 
     repository, _ = Folder(state_folder(state)).repository()
     keys = [public_key(signer) for signer in signers]
-    draft.write_bytes(repository.draft_signers(model, keys, SystemClock().now()))
+    write_result(draft, repository.draft_signers(model, keys, SystemClock().now()))
     tell(as_json, {"model": model, "draft": str(draft)}, f"Wrote {draft}; sign it, then `umbel keys publish targets`")
 
 

@@ -25,6 +25,8 @@ _OPTIONS: Final = (
     ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
 )
+_CODES = grpc.StatusCode
+_NO_WORD = (_CODES.UNAVAILABLE, _CODES.INTERNAL, _CODES.UNKNOWN, _CODES.CANCELLED, _CODES.DEADLINE_EXCEEDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,11 @@ def _raised(error: grpc.RpcError, address: str, who: Identity) -> UmbelError:
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
         return BadInput(f"{address} doesn't know this call; is it the admin port, of a coordinator as new as this?")
     return UmbelError(f"{error.code().name}: {details}")
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether the coordinator itself said no; not where it may have done what was asked, and its answer was lost."""
+    return isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call) and error.code() not in _NO_WORD
 
 
 def _has_ended(certificate: bytes) -> bool:

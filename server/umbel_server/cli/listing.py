@@ -16,7 +16,7 @@ from umbel_server.cli.connection import state_folder
 from umbel_server.cli.models import Model
 from umbel_server.cli.releases import RELEASES
 from umbel_server.cli.verbs import Json, Session, State, group, verb
-from umbel_server.files import read_file
+from umbel_server.files import read_file, write_result
 
 KEYS: Final = group("keys", "The keys that sign what devices trust.")
 
@@ -53,7 +53,7 @@ def listing(session: Session) -> None:
 def draft(session: Session, model: Model, file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
     """Write what waits for signatures to a file, to be signed where the keys are (`umbel keys sign`)."""
     answer = session.stub.DraftListing(pb.DraftListingRequest(model=model))
-    file.write_bytes(answer.draft)
+    write_result(file, answer.draft)
     session.show(answer, lambda: f"Wrote {file}; sign it, then `umbel releases submit {model} {file}`")
 
 
@@ -162,7 +162,7 @@ def rotate(
         raise BadInput("give --new and --draft together, or neither")
     if draft is not None:
         key = public_key(new)
-        draft.write_bytes(repository.draft_rotation(role, ids[0], key, now))
+        write_result(draft, repository.draft_rotation(role, ids[0], key, now))
         words = f"Wrote {draft}; sign it with keys of {holder}, then `umbel keys publish {holder} {draft}`"
         if rule_of(role).offline and role != "root":
             words += f". Before that, let the keys that stay sign {role} anew: `umbel keys renew {role} --draft FILE`"
@@ -182,10 +182,10 @@ def sign(
 
     Example: umbel keys sign draft.json --key offline-keys/releases-smartwatch-1.key
     """
+    from umbel_server.drafts import sign_draft
     from umbel_server.keyring import read_key
-    from umbel_server.repository import sign_draft
 
-    file.write_bytes(sign_draft(read_file(file), [read_key(key)]))
+    write_result(file, sign_draft(read_file(file), [read_key(key)]))
     tell(as_json, {"file": str(file)}, f"Added a signature to {file}.")
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from umbel.bundle import Bundle
+from umbel.digests import Digest
 from umbel.errors import AlreadyExists
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
@@ -146,22 +150,31 @@ def export(
     if folder.exists():
         raise AlreadyExists(f"{folder} exists; name a folder that doesn't")
     answers = session.stub.ExportVersion(pb.ExportVersionRequest(model=model, version=number))
-    first = next(answers)
-    folder.mkdir(parents=True)
-    receiver = BundleReceiver(folder)
-    try:
-        receiver.take(_step(first))
-        for answer in answers:
-            receiver.take(_step(answer))
-        receiver.finish()
-    finally:
-        receiver.close()
-    bundle = Bundle.open(folder)
-    facts = {"model": model, "version": number, "folder": str(folder), "bundle_digest": bundle.manifest.digest}
+    digest = _received(itertools.chain([next(answers)], answers), folder)
+    facts = {"model": model, "version": number, "folder": str(folder), "bundle_digest": digest}
     if session.as_json:
         output.print_json(facts)
     else:
-        output.console().print(f"Wrote {model} {number} to {folder} (bundle {bundle.manifest.digest[:12]}).")
+        output.console().print(f"Wrote {model} {number} to {folder} (bundle {digest[:12]}).")
+
+
+def _received(answers: Iterable[pb.ExportVersionResponse], folder: Path) -> Digest:
+    """Have the folder hold a whole bundle, or not be there: whoever is cut off may simply ask again."""
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    aside.mkdir(parents=True)
+    receiver = BundleReceiver(aside)
+    try:
+        for answer in answers:
+            receiver.take(_step(answer))
+        receiver.finish()
+        digest = Bundle.open(aside).manifest.digest
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    finally:
+        receiver.close()
+    return digest
 
 
 def _step(answer: pb.ExportVersionResponse) -> Step:

@@ -9,7 +9,7 @@ import typer
 
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
-from umbel_server.cli.connection import state_folder
+from umbel_server.cli.connection import is_refusal, state_folder
 from umbel_server.cli.listing import tell
 from umbel_server.cli.verbs import Json, Session, State, group, verb
 
@@ -35,14 +35,15 @@ def add_operator(
     """Make an operator: a key, its certificate, and a folder to hand over (then `umbel --identity FOLDER …`)."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    from umbel_server.authority import key_to_pem, make_request
+    from umbel_server.authority import key_from_pem, key_to_pem, make_request
     from umbel_server.identity import Identity, kept_first
 
-    key = ec.generate_private_key(ec.SECP256R1())
-    request = pb.AddOperatorRequest(name=name, role=role, certificate_request=make_request(key), **session.call)
-    with kept_first(out, key_to_pem(key)):
+    fresh = key_to_pem(ec.generate_private_key(ec.SECP256R1()))
+    with kept_first(out, fresh, is_refusal) as key:
+        asked = make_request(key_from_pem(key))
+        request = pb.AddOperatorRequest(name=name, role=role, certificate_request=asked, **session.call)
         answer = session.stub.AddOperator(request)
-    Identity(answer.certificate_chain, key_to_pem(key), session.identity.server_authority).write(out)
+    Identity(answer.certificate_chain, key, session.identity.server_authority).write(out)
     session.rows(f"Wrote the identity to {out}", answer, [answer.operator], _OPERATOR_COLUMNS)
 
 

@@ -145,8 +145,12 @@ class _Nothing:
 
 async def _sweep(helper: Helper) -> None:
     while True:
-        # On a thread: it waits for a sum that is being formed, and devices that enrol needn't.
-        await asyncio.to_thread(helper.sweep)
+        try:
+            # On a thread: it waits for a sum that is being formed, and devices that enrol needn't.
+            await asyncio.to_thread(helper.sweep)
+        except sqlite3.Error as error:
+            # Keys must go once they have expired: a disk that is full for a while may only put that off.
+            _log.error("what has expired stays for now", reason=str(error))
         await asyncio.sleep(SWEEP_SECONDS)
 
 

@@ -11,7 +11,7 @@ from umbel.plan import Kind, Plan
 from umbel.runtime import Runtime
 from umbel.visit import Assignment
 from umbel_client import Device, DeviceStatus, Identity, IdlePolicy, PersonalSettings
-from umbel_client.examples import Arrays, Examples, Split, StoreStats
+from umbel_client.examples import Arrays, Examples, HeldBack, Split, StoreStats
 from umbel_client.files import Disk
 from umbel_client.private import PrivacyPolicy
 from umbel_client.visits import Ending, Visit
@@ -40,9 +40,7 @@ class SharedExamples:
         self._stats = StoreStats(training.count, held.count)
         self._forgotten = 0
 
-    def add(
-        self, inputs: Arrays, targets: Arrays, *, at: float, subject: str = "", held_back: bool | None = None
-    ) -> int:
+    def add(self, inputs: Arrays, targets: Arrays, *, at: float, subject: str = "", held_back: HeldBack = None) -> int:
         """Nothing is added: the federation says what there is."""
         return 0
 
