@@ -25,7 +25,8 @@ import torch
 from numpy import frombuffer, uint8
 from torch import fx
 
-from umbel.digests import digest_of
+from umbel.digests import Digest, digest_of, verify_digest
+from umbel.errors import DigestMismatch
 from umbel.version import VERSION
 from umbel_models.accumulation import COUNT
 from umbel_models.lowering import trace
@@ -34,6 +35,10 @@ from umbel_models.spec import ModelSpec
 
 KEEP: Final = 256
 """How many models' graphs are kept; those that weren't asked for the longest go first."""
+DIGEST_CHARS: Final = 64
+"""At the head of each file, of all that follows."""
+_PART: Final = ".part"
+_LONGEST_WRITE: Final = 3600.0
 _TRACED: Final = {"module", "loss", "inputs", "targets", "metrics", "count", "trainable", "optimizer"}
 """Fields of a spec that are known by their traces, shapes or names."""
 _NO_PART: Final = {"labels", "calibration", "golden_tolerance", "description"}
@@ -65,9 +70,12 @@ class GraphCache:
         """
         path = self.directory / f"{key}.safetensors"
         try:
-            stored = safetensors.numpy.load(path.read_bytes())
+            content = path.read_bytes()
+            # Cut off by a lost power, or rotten: as good as not there.
+            verify_digest(content[DIGEST_CHARS:], Digest(content[:DIGEST_CHARS].decode()))
+            stored = safetensors.numpy.load(content[DIGEST_CHARS:])
             os.utime(path)
-        except (OSError, ValueError, safetensors.SafetensorError):
+        except (OSError, ValueError, DigestMismatch, safetensors.SafetensorError):
             made = dict(make())
             self._store(path, made)
             return made, False
@@ -77,14 +85,24 @@ class GraphCache:
         data = safetensors.numpy.save({name: frombuffer(content, uint8) for name, content in files.items()})
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.directory, suffix=".part", delete=False) as part:
-                part.write(data)
-            Path(part.name).replace(path)
-            stored = sorted(self.directory.glob("*.safetensors"), key=_last_asked_for)
-            for old in stored[:-KEEP]:
-                old.unlink(missing_ok=True)
+            descriptor, name = tempfile.mkstemp(_PART, dir=self.directory)
+            part = Path(name)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(digest_of(data).encode() + data)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+            self._make_room(path.stat().st_mtime)
         except OSError:
             return
+
+    def _make_room(self, now: float) -> None:
+        stored = sorted(self.directory.glob("*.safetensors"), key=_last_asked_for)
+        # What was being written an hour ago was left by a process that was killed.
+        left = [part for part in self.directory.glob(f"*{_PART}") if _last_asked_for(part) < now - _LONGEST_WRITE]
+        for old in (*stored[:-KEEP], *left):
+            old.unlink(missing_ok=True)
 
 
 def fingerprint(spec: ModelSpec, state: State, traced: tuple[Signature, ...]) -> str:

@@ -8,6 +8,7 @@ only. See `docs/reference/bundle.md` for the format.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -57,6 +58,7 @@ class Bundle:
             MalformedMessage: the manifest doesn't decode.
         """
         path = directory / MANIFEST_FILE
+        _finish(directory)
         if not path.is_file():
             raise BundleInvalid(f"{directory} is no bundle: it has no {MANIFEST_FILE}")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
@@ -142,7 +144,8 @@ def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, bytes]
     """Write a bundle into a folder, manifest last, and open it again, verified.
 
     What stood there is touched only when all files are written: who is stopped before, or has a full disk, leaves it as
-    it was. Files of a bundle that stood there and that this one doesn't have are deleted, others stay.
+    it was. Who is stopped after that leaves it to whoever opens the folder next to put the files in their places. Files
+    of a bundle that stood there and that this one doesn't have are deleted, others stay.
 
     Args:
         directory: made when it doesn't exist; files of the same names are replaced.
@@ -157,21 +160,43 @@ def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, bytes]
         raise BundleInvalid("the manifest lists other files than those given; build it with file_refs(files)")
     is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
-    parts = {directory / f".{name}.part": directory / name for name in (*files, MANIFEST_FILE)}
     try:
-        for part, data in zip(parts, (*files.values(), manifest.to_bytes()), strict=True):
-            part.write_bytes(data)
-        stale = _files_of_bundle_in(directory) - set(files)
-        for part, path in parts.items():
-            part.replace(path)
-        for name in stale:
-            (directory / name).unlink(missing_ok=True)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+        for name, data in (*files.items(), (MANIFEST_FILE, manifest.to_bytes())):
+            _part(directory, name).write_bytes(data)
+    except BaseException:
+        for name in (MANIFEST_FILE, *files):
+            _part(directory, name).unlink(missing_ok=True)
         if is_new and not any(directory.iterdir()):
             directory.rmdir()
+        raise
+    _put_in_place(directory, manifest)
     return Bundle.open(directory)
+
+
+def _part(directory: Path, name: str) -> Path:
+    """Where a file lies that is written and not in its place yet; the manifest's comes last."""
+    return directory / f".{name}.part"
+
+
+def _finish(directory: Path) -> None:
+    """Do what a write had begun that was stopped once all its files were there; else what stood there still holds."""
+    try:
+        manifest = Manifest.from_bytes(_part(directory, MANIFEST_FILE).read_bytes())
+        for name, ref in manifest.files.items():
+            part = _part(directory, name)
+            _verify_file(name, part if part.is_file() else directory / name, ref)
+        _put_in_place(directory, manifest)
+    except (OSError, BadInput, DigestMismatch):
+        return
+
+
+def _put_in_place(directory: Path, manifest: Manifest) -> None:
+    stale = _files_of_bundle_in(directory) - set(manifest.files)
+    for name in (*manifest.files, MANIFEST_FILE):
+        with suppress(FileNotFoundError):  # another process, or one that died, has put it there
+            _part(directory, name).replace(directory / name)
+    for name in stale:
+        (directory / name).unlink(missing_ok=True)
 
 
 def _files_of_bundle_in(directory: Path) -> set[str]:

@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 import structlog
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from umbel.clock import Clock, SystemClock
 from umbel.errors import NotAllowed, NotFound, Unavailable
 from umbel_server.access import AcceptAll, Access, Authorities, RefuseAll
 from umbel_server.admin import AdminGateway
-from umbel_server.authority import key_to_pem
 from umbel_server.beat import Beat
 from umbel_server.blobs import Blobs
 from umbel_server.coordinator import Coordinator
@@ -37,6 +35,7 @@ from umbel_server.helper.remote import RemoteHelper
 from umbel_server.holding import held
 from umbel_server.identity import Addresses
 from umbel_server.operators import Operators
+from umbel_server.port_certificate import PortCertificate
 from umbel_server.provider import HttpsGet, Provider
 from umbel_server.rpc import MAX_MESSAGE_BYTES
 from umbel_server.runner import Offload
@@ -149,7 +148,8 @@ class Server:
         self._devices, self._enrolments, self._admins, self._tokens = (
             grpc.aio.server(options=_OPTIONS) for _ in range(4)
         )
-        self._certificate = _server_certificate(parts.authorities, settings, clock)
+        own = () if settings.host in ("0.0.0.0", "::") else (settings.host,)  # noqa: S104 - to be called at
+        self._certificate = PortCertificate(parts.authorities.server, (*settings.names, *own), clock)
         self._rounds: asyncio.Task[None] | None = None
 
     async def start(self) -> Addresses:
@@ -204,9 +204,7 @@ class Server:
         self._parts.store.close()
 
     def _listen(self, server: grpc.aio.Server, port: int, client_authority: bytes | None) -> int:
-        credentials = grpc.ssl_server_credentials(
-            [self._certificate], client_authority, require_client_auth=client_authority is not None
-        )
+        credentials = self._certificate.credentials(client_authority)
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         try:
             return server.add_secure_port(f"{host}:{port}", credentials)
@@ -297,10 +295,3 @@ def _token_operators(oidc: Oidc, clock: Clock) -> TokenOperators:
     except OSError as error:
         raise NotFound(f"{oidc.ca} isn't an authority's certificate: {error}; see `oidc.ca`") from error
     return TokenOperators(oidc.rules, Provider(oidc.issuer, HttpsGet(context), clock), clock)
-
-
-def _server_certificate(authorities: Authorities, settings: Settings, clock: Clock) -> tuple[bytes, bytes]:
-    # Made anew at each start and kept in memory only: no file to leak, nothing to renew.
-    key = ec.generate_private_key(ec.SECP256R1())
-    names = (*settings.names, *((settings.host,) if settings.host not in ("0.0.0.0", "::") else ()))  # noqa: S104
-    return key_to_pem(key), authorities.server.issue_server(key.public_key(), names, clock.now())

@@ -28,6 +28,7 @@ from umbel.errors import CertificateRefused, EnrolmentRefused, MalformedMessage
 from umbel.identity import DeviceId, id_of_key
 
 AUTHORITY_SECONDS: Final = 10 * 365 * 86_400.0
+SERVER_SECONDS: Final = 365 * 86_400.0
 SKEW_SECONDS: Final = 300.0
 """A certificate counts from a little before its making, for machines whose clocks run behind."""
 _URI = re.compile(r"umbel://(?P<realm>[A-Za-z0-9][A-Za-z0-9._-]{0,99})/(?P<kind>device|operator)/(?P<id>[0-9a-f]{32})")
@@ -107,7 +108,7 @@ class Authority:
         return key_to_pem(self.key)
 
     def issue_server(self, public_key: ec.EllipticCurvePublicKey, names: Iterable[str], now: float) -> bytes:
-        """A certificate for the coordinator's own ports, one year long, as a PEM chain.
+        """A certificate for the coordinator's own ports, `SERVER_SECONDS` long, as a PEM chain.
 
         Args:
             public_key: the port's key.
@@ -118,7 +119,7 @@ class Authority:
             MalformedMessage: a name that no server can have.
         """
         alternatives = [general_name(name) for name in dict.fromkeys(names)]
-        builder = self._leaf(_subject("umbel coordinator"), public_key, now, 365 * 86_400.0)
+        builder = self._leaf(_subject("umbel coordinator"), public_key, now, SERVER_SECONDS)
         return self._chain(builder, alternatives, ExtendedKeyUsageOID.SERVER_AUTH)
 
     def issue(

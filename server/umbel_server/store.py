@@ -28,7 +28,11 @@ HASTY: Final = ("journal_mode=MEMORY", "synchronous=OFF", "foreign_keys=ON", "bu
 """How it is opened where only the death of the coordinator's own objects has to be survived: in simulations."""
 KEEP_ALIVE: Final = ("tcp_keepalives_idle = 30", "tcp_keepalives_interval = 10", "tcp_keepalives_count = 3")
 """How soon PostgreSQL finds that a coordinator's machine is gone."""
-_LOCK: Final = sa.text("SELECT pg_try_advisory_lock(hashtext('umbel'), hashtext(current_schema()))")
+_PATIENCE: Final = "SET lock_timeout = '3s'"
+"""The server may take a moment to see that the coordinator before is gone."""
+_LOCK: Final = sa.text("SELECT pg_advisory_lock(hashtext('umbel'), hashtext(current_schema()))")
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+"""SQLSTATE."""
 _READS: Final = "umbel_reads"
 OnStep = Callable[[str], None]
 
@@ -87,13 +91,17 @@ class Store:
         # No transaction: an open one would keep the server from clearing up, for as long as we live.
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.detach()  # back in the pool it would hold the lock on
-            for setting in KEEP_ALIVE:
-                connection.execute(sa.text(f"SET {setting}"))
-            if not connection.scalar(_LOCK):
+            for setting in (*(f"SET {one}" for one in KEEP_ALIVE), _PATIENCE):
+                connection.execute(sa.text(setting))
+            try:
+                connection.execute(_LOCK)
+            except sa.exc.OperationalError as error:
+                if getattr(error.orig, "sqlstate", "") != _LOCK_NOT_AVAILABLE:
+                    raise
                 raise WrongState(
                     "another coordinator uses this database; stop it first, or name another database: two would each "
                     "count half of the reports"
-                )
+                ) from None
             yield
 
     @contextmanager

@@ -20,6 +20,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"umbel-simulate needs {missing.name}: pip install 'umbel[simulate]'") from missing
 
 from umbel.errors import BadInput, NotFound, UmbelError, unusable
+from umbel_server.files import write_result
 from umbel_simulations.runs import Run, play, read
 from umbel_simulations.scenario import Scenario
 from umbel_simulations.scenario_file import changed, find, library
@@ -136,7 +137,7 @@ def compare(
     found = {name: read(path).outcome for name, path in zip(_names(runs), runs, strict=True)}
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(render_comparison(found), encoding="utf-8")
+        write_result(output, render_comparison(found).encode())
         _err().print(f"The page: {output}", soft_wrap=True)
     if as_json:
         _print_json({name: measures(outcome) | {"digest": outcome.digest()} for name, outcome in found.items()})

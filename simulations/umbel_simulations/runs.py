@@ -18,6 +18,7 @@ from typing import Final
 
 from umbel.digests import digest_of_file
 from umbel.errors import AlreadyExists, MalformedMessage, NotFound, UmbelError
+from umbel_server.files import flush
 from umbel_server.holding import held
 from umbel_server.json_text import to_text
 from umbel_simulations.engines import Progress, engine
@@ -62,9 +63,12 @@ def play(scenario: Scenario, folder: Path, *, workers: int, progress: Progress, 
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, f"another process plays in {folder} at this moment; wait for it, or choose another by -o"):
         _claim(folder, scenario, fresh)
-        if (folder / REPORT).is_file():
-            return _with_page(read(folder))
         state = folder / _STATE
+        if (folder / REPORT).is_file():
+            # It may have been killed before it had cleared away.
+            forget(state)
+            shutil.rmtree(state, ignore_errors=True)
+            return _with_page(read(folder))
         state.mkdir(exist_ok=True)
         watch = _Watch(progress)
         try:
@@ -134,11 +138,13 @@ def _with_page(run: Run) -> Run:
 
 
 def _write(path: Path, text: str) -> None:
-    """All or nothing: a kill leaves no half of a file, and a full disk nothing at all."""
+    """All or nothing: a kill leaves no half of a file, and a full disk nothing at all. Durable when it returns."""
     draft = path.with_suffix(_DRAFT)
     try:
         draft.write_text(text, encoding="utf-8")
+        flush(draft)
         draft.replace(path)
+        flush(path.parent)
     except OSError:
         draft.unlink(missing_ok=True)
         raise

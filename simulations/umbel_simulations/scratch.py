@@ -5,8 +5,8 @@ A killed run tidies nothing up. So where its files lie stands in its folder, and
 
 from __future__ import annotations
 
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +23,13 @@ def scratch(folder: Path) -> Iterator[Path]:
     forget(folder)
     fits = _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > 1 << 30
     try:
-        with tempfile.TemporaryDirectory(prefix=_NAME, dir=_IN_MEMORY if fits else folder) as place:
-            (folder / _TOLD).write_text(place, encoding="utf-8")
-            yield Path(place)
+        # Told first: a run that is killed in between leaves a word of a folder that isn't there, never the other way.
+        place = (_IN_MEMORY if fits else folder) / f"{_NAME}{secrets.token_hex(8)}"
+        (folder / _TOLD).write_text(str(place), encoding="utf-8")
+        place.mkdir(mode=0o700)
+        yield place
     finally:
-        (folder / _TOLD).unlink(missing_ok=True)
+        forget(folder)
 
 
 def forget(folder: Path) -> None:

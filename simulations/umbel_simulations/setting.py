@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from numpy.typing import NDArray
 
-from umbel.bundle import MANIFEST_FILE, Bundle
+from umbel.bundle import MANIFEST_FILE, Bundle, write_bundle
 from umbel.digests import digest_of
 from umbel.errors import InputMismatch, NotFound
 from umbel.manifest import TensorSpec
@@ -97,8 +96,8 @@ def _uncompiled(model: str) -> tuple[Bundle, ModelSpec]:
         written = write_uncompiled(spec, Path(draft))
         folder = _zoo_cache() / f"uncompiled-{written.manifest.digest[:12]}"
         if not (folder / MANIFEST_FILE).is_file():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(draft, folder, dirs_exist_ok=True)
+            files = {name: path.read_bytes() for name, path in written.paths.items()}
+            write_bundle(folder, written.manifest, files)
     return Bundle.open(folder), spec
 
 

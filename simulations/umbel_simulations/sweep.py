@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import signal
 import threading
 import tomllib
@@ -117,7 +118,7 @@ def sweep(
     """
     # Fresh processes: threads and sessions of this one can't be taken along by a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(parallel, mp_context=context) as pool:
+    with ProcessPoolExecutor(parallel, mp_context=context, initializer=_end_with_parent) as pool:
         with _deaf_to_ctrl_c():
             tasks = {
                 pool.submit(_play, point.scenario, folder / name_of(point), workers, fresh): point for point in found
@@ -129,6 +130,17 @@ def sweep(
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
+
+
+def _end_with_parent() -> None:
+    """Killed outright, a sweep ends none of its processes: they would go on, and then wait for work for ever."""
+
+    def watch() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _result(point: Point, task: Future[Run]) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.power_cut import no_room
 from umbel.errors import ParityFailed
 from umbel_models.cache import KEEP, GraphCache
 from umbel_models.compile import compile_model
@@ -104,3 +106,34 @@ def test_many_may_write_at_once_and_the_oldest_make_room(tmp_path: Path) -> None
 def test_a_cache_that_cannot_be_written_is_as_good_as_none(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     assert GraphCache(tmp_path / "file").graphs("key", lambda: {"a": b"1"}) == ({"a": b"1"}, False)
+
+
+def test_graphs_that_a_lost_power_left_as_zeros_are_made_again(tmp_path: Path) -> None:
+    """The file system may keep a file's length and lose what was in its middle."""
+    cache = GraphCache(tmp_path)
+    cache.graphs("key", lambda: {"infer": bytes(range(256)) * 64})
+    (stored,) = tmp_path.iterdir()
+    content = stored.read_bytes()
+    for spoilt in (content[:8_000] + bytes(len(content) - 8_000), content[:-1], b""):
+        stored.write_bytes(spoilt)
+        found, was_there = cache.graphs("key", lambda: {"infer": b"anew"})
+        assert (found, was_there) == ({"infer": b"anew"}, False)
+        stored.write_bytes(content)
+    assert cache.graphs("key", lambda: {"infer": b"anew"}) == ({"infer": bytes(range(256)) * 64}, True)
+
+
+def test_what_a_killed_compiler_left_half_written_goes_and_what_another_writes_stays(tmp_path: Path) -> None:
+    cache, left, being_written = GraphCache(tmp_path), tmp_path / "tmpleft.part", tmp_path / "tmpnow.part"
+    for part in (left, being_written):
+        part.write_bytes(b"half")
+    hours_ago = being_written.stat().st_mtime - 7200.0
+    os.utime(left, (hours_ago, hours_ago))
+    cache.graphs("key", lambda: {"infer": b"graph"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["key.safetensors", "tmpnow.part"]
+
+
+def test_a_cache_without_room_is_as_good_as_none_and_keeps_no_scraps(tmp_path: Path) -> None:
+    cache = GraphCache(tmp_path)
+    with no_room():
+        assert cache.graphs("key", lambda: {"infer": b"graph"}) == ({"infer": b"graph"}, False)
+    assert not list(tmp_path.iterdir())

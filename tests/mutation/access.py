@@ -31,6 +31,12 @@ GUARDS: Final = (
         ("leaves aren't nodes", 'b"\\1" + left + right', "left + right"),
     ),
     *of(
+        "server/umbel_server/port_certificate.py", ("tests/server/test_app.py",),
+        ("a certificate is renewed", "if not 0 <= self._clock.now() - self._made_at < RENEW_AFTER:", "if False:"),
+        ("one certificate for all", "if not 0 <= self._clock.now() - self._made_at < RENEW_AFTER:", "if True:"),
+        ("a certificate of the future", "if not 0 <= self._clock.now() - self._made_at < RENEW_AFTER:", "if self._clock.now() - self._made_at >= RENEW_AFTER:"),
+    ),
+    *of(
         "server/umbel_server/requests.py", _CALLS,
         ("one request id, one call", "if (row.actor, row.action, row.subject, row.body or \"\") != (actor, action, subject, call.body):", "if False:"),
         ("what was asked for", '(row.actor, row.action, row.subject, row.body or "") != (actor, action, subject, call.body)', "(row.actor, row.action, row.subject) != (actor, action, subject)"),

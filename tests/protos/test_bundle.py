@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import signal
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.power_cut import PowerCut, dies_at
 from tests.protos.watch import FILES, WATCH, copy_to
 from umbel.bundle import MANIFEST_FILE, Bundle, file_refs, write_bundle
 from umbel.errors import (
@@ -116,6 +119,39 @@ def test_a_disk_that_fills_up_while_writing_changes_nothing(is_new: bool, tmp_pa
     else:
         assert Bundle.open(folder).manifest == WATCH.manifest
         assert {path.name for path in folder.iterdir()} == {*FILES, "manifest.json"}
+
+
+def test_a_bundle_that_was_being_replaced_is_the_old_or_the_new_one_wherever_the_writer_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_onnx = {"onnx": WATCH.manifest.graphs["onnx"]}
+    files = {name: WATCH.paths[name].read_bytes() for name in WATCH.manifest.files_for("onnx")}
+    files[WEIGHTS_FILE] = WATCH.weights().scaled(0.5).to_bytes()
+    new = replace(WATCH.manifest, graphs=only_onnx, files=file_refs(files))
+    found = []
+    for last in itertools.count():
+        folder = copy_to(tmp_path / str(last))
+        with monkeypatch.context() as patch, suppress(PowerCut):
+            taken = dies_at(patch, last)
+            write_bundle(folder, new, files)
+        found.append(Bundle.open(folder).manifest)
+        if len(taken) < last:
+            break
+    assert [manifest in (WATCH.manifest, new) for manifest in found] == [True] * len(found)
+    first = found.index(new)
+    assert first == len(files) + 1, "once all of it is written, it is the new one"
+    assert set(map(str, found[first:])) == {str(new)}
+    assert {path.name for path in folder.iterdir()} == {*files, "manifest.json"}
+
+
+def test_half_a_manifest_that_was_never_finished_is_not_followed(tmp_path: Path) -> None:
+    folder = copy_to(tmp_path)
+    whole = replace(WATCH.manifest, description="another").to_bytes()
+    missing = file_refs({WEIGHTS_FILE: WATCH.weights().scaled(0.5).to_bytes()})
+    lacks_a_file = replace(WATCH.manifest, files={**WATCH.manifest.files, **missing}).to_bytes()
+    for spoilt in (whole[: len(whole) // 2], b"", lacks_a_file):
+        (folder / ".manifest.json.part").write_bytes(spoilt)
+        assert Bundle.open(folder).manifest == WATCH.manifest
 
 
 def test_files_may_lie_anywhere_by_content(tmp_path: Path) -> None:

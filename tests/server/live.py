@@ -167,9 +167,9 @@ class LiveDevice:
 
 
 @contextlib.contextmanager
-def serving(state: Path, **chosen: Any) -> Iterator[Live]:
+def serving(state: Path, ahead: float = 0.0, **chosen: Any) -> Iterator[Live]:
     """A coordinator in a new folder, with all three ports wherever there is room."""
-    clock = MovedClock()
+    clock = MovedClock(ahead)
     if not state.exists():
         Folder.create(state, (), clock.now())
     settings = load_settings(state, device_port=0, enrol_port=0, admin_port=0, stop_seconds=0.2, **chosen)

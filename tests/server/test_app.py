@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import stat
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
+from cryptography import x509
 
 from tests.databases import empty_database
 from tests.server.live import MovedClock, serving
@@ -24,7 +27,9 @@ from umbel.v1 import device_pb2
 from umbel_server.app import Server, build
 from umbel_server.authority import make_request
 from umbel_server.folder import Folder
+from umbel_server.helper.folder import host_and_port
 from umbel_server.identity import Addresses, Identity
+from umbel_server.port_certificate import RENEW_AFTER
 from umbel_server.settings import load_settings
 
 NOW = 1_700_000_000.0
@@ -135,6 +140,31 @@ def test_certificates_and_state_outlive_the_process(tmp_path: Path) -> None:
         again.check_in()
         devices = live.admin().ListDevices(pb.ListDevicesRequest()).devices
         assert {found.id: bool(found.revoked_at_ms) for found in devices} == {device.id: False, revoked.id: True}
+
+
+def test_a_coordinator_that_has_run_for_more_than_a_year_is_still_believed(tmp_path: Path) -> None:
+    with serving(tmp_path / "state", ahead=-400 * 86_400.0) as live:
+        with pytest.raises(grpc.RpcError, match=r"CERTIFICATE_VERIFY_FAILED|certificate has expired"):
+            live.device()
+        live.clock.ahead = 0.0
+        live.device().check_in()
+
+
+def test_ports_get_one_new_certificate_when_half_of_its_time_is_over_or_the_clock_was_ahead(tmp_path: Path) -> None:
+    with serving(tmp_path / "state") as live:
+        addresses = (live.addresses.device, live.addresses.enrol, live.addresses.admin)
+
+        def shown() -> set[int]:
+            found = (ssl.get_server_certificate(host_and_port(address), timeout=10) for address in addresses)
+            return {x509.load_pem_x509_certificate(pem.encode()).serial_number for pem in found}
+
+        seen = set[int]()
+        for ahead in (0.0, RENEW_AFTER + 60.0, 0.0):
+            live.clock.ahead = ahead
+            newest = shown()
+            assert len(newest) == 1 and shown() == newest
+            assert not newest & seen
+            seen |= newest
 
 
 def test_devices_are_told_the_advertised_address(tmp_path: Path) -> None:

@@ -105,6 +105,15 @@ def test_sweep_plays_a_grid_and_compare_puts_its_runs_side_by_side(simulate: Tol
     assert code == 0 and "data.alpha" in out
 
 
+def test_a_state_that_a_kill_left_after_the_report_goes(simulate: Told, tmp_path: Path) -> None:
+    run = ("run", "digits-dirichlet", *SMALL, "-o", "run", "--json")
+    first = json.loads(simulate(*run)[1])["digest"]
+    (tmp_path / "run" / "state").mkdir()
+    (tmp_path / "run" / "state" / "cohort.checkpoint").write_bytes(b"left")
+    assert json.loads(simulate(*run)[1])["digest"] == first
+    assert not (tmp_path / "run" / "state").exists()
+
+
 def test_a_file_that_cannot_be_used_is_told_in_one_line(simulate: Told, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for arguments in (("run", "-o", "file"), ("run", "-o", "file/inside"), ("go-no-go", "-o", "file")):

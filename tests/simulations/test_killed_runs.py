@@ -4,19 +4,22 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from umbel.randomness import generator
 
 FLEET = ("coordinator-crashes", "--set", "task.rounds=4")
 COHORT = ("digits-dirichlet", "--set", "task.rounds=60", "--set", "data.users=10", "--set", "task.goal=10")
 
 
-def command(folder: Path, *arguments: str) -> list[str]:
+def command(folder: Path, *arguments: str, verb: str = "run") -> list[str]:
     # Sixty rounds take a second on some machines: checkpoints are written after each round, not every few seconds.
     often = "from umbel_simulations.cohort import engine; engine._CHECKPOINT_SECONDS = 0.0"
     start = f"{often}; from umbel_simulations.cli import main; main()"
-    return [sys.executable, "-c", start, "run", *arguments, "--json", "-o", str(folder)]
+    return [sys.executable, "-c", start, verb, *arguments, "--json", "-o", str(folder)]
 
 
 def digest(folder: Path, *arguments: str) -> str:
@@ -65,3 +68,46 @@ def left_by(scratch: Path) -> Path:
     left = Path(scratch.read_text("utf-8"))
     assert left.is_dir(), "a kill leaves the run's own files behind"
     return left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [COHORT, FLEET], ids=["cohort", "fleet"])
+def test_a_run_that_is_killed_again_and_again_tells_in_the_end_what_an_unbroken_one_tells(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """At any moment: while it imports, plays, writes its report, or clears away."""
+    chance, killed = generator("killer", *arguments), tmp_path / "killed"
+    began = time.monotonic()
+    whole = digest(tmp_path / "whole", *arguments, "--workers", "1")
+    usual = time.monotonic() - began
+    for _ in range(3):
+        with subprocess.Popen(command(killed, *arguments, "--workers", "2"), stdout=subprocess.DEVNULL) as process:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(chance.uniform(0.3, 1.1) * usual)
+            process.kill()
+    assert digest(killed, *arguments, "--workers", "2") == whole
+    reports = [json.loads((tmp_path / run / "report.json").read_bytes()) for run in ("killed", "whole")]
+    assert reports[0]["outcome"] == reports[1]["outcome"]
+    assert {path.name for path in killed.iterdir()} == {"scenario.json", "report.json", "report.html"}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_takes_its_processes_along_and_goes_on(tmp_path: Path) -> None:
+    grid = (*COHORT, "--over", "task.plan.lr=0.02,0.05,0.1", "--parallel", "2")
+    with subprocess.Popen(command(tmp_path / "grid", *grid, verb="sweep"), stdout=subprocess.DEVNULL) as process:
+        while len(list(tmp_path.glob("grid/*/state"))) < 2:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        children = children_of(process.pid)
+        process.kill()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{child}/cmdline").exists() for child in children):
+        assert time.monotonic() < deadline, "processes that nobody asked for any more go on"
+        time.sleep(0.05)
+    told = subprocess.run(command(tmp_path / "grid", *grid, verb="sweep"), capture_output=True, timeout=600, check=True)
+    assert [row["verdict"] for row in json.loads(told.stdout)] == ["go"] * 3
+    assert not list(tmp_path.glob("grid/*/state"))
+
+
+def children_of(process: int) -> list[str]:
+    return Path(f"/proc/{process}/task/{process}/children").read_text().split()

@@ -1,0 +1,73 @@
+"""The certificate of a coordinator's own ports: kept in memory only, and made anew long before it ends.
+
+No file to leak, and nothing for a person to renew. Each TLS handshake asks for the newest; connections that stand keep
+theirs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from umbel.clock import Clock
+from umbel_server.authority import SERVER_SECONDS, Authority, key_to_pem
+
+RENEW_AFTER: Final = SERVER_SECONDS / 2
+"""Seconds."""
+
+
+class PortCertificate:
+    """Key and certificate for TLS, the same for all ports.
+
+    Args:
+        authority: issues it; what devices and operators pin.
+        names: host names and addresses by which the ports are reached.
+        clock: tells when it has to be made anew.
+
+    Raises:
+        MalformedMessage: a name that no server can have.
+    """
+
+    def __init__(self, authority: Authority, names: Sequence[str], clock: Clock) -> None:
+        self._authority, self._names, self._clock = authority, names, clock
+        self._lock = threading.Lock()
+        self._made_at, self._newest = self._made()
+
+    def credentials(self, client_authority: bytes | None) -> grpc.ServerCredentials:
+        """For one port.
+
+        Args:
+            client_authority: PEM; callers must have a certificate of it. None: they come without one.
+        """
+        shown = self._current()
+
+        def newest() -> grpc.ServerCertificateConfiguration | None:
+            """What gRPC asks at each handshake, from threads of its own; None leaves it as it is."""
+            nonlocal shown
+            before, shown = shown, self._current()
+            return None if shown is before else _configuration(shown, client_authority)
+
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(shown, client_authority),
+            newest,  # type: ignore[arg-type] # the stubs leave out None, which gRPC's own page names
+            require_client_authentication=client_authority is not None,
+        )
+
+    def _current(self) -> tuple[bytes, bytes]:
+        with self._lock:
+            # Also after a clock that was ahead was set right: what begins in the future is believed by nobody.
+            if not 0 <= self._clock.now() - self._made_at < RENEW_AFTER:
+                self._made_at, self._newest = self._made()
+            return self._newest
+
+    def _made(self) -> tuple[float, tuple[bytes, bytes]]:
+        key, now = ec.generate_private_key(ec.SECP256R1()), self._clock.now()
+        return now, (key_to_pem(key), self._authority.issue_server(key.public_key(), self._names, now))
+
+
+def _configuration(pair: tuple[bytes, bytes], client_authority: bytes | None) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([pair], root_certificates=client_authority)
