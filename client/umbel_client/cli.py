@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import umbel.quiet  # noqa: F401 - before anything that imports gRPC
 from umbel.errors import UmbelError, unusable
 from umbel_client import commands
 from umbel_client.memory import give_back_what_is_freed

@@ -56,6 +56,8 @@ def error_of(failure: grpc.aio.AioRpcError, address: str) -> UmbelError:
         return CertificateRefused(
             f"the certificate of {address} isn't from the pinned authority, for this name, or in time: {details}"
         )
+    if failure.code() is grpc.StatusCode.UNAVAILABLE and "WRONG_VERSION_NUMBER" in details:
+        return Unreachable(f"what answers at {address} speaks no TLS, so it is no coordinator; is the port right?")
     kind = _BY_STATUS.get(failure.code(), UmbelError)
     if kind is Unreachable:
         return Unreachable(f"no answer from {address}: {details}")

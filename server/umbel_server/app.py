@@ -54,6 +54,11 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", 128),
     ("grpc.max_connection_idle_ms", 10 * 60_000),
+    # Devices ask every minute whether this is still here, operators every 10 s.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # And a caller who vanished without a word holds no stream for ever.
+    ("grpc.keepalive_time_ms", 5 * 60_000),
+    ("grpc.keepalive_permit_without_calls", 1),
 )
 _log = structlog.get_logger(__name__)
 

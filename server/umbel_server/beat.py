@@ -11,6 +11,8 @@ class Beat:
 
     tick: float = 0.5
     """Deadlines of rounds."""
+    patience: float = 1.0
+    """How long the others wait for a task whose helper takes its time."""
     flush: float = 2.0
     """Statistics into the store."""
     steer: float = 1.0

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
-import structlog
 
 from umbel.digests import Digest
 from umbel.errors import BudgetSpent, UmbelError, Unavailable
@@ -35,8 +34,6 @@ from umbel_server.versions import CANDIDATE, TRAINING, Lineage, Version, Version
 Change = tuple[Round, Round]
 """A round before and after."""
 
-_log = structlog.get_logger(__name__)
-
 
 async def advance(runner: TaskRunner) -> bool:
     """Take one step, if there is one to take; returns whether there was."""
@@ -54,14 +51,14 @@ async def advance(runner: TaskRunner) -> bool:
 
 
 async def _agreed(runner: TaskRunner) -> bool:
-    """Whether the helper has just agreed to the active round; if it is away, it is asked again at the next tick."""
+    """Whether the helper has just agreed to the active round; if not, it is asked again at the next tick."""
     try:
         await runner.agree()
-    except Unavailable as error:
-        _log.warning("the helper doesn't answer", task=runner.task.name, reason=str(error))
-        return False
     except BudgetSpent as error:
         _stop_spending(runner, str(error))
+    except UmbelError as error:
+        runner.tools.private.held_up(runner.task.name, error)
+        return False
     return True
 
 
@@ -124,9 +121,10 @@ class _Made:
 
 async def _close_training(runner: TaskRunner, held: Round) -> bool:
     try:
-        collected = await runner.tools.offload(collect, runner, held)
+        collected = await _collected(runner, held)
     except UmbelError as error:
         if isinstance(error, Unavailable) and _may_wait(runner, held):
+            runner.tools.private.held_up(runner.task.name, error)
             return False
         now = runner.tools.clock.now()
         commit(runner, [(held, held.failed(f"{error.code}: {error}", now))], _judged(runner.record), now)
@@ -146,6 +144,16 @@ async def _close_training(runner: TaskRunner, held: Round) -> bool:
         measured(runner, held.base, collected.metrics),
     )
     return True
+
+
+async def _collected(runner: TaskRunner, held: Round) -> Collected:
+    if not runner.task.updates_private:
+        plain: Collected = await runner.tools.offload(collect, runner, held)
+        return plain
+    async with runner.tools.at_helper:
+        summed: Collected = await runner.tools.offload(collect, runner, held)
+    runner.tools.private.answered(runner.task.name)
+    return summed
 
 
 def collect(runner: TaskRunner, held: Round) -> Collected:
@@ -223,9 +231,10 @@ def _lineage(runner: TaskRunner, held: Round, collected: Collected, made: _Made,
 async def _close_evaluation(runner: TaskRunner, held: Round) -> bool:
     training = runner.rounds.get(Kind.TRAIN)
     try:
-        collected = await runner.tools.offload(collect, runner, held)
+        collected = await _collected(runner, held)
     except UmbelError as error:
         if isinstance(error, Unavailable) and _may_wait(runner, held):
+            runner.tools.private.held_up(runner.task.name, error)
             return False
         now, reason = runner.tools.clock.now(), f"{error.code}: {error}"
         failed = held.failed(reason, now)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -34,7 +35,6 @@ from umbel_server.aggregation import LeaderKey
 from umbel_server.beat import Beat
 from umbel_server.blobs import Blobs
 from umbel_server.checkpoints import Witness
-from umbel_server.closing import advance
 from umbel_server.cohort import Answers, CohortOrder
 from umbel_server.deltas import Deltas
 from umbel_server.events import ServerEvent, Watchers
@@ -58,6 +58,7 @@ from umbel_server.steering import Steering
 from umbel_server.store import Store
 from umbel_server.task import TaskState
 from umbel_server.trust import Trust
+from umbel_server.turns import AT_HELPER, Turns
 from umbel_server.uploads import Uploads
 from umbel_server.versions import Version
 
@@ -95,6 +96,7 @@ class Coordinator:
         self._beat = beat or Beat()
         self._watchers = Watchers()
         self._woken = asyncio.Event()
+        self._turns = Turns()
         self._uploads = Uploads(blobs)
         self._flushed_at = clock.now()
         self.private = PrivateRounds(store, signer, opener.public_key, helper, trust or Trust())
@@ -111,6 +113,7 @@ class Coordinator:
             tell=self._watchers.tell,
             publish=self._publish,
             private=self.private,
+            at_helper=asyncio.Semaphore(AT_HELPER),
             pace=self._pace,
         )
         self._runners: dict[str, TaskRunner] = {}
@@ -275,16 +278,9 @@ class Coordinator:
 
     # Time.
 
-    async def tick(self) -> None:
+    async def tick(self, patience: float = math.inf) -> None:
         """Do all that is due now, for every task; what fails for one is raised after the others have had their turn."""
-        failed = []
-        for runner in list(self._runners.values()):
-            try:
-                step = cohort.advance if runner.task.driven else advance
-                while await step(runner):
-                    pass
-            except Exception as error:  # noqa: BLE001 - raised below
-                failed.append(error)
+        failed = await self._turns.take(self._runners.values(), patience)
         self._steer(failed)
         self._uploads.drop_all_but({id_ for runner in self._runners.values() for id_ in runner.open_sessions()})
         self._flush(force=False)
@@ -298,13 +294,14 @@ class Coordinator:
             while True:
                 self._woken.clear()
                 try:
-                    await self.tick()
+                    await self.tick(self._beat.patience)
                     failures = 0
                 except Exception:  # noqa: BLE001 - whatever it was, the next try must go on
                     failures += 1
                     _log.exception("tick failed", failures=failures)
                 await self._pause(self._beat.tick * min(2**failures, 64))
         finally:
+            await self._turns.stop()
             self._flush(force=True)
 
     def wake(self) -> None:

@@ -202,12 +202,12 @@ class Operations:
     def rounds(self, task: str = "", limit: int = 100) -> list[RoundSummary]:
         """Rounds, newest first; of one task or of all."""
         with self._store.reading() as connection:
-            return views.rounds(connection, task, limit)
+            return [found.told(self._private.waits) for found in views.rounds(connection, task, limit)]
 
     def round(self, task: str, number: int) -> RoundSummary:
         """One round; raises `NotFound`."""
         with self._store.reading() as connection:
-            return views.one_round(connection, task, number)
+            return views.one_round(connection, task, number).told(self._private.waits)
 
     def devices(self, population: str = "", limit: int = 100, after: str = "") -> list[DeviceRecord]:
         """Devices in the order of their ids, those after `after`."""
@@ -254,7 +254,7 @@ class Operations:
         now = self._clock.now()
         self._fleet.flush(now)
         with self._store.reading() as connection:
-            return views.status(connection, self._registry, now)
+            return views.status(connection, self._registry, now).told(self._private.waits)
 
     def _move(self, name: str, actor: str, action: str, moved: Callable[[Task], Task], call: Call) -> TaskRecord:
         now = self._clock.now()

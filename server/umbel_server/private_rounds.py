@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import sqlalchemy as sa
+import structlog
 
 from umbel.descriptor import LONGEST_SECONDS, RoundDescriptor, SignedDescriptor, descriptor_from_bytes, noise_multiplier
-from umbel.errors import OutOfBounds, WrongState
+from umbel.errors import OutOfBounds, UmbelError, WrongState
 from umbel.manifest import Manifest
 from umbel.plan import Kind
 from umbel_server import privacy_ledger
@@ -34,6 +35,9 @@ _NO_HELPER = (
 )
 
 
+_log = structlog.get_logger(__name__)
+
+
 class PrivateRounds:
     """The private rounds of one coordinator."""
 
@@ -45,6 +49,8 @@ class PrivateRounds:
         self._leader_key = leader_key
         self._helper = helper
         self.trust = trust
+        self.waits: dict[str, str] = {}
+        """Task -> why its round can't go on before the helper does its part, as of the last try."""
 
     @property
     def helper(self) -> HelperPort:
@@ -90,6 +96,17 @@ class PrivateRounds:
         opening = self._trial(task, record.clip, manifest) if task.updates_private else None
         words = self.trust.words if task.updates_private else "the coordinator reads each device's update"
         return privacy_ledger.report(self.spent(task.name), opening, task.privacy, words, task.goal)
+
+    def held_up(self, task: str, error: UmbelError) -> None:
+        """The helper didn't do its part for a task; told once, until it has."""
+        if task not in self.waits:
+            _log.warning("a round waits for the helper", task=task, reason=str(error))
+        self.waits[task] = f"waits for the helper: {error}"
+
+    def answered(self, task: str) -> None:
+        """The helper did its part."""
+        if self.waits.pop(task, ""):
+            _log.info("the helper has answered, the round goes on", task=task)
 
     def ask(self, record: TaskRecord, held: Round, manifest: Manifest, past: Sequence[float] = ()) -> PrivateRound:
         """Have a round countersigned; `past` is what the task has `spent`.

@@ -88,10 +88,11 @@ class Service(Generic[C]):
         async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
             try:
                 caller = await self._caller(method, context)
-                answered = function(caller, _decoded(method, sent))
-                if not inspect.isawaitable(answered):
-                    raise TypeError(f"{method.full_name} must be answered by one message")
-                return (await answered).SerializeToString()
+                async with _decoded(method, sent, context) as request:
+                    answered = function(caller, request)
+                    if not inspect.isawaitable(answered):
+                        raise TypeError(f"{method.full_name} must be answered by one message")
+                    return (await answered).SerializeToString()
             except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a status
                 failure = error
             return await _refuse(context, method, failure)
@@ -105,12 +106,13 @@ class Service(Generic[C]):
             failure: Exception | None = None
             try:
                 caller = await self._caller(method, context)
-                answers = function(caller, _decoded(method, sent))
-                if not isinstance(answers, AsyncGenerator):
-                    raise TypeError(f"{method.full_name} must be answered by a stream")
-                async with contextlib.aclosing(answers):  # a caller who hangs up ends the function too, at once
-                    async for answer in answers:
-                        yield answer.SerializeToString()
+                async with _decoded(method, sent, context) as request:
+                    answers = function(caller, request)
+                    if not isinstance(answers, AsyncGenerator):
+                        raise TypeError(f"{method.full_name} must be answered by a stream")
+                    async with contextlib.aclosing(answers):  # a caller who hangs up ends the function too, at once
+                        async for answer in answers:
+                            yield answer.SerializeToString()
             except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a status
                 failure = error
             if failure is not None:
@@ -119,16 +121,26 @@ class Service(Generic[C]):
         return call
 
 
-def _decoded(method: MethodDescriptor, sent: Any) -> Any:
+@contextlib.asynccontextmanager
+async def _decoded(
+    method: MethodDescriptor, sent: Any, context: grpc.aio.ServicerContext[Any, Any]
+) -> AsyncIterator[Any]:
+    """The request, or the requests that follow one another: they end with the call, also where nobody reads them all.
+
+    gRPC's own iterator would keep the message that it gave last until Python looks for cycles, which is thousands of
+    reports later.
+    """
     kind = GetMessageClass(method.input_type)
     if not method.client_streaming:
-        return parse(kind, sent)
+        yield parse(kind, sent)
+        return
 
-    async def requests() -> AsyncIterator[Message]:
-        async for data in sent:
+    async def requests() -> AsyncGenerator[Message, None]:
+        while (data := await context.read()) is not grpc.aio.EOF:
             yield parse(kind, data)
 
-    return requests()
+    async with contextlib.aclosing(requests()) as following:
+        yield following
 
 
 def _certificate(context: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:

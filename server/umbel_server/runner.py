@@ -61,6 +61,8 @@ class Tools:
     publish: Callable[[sa.Connection, Version, str, float], None]
     """Gives an accepted version to a task's own channel, in the caller's transaction."""
     private: PrivateRounds
+    at_helper: asyncio.Semaphore
+    """Held by who asks the helper for something; see `umbel_server.turns`."""
     pace: Pace
 
 
@@ -349,8 +351,10 @@ class TaskRunner:
         """Have the active round countersigned by the helper; raises what `PrivateRounds.ask` raises."""
         held, private = self._active(), self.tools.private
         past = private.spent(self.task.name)
-        agreed = await self.tools.offload(private.ask, self.record, held, self._manifest, past)
+        async with self.tools.at_helper:
+            agreed = await self.tools.offload(private.ask, self.record, held, self._manifest, past)
         private.remember(held.key, agreed)
+        private.answered(self.task.name)
         self.agreed[held.key] = agreed
 
     def _secure_sum(self, held: Round, plan: Plan, reread: Reread) -> SecureSum:

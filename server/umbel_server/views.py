@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
@@ -44,6 +44,11 @@ class RoundSummary:
     """Sums over the cohort, as measured on the base version."""
     candidate_metrics: Metrics
     """Sums over the cohort that measured the candidate, if the task asks for that."""
+
+    def told(self, waits: Mapping[str, str]) -> RoundSummary:
+        """With what an open round waits for, by its task."""
+        waiting = waits.get(self.key.task, "") if self.ended_at is None else ""
+        return replace(self, reason=waiting) if waiting and not self.reason else self
 
     @property
     def assigned(self) -> int:
@@ -88,6 +93,10 @@ class StatusSummary:
     bytes_up: int
     bytes_down: int
     shapes: Counter[str]
+
+    def told(self, waits: Mapping[str, str]) -> StatusSummary:
+        """With what open rounds wait for, by their tasks."""
+        return replace(self, open_rounds=[held.told(waits) for held in self.open_rounds])
 
 
 def rounds(connection: sa.Connection, task: str = "", limit: int = 100, only_open: bool = False) -> list[RoundSummary]:

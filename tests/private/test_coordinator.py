@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from structlog.testing import capture_logs
 
-from tests.server.driving import OPERATOR, POPULATION, RUNTIME, TASK, Report, SimulatedDevice, World, task, together
+from tests.server.driving import (
+    MODEL,
+    OPERATOR,
+    POPULATION,
+    RUNTIME,
+    TASK,
+    Report,
+    SimulatedDevice,
+    World,
+    task,
+    together,
+)
 from umbel.descriptor import TWO_AGGREGATORS, descriptor_from_bytes
 from umbel.digests import digest_of
 from umbel.errors import BadInput, CohortTooSmall, OutOfBounds, SealBroken, Unreachable, WrongState
@@ -20,6 +34,7 @@ from umbel.sealing import SEALED
 from umbel.update import Aggregate, Update
 from umbel.visit import Assignment, CheckInReply, ReportBegin, Retry
 from umbel_client.private import Pinned, PrivacyPolicy, pin, seal_privately, verify_round
+from umbel_models.zoo import bundle_path
 from umbel_server.aggregation import LeaderKey
 from umbel_server.blobs import Blobs
 from umbel_server.coordinator import Coordinator
@@ -258,6 +273,63 @@ async def test_a_round_waits_for_a_helper_that_is_away_and_goes_on_when_it_is_ba
     await world.coordinator.tick()
     assert world.round(1).state is RoundState.COMPLETED
     np.testing.assert_allclose(world.weights().to_vector(), expected, atol=2e-4)
+
+
+async def test_what_a_round_waits_for_is_told_once_and_shown_for_as_long_as_it_waits(world: PrivateWorld) -> None:
+    devices = world.enrol_private("a", "b", "c", "d")
+    await world.begin(task(**PRIVATE))
+    operations = world.coordinator.operations
+    assert operations.rounds()[0].reason == ""
+    world.let_the_helper(answer=False)
+    operations = world.coordinator.operations
+    assert all(await together(*devices))
+    with capture_logs() as logs:
+        for _ in range(3):
+            await world.coordinator.tick()
+    assert [entry["event"] for entry in logs] == ["a round waits for the helper"]
+    waiting = "waits for the helper: nobody answers"
+    assert operations.round(TASK, 1).reason == waiting
+    assert [held.reason for held in (*operations.rounds(), *operations.status().open_rounds)] == [waiting] * 2
+    for asked in ("offer_key", "countersign", "prepare", "commit"):
+        setattr(world.helper, asked, getattr(world.real_helper, asked))
+    with capture_logs() as logs:
+        await world.coordinator.tick()
+    assert logs[0]["event"] == "the helper has answered, the round goes on"
+    assert [held.reason for held in operations.rounds()] == ["", ""]
+
+
+async def test_a_round_that_the_helper_refuses_waits_in_words_and_no_tick_fails(world: PrivateWorld) -> None:
+    """A policy made stricter since: a traceback at each tick, and longer and longer pauses for all other tasks."""
+    core = world.real_helper._helper
+    core.policy = replace(core.policy, populations=("ankles",))
+    with capture_logs() as logs:
+        await world.begin(task(**PRIVATE))
+        await world.coordinator.tick()
+    assert [entry["log_level"] for entry in logs] == ["warning"]
+    assert "doesn't help population 'wrists'" in world.coordinator.operations.round(TASK, 1).reason
+
+
+async def test_a_helper_that_hangs_holds_up_no_other_task(world: PrivateWorld) -> None:
+    """Its call may take ten minutes; until then nobody's rounds were closed."""
+    hangs = asyncio.Event()
+
+    async def offload(function: Callable[..., Any], *arguments: Any) -> Any:
+        if function == world.coordinator.private.ask:
+            await hangs.wait()
+        return function(*arguments)
+
+    world.offload = offload
+    world.restart()
+    operations = world.coordinator.operations
+    operations.add_model("another", bundle_path(MODEL), OPERATOR)
+    operations.create_task(task(**PRIVATE), OPERATOR)
+    operations.create_task(replace(task(), name="plain", population="ankles", model="another"), OPERATOR)
+    await world.coordinator.tick(patience=0.01)
+    await world.coordinator.tick(patience=0.01)
+    assert {held.key.task for held in operations.rounds()} == {TASK, "plain"}
+    hangs.set()
+    await world.coordinator.tick()
+    assert not world.coordinator.runner(TASK).waits_for_helper
 
 
 async def test_a_helper_that_never_comes_back_costs_the_round_and_its_shares_are_deleted(world: PrivateWorld) -> None:

@@ -21,6 +21,7 @@ from tests.private.parties import NOW, POPULATION, Cohort, Party
 from umbel.clock import SystemClock
 from umbel.errors import CertificateRefused, EnrolmentRefused, SetRefused, SignatureInvalid, Unreachable, WrongState
 from umbel.helper_card import HelperCard
+from umbel.plan import Kind
 from umbel.secure_sum import Participant
 from umbel.v1 import secure_sum_pb2 as pb
 from umbel.v1.secure_sum_pb2_grpc import HelperServiceStub
@@ -172,6 +173,19 @@ async def test_another_helpers_certificate_is_not_talked_to(running: Running, tm
     with pytest.raises(Unreachable):
         remote.commit(bytes(32), [])
     remote.close()
+
+
+@pytest.mark.slow
+async def test_a_helper_that_hangs_is_given_up_long_before_a_sum_might_be_late(party: Party, running: Running) -> None:
+    """Connected and silent: it is asked whether it is there, and a call that may take ten minutes ends."""
+    party.port.offer_key("hung", 1, Kind.TRAIN)
+    running.process.send_signal(signal.SIGSTOP)
+    try:
+        asked = asyncio.to_thread(party.port.commit, bytes(32), [])
+        with pytest.raises(Unreachable):
+            await asyncio.wait_for(asked, 120)
+    finally:
+        running.process.send_signal(signal.SIGCONT)
 
 
 def test_it_tells_its_health_and_counts(running: Running) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import grpc
 import pytest
@@ -24,6 +27,7 @@ class Probe:
         self.refusal: Exception | None = None
         self.failure: Exception | None = None
         self.closed = asyncio.Event()
+        self.enough = False
 
     def guard(self, method: str, certificate: bytes | None) -> str:
         assert certificate is None
@@ -53,6 +57,8 @@ class Probe:
     async def report(self, caller: str, requests: Requests) -> AsyncIterator[pb.ReportResponse]:
         async for request in requests:
             yield pb.ReportResponse(proceed=pb.ReportProceed(offset=len(request.chunk)))
+            if self.enough:
+                return
 
     def service(self) -> Service[str]:
         methods = {"CheckIn": self.check_in, "Renew": self.renew, "Fetch": self.fetch, "Report": self.report}
@@ -151,6 +157,33 @@ async def test_a_message_beyond_the_limit_is_not_taken(probe: Probe, channel: gr
 async def test_long_words_are_cut_so_that_they_fit_a_header(probe: Probe, channel: grpc.aio.Channel) -> None:
     probe.failure = errors.NotFound("x" * 100_000)
     assert (await refused(channel.unary_unary(path("CheckIn"))(b"")))[2] == "not-found"
+
+
+async def test_a_call_that_is_over_keeps_no_message(probe: Probe, channel: grpc.aio.Channel) -> None:
+    """A report's function never reads past its last chunk; each kept a chunk until Python looked for cycles."""
+    size, calls = 500_000, 8
+    probe.enough = True
+    with no_search_for_cycles():
+        for _ in range(calls):
+            call = channel.stream_stream(path("Report"))()
+            await call.write(pb.ReportRequest(chunk=bytes(size)).SerializeToString())
+            assert await call.read()
+            assert await call.read() is grpc.aio.EOF
+            del call
+        await asyncio.sleep(0.01)
+        assert tracemalloc.get_traced_memory()[0] < 2 * size
+
+
+@contextmanager
+def no_search_for_cycles() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 def test_a_method_without_a_function_is_a_fault_at_the_start(probe: Probe) -> None:

@@ -12,8 +12,8 @@ import click
 import typer
 from typer.main import get_command
 
+import umbel.quiet  # noqa: F401 - before anything that imports gRPC
 from umbel.errors import UmbelError, unusable
-from umbel_server.cli.connection import quiet_grpc
 
 _ABOUT = """Run a coordinator, and operate it.
 
@@ -70,7 +70,6 @@ def program() -> click.Command:
 
 def main() -> None:
     """Entry point of `umbel`."""
-    quiet_grpc()
     try:
         program()()
     except UmbelError as error:

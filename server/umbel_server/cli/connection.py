@@ -7,15 +7,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import grpc
 
-from umbel.errors import CertificateRefused, NotFound, UmbelError, Unreachable, foreign, from_code
+from umbel.errors import BadInput, CertificateRefused, NotFound, UmbelError, Unreachable, foreign, from_code
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
 from umbel_server.files import read_file
 from umbel_server.identity import SERVER_AUTHORITY_FILE, Addresses, Identity
 
 ERROR_KEY = "umbel-error"
+_OPTIONS: Final = (
+    # An operator's connection goes straight to the coordinator, whatever proxy the environment names.
+    ("grpc.enable_http_proxy", 0),
+    # A coordinator that vanished or hangs ends a command, and what watches it, within half a minute.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
 _CODES = grpc.StatusCode
 _NO_WORD = (_CODES.UNAVAILABLE, _CODES.INTERNAL, _CODES.UNKNOWN, _CODES.CANCELLED, _CODES.DEADLINE_EXCEEDED)
 
@@ -66,8 +75,7 @@ def connect(state: Path, caller: Caller, server: str) -> Iterator[tuple[AdminSer
         credentials = grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials(caller.token))
     else:
         credentials = grpc.ssl_channel_credentials(who.server_authority, who.key, who.certificate)
-    # An operator's connection goes straight to the coordinator, whatever proxy the environment names.
-    with grpc.secure_channel(address, credentials, options=(("grpc.enable_http_proxy", 0),)) as channel:
+    with grpc.secure_channel(address, credentials, options=_OPTIONS) as channel:
         try:
             yield AdminServiceStub(channel), who
         except grpc.RpcError as error:
@@ -96,11 +104,15 @@ def _raised(error: grpc.RpcError, address: str, who: Identity) -> UmbelError:
     if isinstance(code, str):
         return from_code(code, details)
     if error.code() is grpc.StatusCode.UNAVAILABLE:
+        if "WRONG_VERSION_NUMBER" in details:
+            return Unreachable(f"what answers at {address} speaks no TLS, so it is no coordinator; is the port right?")
         if who.certificate and _has_ended(who.certificate):
             hint = "on its machine, `umbel operators renew` gives it a new term"
             return CertificateRefused(f"the certificate that this calls with has ended; {hint}")
         hint = "is it running, and is this certificate (or this port, for a token) right?"
         return Unreachable(f"no answer from the coordinator at {address}; {hint} ({details})")
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return BadInput(f"{address} doesn't know this call; is it the admin port, of a coordinator as new as this?")
     return UmbelError(f"{error.code().name}: {details}")
 
 
@@ -114,11 +126,6 @@ def _has_ended(certificate: bytes) -> bool:
     from umbel_server.authority import end_of
 
     return end_of(certificate) <= SystemClock().now()
-
-
-def quiet_grpc() -> None:
-    """Keep gRPC's own log of failed handshakes off an operator's screen: the error says it already."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def state_folder(state: Path | None) -> Path:

@@ -26,7 +26,12 @@ from umbel_server.rpc import MAX_MESSAGE_BYTES
 SWEEP_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 2.0
 HEALTH_SECONDS: Final = 5.0
-_OPTIONS: Final = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
+_OPTIONS: Final = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A leader that waits for a sum asks every 10 s whether this is still here.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
 _log = structlog.get_logger(__name__)
 
 

@@ -13,11 +13,12 @@ from typing import Final
 
 from rich.live import Live
 
+import umbel.quiet  # noqa: F401 - before anything that imports gRPC
 from umbel.errors import Unavailable
 from umbel.v1 import admin_pb2 as pb
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
 from umbel_models.zoo import bundle_path
-from umbel_server.cli.connection import Caller, connect, quiet_grpc
+from umbel_server.cli.connection import Caller, connect
 from umbel_simulations.demo import fleet, rollouts
 from umbel_simulations.demo.board import Board
 from umbel_simulations.demo.operator import UMBEL, HelperOperator, Operator
@@ -143,7 +144,6 @@ def _parties(
     serve = ["serve", "--state", str(operator.state), "--ready-file", str(ready)]
     programs.start(COORDINATOR, [*UMBEL, *serve, *(["--helper", str(helper.card)] if helper else []), *ports])
     _until(ready.exists, lambda: programs.finished(COORDINATOR), "the coordinator to listen")
-    quiet_grpc()
     with connect(operator.state, Caller(), "") as (stub, _):
         yield lambda: _look(stub, board)
 
