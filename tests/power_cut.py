@@ -9,6 +9,7 @@ import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,8 +70,11 @@ def _watch(patch: pytest.MonkeyPatch, before: Callable[[str, Callable[[], object
 
 
 def _changes(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    if name != "open":
+        return True
     mode = str(arguments[1] if len(arguments) > 1 else options.get("mode", "r"))
-    return name != "open" or any(letter in mode for letter in "wax+")
+    is_there = "a" in mode and Path(arguments[0]).exists()
+    return not is_there and any(letter in mode for letter in "wax+")
 
 
 def _half(name: str, real: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:

@@ -178,7 +178,8 @@ class Device:
             self._answering.failed()
             raise
         self._times.took(predictor, self._kit.clock.now() - began)
-        self._answering.healthy()
+        with suppress(OSError):  # a full disk: proved by the next answer
+            self._answering.healthy()
         return answer
 
     def learn_from(

@@ -127,7 +127,18 @@ class Listing:
             return {}
         return signed if by & set(trusted) and isinstance(signed, dict) else {}
 
+    def _tidy(self) -> None:
+        """Remove what python-tuf was writing when a visit was killed, once a later one has come to its end."""
+        try:
+            newest = (self._folder / "timestamp.json").stat().st_mtime_ns
+            for left in self._folder.rglob("tmp*"):
+                if left.stat().st_mtime_ns < newest:
+                    left.unlink()
+        except OSError:
+            return
+
     async def _run(self, fetch: Fetch, now: float, step: Callable[[Updater], object]) -> None:
+        self._tidy()
         try:
             async with asyncio.timeout(self._seconds):
                 await self._until_done(fetch, now, step)

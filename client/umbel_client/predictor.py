@@ -148,7 +148,13 @@ class Answering:
         if slots.serving == self._serving and self.well:
             return
         if slots.trial is not None:
-            slots = self._shelf.change(Slots.loading)
+            try:
+                slots = self._shelf.change(Slots.loading)
+            except OSError:
+                # A try that a full disk doesn't count isn't made: until it does, what answered before answers.
+                self._load(slots.revert())
+                self.well = False
+                return
         if not self._load(slots) and slots.trial is not None:
             slots = self._shelf.change(
                 lambda now: now.give_up("it doesn't load, or answers otherwise than its maker saw")
@@ -160,9 +166,9 @@ class Answering:
         """What answers now has proved that it can: a release on trial gets its tries back, once a process."""
         self._failed = False
         if not self._proved and self.well and self.current is not None:
-            self._proved = True
             if self._shelf.slots.trial is not None:
                 self._shelf.change(Slots.healthy)
+            self._proved = True
 
     def failed(self) -> None:
         """An answer failed: until there is another one, a rest shows nothing."""
