@@ -42,6 +42,10 @@ class Disk:
             if durable:
                 self._on_step(f"flush {name}")
                 os.fsync(descriptor)
+        except OSError:
+            # What found no room must not take what little there is.
+            os.unlink(beside)  # noqa: PTH108 - see above
+            raise
         finally:
             os.close(descriptor)
         self._on_step(f"replace {name}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +13,7 @@ from umbel.errors import NotFound
 
 PRIVATE: Final = 0o600
 PUBLIC: Final = 0o644
+_ASIDE: Final = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
 def write_file(path: Path, data: bytes, mode: int = PRIVATE) -> None:
@@ -19,7 +22,7 @@ def write_file(path: Path, data: bytes, mode: int = PRIVATE) -> None:
     Raises:
         OSError: it can't be written; what stood there before still does.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    aside = aside_of(path)
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         try:
@@ -34,6 +37,20 @@ def write_file(path: Path, data: bytes, mode: int = PRIVATE) -> None:
         aside.unlink(missing_ok=True)
         raise
     flush(path.parent)
+
+
+def aside_of(path: Path) -> Path:
+    """Where to write what is to take the place of a file."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def drop_left(folder: Path, since: Path) -> None:
+    """Remove what lies aside and is older than a file that was written whole: who wrote it was killed before that."""
+    with suppress(FileNotFoundError):
+        written = since.stat().st_mtime_ns
+        for left in folder.iterdir():
+            if _ASIDE.fullmatch(left.name) and left.stat().st_mtime_ns < written:
+                left.unlink(missing_ok=True)
 
 
 def write_result(path: Path, data: bytes) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from umbel.errors import NotFound
-from umbel_server.files import write_file
+from umbel_server.files import drop_left, write_file
 
 KEPT_FILES: Final = 16
 """Of each role, for devices that are in the middle of a refresh."""
@@ -43,6 +43,10 @@ class MetadataFiles:
         write_file(self.folder / name, data)
 
     def drop_old(self, role: str) -> None:
-        """Keep the newest files of a role. Not for roots: devices go from each to the next, however old theirs is."""
+        """Keep the newest files of a role, and none that was never finished.
+
+        Not for roots: devices go from each to the next, however old theirs is.
+        """
         for version in self.versions(role)[:-KEPT_FILES]:
             (self.folder / f"{version}.{role}.json").unlink(missing_ok=True)
+        drop_left(self.folder, self.folder / "timestamp.json")

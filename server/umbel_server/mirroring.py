@@ -7,7 +7,6 @@ aren't there yet. It may be filled again at any time, also while the coordinator
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from umbel.digests import Digest
 from umbel.errors import NotFound
 from umbel.manifest import Manifest
-from umbel_server.files import PUBLIC, flush, write_file
+from umbel_server.files import PUBLIC, aside_of, drop_left, flush, write_file
 from umbel_server.repository import Repository
 
 TIMESTAMP = "timestamp.json"
@@ -45,6 +44,7 @@ def write_mirror(repository: Repository, bundles: Path, folder: Path) -> Mirrore
     listing, blobs = folder / "listing", folder / "blobs"
     for place in (listing, blobs):
         place.mkdir(parents=True, exist_ok=True)
+        drop_left(place, listing / TIMESTAMP)
     listed = [release for model in repository.models() for release in repository.releases(model)]
     new = [size for release in listed for size in _copy_bundle(bundles, blobs, release.bundle)]
     names = sorted(repository.names(), key=lambda name: name == TIMESTAMP)
@@ -64,11 +64,15 @@ def _copy_bundle(bundles: Path, blobs: Path, manifest: Digest) -> list[int]:
 
 
 def _copy(source: Path, target: Path) -> int:
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    beside = aside_of(target)
     try:
         shutil.copyfile(source, beside)
-    except FileNotFoundError:
-        raise NotFound(f"a file of a listed bundle isn't there: {source}") from None
-    flush(beside)
-    beside.replace(target)
+        flush(beside)
+        beside.replace(target)
+    except OSError as error:
+        # Left beside, what found no room would take it from the next try.
+        beside.unlink(missing_ok=True)
+        if isinstance(error, FileNotFoundError):
+            raise NotFound(f"a file of a listed bundle isn't there: {source}") from None
+        raise
     return target.stat().st_size

@@ -52,6 +52,7 @@ async def test_a_visit_on_a_full_disk_fails_in_words_and_the_next_goes_on(bench:
     assert visit.ending is Ending.FAILED
     assert isinstance(visit.error, Unavailable) and "No space left on device" in str(visit.error)
     assert visit.next_wake > bench.clock.now()
+    assert not list(bench.home.rglob("*.new"))
     Agent(device, lambda visit: None).write_status()
     disk.room, bench.coordinator.tasks = 10_000, [Plan()]
     bench.clock.instant = visit.next_wake

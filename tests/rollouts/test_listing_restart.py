@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -99,3 +100,14 @@ def test_a_key_is_never_written_over(tmp_path: Path) -> None:
         Keyring.create(tmp_path, ("timestamp",))
     assert ring.complete("timestamp")[0].public_key == ring.signers("timestamp")[0].public_key
     assert [path.read_bytes() for path in tmp_path.iterdir()] == held
+
+
+def test_metadata_that_a_killed_process_was_writing_go_with_the_next_listing(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    left, being_written = (fleet.folder / "listing" / f".7.snapshot.json.{end}" for end in ("0123abcd", "4567abcd"))
+    for path, ahead in ((left, -1000.0), (being_written, 1000.0)):
+        path.write_bytes(b"half")
+        instant = (fleet.folder / "listing" / "timestamp.json").stat().st_mtime + ahead
+        os.utime(path, (instant, instant))
+    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    assert (left.exists(), being_written.exists()) == (False, True)

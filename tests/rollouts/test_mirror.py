@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
+import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,12 +18,14 @@ from typing import Any
 
 import pytest
 
+from tests.power_cut import PowerCut, dies_at, fills_up_at
 from tests.rollouts.fleet import AUTHOR, MODEL, DirectChannel, Fleet
 from umbel.digests import digest_of
 from umbel.errors import BadInput, MalformedMessage, NotFound, OutOfBounds, Unreachable
+from umbel.manifest import Manifest
 from umbel_client.config import load_config
 from umbel_client.http_mirror import HttpFiles, Mirror
-from umbel_server.mirroring import write_mirror
+from umbel_server.mirroring import TIMESTAMP, write_mirror
 
 NAME = "file.bin"
 
@@ -241,3 +247,38 @@ async def test_a_listed_bundle_that_is_gone_is_named(fleet: Fleet, tmp_path: Pat
     fleet.steer()
     with pytest.raises(NotFound, match="listed bundle"):
         write_mirror(fleet.repository, tmp_path / "elsewhere", tmp_path / "www")
+
+
+def listed_files(mirror: Path) -> list[Path]:
+    """All that a client who believes a mirror's timestamp will ask it for."""
+
+    def signed(name: str) -> Any:
+        return json.loads((mirror / "listing" / name).read_bytes())["signed"]
+
+    snapshot = signed(f"{signed('timestamp.json')['meta']['snapshot.json']['version']}.snapshot.json")
+    metadata = [f"{meta['version']}.{name}" for name, meta in snapshot["meta"].items()]
+    targets = [target for name in metadata for target in signed(name).get("targets", {}).values()]
+    manifests = [mirror / "blobs" / target["hashes"]["sha256"] for target in targets]
+    files = [ref for manifest in manifests for ref in Manifest.from_bytes(manifest.read_bytes()).files.values()]
+    return [*manifests, *(mirror / "blobs" / ref.digest for ref in files)]
+
+
+def test_a_mirror_never_names_what_is_not_there_wherever_its_filling_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet, bundles = Fleet(tmp_path), tmp_path / "blobs" / "bundles"
+    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    write_mirror(fleet.repository, bundles, tmp_path / "first")
+    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    for cut, last in itertools.product((dies_at, fills_up_at), range(0, 40, 3)):
+        mirror = shutil.copytree(tmp_path / "first", tmp_path / f"{cut.__name__}-{last}")
+        for named in (TIMESTAMP, "1.root.json"):
+            os.utime(mirror / "listing" / named, (1.0, 1.0))
+        with monkeypatch.context() as patch, suppress(PowerCut, OSError):
+            cut(patch, last)
+            write_mirror(fleet.repository, bundles, mirror)
+        assert [path.name for path in listed_files(mirror) if digest_of(path.read_bytes()) != path.name] == []
+        write_mirror(fleet.repository, bundles, mirror)
+        assert len(listed_files(mirror)) > len(listed_files(tmp_path / "first"))
+        write_mirror(fleet.repository, bundles, mirror)
+        assert not list(mirror.rglob(".*")), "scraps of what was cut off"
