@@ -22,6 +22,7 @@ import structlog
 
 from umbel.clock import Clock, SystemClock
 from umbel.errors import NotAllowed, NotFound, Unavailable
+from umbel_server import descriptors
 from umbel_server.access import AcceptAll, Access, Authorities, RefuseAll
 from umbel_server.admin import AdminGateway
 from umbel_server.beat import Beat
@@ -53,6 +54,7 @@ _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # a port that another process holds is an error, not a lottery
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", 128),
+    ("grpc.server_handshake_timeout_ms", 30_000),  # who connects and says nothing
     ("grpc.max_connection_idle_ms", 10 * 60_000),
     # Devices ask every minute whether this is still here, operators every 10 s.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -228,6 +230,7 @@ async def serve(
         UmbelError: it can't start, or its rounds can't go on.
     """
     Folder(settings.state).authorities()
+    descriptors.take_all_that_are_allowed()
     # Two that keep their books in one folder would each count half of the reports.
     with held(settings.state, f"another coordinator runs in {settings.state}; stop it first, or use another folder"):
         await _serve(settings, ready, clock or SystemClock(), program)

@@ -42,3 +42,14 @@ def test_what_speaks_no_tls_is_no_coordinator(tmp_path: Path, web_server: str) -
         assert done.stderr == (
             f"{program}: what answers at {web_server} speaks no TLS, so it is no coordinator; is the port right?\n"
         )
+
+
+def test_a_server_takes_all_the_connections_that_the_machine_allows_it() -> None:
+    """The usual limit is 1,024: so many strangers who connect and say nothing left no file for the store."""
+    code = (
+        "import resource; from umbel_server.descriptors import take_all_that_are_allowed as take\n"
+        "before = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (min(64, before[1]), before[1])); take()\n"
+        "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,6 +15,7 @@ import structlog
 
 from umbel.clock import Clock, SystemClock
 from umbel.errors import Unavailable
+from umbel_server import descriptors
 from umbel_server.helper.core import Helper
 from umbel_server.helper.folder import HelperFolder, HelperSettings
 from umbel_server.helper.people import People
@@ -28,6 +29,7 @@ STOP_SECONDS: Final = 2.0
 HEALTH_SECONDS: Final = 5.0
 _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),
+    ("grpc.server_handshake_timeout_ms", 30_000),  # who connects and says nothing
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # A leader that waits for a sum asks every 10 s whether this is still here.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -67,6 +69,7 @@ async def serve(
         Unavailable: a port is taken.
     """
     folder.card()
+    descriptors.take_all_that_are_allowed()
     with held(folder.path, f"another helper runs in {folder.path}; stop it first, or use another folder"):
         await _serve(folder, settings, ready, clock or SystemClock())
 
