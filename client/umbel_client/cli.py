@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-import umbel.quiet  # noqa: F401 - before anything that imports gRPC
 from umbel.errors import UmbelError, unusable
+from umbel.program import take_streams
 from umbel_client import commands
 from umbel_client.memory import give_back_what_is_freed
 
@@ -27,6 +27,7 @@ _EXIT: Final = "exit codes: 0 done, 1 refused or failed (the reason on stderr), 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    take_streams()
     options = _parser().parse_args(arguments)
     give_back_what_is_freed()
     try:

@@ -81,10 +81,11 @@ def run(options: argparse.Namespace) -> int:
         raise BadInput("--max-visits and --until-release take numbers from 1 on")
     until = Until(1 if options.once else options.max_visits, options.until_release)
     tell = _tell_json if options.json else _tell
+    heard = tell if options.once else _if_it_can(tell)
 
     async def live() -> Visit | None:
         with closing(_device(options)) as device:
-            return await Agent(device, tell).run(until)
+            return await Agent(device, heard).run(until)
 
     visit = asyncio.run(live())
     return 1 if options.once and visit is not None and visit.ending is Ending.FAILED else 0
@@ -225,6 +226,20 @@ def _home(options: argparse.Namespace) -> Path:
     home: Path = options.home
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     return home
+
+
+def _if_it_can(tell: Callable[[Visit], None]) -> Callable[[Visit], None]:
+    """An agent whose log lies on a full disk goes on without a word; one whose reader is gone ends."""
+
+    def told(visit: Visit) -> None:
+        try:
+            tell(visit)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            return
+
+    return told
 
 
 def _tell(visit: Visit) -> None:

@@ -26,6 +26,7 @@ except ModuleNotFoundError as missing:
 
 from umbel.bundle import Bundle
 from umbel.errors import CannotCompile, UmbelError
+from umbel.program import take_streams
 from umbel.runtime.named import runtime_named
 from umbel_models.checking import check_bundle
 from umbel_models.describing import describe
@@ -66,6 +67,7 @@ ClipChoice = Annotated[
 
 def main() -> None:
     """The program's entry point."""
+    take_streams()
     app()
 
 

@@ -20,6 +20,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"umbel-simulate needs {missing.name}: pip install 'umbel[simulate]'") from missing
 
 from umbel.errors import BadInput, NotFound, UmbelError, unusable
+from umbel.program import take_streams, writes_all
 from umbel_server.files import write_result
 from umbel_simulations.runs import Run, play, read
 from umbel_simulations.scenario import Scenario
@@ -298,7 +299,7 @@ def _names(paths: list[Path]) -> list[str]:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not writes_all(sys.stdout)) + "\n")
 
 
 def _out() -> Console:
@@ -328,5 +329,6 @@ def _refusals() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of `umbel-simulate`."""
+    take_streams()
     with _refusals():
         app(standalone_mode=True)

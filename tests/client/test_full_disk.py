@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import sqlite3
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +21,11 @@ from umbel.plan import Plan
 from umbel.visit import Outcome
 from umbel_client.agent import Agent
 from umbel_client.cli import main
+from umbel_client.commands import _if_it_can, _tell_json
 from umbel_client.files import Disk
 from umbel_client.slots import Reverted
 from umbel_client.sqlite_examples import SqliteExamples
-from umbel_client.visits import Ending
+from umbel_client.visits import Ending, Visit
 
 
 class Small(Disk):
@@ -131,3 +136,15 @@ def test_a_leftover_that_others_could_read_lends_its_mode_to_no_key(tmp_path: Pa
     (tmp_path / "identity.json.new").chmod(0o666)
     Disk().write(tmp_path / "identity.json", b"a key")
     assert (tmp_path / "identity.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("number", "ends"), [(errno.ENOSPC, False), (errno.EPIPE, True)])
+def test_an_agents_log_on_a_full_disk_does_not_end_it(number: int, ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    tell = _if_it_can(_tell_json)
+    with pytest.raises(BrokenPipeError) if ends else nullcontext():
+        tell(Visit(Ending.RESTED, 1.0, 2.0))

@@ -12,8 +12,8 @@ import click
 import typer
 from typer.main import get_command
 
-import umbel.quiet  # noqa: F401 - before anything that imports gRPC
 from umbel.errors import UmbelError, unusable
+from umbel.program import take_streams
 
 _ABOUT = """Run a coordinator, and operate it.
 
@@ -70,6 +70,7 @@ def program() -> click.Command:
 
 def main() -> None:
     """Entry point of `umbel`."""
+    take_streams()
     try:
         program()()
     except UmbelError as error:

@@ -14,6 +14,8 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 
+from umbel.program import writes_all
+
 PIPE_WIDTH: Final = 300
 _CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 Column = tuple[str, Callable[[Any], str]]
@@ -47,13 +49,13 @@ def _one(field: Any, value: Any) -> Any:
 
 def print_json(value: Any) -> None:
     """One JSON document, alone on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not writes_all(sys.stdout)) + "\n")
     sys.stdout.flush()
 
 
 def print_json_line(value: Any) -> None:
     """One JSON document of several, on a line of its own."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(value, ensure_ascii=not writes_all(sys.stdout)) + "\n")
     sys.stdout.flush()
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from rich.live import Live
 
-import umbel.quiet  # noqa: F401 - before anything that imports gRPC
+import umbel.program  # noqa: F401 - before anything that imports gRPC
 from umbel.errors import Unavailable
 from umbel.v1 import admin_pb2 as pb
 from umbel.v1.admin_pb2_grpc import AdminServiceStub

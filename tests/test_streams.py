@@ -1,0 +1,57 @@
+"""Programs speak on whatever streams they were started with: closed ones, full ones, ones without all letters."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = {
+    "umbel": ["-c", "from umbel_server.cli import main; main()", "init", "--name", "localhost", "made ü", "--json"],
+    "umbel-device": ["-m", "umbel_client.cli", "--home", "home ü", "examples", "stats", "--json"],
+    "umbel-simulate": ["-c", "from umbel_simulations.cli import main; main()", "list", "--json"],
+}
+
+
+@pytest.mark.parametrize("words", PROGRAMS.values(), ids=PROGRAMS)
+def test_standard_output_without_all_letters_is_enough(tmp_path: Path, words: list[str]) -> None:
+    done = _run(tmp_path, words, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    json.loads(done.stdout)
+
+
+def test_a_table_comes_out_with_question_marks_for_letters_that_are_not_there(tmp_path: Path) -> None:
+    code = (
+        "from umbel_server.cli.output import console; from umbel.program import take_streams\n"
+        "take_streams(); console().print('a – b')"
+    )
+    assert _run(tmp_path, ["-c", code], PYTHONIOENCODING="ascii").stdout == "a ? b\n"
+
+
+@pytest.mark.parametrize("words", PROGRAMS.values(), ids=PROGRAMS)
+def test_closed_streams_stop_nothing(tmp_path: Path, words: list[str]) -> None:
+    shell = f'exec "$0" "$@" <&- >&- 2>"{tmp_path}/told"'
+    done = subprocess.run(["/bin/sh", "-c", shell, sys.executable, *words], cwd=tmp_path, check=False)
+    assert (done.returncode, (tmp_path / "told").read_text()) == (0, "")
+
+
+def test_what_is_opened_next_never_becomes_a_closed_stream(tmp_path: Path) -> None:
+    """SQLite's file would be standard error, and a warning would go into it."""
+    code = (
+        "import os; from umbel.program import take_streams; take_streams(); "
+        "found = os.open('file', os.O_CREAT | os.O_RDWR); os.write(2, b'spoilt'); os.write(found, str(found).encode())"
+    )
+    shell = 'exec "$0" "$@" <&- >&- 2>&-'
+    subprocess.run(["/bin/sh", "-c", shell, sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert int((tmp_path / "file").read_text()) > 2
+
+
+def _run(folder: Path, words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=folder, env=os.environ | environment, capture_output=True, text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
