@@ -149,7 +149,8 @@ class Adoption:
         tries = tries + 1 if execution == offer.execution else 1
         if tries > TRIES:
             raise RuntimeFailure(f"testing it took this device's process down {TRIES} times")
-        memory.put(replace(memory.state, attempt=(offer.execution, tries)))
+        # Durable: a release may take the whole machine down.
+        memory.put(replace(memory.state, attempt=(offer.execution, tries)), durable=True)
         active = self._kit.shelf.slots.active
         taken_back = active is not None and offered.listed.takes_back(active.number)
         trial = Trial(offer.execution, self._kit.clock.now())

@@ -66,11 +66,11 @@ class Memory:
         """Remember `state` from now on, and on disk from the next `put` on: a visit ends with one."""
         self.state = state
 
-    def put(self, state: DeviceState) -> None:
-        """Remember `state` from now on, also when the process ends here."""
+    def put(self, state: DeviceState, *, durable: bool = False) -> None:
+        """Remember `state` from now on, also when the process ends here; or, durable, the machine."""
         if state != self._saved:
             content = state_to_bytes(state)
-            self._disk.write(self._state_file, content, durable=False)
+            self._disk.write(self._state_file, content, durable=durable)
             self._saved, self._content = state, content
         self.state = state
 

@@ -128,11 +128,18 @@ class Fleet:
         news, self._news = self._news, _News()
         if not (news.devices or news.shapes or news.outcomes):
             return
-        with self._store.transaction() as connection:
-            self._write_devices(connection, news.devices)
-            _write_shapes(connection, news.shapes)
-            _write_outcomes(connection, news.outcomes)
-            health.write(connection, news.health)
+        try:
+            with self._store.transaction() as connection:
+                self._write_devices(connection, news.devices)
+                _write_shapes(connection, news.shapes)
+                _write_outcomes(connection, news.outcomes)
+                health.write(connection, news.health)
+        except sa.exc.OperationalError:
+            # A full disk, or a database that is away: devices won't tell it again.
+            self._news = news
+            raise
+        for device in news.devices:
+            self._seen[device].visits = self._seen[device].reports = 0
 
     def _called(self, device: DeviceId, population: str) -> None:
         """Count a device among those that have called lately, in their order: no call looks at the whole fleet."""
@@ -163,9 +170,8 @@ class Fleet:
         for device in sorted(devices):
             seen = self._seen[device]
             told = {"last": seen.last_seen, "runs": seen.runtimes, "version": seen.sdk}
-            rows.append({"device": device, "visited": seen.visits, "reported": seen.reports} | told)
             # The counts are increments: what another process has counted stands.
-            seen.visits = seen.reports = 0
+            rows.append({"device": device, "visited": seen.visits, "reported": seen.reports} | told)
         if rows:
             changed = {
                 "last_seen": sa.bindparam("last"),

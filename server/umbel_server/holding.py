@@ -12,6 +12,21 @@ from umbel.errors import WrongState
 
 
 @contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait for a folder, and hold it for as long as the block lasts: for changes that take no time; not to be nested.
+
+    Args:
+        folder: exists.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def held(folder: Path, refusal: str) -> Iterator[None]:
     """Hold a folder for as long as the block lasts; leaves no file behind.
 

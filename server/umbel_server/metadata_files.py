@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from umbel.errors import NotFound
 from umbel_server.files import drop_left, write_file
+from umbel_server.holding import alone_in
 
 KEPT_FILES: Final = 16
 """Of each role, for devices that are in the middle of a refresh."""
@@ -19,6 +22,13 @@ class MetadataFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While it lasts no other process changes these files: keys are rotated beside a coordinator that runs."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with alone_in(self.folder):
+            yield
 
     def read(self, name: str) -> bytes:
         """A file's bytes; raises `NotFound`."""

@@ -257,6 +257,10 @@ class Repository:
             SignatureInvalid: not signed by enough of the role's keys.
             WrongState: not the successor of what is published: somebody else published in between.
         """
+        with self._files.alone():
+            self._publish(role, signed, now)
+
+    def _publish(self, role: str, signed: bytes, now: float) -> None:
         metadata = parse(signed)
         current = self._version(role)
         if metadata.signed.version == current and self.file(f"{current}.{role}.json") == signed:
@@ -276,6 +280,10 @@ class Repository:
 
         Returns whether anything was signed.
         """
+        with self._files.alone():
+            return self._keep_fresh(now, checkpoint)
+
+    def _keep_fresh(self, now: float, checkpoint: str) -> bool:
         snapshot, timestamp = self._load("snapshot", Snapshot), self._load("timestamp", Timestamp)
         old = timestamp.signed.unrecognized_fields.get(CHECKPOINT, "")
         if self._is_due("snapshot", snapshot, now):

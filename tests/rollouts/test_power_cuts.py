@@ -10,6 +10,7 @@ import pytest
 
 from tests.client.recordings import recordings
 from tests.rollouts.fleet import AUTHOR, MODEL, QUICK, Fleet
+from umbel_client import adoption
 from umbel_client.files import BESIDE, Disk
 from umbel_client.slots import TRIES, Slots
 
@@ -85,6 +86,24 @@ async def test_a_power_cut_before_some_durable_steps_leaves_a_good_slot(tmp_path
 @pytest.mark.parametrize("scene", SCENES)
 async def test_a_power_cut_before_any_durable_step_leaves_a_good_slot(tmp_path: Path, scene: str) -> None:
     await _cut(SCENES[scene], tmp_path, every=1)
+
+
+async def test_a_try_is_on_the_medium_before_a_release_is_tested_which_may_take_the_machine_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet, plug = Fleet(tmp_path, devices=1), Plug()
+    await a_release_in_use(fleet)
+
+    def reset(*arguments: object) -> None:
+        before.extend(step for step in plug.steps if step.endswith("state.json"))
+        raise PowerCut("while it was tested")
+
+    before: list[str] = []
+
+    monkeypatch.setattr(adoption, "verify_golden", reset)
+    with pytest.raises(PowerCut, match="tested"):
+        await _visit(fleet, plug)
+    assert before[-3:] == ["write state.json", "flush state.json", "replace state.json"]
 
 
 async def _cut(scene: Scene, folder: Path, every: int) -> None:

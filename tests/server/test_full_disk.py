@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from tests.power_cut import no_room
 from tests.private.parties import TASK as PRIVATE_TASK
@@ -17,9 +18,11 @@ from tests.server.live import MODEL, POPULATION, TASK, Live, refused, serving
 from tests.server.test_deltas import add, first, joined
 from umbel.errors import Unavailable
 from umbel.plan import Kind
+from umbel.visit import SessionRecord
 from umbel_server.blobs import AREAS
 from umbel_server.helper import program
 from umbel_server.helper.records import Records
+from umbel_server.tables import DEVICES, SHAPES
 from umbel_server.task import Task
 
 
@@ -56,6 +59,19 @@ async def test_tries_without_room_leave_no_files_that_take_what_room_there_is(sm
     left = [path.name for area in AREAS for path in (small_world.blobs_path / area).glob("aside-*")]
     assert left == []
     blobs.put_bundle_file(b"graph")
+
+
+async def test_what_devices_told_while_there_was_no_room_is_written_once_there_is_some(small_world: World) -> None:
+    await small_world.begin(task())
+    (device,) = small_world.enrol("teller")
+    await device.check_in(sessions=(SessionRecord("learn", 1, "-v[]+^"),))
+    fleet = small_world.coordinator.fleet
+    with no_room(), pytest.raises(sa.exc.OperationalError):
+        fleet.flush(small_world.clock.now())
+    fleet.flush(small_world.clock.now())
+    with small_world.store.reading() as connection:
+        assert connection.scalar(sa.select(DEVICES.c.visits).where(DEVICES.c.id == device.id)) == 1
+        assert connection.execute(sa.select(SHAPES.c.shape, SHAPES.c.count)).all() == [("-v[]+^", 1)]
 
 
 async def test_a_delta_that_finds_no_room_costs_no_device_its_session(small_world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +234,26 @@ def test_a_crash_before_the_timestamp_leaves_what_was_published_before(
         assert [release.number for release in again.releases(MODEL)] == before
         world.release(listed(before[-1] + 1))
         assert world.repository.releases(MODEL)[-1].number == before[-1] + 1
+
+
+def test_a_coordinator_that_stamps_at_this_moment_undoes_no_rotation_of_another_process(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`umbel keys rotate` beside `umbel serve`: the old key's private half is gone once its place was taken."""
+    coordinator, command = Repository(world.repository._files.folder, world.keys), world.repository
+    new = world.keys.add("targets", 1)[0].public_key
+    draft = command.sign(command.draft_signers("another", [new], NOW), "targets")
+    rotating = threading.Thread(target=lambda: command.publish("targets", draft, NOW))
+    write = MetadataFiles.write
+
+    def slowly(files: MetadataFiles, name: str, data: bytes) -> None:
+        if files is coordinator._files and not rotating.ident:
+            rotating.start()
+            rotating.join(0.3)
+        write(files, name, data)
+
+    monkeypatch.setattr(MetadataFiles, "write", slowly)
+    assert coordinator.keep_fresh(NOW + 6 * DAY)
+    rotating.join()
+    assert "another" in command.models()
+    assert "another" in coordinator.models()
