@@ -139,7 +139,19 @@ GUARDS: Final = (
     ),
     *of(
         "server/umbel_server/files.py", _CUTS,
-        ("whole or not at all", 'aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")', "aside = path"),
+        ("whole or not at all", "aside = aside_of(path)", "aside = path"),
+    ),
+    *of(
+        "server/umbel_server/renewal.py", ("tests/rollouts/test_listing_restart.py",),
+        ("what devices don't believe is due", " or not repository.is_believed(it.role)", ""),
+    ),
+    *of(
+        "server/umbel_server/mirroring.py", ("tests/rollouts/test_mirror.py",),
+        ("what a killed mirror left goes", "        drop_left(place, listing / TIMESTAMP)\n", ""),
+    ),
+    *of(
+        "client/umbel_client/predictor.py", ("tests/rollouts/test_full_disk.py",),
+        ("no try that isn't counted", "                self._load(slots.revert())\n", "                self._load(slots)\n"),
     ),
     *of(
         "server/umbel_server/releases.py", _WEEKS,
