@@ -68,7 +68,10 @@ class Identity:
         """
         begin, end = validity(self.certificate_chain)
         if now >= end:
-            raise CertificateRefused("this device's certificate has expired; enrol it again with a new token")
+            raise CertificateRefused(
+                "this device's certificate has expired, by this machine's clock; "
+                "if that is right, enrol it again with a new token"
+            )
         return now >= begin + RENEW_AT * (end - begin)
 
     def certificate_request(self) -> bytes:

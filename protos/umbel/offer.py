@@ -77,7 +77,10 @@ def verify_offer(signed: SignedOffer, public_key: bytes, device: str, now: float
     if offer.device != device:
         raise NotAllowed(f"an offer for device {offer.device}; this is {device}")
     if now >= offer.expires_at:
-        raise Expired(f"the offer of release {offer.number} has expired; the next visit brings another one")
+        raise Expired(
+            f"the offer of release {offer.number} has expired; "
+            "the next visit brings another one, if this machine's clock is right"
+        )
     return offer
 
 

@@ -24,6 +24,8 @@ from umbel.identity import DeviceId
 from umbel.plan import Kind
 from umbel.update import Metrics
 
+CLOCK_SLACK_SECONDS: Final = 60.0
+"""A clock that is set back by less moves a round's deadlines by as much, and no more happens."""
 UPLOAD_GRACE_SECONDS: Final = 30.0
 """How long after its deadline a session's upload, begun in time, may still end."""
 
@@ -259,10 +261,14 @@ class Round:
     def close(self, now: float) -> Round:
         """Look at the time: the same round if it's early, else aggregating or abandoned."""
         reported = self.count(SessionState.REPORTED)
-        if self.state is not RoundState.COLLECTING or now < self.due:
+        was_ahead = now < self.opened_at - CLOCK_SLACK_SECONDS
+        if self.state is not RoundState.COLLECTING or (now < self.due and not was_ahead):
             return self
         if reported >= self.minimum:
             return self._closed("it was due", now)
+        if was_ahead:
+            # Its deadline lies as far ahead, which may be years.
+            return self.abandon("it was opened while this machine's clock was ahead", now)
         if now < self.deadline:
             return self
         return self.abandon(f"{reported} of at least {self.minimum} reports at the deadline", now)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,7 +12,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from umbel.digests import digest_of
 from umbel.errors import AlreadyReported, Conflict, NotFound, RoundClosed, WrongState
 from umbel.identity import DeviceId
-from umbel_server.round import UPLOAD_GRACE_SECONDS, Base, Round, RoundKey, RoundState, Session, SessionState
+from umbel_server.round import (
+    CLOCK_SLACK_SECONDS,
+    UPLOAD_GRACE_SECONDS,
+    Base,
+    Round,
+    RoundKey,
+    RoundState,
+    Session,
+    SessionState,
+)
 
 SEALED = digest_of(b"sealed")
 BASE = Base(1, 1, digest_of(b"bundle"))
@@ -42,6 +53,20 @@ def test_the_goal_closes_a_round_at_once_and_aborts_the_rest() -> None:
         heard(held, "c")
     with pytest.raises(RoundClosed):
         joined(held, "d")
+
+
+def test_a_round_opened_while_the_clock_was_ahead_ends_once_it_is_set_right() -> None:
+    """Its deadline was years away, and nothing else ended it."""
+    years = 1e8
+    ahead = replace(fresh(goal=3, minimum=2), opened_at=years, due=years + 50, deadline=years + 100)
+    assert ahead.close(years - CLOCK_SLACK_SECONDS) is ahead
+    ended = ahead.close(0.0)
+    assert (ended.state, ended.reason) == (
+        RoundState.ABANDONED,
+        "it was opened while this machine's clock was ahead",
+    )
+    reported = heard(heard(joined(joined(ahead, "a", years), "b", years), "a", years), "b", years)
+    assert reported.close(0.0).state is RoundState.AGGREGATING, "what has come counts"
 
 
 def test_a_round_takes_no_more_devices_than_it_has_slots() -> None:
