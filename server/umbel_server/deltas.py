@@ -64,7 +64,8 @@ class Deltas:
         self._blobs = blobs
         self._offload = offload
         self._kept = {(delta.base, delta.target): delta for delta in blobs.deltas()}
-        self._useless: set[tuple[Digest, Digest]] = set()
+        self._useless: dict[tuple[Digest, Digest], None] = {}
+        """Pairs whose delta was too large, oldest first."""
         self._manifests: dict[Digest, Manifest | None] = {}
         self._making = asyncio.Lock()
 
@@ -154,7 +155,9 @@ class Deltas:
             _log.warning("no room for a delta", reason=unusable(error))
             return None
         if made is None:
-            self._useless.add(_key(pair))
+            self._useless[_key(pair)] = None
+            while len(self._useless) > _REMEMBERED:
+                self._useless.pop(next(iter(self._useless)))
         else:
             self._kept[_key(pair)] = made
         while len(self._kept) > KEPT:

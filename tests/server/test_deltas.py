@@ -102,6 +102,19 @@ async def test_a_delta_of_seventy_per_cent_or_more_is_not_offered_and_not_tried_
     assert len(small_world.blobs.deltas()) == 1
 
 
+async def test_what_came_to_nothing_is_not_remembered_for_ever(
+    small_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that runs for months makes a version in each round."""
+    monkeypatch.setattr(deltas, "_REMEMBERED", 2)
+    made = fresh(small_world)
+    versions = [first(small_world), *(add(small_world, 10.0, f"far {number}") for number in range(4))]
+    for before, after in itertools.pairwise(versions):
+        offered = await made.to(after.bundle, (before.bundle,))
+        assert weights(small_world, after)[1].digest not in {delta.target for delta in offered}
+    assert len(made._useless) == 2
+
+
 async def test_what_was_made_is_kept_through_a_start_and_made_again_if_it_is_deleted(small_world: World) -> None:
     before, after = first(small_world), add(small_world, 1e-4)
     made = await small_world.coordinator.deltas.to(after.bundle, (before.bundle,))
