@@ -11,8 +11,9 @@ import pytest
 
 from tests.client.coordinator import POPULATION, Coordinator, DirectChannel
 from tests.client.recordings import recordings
+from umbel.plan import Plan
 from umbel.runtime.onnx import OnnxRuntime
-from umbel_client import ALWAYS, Device, HostStatus, Identity
+from umbel_client import ALWAYS, Device, HostStatus, Identity, PersonalSettings
 from umbel_client.enrolment import new_key
 
 RUNTIME = OnnxRuntime()
@@ -35,6 +36,9 @@ def at_once(work: Callable[[], Any]) -> Awaitable[Any]:
         return work()
 
     return result()
+
+
+LEARNS = PersonalSettings(epochs=30, hyperparameters={"lr": 0.1})
 
 
 @dataclass
@@ -76,3 +80,15 @@ def bench(tmp_path: Path) -> Bench:
         device_address="",
     )
     return Bench(tmp_path / "home", clock, coordinator, DirectChannel(coordinator), identity)
+
+
+async def learnt_from_anna(bench: Bench) -> Device:
+    """With a model of its own, and a report that was sealed and not sent."""
+    bench.coordinator.publish()
+    device = bench.open(personal=LEARNS)
+    device.learn_from(*recordings(70, "anna", shift=2), subject="anna")
+    bench.coordinator.tasks = [Plan(epochs=1)]
+    bench.coordinator.break_upload_after = 0
+    await device.wake()
+    assert device.kit.shelf.slots.personal is not None and (bench.home / "session" / "sealed.bin").exists()
+    return device

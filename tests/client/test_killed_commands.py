@@ -11,29 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.client.conftest import Bench
+from tests.client.conftest import LEARNS, Bench, learnt_from_anna
 from tests.client.recordings import recordings
 from tests.power_cut import PowerCut, dies_at
 from umbel.errors import InputMismatch
-from umbel.plan import Plan
-from umbel_client import Device, PersonalSettings
 from umbel_client.examples import MemoryExamples
 from umbel_client.importing import import_npz
 from umbel_client.sqlite_examples import SqliteExamples
-
-LEARNS = PersonalSettings(epochs=30, hyperparameters={"lr": 0.1})
-
-
-async def learnt_from_anna(bench: Bench) -> Device:
-    """With a model of its own, and a report that was sealed and not sent."""
-    bench.coordinator.publish()
-    device = bench.open(personal=LEARNS)
-    device.learn_from(*recordings(70, "anna", shift=2), subject="anna")
-    bench.coordinator.tasks = [Plan(epochs=1)]
-    bench.coordinator.break_upload_after = 0
-    await device.wake()
-    assert device.kit.shelf.slots.personal is not None and (bench.home / "session" / "sealed.bin").exists()
-    return device
 
 
 def derived(home: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.client.conftest import Bench
+from tests.client.conftest import LEARNS, Bench, learnt_from_anna
 from tests.client.coordinator import held_files, retuned
 from tests.client.recordings import recordings
 from umbel.bundle import Bundle, file_refs
@@ -24,7 +24,6 @@ from umbel_client.personal import Comparison, score
 from umbel_models.zoo import bundle_path
 
 PACKAGED = Bundle.open(bundle_path("smartwatch"))
-LEARNS = PersonalSettings(epochs=30, hyperparameters={"lr": 0.1})
 
 
 def compared(release: float | None, tuned: float | None, present: float | None) -> Comparison:
@@ -170,12 +169,7 @@ async def test_new_examples_make_a_new_personal_model_without_a_new_release(benc
 
 
 async def test_forgetting_a_person_drops_what_was_learnt_from_them_at_once(bench: Bench) -> None:
-    bench.coordinator.publish()
-    device = bench.open(personal=LEARNS)
-    device.learn_from(*recordings(70, "anna", shift=2), subject="anna")
-    bench.coordinator.tasks = [Plan(epochs=1)]
-    bench.coordinator.break_upload_after = 0
-    await device.wake()
+    device = await learnt_from_anna(bench)
     own = device.kit.shelf.slots.personal
     assert own is not None
     assert device.forget("anna") == 70
