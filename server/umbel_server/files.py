@@ -40,7 +40,7 @@ def write_file(path: Path, data: bytes, mode: int = PRIVATE) -> None:
 
 
 def aside_of(path: Path) -> Path:
-    """Where to write what is to take the place of a file."""
+    """Where to write what is to take the place of a file or a folder."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 

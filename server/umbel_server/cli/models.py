@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.lineage import lineage_tree
 from umbel_server.cli.verbs import Session, group, verb
-from umbel_server.files import read_file
+from umbel_server.files import aside_of, read_file
 from umbel_server.transfer import CHUNK_BYTES, BundleReceiver, FileStart, Step, send_bundle
 
 MODELS: Final = group("models", "Models: lines of versions under one name.")
@@ -160,7 +159,7 @@ def export(
 
 def _received(answers: Iterable[pb.ExportVersionResponse], folder: Path) -> Digest:
     """Have the folder hold a whole bundle, or not be there: whoever is cut off may simply ask again."""
-    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    aside = aside_of(folder)
     aside.mkdir(parents=True)
     receiver = BundleReceiver(aside)
     try:
