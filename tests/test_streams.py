@@ -33,6 +33,18 @@ def test_a_table_comes_out_with_question_marks_for_letters_that_are_not_there(tm
 
 
 @pytest.mark.parametrize("words", PROGRAMS.values(), ids=PROGRAMS)
+def test_what_nobody_reads_is_not_told_as_done(tmp_path: Path, words: list[str]) -> None:
+    """`umbel-simulate go-no-go … | head` must not say go."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, stdout=nobody, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("words", PROGRAMS.values(), ids=PROGRAMS)
 def test_closed_streams_stop_nothing(tmp_path: Path, words: list[str]) -> None:
     shell = f'exec "$0" "$@" <&- >&- 2>"{tmp_path}/told"'
     done = subprocess.run(["/bin/sh", "-c", shell, sys.executable, *words], cwd=tmp_path, check=False)

@@ -76,7 +76,7 @@ def kept_first(folder: Path, key: bytes, is_refusal: Callable[[Exception], bool]
     Args:
         folder: of the identity; made if it isn't there. One with a key and no certificate was left by a call whose
             answer was lost: that key is used again, since it may be somebody's already.
-        key: PEM; deleted again if the block is refused.
+        key: PEM; deleted again if the block is refused, and a folder that was made for it.
         is_refusal: tells that from an answer that was lost.
 
     Raises:
@@ -88,6 +88,7 @@ def kept_first(folder: Path, key: bytes, is_refusal: Callable[[Exception], bool]
     if (folder / KEY_FILE).exists():
         yield read_file(folder / KEY_FILE)
         return
+    is_new = not folder.exists()
     make_private(folder)
     write_file(folder / KEY_FILE, key)
     try:
@@ -95,4 +96,6 @@ def kept_first(folder: Path, key: bytes, is_refusal: Callable[[Exception], bool]
     except Exception as error:
         if is_refusal(error):
             (folder / KEY_FILE).unlink()
+            if is_new:
+                folder.rmdir()
         raise

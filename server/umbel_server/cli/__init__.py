@@ -76,10 +76,6 @@ def main() -> None:
     except UmbelError as error:
         sys.stderr.write(f"umbel: {error}\n")
         raise SystemExit(1) from error
-    except BrokenPipeError:
-        # `umbel … | head`: the reader has seen enough.
-        sys.stderr.close()
-        raise SystemExit(0) from None
     except OSError as error:
         sys.stderr.write(f"umbel: {unusable(error)}\n")
         raise SystemExit(1) from error
