@@ -7,6 +7,7 @@ only. See `docs/reference/bundle.md` for the format.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Final
 from umbel.digests import digest_of, digest_of_file
 from umbel.errors import BadInput, BundleInvalid, DigestMismatch, MalformedMessage
 from umbel.golden import GoldenExamples
+from umbel.holding import alone_in
 from umbel.manifest import GOLDEN_FILE, MAX_MANIFEST_BYTES, QUANTISED, WEIGHTS_FILE, FileRef, Manifest
 from umbel.weights import Weights, require_shapes
 
@@ -143,9 +145,10 @@ def file_refs(files: Mapping[str, bytes]) -> dict[str, FileRef]:
 def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
     """Write a bundle into a folder, manifest last, and open it again, verified.
 
-    What stood there is touched only when all files are written: who is stopped before, or has a full disk, leaves it as
-    it was. Who is stopped after that leaves it to whoever opens the folder next to put the files in their places. Files
-    of a bundle that stood there and that this one doesn't have are deleted, others stay.
+    What stood there is touched only when all files are on the medium: who is stopped before, or has a full disk, leaves
+    it as it was. Who is stopped after that leaves it to whoever opens the folder next to put the files in their places.
+    Files of a bundle that stood there and that this one doesn't have are deleted, others stay. Two that write into one
+    folder do so one after the other.
 
     Args:
         directory: made when it doesn't exist; files of the same names are replaced.
@@ -160,17 +163,25 @@ def write_bundle(directory: Path, manifest: Manifest, files: Mapping[str, bytes]
         raise BundleInvalid("the manifest lists other files than those given; build it with file_refs(files)")
     is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
-    try:
-        for name, data in (*files.items(), (MANIFEST_FILE, manifest.to_bytes())):
-            _part(directory, name).write_bytes(data)
-    except BaseException:
-        for name in (MANIFEST_FILE, *files):
-            _part(directory, name).unlink(missing_ok=True)
-        if is_new and not any(directory.iterdir()):
-            directory.rmdir()
-        raise
-    _put_in_place(directory, manifest)
-    return Bundle.open(directory)
+    with alone_in(directory) as held:
+        try:
+            for name, data in (*files.items(), (MANIFEST_FILE, manifest.to_bytes())):
+                _write(_part(directory, name), data)
+        except BaseException:
+            for name in (MANIFEST_FILE, *files):
+                _part(directory, name).unlink(missing_ok=True)
+            if is_new and not any(directory.iterdir()):
+                directory.rmdir()
+            raise
+        _put_in_place(directory, manifest, held)
+        return Bundle.open(directory)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _part(directory: Path, name: str) -> Path:
@@ -180,21 +191,24 @@ def _part(directory: Path, name: str) -> Path:
 
 def _finish(directory: Path) -> None:
     """Do what a write had begun that was stopped once all its files were there; else what stood there still holds."""
-    try:
+    if not _part(directory, MANIFEST_FILE).is_file():
+        return
+    with suppress(OSError, BadInput, DigestMismatch), alone_in(directory) as held:
         manifest = Manifest.from_bytes(_part(directory, MANIFEST_FILE).read_bytes())
         for name, ref in manifest.files.items():
             part = _part(directory, name)
             _verify_file(name, part if part.is_file() else directory / name, ref)
-        _put_in_place(directory, manifest)
-    except (OSError, BadInput, DigestMismatch):
-        return
+        _put_in_place(directory, manifest, held)
 
 
-def _put_in_place(directory: Path, manifest: Manifest) -> None:
+def _put_in_place(directory: Path, manifest: Manifest, held: int) -> None:
     stale = _files_of_bundle_in(directory) - set(manifest.files)
-    for name in (*manifest.files, MANIFEST_FILE):
-        with suppress(FileNotFoundError):  # another process, or one that died, has put it there
+    for name in manifest.files:
+        with suppress(FileNotFoundError):  # one that died has put it there
             _part(directory, name).replace(directory / name)
+    os.fsync(held)  # no power cut takes a name of theirs back and leaves the manifest's
+    _part(directory, MANIFEST_FILE).replace(directory / MANIFEST_FILE)
+    os.fsync(held)
     for name in stale:
         (directory / name).unlink(missing_ok=True)
 

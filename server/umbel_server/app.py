@@ -33,7 +33,7 @@ from umbel_server.folder import Folder
 from umbel_server.gateway import DeviceGateway, EnrolmentGateway
 from umbel_server.helper.port import HelperPort
 from umbel_server.helper.remote import RemoteHelper
-from umbel_server.holding import held
+from umbel.holding import held
 from umbel_server.identity import Addresses
 from umbel_server.operators import Operators
 from umbel_server.port_certificate import PortCertificate

@@ -10,7 +10,7 @@ from typing import Final
 
 from umbel.errors import NotFound
 from umbel_server.files import drop_left, write_file
-from umbel_server.holding import alone_in
+from umbel.holding import alone_in
 
 KEPT_FILES: Final = 16
 """Of each role, for devices that are in the middle of a refresh."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import resource
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,20 @@ def test_a_bundle_that_was_being_replaced_is_the_old_or_the_new_one_wherever_the
     assert first == len(files) + 1, "once all of it is written, it is the new one"
     assert set(map(str, found[first:])) == {str(new)}
     assert {path.name for path in folder.iterdir()} == {*files, "manifest.json"}
+
+
+def test_two_who_write_into_one_folder_leave_one_of_their_bundles_never_a_mixture(tmp_path: Path) -> None:
+    def write(factor: float) -> None:
+        files = {name: path.read_bytes() for name, path in WATCH.paths.items()}
+        files |= {WEIGHTS_FILE: WATCH.weights().scaled(factor).to_bytes()}
+        manifest = replace(WATCH.manifest, files=file_refs(files))
+        for _ in range(10):
+            assert write_bundle(tmp_path, manifest, files).manifest == manifest
+
+    with ThreadPoolExecutor(2) as writers:
+        for done in [writers.submit(write, factor) for factor in (0.5, 2.0)]:
+            done.result()
+    Bundle.open(tmp_path)
 
 
 def test_half_a_manifest_that_was_never_finished_is_not_followed(tmp_path: Path) -> None:

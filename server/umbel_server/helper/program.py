@@ -21,7 +21,7 @@ from umbel_server.helper.folder import HelperFolder, HelperSettings
 from umbel_server.helper.people import People
 from umbel_server.helper.records import Records
 from umbel_server.helper.service import HelperGateway
-from umbel_server.holding import held
+from umbel.holding import held
 from umbel_server.rpc import MAX_MESSAGE_BYTES
 
 SWEEP_SECONDS: Final = 60.0

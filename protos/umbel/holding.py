@@ -12,16 +12,19 @@ from umbel.errors import WrongState
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[int]:
     """Wait for a folder, and hold it for as long as the block lasts: for changes that take no time; not to be nested.
 
     Args:
         folder: exists.
+
+    Yields:
+        Its descriptor, to flush the names in it by.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        yield handle
     finally:
         os.close(handle)
 
