@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from umbel.bundle import Bundle, file_refs, write_bundle
 from umbel.errors import RuntimeFailure, UmbelError
-from umbel.manifest import GOLDEN_FILE, NEXT_PREFIX, WEIGHTS_FILE
+from umbel.manifest import GOLDEN_FILE, NEXT_PREFIX, WEIGHTS_FILE, Manifest
 from umbel.runtime import Arrays
 from umbel.runtime.signature import (
     BatchCheck,
@@ -43,11 +43,12 @@ NAME: Final = "torch"
 
 
 def write_uncompiled(spec: ModelSpec, directory: Path) -> Bundle:
-    """A bundle of a model without any graphs: what it takes and gives, its weights, its golden examples.
+    """Write what `uncompiled` gives into a folder."""
+    return write_bundle(directory, *uncompiled(spec))
 
-    Args:
-        spec: what the model is.
-        directory: where the bundle goes.
+
+def uncompiled(spec: ModelSpec) -> tuple[Manifest, dict[str, bytes]]:
+    """A bundle of a model without any graphs, and its files: what it takes and gives, its weights, its golden examples.
 
     Raises:
         CannotCompile: the spec contradicts itself.
@@ -58,7 +59,7 @@ def write_uncompiled(spec: ModelSpec, directory: Path) -> Bundle:
     state, golden = State(spec), golden_of(spec)
     weights = Weights({name: tensor.numpy() for name, tensor in state.weights.items()})
     files = {WEIGHTS_FILE: weights.to_bytes(), GOLDEN_FILE: golden.to_bytes()}
-    return write_bundle(directory, manifest_of(spec, state, golden, file_refs(files), ()), files)
+    return manifest_of(spec, state, golden, file_refs(files), ()), files
 
 
 class EagerRuntime:

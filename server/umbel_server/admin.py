@@ -6,7 +6,6 @@ Who calls, and whether their role reaches, is settled before any of this runs (`
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -93,14 +92,14 @@ class AdminGateway:
         if first is None or first.WhichOneof("step") != "begin":
             raise MalformedMessage("a model starts with `begin`, then come its files")
         model, call = name(first.begin.name, "model"), codec.call_from_message(first.begin)
-        with tempfile.TemporaryDirectory(prefix="umbel-model-") as folder:
-            await _receive(Path(folder), messages)
+        with self._operations.drafts() as folder:
+            await _receive(folder, messages)
             # Verified and registered in one go, in the loop's thread like every other change of the store.
             if first.begin.parent:
                 parent = codec.number(first.begin.parent, "parent")
-                added = self._operations.add_version(model, parent, Path(folder), operator.actor, call)
+                added = self._operations.add_version(model, parent, folder, operator.actor, call)
             else:
-                added = self._operations.add_model(model, Path(folder), operator.actor, call)
+                added = self._operations.add_model(model, folder, operator.actor, call)
             return pb.AddModelResponse(version=codec.version_to_message(added))
 
     async def _add_holdout(self, operator: Operator, messages: Requests) -> pb.AddHoldoutResponse:

@@ -22,6 +22,7 @@ import structlog
 
 from umbel.clock import Clock, SystemClock
 from umbel.errors import NotAllowed, NotFound, Unavailable
+from umbel.holding import held
 from umbel_server import descriptors
 from umbel_server.access import AcceptAll, Access, Authorities, RefuseAll
 from umbel_server.admin import AdminGateway
@@ -33,7 +34,6 @@ from umbel_server.folder import Folder
 from umbel_server.gateway import DeviceGateway, EnrolmentGateway
 from umbel_server.helper.port import HelperPort
 from umbel_server.helper.remote import RemoteHelper
-from umbel.holding import held
 from umbel_server.identity import Addresses
 from umbel_server.operators import Operators
 from umbel_server.port_certificate import PortCertificate

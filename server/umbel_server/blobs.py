@@ -12,6 +12,10 @@ A blob appears under its name whole or not at all: written aside, synced, rename
 from __future__ import annotations
 
 import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +46,14 @@ class Blobs:
             (root / area).mkdir(parents=True, exist_ok=True, mode=0o700)
             for unfinished in (root / area).glob(f"{_ASIDE}*"):
                 unfinished.unlink()
+        for unfinished in root.glob(f"{_ASIDE}*"):
+            shutil.rmtree(unfinished)
+
+    @contextmanager
+    def drafts(self) -> Iterator[Path]:
+        """A folder for files that come in and aren't verified yet; gone after the block, or at the next start."""
+        with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=self._root) as folder:
+            yield Path(folder)
 
     @property
     def spool(self) -> Path:

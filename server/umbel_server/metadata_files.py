@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from umbel.errors import NotFound
-from umbel_server.files import drop_left, write_file
 from umbel.holding import alone_in
+from umbel_server.files import drop_left, write_file
 
 KEPT_FILES: Final = 16
 """Of each role, for devices that are in the middle of a refresh."""

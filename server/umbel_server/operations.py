@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,10 @@ class Operations:
         self._witness = witness
 
     # Models, versions, releases.
+
+    def drafts(self) -> AbstractContextManager[Path]:
+        """A folder for a bundle that comes in; gone after the block, or at the next start."""
+        return self._blobs.drafts()
 
     def add_model(self, name: str, directory: Path, actor: str, call: Call = ANY) -> Version:
         """Register the bundle in a folder as version 1 of a new model.

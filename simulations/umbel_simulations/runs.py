@@ -18,8 +18,8 @@ from typing import Final
 
 from umbel.digests import digest_of_file
 from umbel.errors import AlreadyExists, MalformedMessage, NotFound, UmbelError
-from umbel_server.files import flush
 from umbel.holding import held
+from umbel_server.files import flush
 from umbel_server.json_text import to_text
 from umbel_simulations.engines import Progress, engine
 from umbel_simulations.outcome import Cost, Outcome, from_json, to_json

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -90,15 +89,12 @@ def _uncompiled(model: str) -> tuple[Bundle, ModelSpec]:
     from umbel_models.cli import load_spec
 
     spec = load_spec(COMPILED.get(model, model))
-    from umbel_models.eager import write_uncompiled
+    from umbel_models.eager import uncompiled
 
-    with tempfile.TemporaryDirectory(prefix="umbel-model-") as draft:
-        written = write_uncompiled(spec, Path(draft))
-        folder = _zoo_cache() / f"uncompiled-{written.manifest.digest[:12]}"
-        if not (folder / MANIFEST_FILE).is_file():
-            files = {name: path.read_bytes() for name, path in written.paths.items()}
-            write_bundle(folder, written.manifest, files)
-    return Bundle.open(folder), spec
+    manifest, files = uncompiled(spec)
+    folder = _zoo_cache() / f"uncompiled-{manifest.digest[:12]}"
+    written = Bundle.open(folder) if (folder / MANIFEST_FILE).is_file() else write_bundle(folder, manifest, files)
+    return written, spec
 
 
 def _compiled(model: str) -> Path:

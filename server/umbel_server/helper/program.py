@@ -15,13 +15,13 @@ import structlog
 
 from umbel.clock import Clock, SystemClock
 from umbel.errors import Unavailable
+from umbel.holding import held
 from umbel_server import descriptors
 from umbel_server.helper.core import Helper
 from umbel_server.helper.folder import HelperFolder, HelperSettings
 from umbel_server.helper.people import People
 from umbel_server.helper.records import Records
 from umbel_server.helper.service import HelperGateway
-from umbel.holding import held
 from umbel_server.rpc import MAX_MESSAGE_BYTES
 
 SWEEP_SECONDS: Final = 60.0
