@@ -205,6 +205,11 @@ class TaskRunner:
             DigestMismatch: its bytes changed on their way; the device may send them again.
             BadInput, SealBroken: it can't be counted; its session is over, the round goes on without it.
         """
+        # To its end, also where the device hangs up: the thread that adds the report up can't be called back, and the
+        # next one would add to a sum that holds what nobody has counted.
+        await asyncio.shield(self._count(begin))
+
+    async def _count(self, begin: ReportBegin) -> None:
         async with self.lock:
             held = self.round_of(begin.session_id)
             if self._received(held, begin) is held:
