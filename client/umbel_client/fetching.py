@@ -8,7 +8,7 @@ fetched whole if anything about the delta is wrong.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -85,19 +85,17 @@ class _Fetching:
         for delta in self._deltas:
             if self._saves(delta, ref) and await self._rebuilt(delta, ref):
                 return
-        if not await self._mirrored(ref):
-            await fetch_blob(self._channel, self._shelf, ref.digest, ref.size, self._came)
-        self.fetched += Fetched(files=1)
+        if self._mirror is not None:
+            with suppress(UmbelError):
+                return await self._whole(self._mirror, ref)
+            # Where the coordinator goes on from other bytes than it would have sent, they are thrown away here.
+            with suppress(DigestMismatch):
+                return await self._whole(self._channel, ref)
+        await self._whole(self._channel, ref)
 
-    async def _mirrored(self, ref: FileRef) -> bool:
-        """Fetch a file from the mirror; False if it hasn't come whole and as it should be, and another must go on."""
-        if self._mirror is None:
-            return False
-        try:
-            await fetch_blob(self._mirror, self._shelf, ref.digest, ref.size, self._came)
-        except UmbelError:
-            return False
-        return True
+    async def _whole(self, source: Source, ref: FileRef) -> None:
+        await fetch_blob(source, self._shelf, ref.digest, ref.size, self._came)
+        self.fetched += Fetched(files=1)
 
     def _saves(self, delta: FileDelta, ref: FileRef) -> bool:
         """Whether a delta makes this file of one that is here, in fewer bytes than are missing of it."""

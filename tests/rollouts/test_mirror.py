@@ -132,6 +132,17 @@ async def test_tampered_content_and_tampered_metadata_of_a_mirror_are_thrown_awa
     assert 0 not in fleet.releases()
 
 
+async def test_a_mirror_that_tampers_and_then_falls_silent_holds_nobody_back(fleet: Fleet) -> None:
+    fleet.steer()
+    folder = mirrored(fleet)
+    for path in (folder / "blobs").iterdir():
+        path.write_bytes(b"!" * 500 + path.read_bytes()[500:])
+    with serving(folder, cut_after=1_000) as (address, _):
+        with_mirror(fleet, address)
+        visit = await fleet.devices[0].wake()
+    assert visit.error is None and 0 not in fleet.releases()
+
+
 async def test_truncated_content_of_a_mirror_goes_on_from_the_coordinator(fleet: Fleet) -> None:
     fleet.steer()
     with serving(mirrored(fleet), cut_after=1_000) as (address, _):
