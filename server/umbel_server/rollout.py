@@ -245,8 +245,8 @@ def supersede(rollout: Rollout, successor: str) -> Rollout:
 
 
 def require_revision(rollout: Rollout, expected: int) -> None:
-    """Raise `WrongState` if somebody changed the rollout since the caller looked."""
-    if rollout.revision != expected:
+    """Raise `WrongState` if somebody changed the rollout since the caller looked; -1: whatever they have seen."""
+    if expected not in (-1, rollout.revision):
         raise WrongState(
             f"rollout {rollout.id} is at revision {rollout.revision}, not {expected}; look again before you change it"
         )

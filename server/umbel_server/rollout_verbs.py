@@ -133,11 +133,7 @@ class RolloutVerbs:
 
     def start(self, rollout_id: str, actor: str, revision: int, request_id: str = "") -> RolloutRecord:
         """Open the first wave; a paused rollout of the same devices makes room."""
-        with self._store.reading() as connection:
-            found = rollout_records.get(connection, rollout_id).rollout
-        if found.stage is Stage.SCHEDULED:
-            self._steering.require_room(found)
-        return self._steering.change(rollout_id, "start", actor, revision, request_id, rollout.start)
+        return self._steering.start(rollout_id, actor, revision, request_id)
 
     def promote(self, rollout_id: str, actor: str, revision: int, request_id: str = "") -> RolloutRecord:
         """Open the next wave after a gate that a person confirms."""

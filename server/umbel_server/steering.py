@@ -115,7 +115,7 @@ class Steering:
     def _step(self, found: Rollout, now: float) -> None:
         match found.stage:
             case Stage.SCHEDULED if 0 < found.spec.start_at <= now:
-                self._start(found, audit.COORDINATOR, now)
+                self.start(found.id, audit.COORDINATOR, found.revision)
             case Stage.RUNNING:
                 self._judge(found, now)
             case Stage.ROLLING_BACK:
@@ -213,8 +213,7 @@ class Steering:
             if enter(connection, Call(request_id), actor, action, rollout_id, now) is not None:
                 return record
             before = record.rollout
-            if revision >= 0:
-                rollout.require_revision(before, revision)
+            rollout.require_revision(before, revision)
             after = step(before, now)
             rollout_records.update(connection, before, after)
             if after.started_at != before.started_at:
@@ -224,9 +223,16 @@ class Steering:
         self.changed(after, now)
         return RolloutRecord(after, record.judgement)
 
-    def _start(self, found: Rollout, actor: str, now: float) -> None:
-        self.require_room(found)
-        self.change(found.id, "start", actor, found.revision, "", rollout.start)
+    def start(self, rollout_id: str, actor: str, revision: int, request_id: str = "") -> RolloutRecord:
+        """Open the first wave; a paused rollout of the same devices makes room."""
+        with self._store.reading() as connection:
+            found = rollout_records.get(connection, rollout_id).rollout
+        if found.stage is Stage.SCHEDULED:
+            # Looked at beforehand: what is refused must not have ended another one for good.
+            rollout.require_revision(found, revision)
+            rollout.start(found, self._clock.now())
+            self._require_room(found)
+        return self.change(rollout_id, "start", actor, revision, request_id, rollout.start)
 
     def _end(self, connection: sa.Connection, after: Rollout) -> None:
         """What a rollout's end means for the channel, if this is its end."""
@@ -243,7 +249,7 @@ class Steering:
             if spec.revert_release and self.desk.head(connection, spec.model, spec.channel) == number:
                 self.desk.open(connection, spec.model, spec.channel, spec.revert_release)
 
-    def require_room(self, found: Rollout) -> None:
+    def _require_room(self, found: Rollout) -> None:
         """Refuse to start on the word of somebody who was revoked since, for another state of the channel than was
         prepared for, or beside another rollout of the same devices; a paused one is superseded.
         """

@@ -110,6 +110,20 @@ async def test_one_rollout_at_a_time_moves_a_channels_devices(fleet: Fleet) -> N
         fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
 
 
+async def test_a_start_that_is_refused_leaves_the_paused_rollout_before_it(fleet: Fleet) -> None:
+    fleet.begin_rollout("paused", fleet.good_version(), waves=EVERYBODY)
+    fleet.verbs.stop("paused", "pause", AUTHOR, "watching support")
+    later = fleet.clock.now() + 1000.0
+    with pytest.raises(WrongState, match="scheduled to start later"):
+        fleet.begin_rollout("later", fleet.good_version(), waves=EVERYBODY, start_at=later)
+    fleet.clock.instant = later
+    with pytest.raises(WrongState, match="look again"):
+        fleet.verbs.start("later", AUTHOR, 1)
+    assert fleet.verbs.get("paused").rollout.stage is Stage.PAUSED
+    fleet.verbs.start("later", AUTHOR, 2)
+    assert fleet.verbs.get("paused").rollout.stage is Stage.SUPERSEDED
+
+
 def test_a_rollouts_id_is_used_once(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path)
     prepared = fleet.verbs.prepare(MODEL, fleet.good_version(), "stable", AUTHOR)
