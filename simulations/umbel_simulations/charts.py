@@ -53,7 +53,7 @@ def line_chart(
         return '<p class="empty">Nothing to draw yet.</p>'
     xs = [x for line in shown for x, _ in line.points]
     ys = [y for line in shown for _, y in line.points]
-    low, high = y_range or (min(0.0, *ys), max(ys) * 1.08)
+    low, high = y_range or (min(0.0, *ys), max(0.0, *ys) * 1.08)
     across = _Scale(*_apart(min(xs), max(xs)), LEFT, WIDTH - RIGHT)
     up = _Scale(*_apart(low, high), HEIGHT - BOTTOM, TOP)
     body = [_axes(across, up, x_label, y_label)]

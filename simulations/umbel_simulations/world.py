@@ -123,7 +123,7 @@ class Faults:
     loss: Share = 0.0
     """Share of the messages that are lost."""
     duplicate: Share = 0.0
-    """Share that comes twice."""
+    """Share of the calls that come twice; answers and downloads never do."""
     reorder: Share = 0.0
     """Share that is overtaken by later ones."""
     delay: Share = 0.0

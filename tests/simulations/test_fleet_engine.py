@@ -15,6 +15,9 @@ from umbel.errors import OutOfBounds
 from umbel_server.privacy_ledger import epsilon
 from umbel_simulations.fleet import virtual_time
 from umbel_simulations.fleet.engine import require_room
+from umbel_simulations.fleet.results import _rollout
+from umbel_simulations.fleet.rollouts import Played
+from umbel_simulations.outcome import RolloutEvent
 from umbel_simulations.scenario import PrivacyPart
 from umbel_simulations.world import Adversary, RolloutPlan
 
@@ -126,6 +129,14 @@ def test_a_good_release_reaches_everybody_and_a_broken_one_is_taken_back(tiny_bu
 
 
 REFUSED = {"sign-flip": set(), "label-flip": set(), "lazy": set(), "nan": {"not-finite"}, "replay": {"seal-broken"}}
+
+
+@pytest.mark.parametrize(("left", "cleared"), [(0, 3.0), (2, None)])
+def test_a_release_that_some_devices_were_left_on_was_never_cleared(left: int, cleared: float | None) -> None:
+    """A rollback ends at its deadline too: what `roll_back_hours` asks for isn't shown by that."""
+    played = Played(RolloutPlan(1.0, content="slow"), "rollout-1", started=1.0, ended=3.0, stage="rolled-back")
+    played.events.append(RolloutEvent(3.0, f"rolled-back: fail\ndevices left on it: {left}"))
+    assert _rollout(played, {}).cleared_hour == cleared
 
 
 @pytest.mark.parametrize("kind", REFUSED)

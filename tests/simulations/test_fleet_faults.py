@@ -78,6 +78,18 @@ def test_crashes_that_fall_due_together_all_come_and_each_is_counted_once(
     assert [one.verdict for one in found.rounds].count("accepted") == 4
 
 
+def test_a_helper_that_was_killed_stays_away_as_long_as_the_scenario_says(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    told = fleets.scenario(fleets.home_of(tiny_bundle))
+    told = replace(told, task=replace(told.task, privacy=PrivacyPart(on=True)))
+    crash = Crash("helper", until_hour=1e-4, down_seconds=2 * 3600.0)
+    calm, away = (
+        fleets.played(replace(told, faults=faults), tmp_path) for faults in (Faults(), Faults(crashes=(crash,)))
+    )
+    assert calm.hours < 1.0
+    assert 2.0 < away.hours < 3.5
+    assert [one.verdict for one in away.rounds].count("accepted") == 4
+
+
 def test_a_process_dies_once_whoever_of_it_notices(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """Its rounds notice, and each call that it was answering, some when the next process is up already."""
     crash = Crash("coordinator", 10, until_hour=0.1, down_seconds=1.0)
@@ -98,6 +110,14 @@ def test_a_message_that_is_later_than_anybody_waits_still_arrives() -> None:
     assert Fate(late=CALL_SECONDS + 1.0).behind(CALL_SECONDS) == CALL_SECONDS + 1.0
     assert Fate(late=CALL_SECONDS + 1.0, overtaken=5.0).behind(CALL_SECONDS) == 5.0
     assert Fate(lost=True, late=CALL_SECONDS + 1.0, overtaken=5.0).behind(CALL_SECONDS) is None
+
+
+def test_only_what_can_come_twice_is_told_to_have_come_twice(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """A whole call, or a report: no answer, and no part of a download."""
+    told = fleets.scenario(fleets.home_of(tiny_bundle), faults=Faults(duplicate=1.0, delay_seconds=1.0))
+    found = fleets.played(replace(told, task=replace(told.task, rounds=1)), tmp_path)
+    visits, reports = sum(hour.check_ins for hour in found.hourly), sum(hour.reports for hour in found.hourly)
+    assert visits + reports <= found.faults["duplicated"] <= 2 * visits
 
 
 def test_outages_that_overlap_last_until_the_last_one_ends(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from tests.simulations import fleets
 from umbel.errors import MalformedMessage, NotFound, OutOfBounds
-from umbel_client.examples import Examples
-from umbel_simulations.data import Federation
+from umbel_client.examples import NONE, Examples
+from umbel_simulations.data import ClientData, Federation
 from umbel_simulations.fleet.adversaries import flipped
 from umbel_simulations.fleet.availability import NEVER, Diurnal, Traced
 from umbel_simulations.fleet.engine import ends_of
@@ -59,6 +59,13 @@ def test_wrong_answers_are_answers_that_there_are() -> None:
     assert all(wrong[name].dtype == array.dtype for name, array in targets.items())
 
 
+def test_an_opposite_answer_to_what_only_one_user_has_is_an_answer_too() -> None:
+    """Else a liar with the last class, which nobody held back, would lie by a class below 0, and not at all."""
+    rare = Examples({}, {"label": np.array([4, 0])}, 2)
+    ends = ends_of(Federation("all", (ClientData("one", rare, NONE),), Examples({}, {"label": np.array([1, 2])}, 2)))
+    assert flipped(rare, ends).targets["label"].tolist() == [0, 4]
+
+
 def test_the_next_free_moment_is_free_and_lasts_until_it_ends() -> None:
     model = Diurnal(50, np.zeros(50, np.int32), 0.0, 0.25, 4.0, seed=1)
     for device in range(50):
@@ -68,6 +75,12 @@ def test_the_next_free_moment_is_free_and_lasts_until_it_ends() -> None:
         assert model.free(device, (begin + end) / 2)
         assert not model.free(device, end)
         assert begin == 5 * HOUR or not model.free(device, begin - 1.0)
+
+
+def test_a_fleet_that_is_always_free_is_free_until_never() -> None:
+    """As a scenario may ask for: a mean of 1 without a swing has no block that isn't free."""
+    model = Diurnal(3, np.zeros(3, np.int32), 0.0, mean=1.0, swing=1.0, seed=1)
+    assert [model.free_until(device, 0.0) for device in range(3)] == [NEVER] * 3
 
 
 def test_speeds_spread_over_two_decades_and_some_clocks_are_wrong(tmp_path: Path) -> None:

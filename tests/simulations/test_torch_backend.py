@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own custom
+from torch import nn
 
 from tests.simulations import tiny
 from umbel.bundle import Bundle
@@ -21,10 +23,13 @@ from umbel_models.optimizers import SGD, Adam, Proximal
 from umbel_models.spec import ModelSpec
 from umbel_models.trainable import Head
 from umbel_simulations.cohort import rounds
+from umbel_simulations.cohort.algorithm import Stage
 from umbel_simulations.cohort.clients import Backend, Start
 from umbel_simulations.cohort.engine import backend_of, play
+from umbel_simulations.cohort.personal import head_of
 from umbel_simulations.cohort.pool import Pool
 from umbel_simulations.cohort.resident import OnnxBackend
+from umbel_simulations.cohort.scaffold import Scaffold
 from umbel_simulations.cohort.torch_backend import TorchBackend
 from umbel_simulations.engines import Silent
 from umbel_simulations.outcome import Outcome
@@ -84,6 +89,58 @@ def test_torch_judges_and_answers_as_the_graphs_do(tmp_path: Path) -> None:
     assert TorchBackend(plain, spec).evaluate(weights, many) == pytest.approx(wanted, rel=1e-5)
     answers = OnnxRuntime().infer(compiled, weights)(many.inputs)["logits"]
     np.testing.assert_allclose(EagerRuntime(spec).infer(plain, weights)(many.inputs)["logits"], answers, atol=1e-5)
+
+
+class Normed(tiny.Dense):
+    """Keeps statistics, which a step moves without a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.norm(F.relu(self.hidden(x))))
+        return out
+
+
+def test_scaffold_corrects_weights_and_leaves_statistics_alone_whatever_trains(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = replace(tiny.spec(SGD(lr=0.1)), module=Normed())
+    bundles = compile_model(spec, tmp_path / "compiled").bundle, write_uncompiled(spec, tmp_path / "plain")
+    ended = []
+    for bundle, own in zip(bundles, (None, spec), strict=True):
+        setting = Setting(bundle, tiny.setting(bundle).federation, own)
+        told = Scenario("normed", "normed", Data("smartwatch"), engine="cohort", algorithm=Algorithm("scaffold"))
+        backend = backend_of(setting, with_drift=True)
+        weights = bundle.shared_weights()
+        with Pool(backend, 1) as pool:
+            scaffold = Scaffold(Stage.of(told, setting, backend, pool))
+            for number in (1, 2, 3):
+                weights = scaffold.step(number, weights).weights
+        ended.append(weights.to_vector())
+    np.testing.assert_allclose(ended[1], ended[0], atol=1e-5)
+
+
+class Nested(nn.Module):
+    """One layer goes by the end of another's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(tiny.FEATURES, 6)
+        self.head = nn.ModuleDict({"out_proj": nn.Linear(6, tiny.CLASSES)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head["out_proj"](F.relu(self.proj(x)))
+        return out
+
+
+def test_a_personal_head_keeps_its_momentum_though_its_name_ends_as_anothers_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = replace(tiny.spec(SGD(lr=0.1, momentum=0.9)), module=Nested())
+    compiled, plain = compile_model(spec, tmp_path / "compiled").bundle, write_uncompiled(spec, tmp_path / "plain")
+    head = head_of(plain)
+    wanted = deltas(TorchBackend(plain, spec, moving=head), plain)
+    np.testing.assert_allclose(deltas(OnnxBackend(compiled, moving=head), compiled), wanted, atol=2e-6)
 
 
 def test_some_weights_alone_move_and_a_drift_is_taken_off(tmp_path: Path) -> None:

@@ -125,10 +125,15 @@ def state_of(manifest: Manifest, moving: Collection[str] | None) -> tuple[str, .
         unknown = sorted(set(moving) - set(trainable))
         if unknown or not moving:
             raise BadInput(f"{manifest.model!r} has no trainable weights {unknown}; choose some of {trainable}")
-        still = {name.removeprefix("p_") for name in trainable if name not in moving}
+        owners = {slot: _owner(slot, trainable) for slot in slots}
         trainable = [name for name in trainable if name in moving]
-        slots = [name for name in slots if not any(name.endswith("_" + other) for other in still)]
+        slots = [slot for slot in slots if owners[slot] in (None, *trainable)]
     return (*trainable, *(spec.name for spec in manifest.buffers), *slots)
+
+
+def _owner(slot: str, trainable: Sequence[str]) -> str | None:
+    """The weight that a slot is kept for; None where it is one for all. The longest, of names that end alike."""
+    return max((name for name in trainable if slot.endswith(name.removeprefix("p"))), key=len, default=None)
 
 
 def require_no_memory(manifest: Manifest) -> None:

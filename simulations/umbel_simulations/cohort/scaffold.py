@@ -55,12 +55,14 @@ class Scaffold:
         call = replace(stage.call(number), plan=replace(stage.plan, clip_norm=0.0))
         start, lr, clip = weights.to_vector(), stage.hyperparameters["lr"], stage.plan.clip_norm
         moved, turned = np.zeros_like(start), np.zeros_like(start)
+        # Statistics that a step moves, as batch norm's, follow no gradient.
+        corrected = [spec.name for spec in stage.setting.bundle.manifest.trainable]
         found: list[Report] = []
         directions: dict[str, Vector] = {}
 
         def work(worker: Worker, client: ClientData) -> Report | None:
             drift = Weights.from_vector(np.float32(lr) * (self._server - self._direction(client)), weights.shapes)
-            return report_of(worker, call.share(client), Start(weights, drift.arrays))
+            return report_of(worker, call.share(client), Start(weights, drift.subset(corrected).arrays))
 
         def take(client: ClientData, report: Report | None) -> None:
             if report is None or not report.count.steps:

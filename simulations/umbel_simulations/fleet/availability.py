@@ -104,11 +104,12 @@ class Diurnal:
         return NEVER
 
     def free_until(self, device: int, time: float) -> float:
-        """The end of the last of the free blocks that follow each other."""
+        """The end of the last of the free blocks that follow each other; `NEVER` if none comes in sight."""
         block = self._block(device, time)
-        while self._is_free(device, block):
-            block += 1
-        return max(time, self._begin(device, block))
+        for later in range(block, block + _LOOK_AHEAD_DAYS * _BLOCKS_A_DAY):
+            if not self._is_free(device, later):
+                return max(time, self._begin(device, later))
+        return NEVER
 
     def count(self, time: float) -> int:
         """How many devices' blocks are free ones."""

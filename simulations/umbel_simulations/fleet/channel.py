@@ -103,7 +103,7 @@ class VirtualChannel:
             # All of it goes up before anything is heard.
             await self._travel(len(sealed) / self._profile.up)
             self.traffic.up += len(sealed)
-        fate = self._weather.fate()
+        fate = self._weather.fate(repeats=True)
         if fate.again is not None:
             self._house.spawn(self._later(fate.again, self._exchange(begin, sealed, travels=False)))
         window = await self._exchange(begin, sealed, travels=True, fate=fate)
@@ -121,7 +121,7 @@ class VirtualChannel:
     # One message for one message.
 
     async def _call(self, method: str, message: Message, answers: type[M]) -> M:
-        data, fate = message.SerializeToString(), self._weather.fate()
+        data, fate = message.SerializeToString(), self._weather.fate(repeats=True)
         if fate.again is not None:
             self._house.spawn(self._later(fate.again, self._house.call(method, self._device, data)))
         if (behind := fate.behind(CALL_SECONDS)) is not None:

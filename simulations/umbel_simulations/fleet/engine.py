@@ -14,12 +14,14 @@ from __future__ import annotations
 import asyncio
 import os
 import traceback
+from collections import defaultdict
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from umbel.errors import InvariantBroken, OutOfBounds
 from umbel.identity import DeviceId
@@ -292,7 +294,7 @@ class Run:
                 case "device":
                     self._device_crashes.append(crash.down_seconds)
                 case "helper" if self._house.helper is not None:
-                    self._house.helper.kill()
+                    self._house.helper.kill(crash.down_seconds)
                 case "leader":
                     self._house.kill_combining(crash.down_seconds)
                 case "coordinator":
@@ -342,7 +344,15 @@ class Run:
 
 def ends_of(federation: Federation) -> dict[str, float]:
     """The least and the greatest answer to each target, added up: that less an answer is the opposite answer."""
-    targets = {name: array for name, array in federation.central.targets.items() if array.size}
+    own = (part for client in federation.clients for part in (client.training, client.held_back))
+    answers: defaultdict[str, list[NDArray[Any]]] = defaultdict(list)
+    for part in (federation.central, *own):
+        for name, array in part.targets.items():
+            answers[name] += [array] if array.size else []
+    return {name: _ends(arrays) for name, arrays in answers.items() if arrays}
+
+
+def _ends(arrays: list[NDArray[Any]]) -> float:
     # Classes count from 0, whether or not anybody has the first of them.
-    least = {name: 0 if array.dtype.kind in "iu" else np.min(array) for name, array in targets.items()}
-    return {name: (least[name] + np.max(array)).item() for name, array in targets.items()}
+    least = 0 if arrays[0].dtype.kind in "iu" else min(map(np.min, arrays))
+    return float(least + max(map(np.max, arrays)))

@@ -53,13 +53,13 @@ class Weather:
         self._counts = counts
         self._calm = not (faults.loss or faults.duplicate or faults.reorder or faults.delay)
 
-    def fate(self) -> Fate:
-        """Of the next message."""
+    def fate(self, *, repeats: bool = False) -> Fate:
+        """Of the next message; a call that `repeats` may come twice, an answer or a part of a stream never does."""
         if self._calm:
             return FINE
         faults, drawn = self._faults, self._chance.random(4)
         lost, overtaken = drawn[0] < faults.loss, drawn[1] < faults.reorder
-        late, again = drawn[2] < faults.delay, drawn[3] < faults.duplicate
+        late, again = drawn[2] < faults.delay, repeats and drawn[3] < faults.duplicate
         self._counts.update(
             word
             for word, happened in (("lost", lost), ("overtaken", overtaken), ("late", late), ("duplicated", again))

@@ -46,8 +46,10 @@ class HelperHouse:
             max_reports_per_task=scenario.task.privacy.rounds_per_device,
         )
         self._generation = 0
-        self._dies = 0
-        """How often that is still to come."""
+        self._dies: list[float] = []
+        """For how many seconds it stays away, each time that is still to come."""
+        self._back_at = 0.0
+        """When the last time is over, in POSIX seconds."""
         self.outages = 0
         """How many there are at this moment."""
         self._build()
@@ -65,9 +67,9 @@ class HelperHouse:
         card = HelperCard("helper:1", self.identity, b"in this process", "the simulation")
         return pin(card, key, certificate, self._clock.now())
 
-    def kill(self) -> None:
+    def kill(self, down_seconds: float) -> None:
         """Have it die after an answer, before anybody gets it: the next one that isn't taken yet."""
-        self._dies += 1
+        self._dies.append(down_seconds)
 
     def close(self) -> None:
         """Let go of the store."""
@@ -99,11 +101,11 @@ class HelperHouse:
         self._port = LocalHelper(helper, self._leader)
 
     def _reach(self, ask: Callable[[], T]) -> T:
-        if self.outages:
+        if self.outages or self._clock.now() < self._back_at:
             raise Unreachable("nobody answers at the helper's address")
         answer = ask()
         if self._dies:
-            self._dies -= 1
+            self._back_at = self._clock.now() + self._dies.pop(0)
             self._counts["helper killed"] += 1
             self._generation += 1
             self._build()

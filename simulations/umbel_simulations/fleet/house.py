@@ -69,8 +69,8 @@ class House:
         self._folder, self._scenario, self._seed, self._clock = folder, scenario, seed, clock
         self._counts = counts
         self._background: set[asyncio.Task[Any]] = set()
-        self._dies_combining = 0
-        """How often that is still to come."""
+        self._dies_combining: list[float] = []
+        """For how many seconds it stays away, each time that is still to come."""
         self._down_seconds = 5.0
         self.generation = 0
         self.outages = 0
@@ -140,7 +140,7 @@ class House:
 
     def kill_combining(self, down_seconds: float) -> None:
         """Have it die when it has combined a sum, before it could write it down: the next one that isn't taken yet."""
-        self._down_seconds, self._dies_combining = down_seconds, self._dies_combining + 1
+        self._dies_combining.append(down_seconds)
 
     def spared(self) -> AbstractContextManager[None]:
         """While in here it isn't killed; it is right after, if that is due."""
@@ -167,7 +167,7 @@ class House:
     async def _offload(self, function: Callable[..., Any], *arguments: Any) -> Any:
         result = await at_once(function, *arguments)
         if self._dies_combining and function is collect:
-            self._dies_combining -= 1
+            self._down_seconds = self._dies_combining.pop(0)
             self._plug.pull()
         return result
 

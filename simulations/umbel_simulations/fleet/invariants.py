@@ -13,7 +13,7 @@ from umbel.errors import InvariantBroken
 from umbel.identity import DeviceId
 from umbel.plan import Kind, Plan
 from umbel_server.privacy_ledger import PrivacyReport, epsilon
-from umbel_server.round import Round, RoundState, SessionState
+from umbel_server.round import Round, RoundKey, RoundState, SessionState
 from umbel_server.round_records import load
 from umbel_server.tables import PRIVATE_ROUNDS, ROUNDS
 from umbel_simulations.data import ClientData
@@ -122,7 +122,7 @@ class Audit:
 
     def _nobody_left(self) -> Iterator[str]:
         for played in self._played:
-            if played.stage != "rolled-back" or "left on it: 0" not in played.events[-1].what:
+            if not played.is_cleared:
                 continue
             left = [member for member in self._members.values() if release_of(member) in played.numbers]
             if left:
@@ -163,8 +163,6 @@ class Audit:
 
 
 def _rounds(house: House) -> Iterator[Round]:
-    from umbel_server.round import RoundKey
-
     with house.parts.store.reading() as connection:
         query = sa.select(ROUNDS.c.task, ROUNDS.c.number, ROUNDS.c.kind).order_by(ROUNDS.c.number, ROUNDS.c.kind)
         for row in connection.execute(query).all():

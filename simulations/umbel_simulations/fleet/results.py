@@ -217,6 +217,6 @@ def _rollout(played: Played, members: Mapping[DeviceId, Member]) -> RolloutOutco
         ended_hour=None if played.ended is None else round(played.ended, 6),
         devices_reached=played.reached,
         devices_left=sum(release_of(member) in played.numbers for member in members.values()),
-        cleared_hour=round(played.ended, 6) if ending == "rolled-back" and played.ended is not None else None,
+        cleared_hour=round(played.ended, 6) if played.is_cleared and played.ended is not None else None,
         events=tuple(played.events),
     )

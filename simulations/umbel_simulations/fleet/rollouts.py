@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -13,12 +13,10 @@ from umbel.bundle import file_refs
 from umbel.identity import DeviceId
 from umbel.randomness import generator
 from umbel.release import STABLE
-from umbel.runtime import Runtime
 from umbel.runtime.onnx import OnnxRuntime
 from umbel.successor import successor
 from umbel.weights import Weights
 from umbel_server.executions import HOLDS_IT, of_numbers
-from umbel_server.gates import GatePolicy
 from umbel_server.rollout import Stage
 from umbel_server.rollout_spec import OnFailure, RolloutSpec
 from umbel_server.rollout_verbs import RolloutVerbs
@@ -56,6 +54,11 @@ class Played:
         """Whether nothing more will come of it."""
         return self.ended is not None
 
+    @property
+    def is_cleared(self) -> bool:
+        """Whether it was rolled back, and nobody who had it was given up on: by the coordinator's books."""
+        return self.stage == Stage.ROLLED_BACK.value and "left on it: 0" in self.events[-1].what
+
 
 class Play:
     """Plays one rollout on a coordinator that may die meanwhile.
@@ -68,7 +71,8 @@ class Play:
     """
 
     def __init__(self, house: Callable[[], House], plan: RolloutPlan, place: int, seed: int) -> None:
-        self._find_house, self._plan, self._seed = house, plan, seed
+        self._find_house, self._plan = house, plan
+        self._chance = generator(seed, "noisy release", place)
         self.played = Played(plan, f"rollout-{place + 1}")
 
     async def run(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -101,7 +105,7 @@ class Play:
         return verbs
 
     def _begin(self, hour: float) -> None:
-        version = made(self._house, self._plan, self._seed)
+        version = made(self._house, self._plan, self._chance)
         verbs, played = self._verbs, self.played
         prepared = verbs.prepare(MODEL, version.number, STABLE, OPERATOR)
         steering = self._house.parts.coordinator.rollouts
@@ -116,7 +120,7 @@ class Play:
             from_release=head,
             revert_release=prepared.revert,
             waves=tuple(step.wave() for step in self._plan.waves),
-            gate=gate_of(self._plan.gate),
+            gate=self._plan.gate_policy(),
             on_failure=OnFailure(self._plan.on_failure),
         )
         verbs.create(played.name, spec, OPERATOR)
@@ -163,13 +167,7 @@ def _was_taken(outcome: str) -> bool:
     return outcome in (*HOLDS_IT, "reverted")
 
 
-def gate_of(settings: Mapping[str, float | int] | None) -> GatePolicy:
-    """The gate's defaults with a scenario's changes."""
-    values: dict[str, Any] = dict(settings or {})
-    return GatePolicy(**values)
-
-
-def made(house: House, plan: RolloutPlan, seed: int) -> Version:
+def made(house: House, plan: RolloutPlan, chance: np.random.Generator) -> Version:
     """The version that a rollout moves to: the newest accepted one, or one that is broken on purpose."""
     registry, parts = house.parts.coordinator.registry, house.parts
     with parts.store.reading() as connection:
@@ -179,13 +177,13 @@ def made(house: House, plan: RolloutPlan, seed: int) -> Version:
     parent = registry.bundle(newest.bundle)
     match plan.content:
         case "noisy":
-            manifest, files = successor(parent, noisy(parent.shared_weights(), plan.noise, seed), _runtime())
+            manifest, files = successor(parent, noisy(parent.shared_weights(), plan.noise, chance), OnnxRuntime())
         case "unloadable":
             name = parent.graph_file("onnx", "infer")
             files = {name: b"not a graph"}
             manifest = replace(parent.manifest, files={**parent.manifest.files, **file_refs(files)})
         case _:
-            manifest, files = successor(parent, parent.shared_weights().scaled(1.0 + 1e-6), _runtime())
+            manifest, files = successor(parent, parent.shared_weights().scaled(1.0 + 1e-6), OnnxRuntime())
             house.slow_bundles.add(manifest.digest)
     registry.keep_successor(manifest, files)
     with parts.store.transaction() as connection:
@@ -195,16 +193,11 @@ def made(house: House, plan: RolloutPlan, seed: int) -> Version:
         )
 
 
-def noisy(weights: Weights, share: float, seed: int) -> Weights:
+def noisy(weights: Weights, share: float, chance: np.random.Generator) -> Weights:
     """Weights with noise: its deviation is `share` times that of each array."""
-    chance = generator(seed, "noisy release")
     return Weights(
         {
             name: (array + chance.normal(0.0, share * (float(np.std(array)) or 1.0), array.shape)).astype(np.float32)
             for name, array in weights.arrays.items()
         }
     )
-
-
-def _runtime() -> Runtime:
-    return OnnxRuntime()
