@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
@@ -22,7 +22,7 @@ from umbel.delta import Ends, is_worth_it, write_lossless
 from umbel.digests import Digest
 from umbel.errors import MalformedMessage, UmbelError, unusable
 from umbel.file_delta import FileDelta
-from umbel.manifest import FileRef, Manifest
+from umbel.manifest import FileRef
 from umbel.messages import release_from_bytes
 from umbel.offer import offer_of_statement
 from umbel.visit import Assignment, CheckInReply
@@ -66,7 +66,8 @@ class Deltas:
         self._kept = {(delta.base, delta.target): delta for delta in blobs.deltas()}
         self._useless: dict[tuple[Digest, Digest], None] = {}
         """Pairs whose delta was too large, oldest first."""
-        self._manifests: dict[Digest, Manifest | None] = {}
+        self._files: dict[Digest, Mapping[str, FileRef]] = {}
+        """Of bundles that devices have named, the first named first; not whole manifests, of which each is large."""
         self._making = asyncio.Lock()
 
     async def added(self, answer: CheckInReply, held: tuple[Digest, ...]) -> CheckInReply:
@@ -119,31 +120,28 @@ class Deltas:
     # Inside.
 
     def _pairs(self, bundle: Digest, held: Iterable[Digest]) -> list[_Pair]:
-        wanted = self._manifest(bundle)
-        if wanted is None:
-            return []
-        pairs = []
+        wanted, pairs = self._files_of(bundle), []
         for one in tuple(held)[:BUNDLES]:
-            before = self._manifest(one)
-            for name, target in wanted.files.items() if before is not None else ():
-                base = before.files.get(name) if before is not None else None
+            before = self._files_of(one)
+            for name, target in wanted.items():
+                base = before.get(name)
                 if base is None or base.digest == target.digest or base.size != target.size:
                     continue
                 if target.size >= LEAST_BYTES and (base.digest, target.digest) not in self._useless:
                     pairs.append(_Pair(base, target))
         return pairs
 
-    def _manifest(self, bundle: Digest) -> Manifest | None:
-        """The manifest of a version's bundle; None for whatever else a device may name."""
-        if bundle not in self._manifests:
-            while len(self._manifests) >= _REMEMBERED:
-                self._manifests.pop(next(iter(self._manifests)))
+    def _files_of(self, bundle: Digest) -> Mapping[str, FileRef]:
+        """The files of a version's bundle by name; none for whatever else a device may name."""
+        if bundle not in self._files:
+            while len(self._files) >= _REMEMBERED:
+                self._files.pop(next(iter(self._files)))
             try:
                 self._registry.fetchable(bundle)
-                self._manifests[bundle] = self._registry.manifest(bundle)
+                self._files[bundle] = self._registry.manifest(bundle).files
             except UmbelError:
-                self._manifests[bundle] = None
-        return self._manifests[bundle]
+                self._files[bundle] = {}
+        return self._files[bundle]
 
     async def _make(self, pair: _Pair) -> FileDelta | None:
         if sum(target == pair.target.digest for _, target in (*self._kept, *self._useless)) >= BASES:
