@@ -1,7 +1,8 @@
 """Gradient accumulation: several small batches move the weights once, as one large batch would.
 
 A device that has memory for batches of 4 trains as if it had batches of 16. Each batch weighs as much as it counts
-for (its examples, or `ModelSpec.count`), so ragged batches are exact too. How many make a step is the scalar input
+for (its examples, or `ModelSpec.count`; its examples again where their gradients are clipped one by one), so ragged
+batches are exact too. How many make a step is the scalar input
 `accumulate`; the trainer lowers it for the last batches of a run when fewer are left (`umbel_client.trainer`).
 """
 
@@ -59,7 +60,8 @@ class Accumulated:
         kept = {name: torch.where(ready, inner[name], scalars[name]) for name in self.inner.scalars}
         pending = 1.0 - ready.to(total.dtype)
         own = {"gathered_batches": batches * pending, "gathered_count": total * pending}
-        return {**kept, **own, "ready": ready, "total": total.clamp(min=1.0)}
+        # Nothing but padding counts for nothing, and so do its gradients.
+        return {**kept, **own, "ready": ready, "total": torch.where(total > 0, total, 1.0)}
 
     def update(
         self, weight: Tensor, gradient: Tensor, slots: Tensors, scalars: Tensors, hyper: Tensors
@@ -103,7 +105,7 @@ class _Gathering:
         self._batches, self._total = self._batches + 1, self._total + count
         if self._batches == self._every:
             for total, weight in zip(self._sums, self._weights, strict=True):
-                weight.grad = total / self._total
+                weight.grad = total / (self._total or 1.0)
             self._inner.step(self._total)
             self._sums = [torch.zeros_like(weight) for weight in self._weights]
             self._batches, self._total = 0, 0.0

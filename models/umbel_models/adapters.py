@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from umbel.errors import CannotCompile
 from umbel_models.spec import ModelSpec
 from umbel_models.trainable import Head, LoRA, Named, every_weight
+from umbel_models.vetting import copied
 
 ADAPTER_SEED = 0
 """Fixed, so that equal specs give equal bundles."""
@@ -99,7 +99,7 @@ def _last_layer(spec: ModelSpec) -> str:
 
 
 def _with_adapters(spec: ModelSpec, lora: LoRA) -> ModelSpec:
-    module = copy.deepcopy(spec.module)
+    module = copied(spec.module)
     generator = torch.Generator().manual_seed(ADAPTER_SEED)
     # A layer that stands in several places has one adapter, in all of them.
     places: dict[nn.Module, list[str]] = {}

@@ -165,7 +165,9 @@ def _one_step(spec: ModelSpec, state: State, shape: tuple[int, ...]) -> Signatur
     def step(named: Named) -> Named:
         scalars = optimizer.advance({name: named[f"scalar {name}"] for name in optimizer.scalars}, named)
         slots = {name: named[name] for name in optimizer.slots}
-        weight, changed = optimizer.update(named["weight"], named["gradient"], slots, scalars, named)
+        factor = optimizer.factor(named)
+        gradient = named["gradient"] if factor is None else named["gradient"] * factor
+        weight, changed = optimizer.update(named["weight"], gradient, slots, scalars, named)
         return {"weight": weight, **changed, **{f"scalar {name}": value for name, value in scalars.items()}}
 
     return Signature("step", step, inputs, frozenset(), frozenset())

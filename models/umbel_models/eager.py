@@ -7,9 +7,9 @@ bundle within float tolerance: the same optimisers, the same masks of dropout, t
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +37,7 @@ from umbel_models.dropout import drawing_in_torch
 from umbel_models.parity import to_numpy
 from umbel_models.signatures import SUM_PREFIX, Named, Signature, State, signatures
 from umbel_models.spec import ModelSpec
-from umbel_models.vetting import own_copy, require_sound, without_fast_path
+from umbel_models.vetting import copied, own_copy, require_sound, without_fast_path
 
 NAME: Final = "torch"
 
@@ -53,10 +53,11 @@ def uncompiled(spec: ModelSpec) -> tuple[Manifest, dict[str, bytes]]:
     Raises:
         CannotCompile: the spec contradicts itself.
     """
-    spec = own_copy(spec)
-    require_sound(spec)
-    spec = resolved(spec)
-    state, golden = State(spec), golden_of(spec)
+    with without_fast_path():
+        spec = own_copy(spec)
+        require_sound(spec)
+        spec = resolved(spec)
+        state, golden = State(spec), golden_of(spec)
     weights = Weights({name: tensor.numpy() for name, tensor in state.weights.items()})
     files = {WEIGHTS_FILE: weights.to_bytes(), GOLDEN_FILE: golden.to_bytes()}
     return manifest_of(spec, state, golden, file_refs(files), ()), files
@@ -74,7 +75,8 @@ class EagerRuntime:
     """
 
     def __init__(self, spec: ModelSpec, moving: Collection[str] | None = None) -> None:
-        self._spec = copy.deepcopy(resolved(spec))
+        spec = resolved(spec)
+        self._spec = replace(spec, module=copied(spec.module))
         self._state = State(self._spec)
         self._signatures = {one.name: one for one in signatures(self._spec, self._state, 2)}
         self._still = {name for name in self._state.trainable if moving is not None and name not in moving}

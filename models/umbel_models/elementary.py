@@ -57,10 +57,9 @@ def _atanh(x: Tensor) -> Tensor:
 
 
 def _atan2(y: Tensor, x: Tensor) -> Tensor:
-    """The angle of (x, y), from -pi to pi; 0 at the origin."""
-    nowhere = (x == 0) & (y == 0)
+    """The angle of (x, y), from -pi to pi; 0 at the origin. A zero counts as positive, whatever sign it has."""
     turn = torch.where(y < 0, -math.pi, math.pi) * (x < 0).to(x.dtype)
-    return torch.atan(y / torch.where(nowhere, 1.0, x)) + turn
+    return torch.atan(y / torch.where(x == 0, (y == 0).to(x.dtype), x)) + turn
 
 
 def _logaddexp2(x: Tensor, y: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ other work on the machine weighs less; the median turn stands.
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -151,9 +150,10 @@ def torch_works(spec: ModelSpec, batch: int) -> Mapping[tuple[str, str], Work]:
     import torch
 
     from umbel_models.adapters import resolved
+    from umbel_models.vetting import copied
 
     spec = resolved(spec)
-    answering, training = copy.deepcopy(spec.module).eval(), copy.deepcopy(spec.module).train()
+    answering, training = copied(spec.module).eval(), copied(spec.module).train()
     inputs, targets = spec.batch(batch)
     for name, parameter in training.named_parameters():
         parameter.requires_grad_(spec.trains(name))

@@ -226,7 +226,8 @@ class _TorchSide:
                 parameter.grad = torch.zeros_like(parameter)  # torch would leave it out, even of weight decay
         look_at(self.module)
         size = len(next(iter(inputs.values())))
-        self._optimizer.step(float(_count(self._spec, output, targets, size)))
+        clipped = self._spec.clip_examples is not None
+        self._optimizer.step(float(size if clipped else _count(self._spec, output, targets, size)))
         return loss.detach()
 
     def nudge(self) -> None:

@@ -153,17 +153,24 @@ def _drop(
 ) -> tuple[float, str]:
     """How much worse the answers in fewer bits are, and in what."""
     outputs = [_returned(spec, answers) for answers in (exact, narrow)]
-    if "correct" in spec.metrics:
-        count = float(len(targets[0])) if spec.count is None else float(spec.count(outputs[0], *targets))
-        right = [float(spec.metrics["correct"](output, *targets)) for output in outputs]
-        if not right[0]:
-            return math.inf, "the accuracy for all one can tell (float32 gets none right)"
-        return (right[0] - right[1]) / max(count, 1.0), "the accuracy"
-    losses = [float(spec.loss(output, *targets)) for output in outputs]
+    try:
+        if "correct" in spec.metrics:
+            count = float(len(next(iter(exact.values())))) if spec.count is None else spec.count(outputs[0], *targets)
+            right = [float(spec.metrics["correct"](output, *targets)) for output in outputs]
+            if not right[0]:
+                return math.inf, "the accuracy for all one can tell (float32 gets none right)"
+            return (right[0] - right[1]) / max(float(count), 1.0), "the accuracy"
+        losses = [float(spec.loss(output, *targets)) for output in outputs]
+    except KeyError as missing:
+        return math.inf, f"the quality for all one can tell ({missing} of what the module returns is no answer)"
     return (losses[1] - losses[0]) / max(abs(losses[0]), 1e-12), "the loss, relatively,"
 
 
 def _returned(spec: ModelSpec, answers: Mapping[str, NDArray[Any]]) -> Any:
     """Answers as the module would have returned them."""
-    tensors = tuple(torch.from_numpy(answers[name]) for name in spec.outputs)
-    return tensors[0] if len(tensors) == 1 else tensors
+    tensors = {name: torch.from_numpy(answers[name]) for name in spec.outputs}
+    with torch.no_grad():
+        returned = spec.module.eval()(*spec.inputs.values())
+    if isinstance(returned, Mapping):
+        return tensors
+    return tuple(tensors.values()) if isinstance(returned, (tuple, list)) else tensors[spec.outputs[0]]

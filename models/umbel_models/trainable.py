@@ -34,7 +34,7 @@ class Named:
 
     def __call__(self, name: str) -> bool:
         """Whether a weight of this name is trained."""
-        return any(matches(name, pattern) or name.startswith(f"{pattern}.") for pattern in self.patterns)
+        return any(fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") for pattern in self.patterns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +67,8 @@ class LoRA:
     def is_target(self, path: str) -> bool:
         """Whether a layer at this path is to have an adapter."""
         last = path.rpartition(".")[2]
-        return any(matches(path, target) or last == target for target in self.targets)
+        return any(fnmatchcase(path, target) or last == target for target in self.targets)
 
 
 Trainable = Callable[[str], bool] | Head | LoRA
 """A choice of weights; a function says of a parameter's name whether it is trained."""
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a dotted name matches a shell-like pattern."""
-    return fnmatchcase(name, pattern)

@@ -205,7 +205,8 @@ def _once_and_twice(spec: ModelSpec, what: str, function: Callable[..., Tensor],
 
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:
-    return torch.cat([tensor] * times)
+    """A dict may hold a number of the whole batch beside its answers."""
+    return torch.cat([tensor] * times) if tensor.dim() else tensor
 
 
 def _is_close(value: Tensor, other: Tensor, tolerance: float = _CLOSE) -> bool:

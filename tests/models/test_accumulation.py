@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from umbel.bundle import Bundle
 from umbel.clock import SystemClock
@@ -48,6 +51,37 @@ def test_small_batches_move_the_weights_as_one_large_batch_does(bundle: Bundle, 
         large.step(given.inputs, given.targets)
         for name, array in large.weights().arrays.items():
             np.testing.assert_allclose(small.weights()[name], array, atol=2e-6)
+
+
+def shares(output: Tensor, y: Tensor, share: Tensor) -> Tensor:
+    return (F.cross_entropy(output, y, reduction="none") * share).sum() / share.sum().clamp(min=1e-6)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_batches_that_count_for_less_than_one_example_together_move_weights_as_far(
+    runtime: str, tmp_path: Path
+) -> None:
+    """Examples with shares, of which a device may have few; those of none at all move nothing."""
+    spec = digits.mlp()
+    spec = replace(
+        spec,
+        targets={**spec.targets, "share": torch.full((16,), 0.01)},
+        loss=shares,
+        metrics={},
+        count=lambda output, y, share: share.sum(),
+        optimizer=Accumulated(SGD(0.1), 2),
+    )
+    bundle = compile_model(spec, tmp_path, (runtime,)).bundle
+    given, moved = examples(10), []
+    for share in (0.01, 1.0, 0.0):
+        session = runtime_named(runtime).train(bundle, bundle.weights())
+        for rows in (slice(0, 5), slice(5, 10)):
+            batch = given.take(rows)
+            session.step(batch.inputs, {**batch.targets, "share": np.full(5, share, np.float32)})
+        moved.append((session.weights() - bundle.shared_weights()).to_vector())
+    np.testing.assert_allclose(moved[0], moved[1], atol=1e-6)
+    assert np.abs(moved[1]).max() > 1e-3
+    assert not moved[2].any()
 
 
 def test_an_optimizer_that_counts_its_steps_counts_those_it_takes(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.power_cut import no_room
 from umbel.errors import ParityFailed
 from umbel_models.cache import KEEP, GraphCache
 from umbel_models.compile import compile_model
-from umbel_models.optimizers import SGD
+from umbel_models.optimizers import SGD, Reference, Tensors
 from umbel_models.spec import ModelSpec
 
 
@@ -48,11 +48,22 @@ def test_new_weights_of_the_same_model_find_its_graphs(tmp_path: Path) -> None:
         assert first.bundle.graph_path("onnx", name).read_bytes() == again.bundle.graph_path("onnx", name).read_bytes()
 
 
+class Slower(SGD):
+    """Half as fast, by what gradients are multiplied by alone."""
+
+    def factor(self, hyper: Tensors) -> Tensor | None:
+        return 0.5 * hyper["lr"]
+
+    def torch_optimizer(self, weights: list[Tensor]) -> Reference:
+        return SGD(0.5 * self.lr).torch_optimizer(weights)
+
+
 CHANGES: dict[str, Callable[[ModelSpec], ModelSpec]] = {
     "a number inside the module": lambda model: replace(model, module=Small(2.0)),
     "the loss": lambda model: replace(model, loss=lambda output, y: 2 * cross(output, y)),
     "a metric": lambda model: replace(model, metrics={}),
     "the optimiser": lambda model: replace(model, optimizer=SGD(momentum=0.9)),
+    "what the optimiser multiplies gradients by": lambda model: replace(model, optimizer=Slower(0.05)),
     "what is trained": lambda model: replace(model, trainable=lambda name: "bias" in name),
     "the name of an input": lambda model: replace(model, inputs={"z": model.inputs["x"]}),
     "the name of an output": lambda model: replace(model, outputs=("scores",)),

@@ -18,6 +18,7 @@ from umbel.runtime.named import runtime_named
 from umbel.weights import Weights
 from umbel_models.accumulation import Accumulated
 from umbel_models.compile import compile_model
+from umbel_models.losses import token_correct, token_count, token_cross_entropy
 from umbel_models.optimizers import SGD
 from umbel_models.spec import ModelSpec
 from umbel_models.trainable import LoRA
@@ -95,6 +96,24 @@ def test_what_a_loop_over_examples_would_get_wrong_is_refused(spec: ModelSpec, m
     with pytest.raises(CannotCompile, match=match):
         compile_model(spec, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_where_examples_are_clipped_they_are_what_a_gathered_batch_counts_for(tmp_path: Path) -> None:
+    """A long text has no more weight than a short one: both were held to the same norm."""
+    words = torch.arange(40).reshape(8, 5) % 9
+    following = words.roll(1, 0) * (torch.arange(5) < torch.arange(8).unsqueeze(1) % 5 + 1)
+    spec = ModelSpec(
+        "texts",
+        nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 9)),
+        token_cross_entropy,
+        {"x": words},
+        {"y": following},
+        metrics={"correct": token_correct},
+        count=token_count,
+        optimizer=Accumulated(SGD(0.5), 2),
+        clip_examples=2.0,
+    )
+    assert compile_model(spec, tmp_path).parity["onnx"].train_short < 2e-5
 
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, float("nan"), float("inf")])

@@ -84,6 +84,17 @@ def test_places_beyond_a_dimension_are_refused_and_are_not_those_of_the_next_row
             session({"x": np.array([[1, wrong]])})
 
 
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_inputs_and_answers_may_go_by_names_that_the_graph_would_give_itself(
+    clip: float | None, tmp_path: Path
+) -> None:
+    """As two moments are called, and constants."""
+    given, targets = {"t0": torch.randn(8, 6), "c1": torch.randn(8, 6)}, {"c0": torch.arange(8) % 3}
+    module = nn.Bilinear(6, 6, 3)
+    spec = ModelSpec("two", module, F.cross_entropy, given, targets, outputs=("t3",), clip_examples=clip)
+    compile_model(spec, tmp_path, RUNTIMES)
+
+
 def test_tokens_may_be_of_32_bits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(24, 3))

@@ -17,8 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from umbel.errors import CannotCompile, ParityFailed
 from umbel_models import parity
 from umbel_models.compile import compile_model
+from umbel_models.eager import EagerRuntime
+from umbel_models.measure import torch_works
 from umbel_models.optimizers import SGD
 from umbel_models.spec import ModelSpec
+from umbel_models.trainable import LoRA
 
 BOTH = ("onnx", "litert")
 
@@ -128,9 +131,24 @@ def masked_stacks(module: nn.Module, x: Tensor) -> Tensor:
     return stack(x, later, padding).unfold(1, 3, 1).mean(-1)
 
 
+def the_best_alone(_: nn.Module, x: Tensor) -> Tensor:
+    """As gates let a few experts through: all others are hidden, by scores of minus infinity."""
+    best, places = x.topk(3, -1)
+    return torch.softmax(torch.full_like(x, -torch.inf).scatter(-1, places, best), -1) + places[..., :1] * 0.1
+
+
+def written_over(_: nn.Module, x: Tensor) -> Tensor:
+    """As states begin from one row for all; then an angle over a zero that has a sign."""
+    state = torch.zeros([4, 8]) + 1.0
+    state.copy_(torch.arange(8.0).unsqueeze(0))
+    return x * state + torch.atan2(x.abs() + 1, -torch.relu(-x.abs())) * state.sum(0)
+
+
 @pytest.mark.parametrize(
     "habit",
     [
+        the_best_alone,
+        written_over,
         shifted,
         interleaved,
         windows,
@@ -219,6 +237,16 @@ def test_weights_that_are_worked_out_at_each_call_train_as_in_torch(
     compile_model(spec_of(net, 6), tmp_path, BOTH)
 
 
+def test_a_module_that_keeps_worked_out_weights_is_measured_and_run_in_torch_too() -> None:
+    """Torch refuses to copy those where a gradient hangs on them."""
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        net = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    spec = replace(spec_of(net, 6), trainable=LoRA(2, ("2",)))
+    for work in torch_works(spec, 4).values():
+        work()
+    assert EagerRuntime(spec).name == "torch"
+
+
 def unlikeliness(output: Tensor, y: Tensor) -> Tensor:
     return F.gaussian_nll_loss(output[:, 0], y.to(torch.float32), F.softplus(output[:, 1]))
 
@@ -275,14 +303,14 @@ class Named(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor | None]:
         hidden = torch.tanh(self.body(x))
-        return {"hidden": hidden, "loss": None, "logits": self.head(hidden)}
+        return {"hidden": hidden, "loss": None, "logits": self.head(hidden), "balance": hidden.square().mean()}
 
 
 def named_spec(*outputs: str) -> ModelSpec:
     return ModelSpec(
         "named",
         Named(),
-        lambda output, y: F.cross_entropy(output["logits"], y),
+        lambda output, y: F.cross_entropy(output["logits"], y) + output["balance"],
         {"x": torch.randn(8, 6)},
         {"y": torch.arange(8) % 3},
         outputs=outputs,
@@ -297,7 +325,7 @@ def test_of_a_dict_the_named_answers_are_taken(tmp_path: Path) -> None:
 
 
 def test_a_dict_without_a_named_answer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CannotCompile, match=r"a dict of hidden, loss, logits, without scores.*outputs"):
+    with pytest.raises(CannotCompile, match=r"a dict of hidden, loss, logits, balance, without scores.*outputs"):
         compile_model(named_spec("scores"), tmp_path)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 
 from umbel.bundle import Bundle, write_bundle
 from umbel.errors import BundleInvalid, CannotCompile
@@ -24,7 +24,7 @@ from umbel_models.checking import check_bundle
 from umbel_models.compile import compile_model
 from umbel_models.describing import describe
 from umbel_models.quantising import Quantise, Trial
-from umbel_models.spec import ModelSpec
+from umbel_models.spec import Loss, ModelSpec
 
 ANY_SPEED = Quantise(least_gain=0.0, turns=1, largest_drop=1.0)
 
@@ -131,6 +131,31 @@ def test_a_model_that_gets_nothing_right_has_nothing_to_lose_and_stays_as_it_is(
     kept = compile_model(spec, tmp_path, quantised=ANY_SPEED).bundle.manifest.precision["onnx"]
     assert kept.kind == "float32"
     assert "float32 gets none right" in kept.reason
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.layer(x), "size": x.abs().mean()}
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "reason"),
+    [
+        (lambda found, y: F.cross_entropy(found["logits"], y), "int8", "of the loss, relatively"),
+        (lambda found, y: F.cross_entropy(found["logits"], y) + found["size"], "float32", "'size' of what the module"),
+    ],
+)
+def test_answers_under_names_are_judged_by_them_as_far_as_they_are_answers(
+    loss: Loss, kind: str, reason: str, tmp_path: Path
+) -> None:
+    spec = replace(dense(), module=Named(), loss=loss, metrics={})
+    found = compile_model(spec, tmp_path, quantised=ANY_SPEED).bundle.manifest.precision["onnx"]
+    assert found.kind == kind
+    assert reason in found.reason
 
 
 def test_a_trial_that_gives_no_numbers_is_refused() -> None:

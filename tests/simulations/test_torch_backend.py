@@ -16,6 +16,7 @@ from umbel.bundle import Bundle
 from umbel.errors import BadInput, CannotCompile, NotFinite, RuntimeFailure
 from umbel.plan import Plan
 from umbel.runtime.onnx import OnnxRuntime
+from umbel.self_check import verify_golden
 from umbel_models.accumulation import Accumulated
 from umbel_models.compile import compile_model
 from umbel_models.eager import EagerRuntime, write_uncompiled
@@ -168,6 +169,27 @@ def test_what_a_graph_refuses_torch_refuses(tmp_path: Path) -> None:
     client = replace(tiny.setting(bundle).federation.clients[0], training=bad)
     with pytest.raises(NotFinite):
         worker.train([rounds.Call(PLAN, "task", 1).share(client)], Start(base))
+
+
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(tiny.FEATURES, 2, 16, 0.0, batch_first=True)
+        self.stack = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.stack(x, src_key_padding_mask=(torch.arange(5) > 2).expand(x.shape[:2]))
+        return out
+
+
+def test_a_model_without_graphs_tells_the_answers_that_it_gives(tmp_path: Path) -> None:
+    """Not those of torch's fast path, which leaves out what is padded: a shape of its own."""
+    torch.manual_seed(0)
+    inputs, targets = {"x": torch.randn(8, 5, tiny.FEATURES)}, {"y": torch.randn(8, 5, tiny.FEATURES)}
+    spec = ModelSpec("padded", Padded(), F.mse_loss, inputs, targets, metrics={})
+    bundle = write_uncompiled(spec, tmp_path)
+    assert [one.shape for one in bundle.manifest.outputs] == [(None, 5, tiny.FEATURES)]
+    assert verify_golden(EagerRuntime(spec), bundle) < 1e-5
 
 
 def test_what_torch_throws_says_where(tmp_path: Path) -> None:

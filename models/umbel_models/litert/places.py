@@ -84,10 +84,10 @@ def _scatter(x: Tensor, dim: int, places: Tensor, source: Tensor) -> Tensor:
         )
     marks = _marks(places, dim, int(x.shape[dim]), _number(x.dtype))
     if places.shape[dim] == 1:
-        return (x * (1 - marks) + source * marks).to(x.dtype)
+        return torch.where(marks > 0, source, x)
     later = marks.sum([dim], keepdim=True) - marks.cumsum(dim)
     marks = marks * (later < 0.5).to(marks.dtype)
-    return (x * (1 - marks.sum([dim])) + _placed_at(marks, dim, source)).to(x.dtype)
+    return torch.where(marks.sum([dim]) > 0, _placed_at(marks, dim, source).to(x.dtype), x)
 
 
 def _placed_at(marks: Tensor, dim: int, source: Tensor) -> Tensor:

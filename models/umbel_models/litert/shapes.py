@@ -303,7 +303,7 @@ def _same(w: Writer, n: fx.Node, x: fx.Node, memory_format: Any = None) -> Any:
 
 @translates(aten.copy.default)
 def _copy(w: Writer, n: fx.Node, target: fx.Node, source: Any, non_blocking: bool = False) -> Any:
-    if isinstance(source, fx.Node) and len(shape_of(source)) == len(shape_of(target)):
+    if isinstance(source, fx.Node) and list(map(str, shape_of(source))) == list(map(str, shape_of(target))):
         return w.cast(source, dtype_of(target))
     return _filled(w, n, shape_of(target), source)
 

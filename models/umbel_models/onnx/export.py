@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
@@ -48,7 +49,7 @@ def export(lowered: Lowered, weights: External) -> bytes:
         OperatorNotSupported: an operator has no translation.
         CannotCompile: the translation pinned the batch size.
     """
-    writer = Writer()
+    writer = Writer(_prefix_beside([*lowered.signature.inputs, *lowered.outputs]))
     inputs = _declare_inputs(lowered, writer)
     if lowered.each is not None:
         batch = [name for name in lowered.signature.inputs if name in lowered.signature.batched]
@@ -71,6 +72,14 @@ def export(lowered: Lowered, weights: External) -> bytes:
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="umbel")
     return model.SerializeToString(deterministic=True)
+
+
+def _prefix_beside(names: Sequence[str]) -> str:
+    """What the names that a writer makes begin with, so that an author's input may be called `t1` too."""
+    prefix = ""
+    while any(re.match(rf"{prefix}[ct]\d", name) for name in names):
+        prefix += "_"
+    return prefix
 
 
 def _declare_inputs(lowered: Lowered, writer: Writer) -> list[ValueInfoProto]:

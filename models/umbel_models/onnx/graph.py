@@ -82,8 +82,8 @@ class Writer:
     """Collects the nodes and constants of one graph."""
 
     def __init__(self, prefix: str = "") -> None:
-        self._prefix = prefix
-        """Keeps the names of a loop's body apart from those around it."""
+        self.prefix = prefix
+        """Keeps the names that are made here apart from those that are given, and a loop's from those around it."""
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.values: dict[fx.Node, Any] = {}
@@ -100,7 +100,7 @@ class Writer:
         array: NDArray[Any] = np.asarray(value, dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._known:
-            name = f"{self._prefix}c{len(self._known)}"
+            name = f"{self.prefix}c{len(self._known)}"
             self._known[key] = name
             # ascontiguousarray would turn a scalar into a vector.
             self.constants[name] = numpy_helper.from_array(array.copy(order="C"), name)
@@ -118,10 +118,10 @@ class Writer:
         attributes = {key: value for key, value in sorted(attributes.items()) if value is not None}
         key = (kind, tuple(names), outputs, repr(attributes))
         if key not in self._made:
-            base = f"{self._prefix}t{len(self._made)}"
+            base = f"{self.prefix}t{len(self._made)}"
             made = [f"{base}_{i}" if outputs > 1 else base for i in range(outputs)]
             self.nodes.append(
-                helper.make_node(kind, names, made, name=f"{self._prefix}n{len(self._made)}", **attributes)
+                helper.make_node(kind, names, made, name=f"{self.prefix}n{len(self._made)}", **attributes)
             )
             self._made[key] = made[0] if outputs == 1 else made
         return self._made[key]

@@ -27,7 +27,7 @@ def add_loop(writer: Writer, body: Lowered, batch: list[str], translate: Transla
     Returns:
         Where the sum of each output stands, by the output's name.
     """
-    inner = Writer(PREFIX)
+    inner = Writer(PREFIX + writer.prefix)
     placeholders = [node for node in body.graph.graph.nodes if node.op == "placeholder"]
     for node, name in zip(placeholders, body.signature.inputs, strict=True):
         # Scan takes the first dimension away; what it was traced with is a batch of one.

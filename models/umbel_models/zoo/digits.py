@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from umbel_models.optimizers import SGD, Adam
 from umbel_models.spec import ModelSpec
+from umbel_models.zoo.building import seeded
 
 LABELS = tuple("0123456789")
 
@@ -57,13 +58,10 @@ def cnn(seed: int = 0) -> ModelSpec:
 
 
 def _spec(name: str, build: type[nn.Module], shape: tuple[int, ...], optimizer: SGD | Adam, seed: int) -> ModelSpec:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = build()
     generator = torch.Generator().manual_seed(seed)
     return ModelSpec(
         name=name,
-        module=module,
+        module=seeded(build, seed),
         loss=F.cross_entropy,
         inputs={"x": torch.randint(0, 17, (16, *shape), generator=generator).to(torch.float32)},
         targets={"y": torch.arange(16) % 10},

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from umbel_models.optimizers import SGD, Proximal
 from umbel_models.spec import ModelSpec
+from umbel_models.zoo.building import seeded
 
 LABELS: Final = (
     "pendulum",
@@ -58,16 +59,13 @@ class Smartwatch(nn.Module):
 
 def spec(seed: int = 0) -> ModelSpec:
     """The model with fresh weights, and made-up motion as examples."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = Smartwatch()
     generator = torch.Generator().manual_seed(seed)
     time = torch.arange(STEPS) / 50.0
     speeds = torch.rand(16, AXES, 1, generator=generator) * 3 + 0.3
     sizes = torch.randn(16, AXES, 1, generator=generator) * torch.tensor(UNITS).reshape(AXES, 1)
     return ModelSpec(
         name="smartwatch",
-        module=module,
+        module=seeded(Smartwatch, seed),
         loss=F.cross_entropy,
         inputs={"x": sizes * torch.sin(6.2831853 * speeds * time)},
         targets={"y": torch.arange(16) % len(LABELS)},
