@@ -87,10 +87,12 @@ class _Fetching:
                 return
         if self._mirror is not None:
             with suppress(UmbelError):
-                return await self._whole(self._mirror, ref)
+                await self._whole(self._mirror, ref)
+                return
             # Where the coordinator goes on from other bytes than it would have sent, they are thrown away here.
             with suppress(DigestMismatch):
-                return await self._whole(self._channel, ref)
+                await self._whole(self._channel, ref)
+                return
         await self._whole(self._channel, ref)
 
     async def _whole(self, source: Source, ref: FileRef) -> None:

@@ -171,7 +171,7 @@ class ReleaseDesk:
             self._name_signers(model, now)
             if self._can_sign(role_of(model)) and self.repository.has_listing(model):
                 self._sign([release for release in waiting if release.model == model], now)
-        if now - self._renewed_at >= RENEWAL_SECONDS:
+        if not 0 <= now - self._renewed_at < RENEWAL_SECONDS:
             renew(self.repository, self._keys, now)
             self._renewed_at = now
         self.repository.keep_fresh(now, checkpoint)

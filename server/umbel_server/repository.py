@@ -297,9 +297,12 @@ class Repository:
     # Small parts.
 
     def _is_due(self, role: str, metadata: Metadata[Any], now: float) -> bool:
-        """Half of its time is over, or who signed it isn't believed any more: a process died that replaced the key."""
-        half_over = metadata.signed.expires.timestamp() - now < RULES[role].lifetime_seconds / 2
-        return half_over or metadata.signatures.keys().isdisjoint(self._root().signed.roles[role].keyids)
+        """Half of its time is over, or it is from a clock that was ahead; or who signed it isn't believed any more: a
+        process died that replaced the key.
+        """
+        left, life = metadata.signed.expires.timestamp() - now, RULES[role].lifetime_seconds
+        signers = self._root().signed.roles[role].keyids
+        return not life / 2 <= left <= life or metadata.signatures.keys().isdisjoint(signers)
 
     def _finish(self, metadata: Signable, role: str, now: float) -> None:
         self.publish(role, self.sign(draft(metadata, role, now), role), now)

@@ -107,12 +107,15 @@ def _parsed(content: str) -> Rollout:
 
 
 def take_lease(connection: sa.Connection, name: str, holder: str, now: float, seconds: float) -> bool:
-    """Whether `holder` has the lease now: it had it, or nobody does any more."""
+    """Whether `holder` has the lease now: it had it, or nobody does any more.
+
+    One that lasts longer than any is from a clock that was ahead, and counts no more.
+    """
     row = connection.execute(sa.select(LEASES).where(LEASES.c.name == name)).first()
     if row is None:
         connection.execute(LEASES.insert().values(name=name, holder=holder, until=now + seconds))
         return True
-    if row.holder != holder and now < row.until:
+    if row.holder != holder and now < row.until <= now + seconds:
         return False
     this = (LEASES.c.name == name) & (LEASES.c.holder == row.holder) & (LEASES.c.until == row.until)
     return connection.execute(LEASES.update().where(this).values(holder=holder, until=now + seconds)).rowcount == 1

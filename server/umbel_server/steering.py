@@ -102,7 +102,7 @@ class Steering:
 
     def _leads(self, now: float) -> bool:
         """Whether this is the controller; the lease is renewed when half of it is over."""
-        if now > self._leads_until - LEASE_SECONDS / 2:
+        if not LEASE_SECONDS / 2 <= self._leads_until - now <= LEASE_SECONDS:
             with self._store.transaction() as connection:
                 mine = rollout_records.take_lease(connection, "rollouts", self._holder, now, LEASE_SECONDS)
             self._leads_until = now + LEASE_SECONDS if mine else 0.0

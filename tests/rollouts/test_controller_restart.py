@@ -82,6 +82,26 @@ async def test_two_controllers_share_a_store_without_a_step_taken_twice(tmp_path
     assert rows.count("rollout.running") == len(WAVES)
 
 
+@pytest.mark.parametrize("restarts", [False, True], ids=["lives on", "starts anew"])
+async def test_a_controller_whose_clock_was_ahead_goes_on_once_it_is_set_right(tmp_path: Path, restarts: bool) -> None:
+    fleet, month = Fleet(tmp_path, devices=1), 30 * 86_400.0
+    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    fleet.clock.instant += month
+    await fleet.coordinator.tick()
+    fleet.clock.instant -= month
+    if restarts:
+        fleet.restart()
+    await fleet.coordinator.tick()
+    await fleet.devices[0].wake()
+    begun = fleet.begin_rollout("r", fleet.good_version(), waves=WAVES[-1:])
+    for _ in range(3):
+        fleet.clock.instant += 11.0
+        await fleet.devices[0].wake()
+        await fleet.coordinator.tick()
+    assert fleet.verbs.get("r").rollout.stage is Stage.SUCCEEDED
+    assert fleet.releases() == [begun.spec.release]
+
+
 async def test_a_lease_lets_one_controller_steer_until_it_runs_out(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path)
     with fleet.coordinator.store.transaction() as connection:

@@ -308,6 +308,15 @@ async def test_known_keys_count_for_a_while_without_the_provider_and_not_for_eve
         await door.enter(_later(door, KEPT_SECONDS + 1))
 
 
+async def test_a_key_withdrawn_while_the_clock_was_ahead_is_forgotten_once_it_is_set_right(door: Door) -> None:
+    door.clock.ahead = 86_400.0
+    await door.enter(_later(door, 86_400.0))
+    door.clock.ahead, old = 0.0, door.provider.token()
+    door.provider.rotate("second")
+    with pytest.raises(TokenRefused, match="any more"):
+        await door.enter(old)
+
+
 @pytest.mark.parametrize(
     "path,document",
     [
