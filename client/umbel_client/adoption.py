@@ -27,7 +27,7 @@ from umbel.weights import Weights
 from umbel_client.fetching import fetch_bundle
 from umbel_client.kit import Kit
 from umbel_client.listing import Listing
-from umbel_client.offered import Offered, believe, verify_offered
+from umbel_client.offered import Offered, believe, find_listed, verify_offered
 from umbel_client.personal import Comparison, judge_release
 from umbel_client.slots import TRIES, Personal, Slot, Slots, Trial
 from umbel_client.state import Known, Scores
@@ -127,18 +127,35 @@ class Adoption:
             self.refusal = as_text(f"{error.code}: {error}")
             return None
 
-    async def reconsider(self) -> None:
-        """Make the active release this device's own anew, once there are other examples than it was tested with."""
+    async def reconsider(self, listing: Listing, *, serving_well: bool) -> None:
+        """Make the active release this device's own anew, once there are other examples than it was tested with; or
+        fetch it anew, where what the slots hold doesn't load.
+
+        Raises:
+            Unavailable: the way there broke, or the device is needed; it is considered again at the next visit.
+        """
         active, memory = self._kit.shelf.slots.active, self._kit.memory
         revision = self._kit.examples.revision()
-        if active is None or revision == memory.state.judged_examples:
+        if active is None or (serving_well and revision == memory.state.judged_examples):
             return
-        size = self._kit.shelf.path(active.bundle).stat().st_size
-        release = Release(
-            active.model, active.number, active.version, self._kit.identity.channel, active.bundle, size, 0.0
-        )
-        await self._judge(release)
+        self.refusal = ""
+        try:
+            await self._judge(await self._release_of(active, listing))
+        except Unavailable:
+            raise
+        except UmbelError as error:
+            self.refusal = as_text(f"{error.code}: {error}")
+        self._switched()
         memory.put(replace(memory.state, judged_examples=revision))
+
+    async def _release_of(self, slot: Slot, listing: Listing) -> Release:
+        """An adopted release; its manifest may be gone from the shelf."""
+        shelf = self._kit.shelf
+        if shelf.holds(slot.bundle):
+            size = shelf.path(slot.bundle).stat().st_size
+        else:
+            size = (await find_listed(self._kit, listing, slot.model, slot.number)).manifest_size
+        return Release(slot.model, slot.number, slot.version, self._kit.identity.channel, slot.bundle, size, 0.0)
 
     async def _try(self, offered: Offered, deltas: Deltas) -> ReleaseOutcome:
         """Judge a release, unless it has failed here before, or has taken the process down at each try."""

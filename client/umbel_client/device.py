@@ -310,7 +310,7 @@ class Device:
             return await self._adoption.consider(answer.newest, serving_well=self._answering.well, deltas=answer.deltas)
         if answer.offer is not None:
             return await self._adoption.follow(listing, answer.offer, answer.deltas)
-        await self._adoption.reconsider()
+        await self._adoption.reconsider(listing, serving_well=self._answering.well)
         return None
 
     def _prove(self) -> None:

@@ -49,7 +49,7 @@ async def believe(kit: Kit, listing: Listing, signed: SignedOffer) -> Offered:
         Unreachable: the listing couldn't be read in time.
     """
     offer = verify_offered(kit, listing, signed)
-    listed = await _find(kit, listing, offer)
+    listed = await find_listed(kit, listing, offer.model, offer.number)
     if listed.bundle != offer.bundle:
         raise SignatureInvalid(f"release {offer.number} is listed with another content than the offer names")
     if listed.channel != kit.identity.channel:
@@ -57,13 +57,18 @@ async def believe(kit: Kit, listing: Listing, signed: SignedOffer) -> Offered:
     return Offered(offer, listed)
 
 
-async def _find(kit: Kit, listing: Listing, offer: Offer) -> ListedRelease:
-    """The release as the mirror lists it; as the coordinator does where a mirror stands still, lies or is silent."""
+async def find_listed(kit: Kit, listing: Listing, model: str, number: int) -> ListedRelease:
+    """A release as the mirror lists it; as the coordinator does where a mirror stands still, lies or is silent.
+
+    Raises:
+        NotAuthentic, NotFound, OutOfBounds, MalformedMessage: it can't be shown to be real.
+        Unreachable: the listing couldn't be read in time.
+    """
     now = kit.clock.now()
     if kit.mirror is not None:
         with suppress(UmbelError):
-            return await listing.find(kit.mirror.read_listing, now, offer.model, offer.number)
-    return await listing.find(kit.channel.read_listing, now, offer.model, offer.number)
+            return await listing.find(kit.mirror.read_listing, now, model, number)
+    return await listing.find(kit.channel.read_listing, now, model, number)
 
 
 def verify_offered(kit: Kit, listing: Listing, signed: SignedOffer) -> Offer:

@@ -13,9 +13,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from tests.client.recordings import recordings
 from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
 from umbel.digests import digest_of
 from umbel.errors import RuntimeFailure
+from umbel_client import PersonalSettings
 from umbel_client.agent import Agent, Until
 from umbel_client.predictor import Predictor
 from umbel_client.slots import TRIES, Personal, Slot, Slots, Trial
@@ -73,8 +75,6 @@ async def test_a_release_that_takes_its_process_down_is_gone_at_the_third_start(
 async def test_starts_that_answer_never_use_up_the_tries(fleet: Fleet) -> None:
     number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
     await fleet.visits()
-    from tests.client.recordings import recordings
-
     for _ in range(3 * TRIES):
         fleet.reopen(0).predict(recordings(1)[0])
     assert fleet.releases() == [number]
@@ -94,8 +94,6 @@ async def test_a_machine_that_loses_its_power_while_the_agent_sleeps_uses_up_no_
 async def test_neither_ranked_answers_nor_orderly_ends_use_up_the_tries(fleet: Fleet) -> None:
     number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
     await fleet.visits()
-    from tests.client.recordings import recordings
-
     for _ in range(3 * TRIES):
         fleet.reopen(0).probabilities(recordings(1)[0])
     for _ in range(3 * TRIES):
@@ -112,7 +110,6 @@ async def test_a_release_that_fails_to_answer_uses_up_its_tries_however_orderly_
     good = fleet.releases()[0]
     number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
     await fleet.visits()
-    from tests.client.recordings import recordings
 
     def fails(*_: object) -> None:
         raise RuntimeFailure("no such kernel on this device")
@@ -138,6 +135,29 @@ async def test_a_bundle_that_rots_on_trial_is_given_up_at_once(fleet: Fleet) -> 
     fleet.reopen(0)
     assert fleet.releases() == [good]
     assert active.bundle in fleet.devices[0].kit.shelf.slots.blocked
+
+
+@pytest.mark.parametrize("name", ["manifest", "weights.safetensors"])
+async def test_a_committed_release_that_rots_is_fetched_anew_at_the_next_visit(fleet: Fleet, name: str) -> None:
+    kit, number = fleet.devices[0].kit, fleet.releases()[0]
+    active = kit.shelf.slots.active
+    assert active is not None and kit.shelf.slots.trial is None
+    files = {**kit.shelf.bundle(active.bundle, "onnx").paths, "manifest": kit.shelf.path(active.bundle)}
+    files[name].write_bytes(b"rotten")
+    assert fleet.reopen(0).answers_with == ""
+    await fleet.visits()
+    assert fleet.devices[0].answers_with == f"release {number}"
+    assert told(fleet) == {number: "committed"}
+
+
+async def test_examples_that_cannot_be_learnt_from_end_no_visit(fleet: Fleet) -> None:
+    """A personal model that can't be made is the owner's affair: the release answers, and the fleet isn't left."""
+    too_steep = PersonalSettings(epochs=1, hyperparameters={"lr": 1e30})
+    device = fleet.reopen(0, personal=too_steep)
+    device.learn_from(*recordings(40, "more"))
+    visit = await device.wake()
+    assert visit.error is None and device.answers_with == f"release {fleet.releases()[0]}"
+    assert "not-finite" in device.kit.memory.state.last_error
 
 
 async def test_content_that_was_given_up_here_is_not_tried_again_under_another_number(fleet: Fleet) -> None:
