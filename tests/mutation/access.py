@@ -117,9 +117,9 @@ GUARDS: Final = (
     ),
     *of(
         "server/umbel_server/provider.py", _TOKENS,
-        ("old keys", "if self._clock.now() - known.at > KEPT_SECONDS:", "if False:"),
-        ("a withdrawn key", "stale = kid not in known.keys or now - known.at > FRESH_SECONDS", "stale = kid not in known.keys"),
-        ("asking again and again", "return stale and now - known.tried_at >= PAUSE_SECONDS", "return stale"),
+        ("old keys", "if not 0 <= self._clock.now() - known.at <= KEPT_SECONDS:", "if False:"),
+        ("a withdrawn key", " or not 0 <= now - known.at <= FRESH_SECONDS", ""),
+        ("asking again and again", "return stale and not 0 <= now - known.tried_at < PAUSE_SECONDS", "return stale"),
         ("another issuer's document", 'if discovered.get("issuer") != self._issuer:', "if False:"),
         ("how many keys", " or len(entries) > MAX_KEYS:", ":"),
         ("two keys of one id", "    if len(found) != len(named):", "    if False:"),

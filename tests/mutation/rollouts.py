@@ -51,7 +51,7 @@ GUARDS: Final = (
         ("a failed gate pauses by policy", "if rollout.spec.on_failure is OnFailure.ROLL_BACK:", "if True:"),
         ("a gate that knows nothing pauses", "        case Decision.INCONCLUSIVE:\n            return _next(rollout, Stage.PAUSED, reason", "        case Decision.INCONCLUSIVE:\n            return _next(rollout, Stage.RUNNING, reason"),
         ("a gate's stop is remembered", "return _next(rollout, Stage.PAUSED, reason=reason, stopped_by_gate=True)", "return _next(rollout, Stage.PAUSED, reason=reason)"),
-        ("the revision seen", "if rollout.revision != expected:", "if False:"),
+        ("the revision seen", "if expected not in (-1, rollout.revision):", "if False:"),
         ("wave after wave", "wave=rollout.wave + 1, wave_opened_at=now", "wave=rollout.wave + 1"),
     ),
     *of(
@@ -126,7 +126,7 @@ GUARDS: Final = (
     ),
     *of(
         "server/umbel_server/repository.py", _CUTS,
-        ("a key that was replaced signs anew", "metadata.signatures.keys().isdisjoint(self._root().signed.roles[role].keyids)", "False"),
+        ("a key that was replaced signs anew", "metadata.signatures.keys().isdisjoint(signers)", "False"),
     ),
     *of(
         "server/umbel_server/releases.py", _CUTS,
@@ -232,7 +232,7 @@ GUARDS: Final = (
     ),
     *of(
         "server/umbel_server/rollout_records.py", _STEERING,
-        ("the lease", "if row.holder != holder and now < row.until:", "if False:"),
+        ("the lease", "if row.holder != holder and now < row.until <= now + seconds:", "if False:"),
         ("an id is used once", "if connection.scalar(sa.select(ROLLOUTS.c.id).where(ROLLOUTS.c.id == rollout.id)):", "if False:"),
     ),
     *of(
