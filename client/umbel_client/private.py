@@ -191,6 +191,7 @@ def seal_privately(
 
     Raises:
         WeightsMismatch, NotFinite: an update that isn't this round's, or can't be summed.
+        MalformedMessage: a key of the round's isn't one.
     """
     # What rounding draws hides nothing; what does is drawn below, by the operating system.
     chance = generator("rounding", assignment.plan.seed, assignment.task, assignment.round, device)

@@ -88,12 +88,7 @@ def seal(plaintext: bytes, sealing: Sealing, binding: Binding) -> bytes:
         MalformedMessage: a suite this side doesn't know, or a key that isn't one.
     """
     _require_known(sealing)
-    try:
-        recipient = X25519PublicKey.from_public_bytes(sealing.public_key)
-        # A point of small order passes as a key, and only fails here, where the secret it would share is known to all.
-        return _HPKE.encrypt(plaintext, recipient, binding.info(sealing))
-    except ValueError as error:
-        raise MalformedMessage(f"not an X25519 public key: {error}") from error
+    return seal_to(sealing.public_key, plaintext, binding.info(sealing))
 
 
 def open_sealed(sealed: bytes, key: X25519PrivateKey, binding: Binding) -> bytes:
@@ -102,11 +97,25 @@ def open_sealed(sealed: bytes, key: X25519PrivateKey, binding: Binding) -> bytes
     Raises:
         SealBroken: sealed to another key, for another round or report, or changed on the way.
     """
-    sealing = Sealing(SEALED, key.public_key().public_bytes_raw())
+    return open_with(key, sealed, binding.info(Sealing(SEALED, key.public_key().public_bytes_raw())))
+
+
+def seal_to(public_key: bytes, plaintext: bytes, info: bytes) -> bytes:
+    """HPKE, whatever stands in `info`; raises `MalformedMessage` for a key (X25519, raw) that isn't one."""
     try:
-        return _HPKE.decrypt(sealed, key, binding.info(sealing))
+        recipient = X25519PublicKey.from_public_bytes(public_key)
+        # A point of small order passes as a key, and only fails here, where the secret it would share is known to all.
+        return _HPKE.encrypt(plaintext, recipient, info)
+    except ValueError as error:
+        raise MalformedMessage(f"not an X25519 public key: {error}") from error
+
+
+def open_with(key: X25519PrivateKey, sealed: bytes, info: bytes) -> bytes:
+    """Undo `seal_to`; raises `SealBroken` for another key or `info`, or what was changed on the way."""
+    try:
+        return _HPKE.decrypt(sealed, key, info)
     except (InvalidTag, ValueError) as error:
-        raise SealBroken("the sealed update doesn't open for this round and report; nothing was counted") from error
+        raise SealBroken("what is sealed doesn't open for this round, report and key; nothing was counted") from error
 
 
 def _require_known(sealing: Sealing) -> None:

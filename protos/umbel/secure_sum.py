@@ -20,36 +20,23 @@ from typing import Final
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from numpy.typing import NDArray
 
 from umbel.clip_vote import WITHIN_CLIP, vote
 from umbel.descriptor import LABEL, RoundDescriptor, key_id, layout_of
 from umbel.discrete_gaussian import Entropy, discrete_gaussian
-from umbel.errors import (
-    MalformedMessage,
-    OutOfBounds,
-    SealBroken,
-    WeightsMismatch,
-)
+from umbel.errors import MalformedMessage, OutOfBounds, SealBroken, WeightsMismatch
 from umbel.participants import KEY_BYTES, SIGNATURE_BYTES, ParticipantCertificate, verify_signature
-from umbel.ring import (
-    l2_norm,
-    quantise,
-    rounded_norm_bound,
-    signed_norm,
-    to_lane,
-)
-from umbel.secure_report import REPORT_ID_BYTES, SealedShares
+from umbel.ring import l2_norm, quantise, rounded_norm_bound, signed_norm, to_lane
+from umbel.sealing import open_with, seal_to
+from umbel.secure_report import REPORT_ID_BYTES, TAG_BYTES, SealedShares
 from umbel.shares import SEED_BYTES, Cleartext, HelperTotal, LeaderShare
 from umbel.update import Metrics
 
-_HPKE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _NONCE: Final = bytes(12)
 """The content key seals one vector and is then forgotten, so its nonce may be constant."""
-TAG_BYTES: Final = 16
 _DIGEST_BYTES: Final = 32
 _HELPER_PLAIN: Final = SEED_BYTES + _DIGEST_BYTES + KEY_BYTES + 8 + 2 * SIGNATURE_BYTES
 _ROUNDING_TRIES: Final = 64
@@ -172,7 +159,11 @@ def seal_report(
     participant: Participant,
     fresh: Fresh,
 ) -> SealedShares:
-    """Split an encoded update into a share and a seed and seal each to its aggregator; `cleartext` is used up."""
+    """Split an encoded update into a share and a seed and seal each to its aggregator; `cleartext` is used up.
+
+    Raises:
+        MalformedMessage: a key in the descriptor isn't one.
+    """
     header = header_of(rd, report_id)
     commitment = _commitment(fresh.content_key, header)
     certificate = participant.certificate
@@ -187,8 +178,9 @@ def seal_report(
         )
     )
     helper_key = descriptor.helper_keys[0]
-    capsule = _seal(helper_plain, helper_key, _info(header, b"helper", helper_key))
-    leader_capsule = _seal(fresh.content_key, descriptor.leader_key, _info(header, b"leader", descriptor.leader_key))
+    leader_key = descriptor.leader_key
+    capsule = seal_to(helper_key, helper_plain, _info(header, b"helper", helper_key))
+    leader_capsule = seal_to(leader_key, fresh.content_key, _info(header, b"leader", leader_key))
     share = cleartext.mask(fresh.seed, header)
     body = bytearray(share.layout.size + TAG_BYTES)
     AESGCM(fresh.content_key).encrypt_into(_NONCE, share.buffer, _associated(header, capsule), body)
@@ -213,7 +205,7 @@ def open_as_leader(
     if len(report.body) != expected:
         raise WeightsMismatch(f"a masked vector of {len(report.body)} bytes; this round's have {expected}")
     header = header_of(rd, report.report_id)
-    content_key = _open(report.leader_capsule, key, _info(header, b"leader", descriptor.leader_key))
+    content_key = open_with(key, report.leader_capsule, _info(header, b"leader", descriptor.leader_key))
     try:
         aead = AESGCM(content_key)
         aead.decrypt_into(_NONCE, report.body, _associated(header, report.helper_capsule), into.buffer)
@@ -236,7 +228,7 @@ def open_as_helper(
         SignatureInvalid: the participant didn't sign this report.
     """
     header = header_of(rd, item.report_id)
-    plain = _open(item.capsule, key, _info(header, b"helper", descriptor.helper_keys[0]))
+    plain = open_with(key, item.capsule, _info(header, b"helper", descriptor.helper_keys[0]))
     if len(plain) != _HELPER_PLAIN:
         raise SealBroken(f"a capsule of {len(plain)} bytes; this suite's hold {_HELPER_PLAIN}")
     seed, commitment, public_key, expiry, certified, signature = _cut(
@@ -291,17 +283,6 @@ def _info(header: bytes, role: bytes, public_key: bytes) -> bytes:
 
 def _associated(header: bytes, capsule: bytes) -> bytes:
     return header + hashlib.sha256(capsule).digest()
-
-
-def _seal(plaintext: bytes, public_key: bytes, info: bytes) -> bytes:
-    return _HPKE.encrypt(plaintext, X25519PublicKey.from_public_bytes(public_key), info)
-
-
-def _open(sealed: bytes, key: X25519PrivateKey, info: bytes) -> bytes:
-    try:
-        return _HPKE.decrypt(sealed, key, info)
-    except (InvalidTag, ValueError) as error:
-        raise SealBroken("the capsule doesn't open for this round, report and key") from error
 
 
 def _cut(data: bytes, *lengths: int) -> list[bytes]:

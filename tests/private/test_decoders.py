@@ -17,6 +17,7 @@ from umbel.cohort_sum import HelperAnswer, answer_statement, combine
 from umbel.descriptor import descriptor_from_bytes
 from umbel.errors import MalformedMessage, OutOfBounds, UmbelError
 from umbel.helper_card import HelperCard
+from umbel.sealing import open_with, seal_to
 from umbel.secure_report import MAX_HEADER_BYTES, SealedShares, report_from_bytes
 from umbel.secure_sum import HelperItem, header_of, open_as_helper, open_as_leader
 from umbel.shares import HelperTotal, LeaderShare
@@ -83,9 +84,8 @@ def a_share_sealed_to_the_leader(parts: Parts) -> Case:
     """What a dishonest device seals properly to the leader, of any length and content."""
     cohort, key, into = parts.cohort, bytes(32), LeaderShare(parts.cohort.sum._total.layout)
     header = header_of(cohort.agreed.rd, parts.shares.report_id)
-    capsule = secure_sum._seal(
-        key, cohort.descriptor.leader_key, secure_sum._info(header, b"leader", cohort.descriptor.leader_key)
-    )
+    public = cohort.descriptor.leader_key
+    capsule = seal_to(public, key, secure_sum._info(header, b"leader", public))
 
     def open_it(data: bytes) -> object:
         body = AESGCM(key).encrypt(bytes(12), data, secure_sum._associated(header, b"any"))
@@ -104,10 +104,10 @@ def a_seed_sealed_to_the_helper(parts: Parts) -> Case:
     info = secure_sum._info(header_of(cohort.agreed.rd, item.report_id), b"helper", public)
 
     def open_it(data: bytes) -> object:
-        sealed = replace(item, capsule=secure_sum._seal(data, public, info))
+        sealed = replace(item, capsule=seal_to(public, data, info))
         return open_as_helper(cohort.descriptor, cohort.agreed.rd, sealed, key, authority, NOW)
 
-    return secure_sum._open(item.capsule, key, info), open_it
+    return open_with(key, item.capsule, info), open_it
 
 
 def a_capsule_for_the_helper(parts: Parts) -> Case:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -26,7 +27,9 @@ from umbel.helper_card import HelperCard
 from umbel.plan import Kind
 from umbel.release import SignedRelease
 from umbel.sealing import SEALED, Sealing
+from umbel.update import Update
 from umbel.visit import Assignment, RetryWindow
+from umbel.weights import Weights
 from umbel_client.private import (
     Pinned,
     PrivacyPolicy,
@@ -35,6 +38,7 @@ from umbel_client.private import (
     pin,
     require_sealing,
     save_pinned,
+    seal_privately,
     verify_round,
 )
 
@@ -104,6 +108,16 @@ def test_a_helper_that_is_not_the_pinned_one_is_refused(party: Party) -> None:
 def pinned(party: Party) -> Pinned:
     participant = party.device()
     return pin(HelperCard("h:1", party.helper.identity, b"PEM", "ACME"), participant.key, participant.certificate, NOW)
+
+
+def test_a_round_with_a_key_of_small_order_gets_no_report(party: Party) -> None:
+    """The all-zero point would make the leader's half readable to everybody who sees it pass."""
+    agreed = party.agree(party.describe(leader_key=bytes(32), size=1, lanes=()))
+    update = Update(Weights({"p": np.zeros(1, np.float32)}), 1.0, {})
+    with pytest.raises(MalformedMessage, match="not an X25519 public key"):
+        seal_privately(
+            agreed.descriptor, agreed.signed, assignment(agreed.signed), "0" * 32, update, pinned(party), "device"
+        )
 
 
 def test_a_device_with_a_helper_sends_nothing_that_the_coordinator_could_read(party: Party) -> None:
