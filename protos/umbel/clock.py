@@ -7,7 +7,10 @@ simulation replaces by one that jumps.
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Final, Protocol
+
+CLOCK_SLACK_SECONDS: Final = 60.0
+"""A clock that is set back by less moves deadlines by as much, and no more happens."""
 
 
 class Clock(Protocol):

@@ -120,7 +120,7 @@ class Fleet:
             written = set(lately(connection, population, now))
             denied = revoked(connection)
         here = [(device, seen.last_seen) for device, seen in self._seen.items() if seen.population == population]
-        return sorted((written | {device for device, last in here if now - last <= LATELY_SECONDS}) - denied)
+        return sorted((written | {device for device, last in here if abs(now - last) <= LATELY_SECONDS}) - denied)
 
     def flush(self, now: float) -> None:
         """Write what visits have told, in one transaction."""
@@ -150,7 +150,7 @@ class Fleet:
     def _drop_absent(self, now: float) -> None:
         while self._lately:
             device, population = next(iter(self._lately.items()))
-            if now - self._seen[device].last_seen <= LATELY_SECONDS:
+            if abs(now - self._seen[device].last_seen) <= LATELY_SECONDS:
                 return
             del self._lately[device]
             self._active[population] -= 1
@@ -224,9 +224,14 @@ def revoked(connection: sa.Connection) -> set[str]:
     return set(connection.scalars(sa.select(DEVICES.c.id).where(DEVICES.c.revoked_at.is_not(None))))
 
 
+def was_lately(now: float) -> sa.ColumnElement[bool]:
+    """Whether a device has called lately, for a query; not where a clock that was ahead says when."""
+    return DEVICES.c.last_seen.between(now - LATELY_SECONDS, now + LATELY_SECONDS)
+
+
 def lately(connection: sa.Connection, population: str, now: float) -> list[DeviceId]:
     """Devices of a population that have called lately, as of the last `flush`, and aren't denied."""
-    seen = (DEVICES.c.population == population) & (DEVICES.c.last_seen >= now - LATELY_SECONDS)
+    seen = (DEVICES.c.population == population) & was_lately(now)
     query = sa.select(DEVICES.c.id).where(seen, DEVICES.c.revoked_at.is_(None)).order_by(DEVICES.c.id)
     return [DeviceId(found) for found in connection.scalars(query)]
 

@@ -25,6 +25,7 @@ from enum import Enum
 from typing import Any, Final
 
 from umbel import fields as checks
+from umbel.clock import CLOCK_SLACK_SECONDS
 from umbel.errors import NotAllowed, WrongState
 from umbel_server.gates import Decision, Judgement
 from umbel_server.rollout_spec import OnFailure, Promotion, RolloutSpec, Wave, spec_from_tree, spec_to_tree
@@ -236,6 +237,14 @@ def reverted(rollout: Rollout) -> Rollout:
     """The release to go back with is published, and no device is left that has to be waited for."""
     _require("finish rolling back", rollout)
     return _next(rollout, Stage.ROLLED_BACK)
+
+
+def set_right(rollout: Rollout, now: float) -> Rollout:
+    """With times that lie ahead, of a clock that was set back since, begun anew; itself if there are none."""
+    times = {name: getattr(rollout, name) for name in ("started_at", "wave_opened_at", "going_back_since")}
+    if max(times.values()) <= now + CLOCK_SLACK_SECONDS:
+        return rollout
+    return _next(rollout, rollout.stage, **{name: min(at, now) for name, at in times.items()})
 
 
 def supersede(rollout: Rollout, successor: str) -> Rollout:

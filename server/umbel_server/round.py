@@ -18,14 +18,13 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
+from umbel.clock import CLOCK_SLACK_SECONDS
 from umbel.digests import Digest
 from umbel.errors import AlreadyReported, NotFound, RoundClosed, WrongState
 from umbel.identity import DeviceId
 from umbel.plan import Kind
 from umbel.update import Metrics
 
-CLOCK_SLACK_SECONDS: Final = 60.0
-"""A clock that is set back by less moves a round's deadlines by as much, and no more happens."""
 UPLOAD_GRACE_SECONDS: Final = 30.0
 """How long after its deadline a session's upload, begun in time, may still end."""
 

@@ -87,7 +87,7 @@ class Steering:
             self._settle(now, checkpoint)
             for found in self._due():
                 try:
-                    self._step(found, now)
+                    self._step(self._set_right(found, now), now)
                 except WrongState as error:
                     _log.info("rollout waits", rollout=found.id, reason=str(error))
                     self._note(found, f"waits: {error}")
@@ -111,6 +111,14 @@ class Steering:
     def _due(self) -> list[Rollout]:
         with self._store.reading() as connection:
             return rollout_records.steering(connection)
+
+    def _set_right(self, found: Rollout, now: float) -> Rollout:
+        after = rollout.set_right(found, now)
+        if after is not found:
+            with self._store.transaction() as connection:
+                rollout_records.update(connection, found, after)
+                self._audit(connection, found, after, audit.COORDINATOR, now, {"action": "clock set back"})
+        return after
 
     def _step(self, found: Rollout, now: float) -> None:
         match found.stage:

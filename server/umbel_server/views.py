@@ -121,7 +121,7 @@ def one_round(connection: sa.Connection, task: str, number: int) -> RoundSummary
 def status(connection: sa.Connection, registry: Registry, now: float) -> StatusSummary:
     """Where everything stands at `now`."""
     up, down = connection.execute(sa.select(sa.func.sum(ROUNDS.c.bytes_up), sa.func.sum(ROUNDS.c.bytes_down))).one()
-    lately = DEVICES.c.last_seen >= now - fleet.LATELY_SECONDS
+    lately = fleet.was_lately(now)
     return StatusSummary(
         devices=connection.scalar(sa.select(sa.func.count()).select_from(DEVICES)) or 0,
         devices_seen_lately=connection.scalar(sa.select(sa.func.count()).select_from(DEVICES).where(lately)) or 0,

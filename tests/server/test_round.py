@@ -9,11 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from umbel.clock import CLOCK_SLACK_SECONDS
 from umbel.digests import digest_of
 from umbel.errors import AlreadyReported, Conflict, NotFound, RoundClosed, WrongState
 from umbel.identity import DeviceId
 from umbel_server.round import (
-    CLOCK_SLACK_SECONDS,
     UPLOAD_GRACE_SECONDS,
     Base,
     Round,

@@ -1,0 +1,63 @@
+"""A coordinator's clock that was ahead and is set right holds up no rollout, nor the way back from a bad release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.rollouts.fleet import AUTHOR, MODEL, SECOND, Fleet
+from umbel_server.rollout import Stage
+
+YEARS = 4 * 365 * 86_400.0
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path) -> Fleet:
+    made = Fleet(tmp_path, devices=4)
+    made.verbs.publish(MODEL, made.good_version(), "stable", AUTHOR)
+    await made.visits()
+    return made
+
+
+def set_back(fleet: Fleet) -> None:
+    fleet.clock.instant -= YEARS
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_rollout_whose_wave_opened_in_the_future_goes_on(fleet: Fleet, restarts: bool) -> None:
+    fleet.clock.instant += YEARS
+    release = fleet.begin_rollout("r", fleet.good_version()).spec.release
+    await fleet.visits()
+    set_back(fleet)
+    if restarts:
+        fleet.restart()  # another holder, for whom the lease lasts for years
+    for _ in range(6):
+        await fleet.visits()
+    assert fleet.verbs.get("r").rollout.stage is Stage.SUCCEEDED
+    assert set(fleet.releases()) == {release}
+
+
+async def test_going_back_that_began_in_the_future_is_given_up_at_its_deadline(fleet: Fleet) -> None:
+    fleet.clock.instant += YEARS
+    begun = fleet.begin_rollout("r", fleet.good_version())
+    for _ in range(4):
+        await fleet.visits()
+    fleet.devices.pop()  # never comes back
+    fleet.verbs.stop("r", "abort", SECOND, "seen to be bad")
+    set_back(fleet)
+    fleet.steer()
+    fleet.clock.instant += begun.spec.waves[0].deadline_seconds
+    fleet.steer()
+    assert fleet.verbs.get("r").rollout.stage is Stage.ROLLED_BACK
+
+
+async def test_a_device_that_called_in_the_future_counts_no_longer_than_others(fleet: Fleet) -> None:
+    fleet.clock.instant += YEARS
+    await fleet.visits()
+    set_back(fleet)
+    for device in fleet.devices[:3]:
+        await device.wake()
+    fleet.steer()
+    here = fleet.coordinator.fleet
+    assert len(here.members("wrists", fleet.clock.now())) == here.active("wrists") == 3
