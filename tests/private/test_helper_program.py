@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,6 +215,16 @@ def test_a_second_one_in_its_folder_is_refused(running: Running) -> None:
     second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (second.returncode, "another helper runs" in second.stderr) == (1, True)
     assert HelperCard.from_text((running.folder / "card.json").read_bytes()) == running.card
+
+
+@pytest.mark.parametrize("verb", [("run",), ("status",), ("tokens", "--population", "wrists")])
+def test_a_store_that_cannot_be_used_is_told_in_a_line(verb: tuple[str, ...], running: Running, tmp_path: Path) -> None:
+    folder = shutil.copytree(running.folder, tmp_path / "copy")
+    (folder / "helper.db").write_bytes(b"no database" * 100)
+    done = subprocess.run(
+        [*UMBEL, "helper", *verb, "--state", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n"), f"the store in {folder}" in done.stderr) == (1, 1, True)
 
 
 def test_its_secrets_are_private_files_and_its_folder_is_made_once(running: Running) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.rollouts.fleet import AUTHOR, MODEL, SECOND, Fleet
 from umbel_server.rollout import Stage
+from umbel_server.rollout_spec import Wave
 
 YEARS = 4 * 365 * 86_400.0
 
@@ -40,14 +41,16 @@ async def test_a_rollout_whose_wave_opened_in_the_future_goes_on(fleet: Fleet, r
 
 async def test_going_back_that_began_in_the_future_is_given_up_at_its_deadline(fleet: Fleet) -> None:
     fleet.clock.instant += YEARS
-    begun = fleet.begin_rollout("r", fleet.good_version())
-    for _ in range(4):
-        await fleet.visits()
+    everybody = (Wave(100.0, soak_seconds=100.0, deadline_seconds=3600.0),)
+    fleet.begin_rollout("r", fleet.good_version(), waves=everybody)
+    for _ in range(2):
+        await fleet.visits()  # the second one tells of the move
     fleet.devices.pop()  # never comes back
     fleet.verbs.stop("r", "abort", SECOND, "seen to be bad")
     set_back(fleet)
     fleet.steer()
-    fleet.clock.instant += begun.spec.waves[0].deadline_seconds
+    assert fleet.verbs.get("r").rollout.stage is Stage.ROLLING_BACK
+    fleet.clock.instant += everybody[0].deadline_seconds
     fleet.steer()
     assert fleet.verbs.get("r").rollout.stage is Stage.ROLLED_BACK
 

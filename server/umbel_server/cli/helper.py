@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from umbel.errors import Unavailable
 from umbel_server.cli import output
 from umbel_server.cli.verbs import Json
 
@@ -92,7 +94,8 @@ def run(
         sys.stdout.write(f"ready: {address}{', health at http://' + health + '/healthz' if health else ''}\n")
         sys.stdout.flush()
 
-    asyncio.run(program.serve(folder, settings, ready))
+    with _usable_store(state):
+        asyncio.run(program.serve(folder, settings, ready))
 
 
 @HELPER.command("tokens")
@@ -155,8 +158,19 @@ def _opened(state: Path) -> Iterator[HelperParts]:
     from umbel_server.helper.folder import HelperFolder
 
     folder = HelperFolder(state)
-    parts = program.build(folder, folder.settings(), SystemClock())
+    with _usable_store(state):
+        parts = program.build(folder, folder.settings(), SystemClock())
+        try:
+            yield parts
+        finally:
+            parts.records.close()
+
+
+@contextlib.contextmanager
+def _usable_store(state: Path) -> Iterator[None]:
     try:
-        yield parts
-    finally:
-        parts.records.close()
+        yield
+    except sqlite3.Error as error:
+        raise Unavailable(
+            f"the store in {state} can't be used: {error}; look at its disk, and at who may write there"
+        ) from error
