@@ -87,9 +87,7 @@ def run(
 
 @app.command("go-no-go")
 def go_no_go(
-    scenario: Annotated[
-        str, typer.Argument(help="A scenario, or the folder of a finished run.", metavar="SCENARIO|RUN")
-    ],
+    scenario: ScenarioOrRun,
     seed: Seed = None,
     workers: Workers = 2,
     engine: EngineChoice = None,

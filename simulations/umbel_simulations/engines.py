@@ -35,12 +35,11 @@ class Silent:
 class Engine(Protocol):
     """Plays a scenario."""
 
-    def __call__(self, scenario: Scenario, *, seed: int, workers: int, progress: Progress, folder: Path) -> Outcome:
+    def __call__(self, scenario: Scenario, *, workers: int, progress: Progress, folder: Path) -> Outcome:
         """Play it to its end, or go on where `folder` says that an earlier try was.
 
         Args:
             scenario: what to play.
-            seed: goes before the scenario's own.
             workers: threads; the outcome is the same for any number.
             progress: is told.
             folder: for what a resumed run needs; exists.

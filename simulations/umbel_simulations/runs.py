@@ -72,9 +72,7 @@ def play(scenario: Scenario, folder: Path, *, workers: int, progress: Progress, 
         state.mkdir(exist_ok=True)
         watch = _Watch(progress)
         try:
-            outcome = engine(scenario.engine)(
-                scenario, seed=scenario.seed, workers=workers, progress=watch, folder=state
-            )
+            outcome = engine(scenario.engine)(scenario, workers=workers, progress=watch, folder=state)
         except UmbelError:
             _let_go(folder)
             raise

@@ -45,7 +45,7 @@ class Setting:
     """The model itself, where torch trains it; its bundle has no graphs then."""
 
 
-def prepare(scenario: Scenario, seed: int) -> Setting:
+def prepare(scenario: Scenario) -> Setting:
     """Open the bundle and load the data.
 
     Raises:
@@ -56,9 +56,9 @@ def prepare(scenario: Scenario, seed: int) -> Setting:
     """
     if scenario.algorithm.backend == "torch":
         bundle, spec = _uncompiled(scenario.model)
-        return Setting(bundle, fitted(load(scenario.data, seed), bundle), spec)
+        return Setting(bundle, fitted(load(scenario.data, scenario.seed), bundle), spec)
     bundle = Bundle.open(bundle_folder(scenario.model))
-    return Setting(bundle, fitted(load(scenario.data, seed), bundle))
+    return Setting(bundle, fitted(load(scenario.data, scenario.seed), bundle))
 
 
 def bundle_folder(model: str) -> Path:
@@ -68,7 +68,7 @@ def bundle_folder(model: str) -> Path:
         NotFound: none of the three.
         CannotCompile: torch, which compiling needs, isn't installed.
     """
-    if (Path(model) / "manifest.json").is_file():
+    if (Path(model) / MANIFEST_FILE).is_file():
         return Path(model)
     if model not in COMPILED:
         try:
@@ -102,7 +102,7 @@ def _compiled(model: str) -> Path:
     source = find_spec(COMPILED[model].partition(":")[0])
     text = Path(source.origin).read_bytes() if source and source.origin else b""
     folder = _zoo_cache() / f"{model}-{VERSION}-{digest_of(text)[:12]}"
-    if not (folder / "manifest.json").is_file():
+    if not (folder / MANIFEST_FILE).is_file():
         from umbel_models.cli import load_spec
 
         spec = load_spec(COMPILED[model])

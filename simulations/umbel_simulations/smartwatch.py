@@ -21,15 +21,6 @@ WINDOW: Final = 100
 """Steps in a window: two seconds."""
 STRIDE: Final = 25
 HELD_BACK_SHARE: Final = 0.2
-LABELS: Final = (
-    "pendulum",
-    "abduction",
-    "forward elevation",
-    "internal rotation",
-    "external rotation",
-    "trapezius extension",
-    "upright row",
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -105,7 +105,7 @@ def measure(scenario: Scenario, workers: int = WORKERS) -> dict[str, float]:
     runs: list[Timed] = []
 
     def timed(loop: Any) -> Any:
-        runs.append(Timed(loop, scenario, prepare(scenario, scenario.seed), workers, Silent(), place, failures))
+        runs.append(Timed(loop, scenario, prepare(scenario), workers, Silent(), place, failures))
         return runs[0].play()
 
     began, spent = time.perf_counter(), time.process_time()

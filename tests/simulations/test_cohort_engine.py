@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_bundle: Bundle, tmp_path: P
 def test_what_only_a_fleet_has_is_refused(tmp_path: Path) -> None:
     told = Scenario("liars", "smartwatch", Data("smartwatch"), adversaries=(Adversary("sign-flip", 0.1),))
     with pytest.raises(BadInput, match='engine = "fleet"'):
-        run(told, seed=1, workers=1, progress=Silent(), folder=tmp_path)
+        run(told, workers=1, progress=Silent(), folder=tmp_path)
 
 
 def stage_of(bundle: Bundle, told: Scenario, *, with_drift: bool = False) -> Stage:

@@ -61,7 +61,7 @@ def scenario(model: str, data: Data, plan: PlanPart, strategy: StrategyPart) -> 
 
 
 def of_the_fleet(told: Scenario, folder: Path) -> tuple[Outcome, Weights]:
-    runs, setting = [], prepare(told, SEED)
+    runs, setting = [], prepare(told)
     with scratch(folder) as place, listening() as failures:
 
         async def played(run: Kept) -> Outcome:
@@ -75,7 +75,7 @@ def of_the_fleet(told: Scenario, folder: Path) -> tuple[Outcome, Weights]:
 def of_the_cohort(told: Scenario, folder: Path) -> tuple[Outcome, Weights]:
     """The same users under the names of the fleet's devices: by these, each draws the order of its examples."""
     told = replace(told, engine="cohort")
-    setting = prepare(told, SEED)
+    setting = prepare(told)
     names = [id_of_key(load_pem_private_key(device_key(SEED, index), None).public_key()) for index in range(DEVICES)]
     clients = tuple(replace(one, name=name) for one, name in zip(setting.federation.clients, names, strict=True))
     setting = replace(setting, federation=Federation("same", clients, setting.federation.central))
@@ -93,7 +93,7 @@ def test_a_fleet_and_a_cohort_come_to_the_same_weights(tmp_path: Path, name: str
     fleet, wanted = of_the_fleet(told, tmp_path / "fleet")
     cohort, found = of_the_cohort(told, tmp_path / "cohort")
     assert [one.reported for one in fleet.rounds] == [one.reported for one in cohort.rounds] == [DEVICES] * ROUNDS
-    start = prepare(told, SEED).bundle.shared_weights()
+    start = prepare(told).bundle.shared_weights()
     for tensor in wanted:
         np.testing.assert_allclose(found[tensor], wanted[tensor], rtol=1e-3, atol=2e-5, err_msg=tensor)
     moved = np.abs(wanted.to_vector() - start.to_vector()).max()

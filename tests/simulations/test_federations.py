@@ -104,14 +104,14 @@ def test_pixels_in_a_row_become_the_images_that_a_model_takes() -> None:
 def test_a_model_that_nobody_has_is_refused_with_those_that_are_there() -> None:
     scenario = Scenario("x", "smartwatsch", Data("smartwatch"))
     with pytest.raises(NotFound, match=r"smartwatch.*shakespeare"):
-        prepare(scenario, 0)
+        prepare(scenario)
 
 
 @pytest.mark.parametrize("name", ["digits", "smartwatch", "flights"])
 def test_the_packaged_bundles_take_their_data(name: str) -> None:
     partition = "iid" if name == "digits" else "natural"
     scenario = Scenario("x", name, Data(name, partition=partition))  # type: ignore[arg-type]
-    assert prepare(scenario, 0).federation.central.count > 300
+    assert prepare(scenario).federation.central.count > 300
 
 
 def _archive(path: Path, count: int, **more: np.ndarray) -> None:
@@ -145,10 +145,10 @@ def test_ones_own_users_train_in_a_scenario_that_stands_beside_them(tmp_path: Pa
     text = 'name = "mine"\nmodel = "digits"\n[data]\nfederation = "own"\nfolder = "people"\n'
     (tmp_path / "mine.toml").write_text(text)
     told = find(str(tmp_path / "mine.toml"))
-    assert [client.training.count for client in prepare(told, 0).federation.clients] == [16, 24, 32]
+    assert [client.training.count for client in prepare(told).federation.clients] == [16, 24, 32]
     _archive(tmp_path / "people" / "wrong.npz", 30, y=np.arange(30))
     with pytest.raises(InputMismatch, match=r"holds 2\d; this model has labels 0 to 9"):
-        prepare(told, 0)
+        prepare(told)
 
 
 def test_a_run_whose_users_have_changed_since_is_not_passed_off_as_theirs(tmp_path: Path) -> None:

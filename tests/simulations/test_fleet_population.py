@@ -87,7 +87,7 @@ def test_speeds_spread_over_two_decades_and_some_clocks_are_wrong(tmp_path: Path
     told = fleets.scenario(
         tmp_path, population=fleets.population(devices=4000, wrong_clocks=0.1, time_zones=(0.0, -8.0, 5.75))
     )
-    people = People(told, seed=1)
+    people = People(told)
     profiles = [people.profile(device) for device in range(people.count)]
     low, high = np.quantile([profile.speed for profile in profiles], [0.025, 0.975])
     assert np.log10(high / low) == pytest.approx(2.0, abs=0.15)
@@ -158,5 +158,5 @@ def test_a_fleet_follows_its_trace(tmp_path: Path) -> None:
     path = tmp_path / "traces.json"
     path.write_text(json.dumps({"1": TRACE}))
     part = replace(fleets.population(), availability="trace", trace=str(path))
-    people = People(fleets.scenario(tmp_path, population=part), seed=1)
+    people = People(fleets.scenario(tmp_path, population=part))
     assert [people.availability.count(at) for at in (0.0, 20.0, 40.0, 60.0)] == [0, fleets.USERS, 0, fleets.USERS]

@@ -37,9 +37,9 @@ if __name__ == "__main__":
     task = TaskPart(rounds=2, goal=3, plan=PlanPart(lr=0.1, max_examples=32))
     found = {}
     for name in ("cohort", "ray"):
-        told = Scenario("watch", "smartwatch", Data("smartwatch", users=4), engine=name, task=task)
+        told = Scenario("watch", "smartwatch", Data("smartwatch", users=4), engine=name, seed=5, task=task)
         with tempfile.TemporaryDirectory() as folder:
-            outcome = engine(name)(told, seed=5, workers=2, progress=Silent(), folder=Path(folder))
+            outcome = engine(name)(told, workers=2, progress=Silent(), folder=Path(folder))
         found[name] = [outcome.weights, outcome.accuracy, [one.train_loss for one in outcome.rounds]]
     print(json.dumps(found))
 """
@@ -83,4 +83,4 @@ def test_whoever_answers_the_sum_is_the_same(tiny_bundle: Bundle, wants_singles:
 def test_an_algorithm_that_ray_doesnt_run_is_refused(tmp_path: Path) -> None:
     told = Scenario("buffered", "smartwatch", Data("smartwatch"), engine="ray", algorithm=Algorithm("fedbuff"))
     with pytest.raises(BadInput, match='engine = "cohort"'):
-        run(told, seed=1, workers=1, progress=Silent(), folder=tmp_path)
+        run(told, workers=1, progress=Silent(), folder=tmp_path)

@@ -239,11 +239,11 @@ def test_a_scenario_names_a_spec_where_torch_is_to_train(tmp_path: Path, monkeyp
     told = Scenario(
         "cnn", "umbel_models.zoo.digits:cnn", data, engine="cohort", algorithm=Algorithm(backend="torch"), seed=1
     )
-    setting = prepare(told, 1)
+    setting = prepare(told)
     assert setting.spec is not None
     assert setting.bundle.manifest.graphs == {}
     with Pool(backend_of(setting), 2) as pool:
         found = rounds.evaluate(pool, backend_of(setting), setting.bundle.shared_weights(), setting.federation.central)
     assert found["examples"] == setting.federation.central.count
-    again = prepare(told, 1)
+    again = prepare(told)
     assert again.bundle.manifest.digest == setting.bundle.manifest.digest

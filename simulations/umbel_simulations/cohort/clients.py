@@ -20,6 +20,11 @@ Vector = NDArray[np.float32]
 """Shared weights, or what they moved, in one array as `Weights.to_vector` orders them."""
 
 
+def clipped(delta: Vector, norm: float) -> Vector:
+    """A delta no longer than this."""
+    return Weights({"delta": delta}).clipped(norm)["delta"]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Start:
     """What clients of a round start from; workers bind it once for all of them."""

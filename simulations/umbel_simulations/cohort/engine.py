@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -46,16 +46,15 @@ _CHECKPOINT_SECONDS: Final = 5.0
 _ALGORITHMS: Final[Mapping[str, type[Scaffold] | type[FedBuff]]] = {"scaffold": Scaffold, "fedbuff": FedBuff}
 
 
-def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, folder: Path) -> Outcome:
+def run(scenario: Scenario, *, workers: int, progress: Progress, folder: Path) -> Outcome:
     """Play a scenario; see `umbel_simulations.engines.Engine`.
 
     Raises:
         BadInput: the scenario asks for something that only a fleet has, or `folder` is of another run.
         UmbelError: the bundle or the data are refused; see `prepare`.
     """
-    scenario = replace(scenario, seed=seed)
     require_cohort(scenario)
-    return play(scenario, prepare(scenario, seed), workers=workers, progress=progress, folder=folder)
+    return play(scenario, prepare(scenario), workers=workers, progress=progress, folder=folder)
 
 
 def require_cohort(scenario: Scenario) -> None:
@@ -100,7 +99,7 @@ def play(
         kind = scenario.algorithm.kind
         algorithm = StrategyRounds(stage, trains) if kind == "strategy" else _ALGORITHMS[kind](stage)
         weights, rounds, sessions = _Run(stage, algorithm, progress, folder, clock or SystemClock()).to_its_end()
-        personal = None
+        personal: list[Metrics] = []
         if scenario.algorithm.personalisation != "none":
             personal = personalise(stage, weights, backend_of, workers)
         return _outcome(stage, weights, rounds, sessions, personal)
@@ -182,14 +181,14 @@ def _outcome(
     weights: Weights,
     rounds: tuple[RoundOutcome, ...],
     sessions: Counter[str],
-    personal: dict[str, Metrics] | None,
+    personal: Sequence[Metrics],
 ) -> Outcome:
     pool, backend, federation = stage.pool, stage.backend, stage.setting.federation
     last = evaluate(pool, backend, weights, federation.central)
     first = evaluate(pool, backend, stage.setting.bundle.shared_weights(), federation.central)
     spreads = {
         "accuracy": _spread(evaluate_each(pool, backend, weights, federation.clients)),
-        "personal_accuracy": _spread(personal or {}),
+        "personal_accuracy": _spread(personal),
         # As in a fleet: of the whole run, and of all users, those who were never asked among them.
         "seconds": Spread.of(stage.seconds(client) * sessions[client.name] for client in federation.clients),
         "sessions": Spread.of(float(sessions[client.name]) for client in federation.clients),
@@ -224,6 +223,6 @@ def _mean_loss(metrics: Metrics) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _spread(metrics: Mapping[str, Metrics]) -> Spread | None:
-    shares = [accuracy_of(one) for one in metrics.values()]
+def _spread(metrics: Sequence[Metrics]) -> Spread | None:
+    shares = [accuracy_of(one) for one in metrics]
     return Spread.of(share for share in shares if share is not None)

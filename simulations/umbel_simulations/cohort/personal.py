@@ -40,8 +40,8 @@ def head_of(bundle: Bundle) -> list[str]:
     return found
 
 
-def personalise(stage: Stage, weights: Weights, make: Callable[..., Backend], workers: int) -> dict[str, Metrics]:
-    """Each client's metric sums over its held-back examples, of its own model.
+def personalise(stage: Stage, weights: Weights, make: Callable[..., Backend], workers: int) -> list[Metrics]:
+    """The metric sums of each client's own model, over what that client held back.
 
     Args:
         stage: who there is.
@@ -63,7 +63,7 @@ def personalise(stage: Stage, weights: Weights, make: Callable[..., Backend], wo
     bundle = stage.setting.bundle
     moving = head_of(bundle) if algorithm.personalisation == "head" else None
     backend, start = make(stage.setting, moving=moving), Start(weights)
-    found: dict[str, Metrics] = {}
+    found: list[Metrics] = []
 
     def work(worker: Worker, client: ClientData) -> Metrics:
         share = Share.of(Job(plan, stage.task.name, _ROUND, client.name), client.training)
@@ -77,5 +77,5 @@ def personalise(stage: Stage, weights: Weights, make: Callable[..., Backend], wo
 
     with Pool(backend, workers) as pool:
         judged = [client for client in stage.clients if client.held_back.count]
-        pool.each(judged, work, lambda client, metrics: found.__setitem__(client.name, metrics))
+        pool.each(judged, work, lambda _client, metrics: found.append(metrics))
     return found

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from umbel.bundle import MANIFEST_FILE
 from umbel.errors import BadInput
 from umbel.update import Update
 from umbel.weights import Weights
@@ -34,7 +35,7 @@ WORK: Final = f"{__name__}:train_one"
 _SCENARIO, _ROUND, _CLIENT = "scenario", "round", "client"
 
 
-def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, folder: Path) -> Outcome:
+def run(scenario: Scenario, *, workers: int, progress: Progress, folder: Path) -> Outcome:
     """Play a scenario; see `umbel_simulations.engines.Engine`.
 
     Raises:
@@ -42,18 +43,17 @@ def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, fold
         BadInput: the scenario asks for something that this engine doesn't do.
         UmbelError: the bundle or the data are refused; see `prepare`.
     """
-    scenario = replace(scenario, seed=seed)
     require_cohort(scenario)
     if scenario.algorithm.kind != "strategy":
         raise BadInput(
             f'algorithm.kind = "{scenario.algorithm.kind}" needs engine = "cohort"; Ray runs strategies only'
         )
-    if (Path(scenario.model) / "manifest.json").is_file():
+    if (Path(scenario.model) / MANIFEST_FILE).is_file():
         # An actor may stand in another folder.
         scenario = replace(scenario, model=str(Path(scenario.model).resolve()))
     if scenario.data.folder:
         scenario = replace(scenario, data=replace(scenario.data, folder=str(Path(scenario.data.folder).resolve())))
-    setting = prepare(scenario, seed)
+    setting = prepare(scenario)
     found: list[Outcome] = []
 
     def main(ask: Ask) -> None:
@@ -92,7 +92,7 @@ def train_one(request: Request) -> Update | None:
 def _at_work(told: str) -> tuple[Stage, Worker, dict[str, ClientData]]:
     """What an actor keeps from request to request: the data, and a resident session."""
     scenario = SCENARIOS.validate_json(told)
-    setting = prepare(scenario, scenario.seed)
+    setting = prepare(scenario)
     backend = backend_of(setting)
     stage = Stage.of(scenario, setting, backend, Pool(backend, 1))
     return stage, backend.worker(), {client.name: client for client in stage.clients}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -18,7 +18,7 @@ from umbel.weights import Weights
 from umbel_client.examples import Examples
 from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS, Job, newest
 from umbel_server.aggregation import Collected, Presummed, Singles
-from umbel_simulations.cohort.clients import Backend, Count, Share, Start, Vector, Worker
+from umbel_simulations.cohort.clients import Backend, Count, Share, Start, Vector, Worker, clipped
 from umbel_simulations.cohort.pool import Pool
 from umbel_simulations.data import ClientData
 
@@ -211,7 +211,7 @@ def report_of(worker: Worker, share: Share, start: Start) -> Report | None:
     except NotFinite:
         return None
     if share.job.plan.clip_norm:
-        delta = Weights({"delta": delta}).clipped(share.job.plan.clip_norm)["delta"]
+        delta = clipped(delta, share.job.plan.clip_norm)
     return Report(delta, share.weight, count)
 
 
@@ -227,19 +227,12 @@ def evaluate(pool: Pool, backend: Backend, weights: Weights, examples: Examples)
     return sums[0]
 
 
-def evaluate_each(
-    pool: Pool, backend: Backend, models: Mapping[str, Weights] | Weights, clients: Sequence[ClientData]
-) -> dict[str, Metrics]:
-    """Each client's metric sums over its own held-back examples, of one model or of each one's own."""
-    found: dict[str, Metrics] = {}
-
-    def judge(_worker: Worker, client: ClientData) -> Metrics:
-        weights = models if isinstance(models, Weights) else models[client.name]
-        return backend.evaluate(weights, client.held_back)
-
+def evaluate_each(pool: Pool, backend: Backend, weights: Weights, clients: Sequence[ClientData]) -> list[Metrics]:
+    """The metric sums of each client that has held examples back, over these."""
+    found: list[Metrics] = []
     pool.each(
         [client for client in clients if client.held_back.count],
-        judge,
-        lambda client, metrics: found.__setitem__(client.name, metrics),
+        lambda _worker, client: backend.evaluate(weights, client.held_back),
+        lambda _client, metrics: found.append(metrics),
     )
     return found

@@ -17,16 +17,13 @@ from typing import Final
 import numpy as np
 import safetensors
 import safetensors.numpy
-from numpy.typing import NDArray
 
 from umbel.errors import BadInput, MalformedMessage
 from umbel.weights import Weights
 from umbel_simulations.cohort.algorithm import Stage, Step
-from umbel_simulations.cohort.clients import Start, Worker
+from umbel_simulations.cohort.clients import Start, Vector, Worker, clipped
 from umbel_simulations.cohort.rounds import Report, chosen, report_of
 from umbel_simulations.data import ClientData
-
-Vector = NDArray[np.float32]
 
 _SERVER: Final = "server"
 _CLIENT: Final = "client/"
@@ -69,7 +66,7 @@ class Scaffold:
                 return
             change = report.delta / np.float32(-report.count.steps * lr) - self._server
             directions[client.name] = self._direction(client) + change
-            np.add(moved, _clipped(report.delta, clip) if clip else report.delta, out=moved)
+            np.add(moved, clipped(report.delta, clip) if clip else report.delta, out=moved)
             np.add(turned, change, out=turned)
             found.append(report)
 
@@ -102,7 +99,3 @@ class Scaffold:
     def _direction(self, client: ClientData) -> Vector:
         found = self._clients.get(client.name)
         return np.zeros_like(self._server) if found is None else found
-
-
-def _clipped(delta: Vector, norm: float) -> Vector:
-    return Weights({"delta": delta}).clipped(norm)["delta"]

@@ -89,7 +89,7 @@ def run(options: Options, live: Live) -> Results:
         board.doing = "training"
         first_half = options.rounds // 2
         _wait(look, board, members, programs, lambda: _completed(board) >= first_half)
-        _publish(operator, board)
+        operator.call("versions", "publish", MODEL, str(_newest(board)))
         _wait(look, board, members, programs, lambda: _task_is_done(board))
         ended = _roll_out(operator, options, members, board, lambda done: _wait(look, board, members, programs, done))
         board.doing = "done"
@@ -113,7 +113,7 @@ def _roll_out(
     """The newest version goes out in waves; then a broken one, which must not come far."""
     approver = rollouts.second_person(operator, options.folder / "state")
     stage = rollouts.Stage(operator, approver, options.folder / "state", MODEL, POPULATION, members, wait)
-    newest = max(entry.version for entry in board.rounds if entry.state == "completed")
+    newest = _newest(board)
     board.doing = f"rolling out version {newest} to 5, 25 and 100 %: each device tests it against its own model"
     good = rollouts.roll_out(stage, "good", newest)
     board.doing = "rolling out a broken version: its canary should stop it"
@@ -166,11 +166,9 @@ def _look(stub: AdminServiceStub, board: Board) -> None:
     board.rounds = [entry for entry in rounds if entry.kind == "train"]
 
 
-def _publish(operator: Operator, board: Board) -> int:
-    """Release the newest accepted version to everybody; returns the release's number."""
-    version = max(entry.version for entry in board.rounds if entry.state == "completed")
-    published = operator.call("versions", "publish", MODEL, str(version))
-    return int(published["release"]["number"])
+def _newest(board: Board) -> int:
+    """The newest accepted version."""
+    return max(entry.version for entry in board.rounds if entry.state == "completed")
 
 
 def _completed(board: Board) -> int:

@@ -16,7 +16,6 @@ import os
 import traceback
 from collections import defaultdict
 from collections.abc import Coroutine, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,7 +66,7 @@ _LOOK_SECONDS: Final = 60.0
 _TELL_SECONDS: Final = 900.0
 
 
-def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, folder: Path) -> Outcome:
+def run(scenario: Scenario, *, workers: int, progress: Progress, folder: Path) -> Outcome:
     """Play a scenario; see `umbel_simulations.engines.Engine`.
 
     Raises:
@@ -76,12 +75,11 @@ def run(scenario: Scenario, *, seed: int, workers: int, progress: Progress, fold
         BadInput: a scenario that the product refuses.
         OutOfBounds: more devices than this machine has memory for.
     """
-    scenario = replace(scenario, seed=seed)
-    return play(scenario, prepare(scenario, seed), workers=workers, progress=progress, folder=folder)
+    return play(scenario, prepare(scenario), workers=workers, progress=progress, folder=folder)
 
 
 def play(scenario: Scenario, setting: Setting, *, workers: int, progress: Progress, folder: Path) -> Outcome:
-    """`run` with the scenario's own seed, on a model and users that are at hand."""
+    """`run` on a model and users that are at hand."""
     require_room(scenario.population.devices, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with scratch(folder) as place, listening() as failures:
         return run_loop(lambda loop: Run(loop, scenario, setting, workers, progress, place, failures).play())
@@ -116,7 +114,7 @@ class Run:
         self._place, self._failures = place, failures
         self._clock = VirtualClock(loop, MIDNIGHT + scenario.start_hour * 3600.0)
         self._books = Books(loop.time)
-        self._people = People(scenario, self._seed)
+        self._people = People(scenario)
         self._federation, self._first = setting.federation, setting.bundle
         self._ahead = Ahead(workers)
         self._plays = [Play(self._house_of, plan, number, self._seed) for number, plan in enumerate(scenario.rollouts)]
@@ -156,8 +154,8 @@ class Run:
     # Beginning.
 
     def _build(self) -> None:
-        scenario, seed = self._scenario, self._seed
-        self._house = House(self._place / "server", scenario, seed, self._clock, self._books.faults, self._failures)
+        scenario = self._scenario
+        self._house = House(self._place / "server", scenario, self._clock, self._books.faults, self._failures)
         operations = self._house.parts.coordinator.operations
         operations.add_model(MODEL, bundle_folder(scenario.model), OPERATOR)
         self._homes = Homes(self._place / "homes")
@@ -331,7 +329,6 @@ class Run:
         held = audit.require()
         return outcome_of(
             self._scenario,
-            self._seed,
             self._crew,
             self._members,
             audit,

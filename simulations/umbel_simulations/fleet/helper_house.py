@@ -34,12 +34,12 @@ class HelperHouse:
     """A `HelperPort` to a helper that may be away or die."""
 
     def __init__(
-        self, path: Path, scenario: Scenario, seed: int, clock: Clock, leader: ReleaseSigner, counts: Counter[str]
+        self, path: Path, scenario: Scenario, clock: Clock, leader: ReleaseSigner, counts: Counter[str]
     ) -> None:
         self._counts = counts
-        self._seed, self._clock, self._leader = seed, clock, leader.for_helper()
+        self._seed, self._clock, self._leader = scenario.seed, clock, leader.for_helper()
         self._records = Records(path)
-        self._keys = signing_key(seed, "helper"), signing_key(seed, "helper's authority")
+        self._keys = signing_key(self._seed, "helper"), signing_key(self._seed, "helper's authority")
         self._policy = HelperPolicy(
             self._leader.public,
             minimum_cohort=smallest_cohort(scenario),

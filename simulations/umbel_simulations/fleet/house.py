@@ -57,16 +57,15 @@ class House:
     Args:
         folder: where it keeps everything.
         scenario: what to run.
-        seed: of the run.
         clock: virtual.
         counts: is told of crashes.
         failures: tracebacks of what went wrong inside: there must be none.
     """
 
     def __init__(
-        self, folder: Path, scenario: Scenario, seed: int, clock: Clock, counts: Counter[str], failures: list[str]
+        self, folder: Path, scenario: Scenario, clock: Clock, counts: Counter[str], failures: list[str]
     ) -> None:
-        self._folder, self._scenario, self._seed, self._clock = folder, scenario, seed, clock
+        self._folder, self._scenario, self._clock = folder, scenario, clock
         self._counts = counts
         self._background: set[asyncio.Task[Any]] = set()
         self._dies_combining: list[float] = []
@@ -91,14 +90,12 @@ class House:
         )
         self.helper: HelperHouse | None = None
         if scenario.task.privacy.on:
-            self.helper = HelperHouse(folder / "helper.sqlite", scenario, seed, clock, Folder(folder).signer(), counts)
+            self.helper = HelperHouse(folder / "helper.sqlite", scenario, clock, Folder(folder).signer(), counts)
         self._build()
 
     def task(self) -> Task:
         """The scenario's task; versions reach devices by rollouts only, so that these have the say."""
-        task = self._scenario.server_task(population=POPULATION, model=MODEL)
-        plan = replace(task.plan, seed=self._seed)
-        return replace(task, channel="", seed=self._seed, plan=plan)
+        return replace(self._scenario.server_task(population=POPULATION, model=MODEL), channel="")
 
     # Its life.
 
@@ -156,7 +153,7 @@ class House:
         self._plug = Plug()
         around = Surroundings(
             offload=self._offload,
-            chance=Told(self._seed, f"coordinator/{self.generation}"),
+            chance=Told(self._scenario.seed, f"coordinator/{self.generation}"),
             on_step=self._plug,
             beat=BEAT if self._scenario.rollouts else CALM,
             helper=self.helper,

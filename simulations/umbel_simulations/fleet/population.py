@@ -42,11 +42,10 @@ class People:
 
     Args:
         scenario: whose population it is.
-        seed: of the run.
     """
 
-    def __init__(self, scenario: Scenario, seed: int) -> None:
-        part = scenario.population
+    def __init__(self, scenario: Scenario) -> None:
+        part, seed = scenario.population, scenario.seed
         count = part.devices
         self.count = count
         self._speed = _log_normal(count, part.examples_per_second, part.speed_decades, seed, "speed")
@@ -56,7 +55,7 @@ class People:
         zones = np.asarray([round(zone * 60) for zone in part.time_zones], np.int32)
         self._zones = zones[np.arange(count) % len(zones)]
         self._errors = _clock_errors(part, seed)
-        self.availability = _availability(scenario, self._zones, seed)
+        self.availability = _availability(scenario, self._zones)
 
     def profile(self, device: int) -> Profile:
         """One device's."""
@@ -82,7 +81,7 @@ def _clock_errors(part: Population, seed: int) -> NDArray[np.float64]:
     return np.asarray(np.where(wrong, error, 0.0))
 
 
-def _availability(scenario: Scenario, zones: NDArray[np.int32], seed: int) -> Availability:
+def _availability(scenario: Scenario, zones: NDArray[np.int32]) -> Availability:
     part = scenario.population
     match part.availability:
         case "always":
@@ -91,4 +90,4 @@ def _availability(scenario: Scenario, zones: NDArray[np.int32], seed: int) -> Av
             return Traced(part.devices, read_traces(Path(part.trace)))
         case _:
             mean, swing = part.mean_availability, part.day_night_swing
-            return Diurnal(part.devices, zones, scenario.start_hour, mean, swing, seed)
+            return Diurnal(part.devices, zones, scenario.start_hour, mean, swing, scenario.seed)

@@ -33,7 +33,6 @@ _MEGABYTE: Final = 1e6
 
 def outcome_of(
     scenario: Scenario,
-    seed: int,
     crew: Crew,
     members: Mapping[DeviceId, Member],
     audit: Audit,
@@ -53,7 +52,7 @@ def outcome_of(
     return Outcome(
         scenario=to_tree(scenario),
         engine="fleet",
-        seed=seed,
+        seed=scenario.seed,
         hours=round(crew.now() / 3600.0, 6),
         rounds=rounds,
         weights=digest_of(weights.to_bytes()),
