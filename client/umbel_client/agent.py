@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from umbel.errors import WrongState
+from umbel.holding import held
 from umbel_client.device import Device
 from umbel_client.private import in_words
 from umbel_client.report import describe, of_this_process, write_report
@@ -16,6 +18,10 @@ from umbel_client.visits import Ending, Visit
 
 LONGEST_SLEEP: Final = 86_400.0
 """Before the first visit: a clock that was ahead at the last one, and was set right since, must not mean for years."""
+
+
+BUSY_SECONDS: Final = 5.0
+"""Before another try, where somebody else visits from the same home."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +52,19 @@ class Agent:
         self._stop = asyncio.Event()
 
     async def run(self, until: Until) -> Visit | None:
-        """Wake the device until `until`, or a SIGTERM or SIGINT; returns the last visit."""
-        loop = asyncio.get_running_loop()
+        """Wake the device until `until`, or a SIGTERM or SIGINT; returns the last visit.
+
+        Raises:
+            WrongState: another agent runs from this home, or the home was enrolled anew; asked for one visit only, also
+                where somebody else is on one.
+        """
+        loop, home = asyncio.get_running_loop(), self._device.kit.home
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        alone = held(home, f"another agent runs from {home}; let only one run there")
         try:
-            return await self._run(until)
+            with nullcontext() if until.visits == 1 else alone:
+                return await self._run(until)
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
@@ -67,7 +80,15 @@ class Agent:
         if until.visits != 1:
             await self._sleep(min(kit.memory.state.next_wake - kit.clock.now(), LONGEST_SLEEP))
         while not self._stop.is_set():
-            visit = await self._device.wake()
+            try:
+                visit = await self._device.wake()
+            except WrongState:
+                kit.identities.require_current()
+                if until.visits == 1:
+                    raise
+                # An app, or somebody at a terminal, visits just now.
+                await self._sleep(BUSY_SECONDS)
+                continue
             visits += visit.ending is not Ending.WAITED or until.visits == 1
             self.write_status()
             self._tell(visit)

@@ -195,5 +195,5 @@ def only_visitor(home: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise WrongState(f"another process is on a visit from {home}; let only one agent run there") from None
+            raise WrongState(f"another process is on a visit from {home}; try again once it is over") from None
         yield

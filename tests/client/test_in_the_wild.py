@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from tests.client.conftest import Bench
 from umbel.errors import WrongState
 from umbel_client import IdlePolicy
-from umbel_client.agent import LONGEST_SLEEP, Agent, Until
+from umbel_client.agent import BUSY_SECONDS, LONGEST_SLEEP, Agent, Until
 from umbel_client.enrolment import load_identity, new_key, save_identity
 from umbel_client.idle import History
+from umbel_client.kit import only_visitor
 from umbel_client.slots import Trial
 from umbel_client.visits import Ending
 
@@ -34,6 +36,29 @@ async def test_an_agent_whose_clock_was_years_ahead_does_not_sleep_for_years(
     assert device.kit.memory.state.next_wake > bench.clock.now() + LONGEST_SLEEP
     await Agent(device, lambda visit: None).run(Until(visits=2))
     assert waited[0] == LONGEST_SLEEP
+
+
+async def test_an_agent_outlives_a_visit_by_hand_and_suffers_no_second_agent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = list[float]()
+
+    async def at_once(self: Agent, seconds: float) -> None:
+        waited.append(seconds)
+        if seconds == BUSY_SECONDS:
+            by_hand.close()
+            with pytest.raises(WrongState, match="another agent"):
+                await Agent(bench.open(), lambda visit: None).run(Until())
+
+    monkeypatch.setattr(Agent, "_sleep", at_once)
+    with ExitStack() as by_hand:
+        device = bench.open()
+        by_hand.enter_context(only_visitor(bench.home))
+        with pytest.raises(WrongState, match="on a visit"):
+            await Agent(device, lambda visit: None).run(Until(visits=1))
+        visit = await Agent(device, lambda visit: None).run(Until(visits=2))
+    assert visit is not None and visit.ending is Ending.RESTED
+    assert waited[1] == BUSY_SECONDS
 
 
 def test_a_contribution_in_the_future_holds_no_device_back() -> None:
