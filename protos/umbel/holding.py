@@ -30,6 +30,24 @@ def alone_in(folder: Path) -> Iterator[int]:
 
 
 @contextmanager
+def alone_with(file: Path) -> Iterator[None]:
+    """Wait for a file, and hold it for as long as the block lasts, which may put another in its place.
+
+    Args:
+        file: exists.
+    """
+    while True:
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(handle), file.stat()):
+                yield
+                return
+        finally:
+            os.close(handle)
+
+
+@contextmanager
 def held(folder: Path, refusal: str) -> Iterator[None]:
     """Hold a folder for as long as the block lasts; leaves no file behind.
 

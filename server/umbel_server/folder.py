@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from umbel.errors import AlreadyExists, BadInput, CertificateRefused, MalformedMessage
+from umbel.holding import held
 from umbel_server.access import Authorities
 from umbel_server.aggregation import LeaderKey
 from umbel_server.authority import Authority, PeerKind, general_name, key_to_pem
@@ -67,29 +68,39 @@ class Folder:
 
         Raises:
             AlreadyExists: there is a coordinator in it.
+            WrongState: one is being made in it.
             MalformedMessage: a name that no server can have.
         """
         folder = cls(path)
         for name in names:
             general_name(name)
-        if (path / "authority").exists():
-            raise AlreadyExists(f"{path} holds a coordinator already; choose another folder, or use `umbel serve`")
-        if any(folder.release_keys.glob("*.key")):
+        if not folder._is_made:
+            make_private(path)
+            with held(path, f"another `umbel init` is at work in {path}; choose another folder"):
+                if not folder._is_made:
+                    folder._create(names, now)
+                    return folder
+        raise AlreadyExists(f"{path} holds a coordinator already; choose another folder, or use `umbel serve`")
+
+    @property
+    def _is_made(self) -> bool:
+        return (self.path / "authority").exists()
+
+    def _create(self, names: tuple[str, ...], now: float) -> None:
+        if any(self.release_keys.glob("*.key")):
             raise AlreadyExists(
-                f"{path} holds release keys but no authorities. If `umbel init` was broken off there, delete it and "
-                "begin again: nobody trusts those keys yet; else bring its `authority` folder back from a backup"
+                f"{self.path} holds release keys but no authorities. If `umbel init` was broken off there, delete it "
+                "and begin again: nobody trusts those keys yet; else bring its `authority` folder back from a backup"
             )
-        make_private(path)
-        make_private(path / "keys")
-        write_file(path / "keys" / "release.key", ReleaseSigner.generate().to_bytes())
-        write_file(path / "keys" / "leader.key", LeaderKey.generate().to_bytes())
-        write_file(path / "release.pub", f"{folder.signer().public_key.hex()}\n".encode())
+        make_private(self.path / "keys")
+        write_file(self.path / "keys" / "release.key", ReleaseSigner.generate().to_bytes())
+        write_file(self.path / "keys" / "leader.key", LeaderKey.generate().to_bytes())
+        write_file(self.path / "release.pub", f"{self.signer().public_key.hex()}\n".encode())
         config = _CONFIG.format(names=f"names = {json.dumps(['localhost', '127.0.0.1', '::1', *names])}\n")
-        write_file(path / "config.toml", config.encode())
-        write_file(path / "keys" / "audit.key", Ed25519PrivateKey.generate().private_bytes_raw())
-        Repository.create(folder.listing, Keyring.create(folder.release_keys), now)
-        folder._create_authorities(now)
-        return folder
+        write_file(self.path / "config.toml", config.encode())
+        write_file(self.path / "keys" / "audit.key", Ed25519PrivateKey.generate().private_bytes_raw())
+        Repository.create(self.listing, Keyring.create(self.release_keys), now)
+        self._create_authorities(now)
 
     def _create_authorities(self, now: float) -> None:
         # Written aside and renamed as a whole, last: a folder with authorities is a complete one.

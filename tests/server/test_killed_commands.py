@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from tests.server.test_cli import live as live
 from tests.server.test_cli import run as run
 from tests.server.test_cli import umbel as umbel
 from umbel.bundle import Bundle
+from umbel.holding import held
+from umbel_server.cli.listing import sign
 
 Words = Callable[[Path], tuple[str, ...]]
 
@@ -102,6 +106,31 @@ def test_signatures_that_others_gave_outlive_one_that_finds_no_room(
         assert draft.read_bytes() == signed
     done(run("keys", "sign", str(draft), "--key", second))
     done(run("keys", "publish", "targets", str(draft), "--state", str(state)))
+
+
+def test_signatures_that_are_given_at_the_same_moment_all_count(run: Umbel, tmp_path: Path) -> None:
+    state, draft = tmp_path / "state", tmp_path / "draft.json"
+    done(run("init", str(state)))
+    for _ in range(5):
+        done(run("keys", "renew", "targets", "--draft", str(draft), "--state", str(state)))
+        with ThreadPoolExecutor(3) as signers:
+            keys = [state / "keys" / "releases" / f"targets-{number}.key" for number in (1, 2, 3)]
+            for given in [signers.submit(sign, draft, key) for key in keys]:
+                given.result()
+        assert all(one["sig"] for one in json.loads(draft.read_bytes())["signatures"])
+        assert len(json.loads(draft.read_bytes())["signatures"]) == 3
+
+
+@pytest.mark.parametrize("words", [("init",), ("helper", "init", "--leader", "00" * 32)])
+def test_one_folder_is_made_by_one_command_at_a_time(run: Umbel, tmp_path: Path, words: tuple[str, ...]) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    with held(state, "held by a test"):
+        assert "is at work in" in run(*words, str(state)).err
+        assert list(state.iterdir()) == []
+    done(run(*words, str(state)))
+    again = run(*words, str(state))
+    assert (again.code, "already; choose another folder" in again.err) == (1, True)
 
 
 def test_what_is_written_to_a_device_is_not_replaced(run: Umbel, tmp_path: Path) -> None:

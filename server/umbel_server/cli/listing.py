@@ -10,6 +10,7 @@ import typer
 
 from umbel.clock import SystemClock
 from umbel.errors import BadInput, NotFound
+from umbel.holding import alone_with
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.connection import state_folder
@@ -185,7 +186,8 @@ def sign(
     from umbel_server.drafts import sign_draft
     from umbel_server.keyring import read_key
 
-    write_result(file, sign_draft(read_file(file), [read_key(key)]))
+    with alone_with(file):  # another signer's may come at this moment
+        write_result(file, sign_draft(read_file(file), [read_key(key)]))
     tell(as_json, {"file": str(file)}, f"Added a signature to {file}.")
 
 

@@ -25,6 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from umbel.errors import AlreadyExists, MalformedMessage, NotFound
 from umbel.helper_card import HelperCard
+from umbel.holding import held
 from umbel_server.authority import general_name, key_to_pem
 from umbel_server.files import PUBLIC, make_private, read_file, write_file
 from umbel_server.helper.core import HelperPolicy
@@ -99,14 +100,26 @@ class HelperFolder:
 
         Raises:
             AlreadyExists: there is a helper in it.
+            WrongState: one is being made in it.
             MalformedMessage: the leader's key isn't one, or the address.
         """
         parse_key(settings.leader)
-        host, _ = host_and_port(address)
-        if (path / "card.json").exists():
-            raise AlreadyExists(f"{path} holds a helper already; choose another folder")
+        host_and_port(address)
         folder = cls(path)
-        make_private(path)
+        if not folder._is_made:
+            make_private(path)
+            with held(path, f"another `umbel helper init` is at work in {path}; choose another folder"):
+                if not folder._is_made:
+                    folder._create(settings, address, operator, now)
+                    return folder
+        raise AlreadyExists(f"{path} holds a helper already; choose another folder")
+
+    @property
+    def _is_made(self) -> bool:
+        return (self.path / "card.json").exists()
+
+    def _create(self, settings: HelperSettings, address: str, operator: str, now: float) -> None:
+        path, (host, _) = self.path, host_and_port(address)
         make_private(path / "keys")
         identity, authority = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
         write_file(path / "keys" / "identity.key", identity.private_bytes_raw())
@@ -120,7 +133,6 @@ class HelperFolder:
         card = HelperCard(address, identity.public_key().public_bytes_raw(), certificate, operator)
         # Last: a folder with a card is a complete one.
         write_file(path / "card.json", card.to_text().encode(), PUBLIC)
-        return folder
 
     def settings(self, **chosen: Any) -> HelperSettings:
         """What stands in the config file; `None` among `chosen` means not chosen.
@@ -173,7 +185,7 @@ class HelperFolder:
     @property
     def database(self) -> Path:
         """Its store; raises `NotFound` where `umbel helper init` hasn't been."""
-        if not (self.path / "card.json").exists():
+        if not self._is_made:
             raise NotFound(f"{self.path} holds no helper; make one with `umbel helper init`")
         return self.path / "helper.db"
 
