@@ -328,9 +328,10 @@ class Device:
             if now < trial.since:
                 kit.shelf.change(lambda slots: slots.tried_from(now))
             elif now - trial.since >= kit.personal.trial_seconds:
-                kit.shelf.change(Slots.commit)
                 done = ReleaseOutcome(active.model, active.number, Outcome.COMMITTED, execution=trial.execution)
-                kit.memory.keep(kit.memory.state.with_outcome(done, now))
+                # As above, what will be told goes first: dying in between tells it twice, never not at all.
+                kit.memory.put(kit.memory.state.with_outcome(done, now))
+                kit.shelf.change(Slots.commit)
 
     async def _renew_certificate(self) -> None:
         identity = self._kit.identity

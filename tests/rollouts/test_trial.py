@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.client.recordings import recordings
+from tests.power_cut import PowerCut
 from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
 from umbel.digests import digest_of
 from umbel.errors import RuntimeFailure
 from umbel_client import PersonalSettings
 from umbel_client.agent import Agent, Until
+from umbel_client.files import Disk
 from umbel_client.predictor import Predictor
 from umbel_client.slots import TRIES, Personal, Slot, Slots, Trial
 
@@ -49,6 +51,27 @@ async def test_a_trial_is_committed_after_its_time_and_told(fleet: Fleet) -> Non
     await fleet.visits(seconds=10.0)
     assert fleet.devices[0].kit.shelf.slots.trial is not None, "it hasn't answered for long enough"
     await fleet.visits(seconds=40.0)
+    await fleet.visits()
+    assert fleet.devices[0].kit.shelf.slots.trial is None
+    assert told(fleet)[number] == "committed"
+
+
+@pytest.mark.parametrize("step", ["create state.json", "create slots.json"])
+async def test_a_commit_is_told_though_the_process_dies_in_the_middle_of_it(fleet: Fleet, step: str) -> None:
+    number, armed = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR), []
+
+    def dies(taken: str) -> None:
+        if armed and taken == step:
+            raise PowerCut
+
+    await fleet.visits()
+    device = fleet.reopen(0, disk=Disk(dies))
+    fleet.clock.instant += 40.0
+    armed.append(True)
+    with pytest.raises(PowerCut):
+        await device.wake()
+    fleet.reopen(0)
+    await fleet.visits()
     await fleet.visits()
     assert fleet.devices[0].kit.shelf.slots.trial is None
     assert told(fleet)[number] == "committed"
