@@ -20,6 +20,8 @@ from umbel_server.gates import Drift
 from umbel_server.tables import HEALTH
 
 MEASURED: Final = ("accuracy", "latency_seconds", "memory_mb")
+_LARGEST: Final = 2**31 - 1
+"""What the store has room for: no release is numbered so high, whatever a device says."""
 _INSERTS: Final = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -90,7 +92,7 @@ def _row(device: str, told: Told) -> dict[str, object]:
         "device": device,
         "population": told.population,
         "at": told.at,
-        "release": told.release,
+        "release": min(told.release, _LARGEST),
         "troubles": told.troubles,
         "accuracy": health.accuracy,
         "latency_seconds": health.latency_seconds,

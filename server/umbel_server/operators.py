@@ -12,7 +12,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from umbel.clock import Clock
-from umbel.errors import AlreadyExists, CertificateRefused, NotFound, TokenRefused, WrongState
+from umbel.errors import AlreadyExists, CertificateRefused, NotFound, OutOfBounds, TokenRefused, WrongState
 from umbel.fields import name
 from umbel.identity import DeviceId, id_of_key
 from umbel_server import audit
@@ -25,6 +25,8 @@ from umbel_server.tables import OPERATORS
 REALM: Final = "operators"
 FIRST: Final = "first-admin"
 LOOK_SECONDS: Final = 1.0
+MAX_NAME_CHARS: Final = 90
+"""Beside `operator:`, what the store keeps of who did something has room for no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +118,14 @@ class Operators:
             The operator and its certificate (PEM chain).
 
         Raises:
-            MalformedMessage, EnrolmentRefused: the name or the request doesn't do.
+            MalformedMessage, OutOfBounds, EnrolmentRefused: the name or the request doesn't do.
             AlreadyExists: the name is another key's, or the key has another name, another role or was revoked.
         """
         key = key_of_request(request)
         now = self._clock.now()
         operator = Operator(id_of_key(key), name(called, "operator"), role, now)
+        if len(called) > MAX_NAME_CHARS:
+            raise OutOfBounds(f"an operator's name of {len(called)} characters; the limit is {MAX_NAME_CHARS}")
         self._look()
         known = self._known.get(operator.id)
         if known is None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import String
 
 from umbel.errors import (
     AlreadyExists,
@@ -15,14 +16,17 @@ from umbel.errors import (
     MalformedMessage,
     NotAllowed,
     NotFound,
+    OutOfBounds,
     WrongState,
 )
 from umbel.identity import DeviceId
 from umbel.v1 import admin_pb2
 from umbel_server.authority import Authority, PeerKind, make_request
-from umbel_server.operators import FIRST, REALM, Operator, Operators
+from umbel_server.operators import FIRST, MAX_NAME_CHARS, REALM, Operator, Operators
 from umbel_server.roles import ALLOWED, Role, parse_role, reaches, require_role
 from umbel_server.store import Store
+from umbel_server.tables import AUDIT, HOLDS, OPERATORS, REQUESTS, TOKENS
+from umbel_server.tokens import MAX_SUBJECT_CHARS
 
 NOW = 1_700_000_000.0
 DAY = 86_400.0
@@ -108,6 +112,17 @@ def test_a_foreign_certificate_does_not_become_the_first_admin(operators: Operat
     with pytest.raises(CertificateRefused):
         operators.bootstrap(foreign.issue(fresh_key().public_key(), PeerKind.OPERATOR, REALM, NOW, DAY))
     assert operators.all() == []
+
+
+def test_whoever_gets_in_has_a_name_that_the_store_has_room_for(operators: Operators, admin: Operator) -> None:
+    """PostgreSQL refuses what is longer than its column: nothing that such an operator does could be written down."""
+    longest, _ = operators.add(admin, "a" * MAX_NAME_CHARS, Role.OPERATOR, make_request(fresh_key()))
+    person = dataclasses.replace(longest, kind="token", name="a" * MAX_SUBJECT_CHARS)
+    for column in (AUDIT.c.actor, REQUESTS.c.actor, TOKENS.c.created_by, OPERATORS.c.added_by, HOLDS.c.actor):
+        assert isinstance(column.type, String) and column.type.length is not None
+        assert max(len(longest.actor), len(person.actor)) <= column.type.length
+    with pytest.raises(OutOfBounds, match="91 characters"):
+        operators.add(admin, "a" * (MAX_NAME_CHARS + 1), Role.OPERATOR, make_request(fresh_key()))
 
 
 def test_an_operator_is_known_after_a_restart(operators: Operators, admin: Operator, store: Store) -> None:

@@ -266,6 +266,17 @@ async def test_what_devices_tell_is_counted_once_and_made_up_names_take_no_room(
     assert world.coordinator.operations.device(device.id).visits == 2
 
 
+async def test_a_device_that_makes_up_its_release_costs_the_others_nothing(world: World) -> None:
+    liar, other = world.enrol("a", "b")
+    await world.begin(task())
+    await liar.check_in(offers_work=False, release=2**63 - 1)
+    await other.check_in(offers_work=False)
+    world.clock.instant += Beat().flush
+    await world.coordinator.tick()
+    world.restart()
+    assert [world.coordinator.operations.device(device.id).visits for device in (liar, other)] == [1, 1]
+
+
 async def test_bytes_down_are_counted_for_the_round_that_hands_them_out(world: World) -> None:
     world.enrol("a")
     await world.begin(task())
