@@ -86,6 +86,12 @@ def stage(result: Result) -> Any:
     return done(result).json["stage"]
 
 
+def test_a_soak_time_alone_leaves_the_usual_waves(umbel: Umbel, world: tuple[Phone, list[str], str]) -> None:
+    chosen = ("--model", MODEL, "--population", POPULATION, "--release", "2", "--soak", "60", "--dry-run", "--json")
+    preview = done(umbel("rollouts", "create", "r", *chosen)).json
+    assert [wave["percent"] for wave in preview["waves"]] == [1.0, 5.0, 25.0, 100.0]
+
+
 def test_a_rollout_from_a_dry_run_to_its_promotion_takes_two_people(
     umbel: Umbel, live: Live, world: tuple[Phone, list[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,8 @@ def create(
     request_id: Request = "",
 ) -> None:
     """Write a draft of a rollout; nothing moves before it is submitted, approved by somebody else, and started."""
+    from umbel_server.rollout_spec import LADDER
+
     chosen = {
         "model": model, "population": population, "channel": channel, "release": release, "revert_release": revert,
         "from_release": from_release,
@@ -63,7 +65,8 @@ def create(
     if waves:
         spec["waves"] = [{"percent": float(share)} for share in waves.split(",")]
     if soak >= 0:
-        spec["waves"] = [wave | {"soak_seconds": soak} for wave in spec.get("waves", [{"percent": 100.0}])]
+        usual = [{"percent": share} for share in LADDER]
+        spec["waves"] = [wave | {"soak_seconds": soak} for wave in spec.get("waves", usual)]
     document = json.dumps(spec)
     if dry_run:
         _show_preview(session, pb.PreviewRolloutRequest(spec=document))
