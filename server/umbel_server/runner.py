@@ -219,8 +219,10 @@ class TaskRunner:
                 # Devices may have joined, or this one begun anew, while the report was opened.
                 held = self.round_of(begin.session_id)
                 self.save(held, self._received(held, begin), self.tools.clock.now())
-            except BaseException:
+            except BaseException as error:
                 self.fold.forget()
+                if isinstance(error, RoundClosed):
+                    self.tools.blobs.drop_report(begin.report_id, begin.sealed_digest)
                 raise
 
     async def _check(self, held: Round, begin: ReportBegin) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from umbel.errors import Conflict, Interrupted, NotFound, OutOfBounds, RoundClosed
@@ -14,14 +13,8 @@ from umbel_server.round import SessionState, require_same_report
 from umbel_server.runner import require_token
 from umbel_server.store import Store
 
-LATE_KEPT: Final = 10_000
-"""Uploads cut off by their round's end that are remembered, to tell their devices why."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Upload:
-    begin: ReportBegin
-    is_counted: bool
+OVER_KEPT: Final = 10_000
+"""Uploads that are over and remembered: for devices that ask again whether theirs counts, or come too late."""
 
 
 class Uploads:
@@ -29,9 +22,11 @@ class Uploads:
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
-        self._by_report: dict[str, _Upload] = {}
+        self._begun: dict[str, ReportBegin] = {}
+        """By report id."""
         self._by_session: dict[str, str] = {}
-        self._late: dict[str, None] = {}
+        self._over: dict[str, ReportBegin | None] = {}
+        """By report id, oldest first: one that is counted already; None for one cut off by its round's end."""
 
     def begin(self, begin: ReportBegin, largest: int) -> int:
         """Start or resume an upload; returns how many bytes are here already.
@@ -42,11 +37,13 @@ class Uploads:
         """
         if not OVERHEAD < begin.sealed_size <= largest:
             raise OutOfBounds(f"a report of {begin.sealed_size} bytes; this model's have at most {largest}")
-        known = self._by_report.get(begin.report_id)
-        if known is not None and known.begin.session_id != begin.session_id:
+        known = self._begun.get(begin.report_id)
+        if known is not None and known.session_id != begin.session_id:
             raise Conflict("the report id is in use; draw another one")
         self._drop_other(begin)
-        self._remember(_Upload(begin, is_counted=False))
+        self._over.pop(begin.report_id, None)
+        self._begun[begin.report_id] = begin
+        self._by_session[begin.session_id] = begin.report_id
         held = self._blobs.held(begin.report_id, begin.sealed_digest)
         if held > begin.sealed_size:
             self._blobs.drop_report(begin.report_id, begin.sealed_digest)
@@ -55,7 +52,7 @@ class Uploads:
 
     def counted(self, begin: ReportBegin) -> int:
         """Note that a report, asked about again, is counted already: all of its bytes are here."""
-        self._remember(_Upload(begin, is_counted=True))
+        self._is_over(begin.report_id, begin)
         return begin.sealed_size
 
     def begin_after_the_end(self, store: Store, begin: ReportBegin) -> int:
@@ -85,7 +82,7 @@ class Uploads:
             RoundClosed: its session ended meanwhile.
             OutOfBounds: they don't follow what is here, or are more than was announced.
         """
-        begin = self._get(report_id).begin
+        begin = self._get(report_id)
         held = self._blobs.held(report_id, begin.sealed_digest)
         if offset != held:
             raise OutOfBounds(f"bytes at offset {offset}, but {held} are here; begin again and go on there")
@@ -102,51 +99,46 @@ class Uploads:
             RoundClosed: its session ended meanwhile.
             Interrupted: bytes are missing.
         """
-        upload = self._get(report_id)
-        begin = upload.begin
-        held = begin.sealed_size if upload.is_counted else self._blobs.held(report_id, begin.sealed_digest)
+        if (counted := self._over.get(report_id)) is not None:
+            return counted, True
+        begin = self._get(report_id)
+        held = self._blobs.held(report_id, begin.sealed_digest)
         if held < begin.sealed_size:
             raise Interrupted(f"{held} of {begin.sealed_size} bytes are here; begin again and go on there")
-        return begin, upload.is_counted
+        return begin, False
 
     def forget(self, report_id: str) -> None:
         """The upload has ended."""
-        upload = self._by_report.pop(report_id, None)
-        if upload is not None:
-            self._by_session.pop(upload.begin.session_id, None)
+        self._over.pop(report_id, None)
+        begin = self._begun.pop(report_id, None)
+        if begin is not None:
+            self._by_session.pop(begin.session_id, None)
 
     def drop_all_but(self, sessions: set[str]) -> None:
         """Forget unfinished uploads of sessions that are over, and the bytes that came."""
         for session_id, report_id in list(self._by_session.items()):
             if session_id not in sessions:
-                upload = self._get(report_id)
-                if not upload.is_counted:
-                    self.forget(report_id)
-                    self._note_late(report_id)
-                    self._blobs.drop_partial(report_id, upload.begin.sealed_digest)
+                digest = self._begun[report_id].sealed_digest
+                self.forget(report_id)
+                self._is_over(report_id, None)
+                self._blobs.drop_partial(report_id, digest)
 
-    def _get(self, report_id: str) -> _Upload:
+    def _get(self, report_id: str) -> ReportBegin:
         try:
-            return self._by_report[report_id]
+            return self._begun[report_id]
         except KeyError:
-            if report_id in self._late:
+            if report_id in self._over:
                 raise RoundClosed("the session ended while the report was on its way; check in again") from None
             raise NotFound("no such upload has begun here; begin it (again)") from None
 
-    def _note_late(self, report_id: str) -> None:
-        self._late[report_id] = None
-        if len(self._late) > LATE_KEPT:
-            del self._late[next(iter(self._late))]
-
-    def _remember(self, upload: _Upload) -> None:
-        self._late.pop(upload.begin.report_id, None)
-        self._by_report[upload.begin.report_id] = upload
-        self._by_session[upload.begin.session_id] = upload.begin.report_id
+    def _is_over(self, report_id: str, counted: ReportBegin | None) -> None:
+        self._over[report_id] = counted
+        if len(self._over) > OVER_KEPT:
+            del self._over[next(iter(self._over))]
 
     def _drop_other(self, begin: ReportBegin) -> None:
         """A session that seals anew gives up what it had sent."""
-        report_id = self._by_session.get(begin.session_id)
-        known = self._by_report.get(report_id) if report_id else None
-        if known and (known.begin.report_id, known.begin.sealed_digest) != (begin.report_id, begin.sealed_digest):
-            self._blobs.drop_report(known.begin.report_id, known.begin.sealed_digest)
-            self.forget(known.begin.report_id)
+        known = self._begun.get(self._by_session.get(begin.session_id, ""))
+        if known and (known.report_id, known.sealed_digest) != (begin.report_id, begin.sealed_digest):
+            self._blobs.drop_report(known.report_id, known.sealed_digest)
+            self.forget(known.report_id)

@@ -72,7 +72,7 @@ async def test_a_report_that_waits_while_its_round_is_closed_is_too_late(small_w
 async def test_what_is_remembered_of_late_uploads_is_bounded(
     small_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "LATE_KEPT", 2)
+    monkeypatch.setattr(uploads, "OVER_KEPT", 2)
     devices = small_world.enrol(*"abcd")
     await small_world.begin(task(goal=4))
     for device in devices:
@@ -80,4 +80,38 @@ async def test_what_is_remembered_of_late_uploads_is_bounded(
         await small_world.coordinator.begin_report(report.begin)
     small_world.clock.instant += 200
     await small_world.coordinator.tick()
-    assert len(small_world.coordinator._uploads._late) == 2
+    assert len(small_world.coordinator._uploads._over) == 2
+
+
+async def test_what_is_remembered_of_devices_that_ask_again_and_hang_up_is_bounded(
+    small_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "OVER_KEPT", 2)
+    devices = small_world.enrol(*"abc")
+    await small_world.begin(task(goal=3))
+    reports = [device.report(await device.assignment()) for device in devices]
+    for device, report in zip(devices, reports, strict=True):
+        await device.send(report)
+    for report in reports:
+        assert await small_world.coordinator.begin_report(report.begin) == report.begin.sealed_size
+    held = small_world.coordinator._uploads
+    assert (len(held._over), len(held._begun), len(held._by_session)) == (2, 0, 0)
+
+
+async def test_a_report_whose_session_is_superseded_while_it_is_opened_leaves_nothing_behind(
+    small_world: World,
+) -> None:
+    device, _ = small_world.enrol("a", "b")
+
+    async def meanwhile(function: Callable[..., Any], *arguments: Any) -> Any:
+        found = await inline(function, *arguments)
+        if function.__name__ == "add":
+            await device.check_in()
+        return found
+
+    small_world.offload = meanwhile
+    small_world.restart()
+    await small_world.begin(task())
+    with pytest.raises(RoundClosed, match="superseded"):
+        await device.send(device.report(await device.assignment()))
+    assert list(small_world.blobs.spool.iterdir()) == []
