@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 
 from umbel.digests import Digest
-from umbel.errors import BudgetSpent, UmbelError, Unavailable
+from umbel.errors import AlreadyExists, BudgetSpent, UmbelError, Unavailable
 from umbel.plan import Kind
 from umbel.update import Metrics
 from umbel_server import audit, round_records, task_records
@@ -44,7 +44,7 @@ async def advance(runner: TaskRunner) -> bool:
         if held.state is RoundState.COLLECTING:
             if runner.waits_for_helper and await _agreed(runner):
                 return True
-            return _look_at_the_time(runner, held)
+            return runner.active is held and _look_at_the_time(runner, held)
         if held.key.kind is Kind.EVALUATE:
             return await _close_evaluation(runner, held)
         return await _close_training(runner, held)
@@ -54,27 +54,29 @@ async def _agreed(runner: TaskRunner) -> bool:
     """Whether the helper has just agreed to the active round; if not, it is asked again at the next tick."""
     try:
         await runner.agree()
-    except BudgetSpent as error:
-        _stop_spending(runner, str(error))
+    except (AlreadyExists, BudgetSpent) as error:
+        _end_unagreed(runner, error)
+        # One number a tick after going back to a backup, until it is one that the helper hasn't had.
+        return isinstance(error, BudgetSpent)
     except UmbelError as error:
         runner.tools.private.held_up(runner.task.name, error)
         return False
     return True
 
 
-def _stop_spending(runner: TaskRunner, reason: str) -> None:
-    """The budget doesn't allow the round: it ends before it began, and the task pauses until somebody decides."""
-    held, now = runner.active, runner.tools.clock.now()
+def _end_unagreed(runner: TaskRunner, error: UmbelError) -> None:
+    """The round ends before it began; where there is no budget for it, the task pauses until somebody decides."""
+    held, now, record = runner.active, runner.tools.clock.now(), runner.record
     if held is None:
         return
-    after, training = held.abandon(reason, now), runner.rounds.get(Kind.TRAIN)
+    after, training = held.abandon(str(error), now), runner.rounds.get(Kind.TRAIN)
     if held.key.kind is Kind.EVALUATE and training is not None:
         # The training round that follows will find no budget either, and pause the task.
-        _decide(runner, training, (held, after), Refused(f"its evaluation has no budget: {reason}"), {}, now)
-    else:
-        runs = runner.task.state is TaskState.RUNNING
-        record = replace(runner.record, task=runner.task.paused()) if runs else runner.record
-        commit(runner, [(held, after)], record, now)
+        _decide(runner, training, (held, after), Refused(f"its evaluation can't begin: {error}"), {}, now)
+        return
+    if isinstance(error, BudgetSpent) and runner.task.state is TaskState.RUNNING:
+        record = replace(record, task=runner.task.paused())
+    commit(runner, [(held, after)], record, now)
 
 
 def _may_wait(runner: TaskRunner, held: Round) -> bool:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import structlog
 
 from umbel.descriptor import LONGEST_SECONDS, RoundDescriptor, SignedDescriptor, descriptor_from_bytes, noise_multiplier
-from umbel.errors import OutOfBounds, UmbelError, WrongState
+from umbel.errors import AlreadyExists, OutOfBounds, UmbelError, WrongState
 from umbel.manifest import Manifest
 from umbel.plan import Kind
 from umbel_server import privacy_ledger
@@ -114,10 +114,14 @@ class PrivateRounds:
         Raises:
             Unreachable: the helper is away; try again.
             BudgetSpent: it would cost more than the task may spend.
+            AlreadyExists: the helper has had a round of this number, or a later one, and never goes back.
             UmbelError: the helper refuses the round; its message says why.
         """
         helper, task = self.helper, record.task
-        helper_key = helper.offer_key(held.key.task, held.key.number, held.key.kind)
+        try:
+            helper_key = helper.offer_key(held.key.task, held.key.number, held.key.kind)
+        except WrongState as error:
+            raise AlreadyExists(f"the helper has come further than this coordinator: {error}") from error
         descriptor = self._describe(task, record.clip, held, manifest, helper_key)
         privacy_ledger.require_budget(past, descriptor, task.privacy)
         statement = descriptor.to_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from tests.server.driving import (
     task,
     together,
 )
-from umbel.descriptor import TWO_AGGREGATORS, descriptor_from_bytes
+from umbel.descriptor import LONGEST_SECONDS, TWO_AGGREGATORS, descriptor_from_bytes
 from umbel.digests import digest_of
 from umbel.errors import BadInput, CohortTooSmall, OutOfBounds, SealBroken, Unreachable, WrongState
 from umbel.helper_card import HelperCard
@@ -193,6 +194,39 @@ async def test_a_private_round_makes_the_version_that_a_plain_one_would(world: P
     assert world.round(1).state is RoundState.COMPLETED
     assert world.round(1).metrics["correct"] == 48.0
     np.testing.assert_allclose(world.weights().to_vector(), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("is_swept", [False, True], ids=["soon", "later"])
+async def test_a_coordinator_that_went_back_to_a_backup_goes_on_above_the_rounds_that_its_helper_has_had(
+    world: PrivateWorld, tmp_path: Path, is_swept: bool
+) -> None:
+    devices = world.enrol_private("a", "b", "c", "d")
+    await world.begin(task(**PRIVATE | {"rounds": 9, "evaluate_candidates": True}))
+
+    async def goes_on(ticks: int) -> None:
+        for _ in range(ticks):
+            await together(*devices)
+            await world.coordinator.tick()
+
+    await goes_on(3)
+    world.store.close()
+    places = [(Path(world.url.removeprefix("sqlite:///")), tmp_path / "copy.db"), (world.blobs_path, tmp_path / "copy")]
+    for place, copy in places:
+        (shutil.copytree if place.is_dir() else shutil.copy)(place, copy)
+    world.start()
+    await goes_on(6)
+    lost = world.coordinator.operations.rounds(TASK)[0].key.number
+    assert lost > 2
+    world.store.close()
+    for place, copy in places:
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+        copy.rename(place)
+    world.start()
+    if is_swept:
+        world.records.sweep(world.clock.now() + 10 * LONGEST_SECONDS, LONGEST_SECONDS)
+    await goes_on(10)
+    numbers = [row.key.number for row in world.coordinator.operations.rounds(TASK) if row.state is RoundState.COMPLETED]
+    assert max(numbers) > lost
 
 
 async def test_candidates_are_measured_privately_too(world: PrivateWorld) -> None:
