@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from tests.simulations import tiny
 from umbel.bundle import Bundle
 from umbel.errors import BadInput, MalformedMessage
 from umbel.runtime.onnx import OnnxRuntime
+from umbel.update import Metrics
+from umbel.weights import Weights
+from umbel_client.examples import Examples
 from umbel_models.optimizers import SGD
 from umbel_server import flower
 from umbel_simulations.cohort import checkpoint
@@ -20,7 +24,9 @@ from umbel_simulations.cohort.algorithm import Stage
 from umbel_simulations.cohort.clients import Start
 from umbel_simulations.cohort.engine import backend_of, play, run
 from umbel_simulations.cohort.fedbuff import FedBuff
+from umbel_simulations.cohort.personal import personalise
 from umbel_simulations.cohort.pool import Pool
+from umbel_simulations.cohort.resident import OnnxBackend
 from umbel_simulations.cohort.rounds import Call, Cohort, chosen, train
 from umbel_simulations.cohort.scaffold import Scaffold
 from umbel_simulations.cohort.strategies import StrategyRounds
@@ -110,6 +116,56 @@ def test_personal_models_are_judged_on_each_users_own_examples(tiny_bundle: Bund
     assert outcome.per_device["personal_accuracy"] != outcome.per_device["accuracy"]
 
 
+def personal_models(bundle: Bundle, **choice: Any) -> list[Weights]:
+    """What each user makes of the first version, by the weights that are judged."""
+    stage, judged = stage_of(bundle, scenario(Algorithm(**choice))), list[Weights]()
+
+    class Judge(OnnxBackend):
+        def evaluate(self, weights: Weights, examples: Examples) -> Metrics:
+            judged.append(weights)
+            return super().evaluate(weights, examples)
+
+    personalise(stage, bundle.shared_weights(), lambda setting, moving: Judge(setting.bundle, moving=moving), 1)
+    return judged
+
+
+def test_each_way_to_a_personal_model_moves_what_it_says(tiny_bundle: Bundle) -> None:
+    base = tiny_bundle.shared_weights()
+    tuned, heads, between = (
+        personal_models(tiny_bundle, personalisation=way, personal_epochs=2)
+        for way in ("fine-tune", "head", "interpolate")
+    )
+    for whole, head, half in zip(tuned, heads, between, strict=True):
+        assert all((whole - base)[name].any() for name in base)
+        assert {name for name in base if (head - base)[name].any()} == {"p_head.bias", "p_head.weight"}
+        np.testing.assert_allclose((half - base).to_vector(), 0.5 * (whole - base).to_vector(), atol=1e-6)
+
+
+def test_personal_training_has_epochs_and_a_rate_of_its_own(tiny_bundle: Bundle) -> None:
+    base = tiny_bundle.shared_weights()
+    plain, longer, slower = (
+        [(one - base).norm() for one in personal_models(tiny_bundle, personalisation="fine-tune", **choice)]
+        for choice in ({"personal_epochs": 1}, {"personal_epochs": 4}, {"personal_epochs": 1, "personal_lr": 0.002})
+    )
+    assert all(far > near for far, near in zip(longer, plain, strict=True))
+    assert slower == pytest.approx([0.01 * one for one in plain], rel=0.5)
+
+
+@pytest.mark.parametrize("kind", ["scaffold", "fedbuff"])
+def test_a_servers_rate_scales_its_step(tiny_bundle: Bundle, kind: str) -> None:
+    weights, moved = tiny_bundle.shared_weights(), []
+    for rate in (1.0, 0.25):
+        stage = stage_of(
+            tiny_bundle,
+            scenario(Algorithm(kind, server_lr=rate)),  # type: ignore[arg-type]
+            with_drift=kind == "scaffold",
+        )
+        algorithm = Scaffold(stage) if kind == "scaffold" else FedBuff(stage)
+        moved.append((algorithm.step(1, weights).weights - weights).to_vector())
+    np.testing.assert_allclose(moved[1], 0.25 * moved[0], atol=1e-6)
+    assert moved[0].any()
+
+
 def test_too_few_reports_make_no_version(tiny_bundle: Bundle, tmp_path: Path) -> None:
     plan = PlanPart(batch_size=4, lr=1e30)
     task = TaskPart(rounds=2, goal=6, minimum=5, plan=plan)
@@ -117,6 +173,14 @@ def test_too_few_reports_make_no_version(tiny_bundle: Bundle, tmp_path: Path) ->
     outcome = played(told, tiny_bundle, tmp_path)
     assert [one.verdict for one in outcome.rounds] == ["abandoned", "abandoned"]
     assert outcome.accuracy == outcome.first_accuracy
+
+
+def test_reports_of_a_round_that_came_to_nothing_are_wasted(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    told = changed(scenario(rounds=2), {"task.goal": 6, "task.minimum": 6})
+    setting = tiny.setting(tiny_bundle, users=5)
+    outcome = play(told, setting, workers=1, progress=Silent(), folder=tmp_path)
+    assert [(one.verdict, one.reported) for one in outcome.rounds] == [("abandoned", 5)] * 2
+    assert outcome.trained == outcome.wasted == 10
 
 
 def test_a_checkpoint_of_another_run_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -170,7 +234,9 @@ def test_stale_updates_count_less(tiny_bundle: Bundle) -> None:
     first = buffered.step(1, weights)
     assert first.weights != weights
     assert first.reported == 2
-    buffered.step(2, first.weights)
+    second = buffered.step(2, first.weights)
+    assert second.reported == 2
+    assert second.weights == first.weights, "who was done first had begun with the model before"
     versions = [running.version for running in buffered._running]
     assert len(versions) == 5, "the place of the arrival that filled the buffer is taken after the step"
     assert set(versions) == {0, 1}

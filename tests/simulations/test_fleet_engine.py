@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +12,17 @@ import pytest
 
 from tests.simulations import fleets
 from umbel.bundle import Bundle
+from umbel.clock import SystemClock
 from umbel.errors import OutOfBounds
 from umbel_server.privacy_ledger import epsilon
 from umbel_simulations.fleet import virtual_time
 from umbel_simulations.fleet.engine import require_room
+from umbel_simulations.fleet.house import House
 from umbel_simulations.fleet.results import _rollout
 from umbel_simulations.fleet.rollouts import Played
 from umbel_simulations.outcome import RolloutEvent
 from umbel_simulations.scenario import PrivacyPart
-from umbel_simulations.world import Adversary, RolloutPlan
+from umbel_simulations.world import Adversary, RolloutPlan, Switches
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +88,29 @@ def test_who_was_taken_away_at_work_has_wasted_it_though_it_could_not_tell_yet(
     assert sum(found.shapes.values()) < found.sessions, "some have not come back"
     assert found.dropped >= 0.8 * found.faults["taken away"] > 0
     assert found.wasted >= found.dropped * 0.9
+
+
+def test_energy_is_what_work_and_traffic_take(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    people = fleets.population(watts=3.0, joules_per_megabyte_up=5e5, joules_per_megabyte_down=2e5)
+    told = fleets.scenario(fleets.home_of(tiny_bundle), population=people)
+    found = fleets.played(replace(told, task=replace(told.task, rounds=1)), tmp_path).per_device
+    wanted = 3.0 * found["seconds"].mean + 0.5 * found["bytes_up"].mean + 0.2 * found["bytes_down"].mean
+    assert found["joules"].mean == pytest.approx(wanted)
+    assert min(found[name].mean for name in ("seconds", "bytes_up", "bytes_down")) > 0
+
+
+def test_what_a_scenario_switches_off_is_off(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    people = fleets.population(examples_per_second=1.0, check_in_hours=0.05)
+    told = fleets.scenario(fleets.home_of(tiny_bundle), population=people)
+    told = replace(told, task=replace(told.task, over_selection=2.0))
+    switches = (Switches(), Switches(pace_steering=False), Switches(abort_before_upload=False))
+    on, unsteered, unasked = (fleets.played(replace(told, server=one), tmp_path) for one in switches)
+    assert sum(hour.check_ins for hour in unsteered.hourly) != sum(hour.check_ins for hour in on.hourly)
+    assert unasked.bytes_up > 1.1 * on.bytes_up
+    for switch in (Switches(), Switches(adaptive_deadline=False)):
+        house = House(tmp_path / str(switch), replace(told, server=switch), SystemClock(), Counter(), [])
+        assert house._settings.adaptive_deadlines is switch.adaptive_deadline
+        house.close()
 
 
 def test_a_fleet_that_would_fill_the_memory_is_refused_before_it_does() -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.simulations import fleets
+from tests.simulations import fleets, tiny
 from umbel.bundle import Bundle
+from umbel.clock import SystemClock
 from umbel.errors import InvariantBroken
+from umbel.runtime.onnx import OnnxRuntime
 from umbel.visit import ReportBegin
 from umbel_server import privacy_ledger
 from umbel_server.aggregation import PlainSum
@@ -19,6 +21,7 @@ from umbel_server.round import Round
 from umbel_server.runner import TaskRunner
 from umbel_simulations.fleet.channel import CALL_SECONDS
 from umbel_simulations.fleet.faults import Fate, crash_times
+from umbel_simulations.fleet.time_of_device import DeviceTime, PacedRuntime
 from umbel_simulations.scenario import PrivacyPart
 from umbel_simulations.world import Crash, Faults, Outage, Process, RolloutPlan, WaveStep
 
@@ -118,6 +121,28 @@ def test_only_what_can_come_twice_is_told_to_have_come_twice(tiny_bundle: Bundle
     found = fleets.played(replace(told, task=replace(told.task, rounds=1)), tmp_path)
     visits, reports = sum(hour.check_ins for hour in found.hourly), sum(hour.reports for hour in found.hourly)
     assert visits + reports <= found.faults["duplicated"] <= 2 * visits
+
+
+def test_devices_with_wrong_clocks_look_in_as_often_as_others(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    told = fleets.scenario(fleets.home_of(tiny_bundle))
+    right, wrong = (
+        fleets.played(replace(told, population=fleets.population(wrong_clocks=share)), tmp_path) for share in (0.0, 1.0)
+    )
+    assert [one.verdict for one in wrong.rounds] == ["accepted"] * 4
+    assert sum(one.check_ins for one in wrong.hourly) == pytest.approx(
+        sum(one.check_ins for one in right.hourly), rel=0.3
+    )
+
+
+def test_a_slow_release_takes_eight_times_as_long(tiny_bundle: Bundle) -> None:
+    spent = []
+    for slow in (frozenset(), {tiny_bundle.manifest.digest}):
+        time = DeviceTime(SystemClock(), 0.0)
+        paced = PacedRuntime(OnnxRuntime(), time, 10.0, slow)
+        paced.infer(tiny_bundle, tiny_bundle.weights())(tiny_bundle.golden().inputs)
+        paced.train(tiny_bundle, tiny_bundle.weights()).step(tiny.examples(6, 1).inputs, tiny.examples(6, 1).targets)
+        spent.append(time.spent)
+    assert spent == pytest.approx([(8 / 3 + 6) / 10, 8 * (8 / 3 + 6) / 10])
 
 
 def test_outages_that_overlap_last_until_the_last_one_ends(tiny_bundle: Bundle, tmp_path: Path) -> None:

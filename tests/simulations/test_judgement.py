@@ -123,6 +123,14 @@ def test_no_thresholds_are_no_go() -> None:
     assert is_go(judge(MEASURED))
 
 
+def test_a_page_that_shows_a_part_of_what_there_was_says_so() -> None:
+    many = tuple(RoundOutcome(number, "accepted", 0.0, 1.0, 1, 1) for number in range(1, 1235))
+    text = page.render(replace(MEASURED, rounds=many, shapes={f"-{place}": place for place in range(30)}))
+    assert "The first 200 of 1,234 rounds" in text
+    assert "Session shapes: the 20 commonest of 30" in text
+    assert "<summary>Rounds<" in page.render(MEASURED)
+
+
 def test_a_page_shows_all_that_a_run_was_and_nothing_of_it_is_taken_for_html() -> None:
     text = page.render(MEASURED)
     for told in (

@@ -207,7 +207,7 @@ def _outcome(
         devices=len(federation.clients),
         sessions=sum(one.invited for one in rounds),
         trained=sum(one.invited for one in rounds),
-        wasted=sum(one.invited - one.reported for one in rounds),
+        wasted=sum(one.invited - (one.reported if one.verdict == "accepted" else 0) for one in rounds),
     )
 
 

@@ -59,7 +59,7 @@ def outcome_of(
         accuracy=judge.accuracy(weights),
         loss=judge.loss(weights),
         first_accuracy=judge.accuracy(first.shared_weights()),
-        per_device=_per_device(scenario, members, states, judge, weights),
+        per_device=_per_device(crew, scenario, members, states, judge, weights),
         devices=len(members),
         sessions=sum(crew.books.sessions.values()),
         trained=sessions.trained,
@@ -160,6 +160,7 @@ def _hour(at: float, epoch: float) -> float:
 
 
 def _per_device(
+    crew: Crew,
     scenario: Scenario,
     members: Mapping[DeviceId, Member],
     states: Sequence[Mapping[str, Any]],
@@ -167,7 +168,7 @@ def _per_device(
     weights: Weights,
 ) -> dict[str, Spread]:
     part = scenario.population
-    clients = judge._crew.federation.clients[: len(members)]
+    clients = crew.federation.clients[: len(members)]
     scores = [judge.accuracy(weights, client.held_back) for client in clients]
     personal = [(state.get("scores") or {}).get("personal") for state in states]
     up, down = ([float(state.get(name, 0)) for state in states] for name in ("bytes_up", "bytes_down"))

@@ -66,7 +66,7 @@ def percent(share: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number for people: three figures, no exponents."""
+    """A number for people: whole ones and large ones without a fraction, others in three figures or more."""
     if value is None:
         return NONE
     if value == int(value) or abs(value) >= 1000:

@@ -155,14 +155,16 @@ def _rounds(outcome: Outcome) -> str:
         for one in outcome.rounds[:_ROUNDS_SHOWN]
     ]  # fmt: skip
     head = ("round", "verdict", "opened (h)", "closed (h)", "invited", "reported", "accuracy", "loss", "why")
-    return f"<details><summary>Rounds</summary>{markup.table(head, rows)}</details>"
+    title = "Rounds" if len(rows) == len(outcome.rounds) else f"The first {len(rows)} of {len(outcome.rounds):,} rounds"
+    return f"<details><summary>{title}</summary>{markup.table(head, rows)}</details>"
 
 
 def _counts(outcome: Outcome) -> str:
     found = ""
     shapes = dict(sorted(outcome.shapes.items(), key=lambda entry: (-entry[1], entry[0]))[:_SHAPES_SHOWN])
+    few = "" if len(shapes) == len(outcome.shapes) else f": the {len(shapes)} commonest of {len(outcome.shapes)}"
     for title, note, counts in (
-        ("Session shapes", _LETTERS, shapes),
+        (f"Session shapes{few}", _LETTERS, shapes),
         ("Faults that were made", "", outcome.faults),
         ("What the product refused", "", outcome.refusals),
     ):
