@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from umbel.bundle import Bundle
@@ -37,10 +38,4 @@ def _tensor(spec: TensorSpec) -> str:
 
 
 def _size(specs: tuple[TensorSpec, ...]) -> int:
-    total = 0
-    for spec in specs:
-        count = 1
-        for size in spec.fixed_shape:
-            count *= size
-        total += count
-    return total
+    return sum(math.prod(spec.fixed_shape) for spec in specs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import fx
 
 from umbel.errors import OperatorNotSupported
+from umbel_models.lowering import Lowered, module_of, require_no_write_through
 
 _CHANCE: Final = "dropout, or noise that is given as an input"
 _COMPARED: Final = "a sum of comparisons with each bound"
@@ -34,6 +36,61 @@ INSTEAD: Final = {
 }
 """Operator -> what does in its place."""
 _ANYTHING: Final = "operators of docs/reference/what-compiles.md, or give what it comes to as an input"
+
+
+Handler = Callable[..., Any]
+"""(writer, node, *args, **kwargs) -> what stands for the node's value in a writer's graph, or a list of such."""
+
+
+def registering(handlers: dict[Any, Handler]) -> Callable[..., Callable[[Handler], Handler]]:
+    """A decorator that takes ATen operators, and puts what translates them into a runtime's table."""
+
+    def translates(*targets: Any) -> Callable[[Handler], Handler]:
+        def register(handler: Handler) -> Handler:
+            handlers.update(dict.fromkeys(targets, handler))
+            return handler
+
+        return register
+
+    return translates
+
+
+def handler_of(node: fx.Node, handlers: Mapping[Any, Handler]) -> Handler | None:
+    """What translates a node, or the pure form of one that writes into its first argument."""
+    return handlers.get(node.target) or handlers.get(not_in_place(node.target))
+
+
+def translated(
+    lowered: Lowered, writer: Any, node: fx.Node, handlers: Mapping[Any, Handler], to: str = "", hint: str = ""
+) -> Any:
+    """What a call becomes in a writer's graph.
+
+    Args:
+        lowered: what the node is of.
+        writer: of a runtime.
+        node: a call of an ATen operator.
+        handlers: the runtime's.
+        to: where to, for messages.
+        hint: what to do where there is no such operator, beside using others.
+
+    Raises:
+        OperatorNotSupported: the operator, or the way in which it is used, has no translation.
+    """
+    handler, name = handler_of(node, handlers), lowered.signature.name
+    if handler is None:
+        raise OperatorNotSupported(
+            f"{name!r}: no translation{to} for {node.target} {module_of(node)}; "
+            f"write that part with {instead_of(node)}{hint}"
+        )
+    try:
+        if writes_in_place(node):
+            require_no_write_through(node)
+        return handler(writer, node, *node.args, **node.kwargs)
+    except (TypeError, OperatorNotSupported) as error:
+        raise OperatorNotSupported(
+            f"{name!r}: {node.target} {module_of(node)} is used in a way that has no translation{to}: "
+            f"{in_words(error, node)}"
+        ) from error
 
 
 def instead_of(node: fx.Node) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from torch import fx
 
-from umbel.errors import CannotCompile, OperatorNotSupported
+from umbel.errors import CannotCompile
 from umbel_models.litert import convolution, linear, pointwise, reductions, shapes
 from umbel_models.litert.flatbuffer import Part, pack
 from umbel_models.litert.graph import HANDLERS, Writer, dtype_of, shape_of
 from umbel_models.litert.loop import add_loop
-from umbel_models.lowering import Lowered, module_of, require_no_write_through
+from umbel_models.lowering import Lowered
 from umbel_models.onnx.graph import HANDLERS as ONNX_HANDLERS
-from umbel_models.translation import attribute_of, in_words, instead_of, not_in_place, writes_in_place
+from umbel_models.translation import attribute_of, handler_of, translated, writes_in_place
 
 FAMILIES: Final = (convolution, linear, pointwise, reductions, shapes)
 """Importing a family registers its operators."""
@@ -67,32 +67,13 @@ def _own_shape(writer: Writer, value: fx.Node) -> int:
     return writer.ints(*(-1 if not isinstance(size, int) else size for size in shape_of(value)))
 
 
-def _or_onnx(node: fx.Node) -> str:
-    translated = node.target in ONNX_HANDLERS or not_in_place(node.target) in ONNX_HANDLERS
-    return ", or try ONNX Runtime alone" if translated else ""
-
-
 def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
     if node.op == "get_attr":
         writer.values[node] = writer.constant(attribute_of(lowered.graph, str(node.target)))
     if node.op != "call_function":
         return
-    handler = HANDLERS.get(node.target) or HANDLERS.get(not_in_place(node.target))
-    if handler is None:
-        raise OperatorNotSupported(
-            f"{lowered.signature.name!r}: no translation to LiteRT for {node.target} {module_of(node)}; "
-            f"write that part with {instead_of(node)}{_or_onnx(node)}"
-        )
-    try:
-        if writes_in_place(node):
-            require_no_write_through(node)
-        value: Any = handler(writer, node, *node.args, **node.kwargs)
-    except (TypeError, OperatorNotSupported) as error:
-        raise OperatorNotSupported(
-            f"{lowered.signature.name!r}: {node.target} {module_of(node)} is used in a way that has no translation to "
-            f"LiteRT: {in_words(error, node)}"
-        ) from error
-    writer.values[node] = value
+    hint = ", or try ONNX Runtime alone" if handler_of(node, ONNX_HANDLERS) else ""
+    value = writer.values[node] = translated(lowered, writer, node, HANDLERS, " to LiteRT", hint)
     if writes_in_place(node):
         # From here on the written tensor is the new one.
         writer.values[node.args[0]] = value  # type: ignore[index]

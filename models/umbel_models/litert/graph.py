@@ -6,7 +6,7 @@ on twins gives a twin; the order of torch is made when somebody asks for it, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,26 +17,14 @@ from torch import fx
 
 from umbel.errors import OperatorNotSupported
 from umbel_models.onnx.graph import is_open, numpy_dtype
-
-Handler = Callable[..., Any]
-"""(writer, node, *args, **kwargs) -> the number of the node's tensor, or a list of numbers."""
+from umbel_models.translation import Handler, registering
 
 HANDLERS: Final[dict[Any, Handler]] = {}
-"""ATen operator -> what translates it; each module of a family fills in its own."""
+"""ATen operator -> what translates it; each module of a family fills in its own, by `translates`."""
+translates: Final = registering(HANDLERS)
 
 Shape = Sequence[Any]
 """Sizes as numbers, or torch's symbols where they hang on the batch."""
-
-
-def translates(*targets: Any) -> Callable[[Handler], Handler]:
-    """Register a handler for these operators."""
-
-    def register(handler: Handler) -> Handler:
-        for target in targets:
-            HANDLERS[target] = handler
-        return handler
-
-    return register
 
 
 def shape_of(node: fx.Node) -> Shape:

@@ -11,14 +11,14 @@ import torch
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 from torch import Tensor, fx
 
-from umbel.errors import CannotCompile, OperatorNotSupported
+from umbel.errors import CannotCompile
 from umbel.manifest import WEIGHTS_FILE
 from umbel.weights import Weights
-from umbel_models.lowering import Lowered, module_of, require_no_write_through
+from umbel_models.lowering import Lowered
 from umbel_models.onnx import indexing, linear, pointwise, reductions, shapes
 from umbel_models.onnx.graph import HANDLERS, Writer, onnx_dtype
 from umbel_models.onnx.loop import add_loop
-from umbel_models.translation import attribute_of, in_words, instead_of, not_in_place, writes_in_place
+from umbel_models.translation import attribute_of, translated, writes_in_place
 
 OPSET: Final = 20
 IR_VERSION: Final = 10
@@ -130,22 +130,7 @@ def _translate(lowered: Lowered, writer: Writer, node: fx.Node) -> None:
         writer.values[node] = writer.constant(attribute_of(lowered.graph, str(node.target)))
     if node.op != "call_function":
         return
-    handler = HANDLERS.get(node.target) or HANDLERS.get(not_in_place(node.target))
-    if handler is None:
-        raise OperatorNotSupported(
-            f"{lowered.signature.name!r}: no translation for {node.target} {module_of(node)}; "
-            f"write that part with {instead_of(node)}"
-        )
-    try:
-        if writes_in_place(node):
-            require_no_write_through(node)
-        value = handler(writer, node, *node.args, **node.kwargs)
-    except (TypeError, OperatorNotSupported) as error:
-        raise OperatorNotSupported(
-            f"{lowered.signature.name!r}: {node.target} {module_of(node)} is used in a way that has no translation: "
-            f"{in_words(error, node)}"
-        ) from error
-    writer.values[node] = value
+    value = writer.values[node] = translated(lowered, writer, node, HANDLERS)
     if isinstance(value, str) and isinstance(node.meta["val"], Tensor):
         writer.shapes[value] = [str(size) for size in node.meta["val"].shape]
     if writes_in_place(node):

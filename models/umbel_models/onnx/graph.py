@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -13,12 +13,11 @@ from torch import fx
 
 from umbel.errors import OperatorNotSupported
 from umbel_models.onnx.folding import Shape, folded, views_last
-
-Handler = Callable[..., Any]
-"""(writer, node, *args, **kwargs) -> the name of the node's value, or a list of names."""
+from umbel_models.translation import Handler, registering
 
 HANDLERS: Final[dict[Any, Handler]] = {}
-"""ATen operator -> what translates it; each module of a family fills in its own."""
+"""ATen operator -> what translates it; each module of a family fills in its own, by `translates`."""
+translates: Final = registering(HANDLERS)
 
 _NUMPY: Final[dict[torch.dtype, type[np.generic]]] = {
     torch.float32: np.float32,
@@ -33,17 +32,6 @@ _NUMPY: Final[dict[torch.dtype, type[np.generic]]] = {
 _COMPARISONS: Final = {"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Or", "Where"}
 _MEETING: Final = {"Add", "BitwiseAnd", "Div", "Max", "Min", "Mul", "Pow", "Sub"} | _COMPARISONS
 """Operators whose inputs may differ in rank."""
-
-
-def translates(*targets: Any) -> Callable[[Handler], Handler]:
-    """Register a handler for these operators."""
-
-    def register(handler: Handler) -> Handler:
-        for target in targets:
-            HANDLERS[target] = handler
-        return handler
-
-    return register
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
