@@ -36,6 +36,7 @@ from umbel_server.helper.port import HelperPort
 from umbel_server.helper.remote import RemoteHelper
 from umbel_server.identity import Addresses
 from umbel_server.operators import Operators
+from umbel_server.passing import may_pass
 from umbel_server.port_certificate import PortCertificate
 from umbel_server.provider import HttpsGet, Provider
 from umbel_server.rpc import MAX_MESSAGE_BYTES
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
 
 ADMIN_STOP_SECONDS: Final = 0.5
 """Watching operators would never hang up by themselves."""
+
+HOLD_SECONDS: Final = 5.0
+"""Between two looks at the lock of the database."""
 
 _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # a port that another process holds is an error, not a lottery
@@ -238,12 +242,17 @@ async def serve(
 
 async def _serve(settings: Settings, ready: Callable[[Addresses], None], clock: Clock, program: Program | None) -> None:
     parts = build(settings, clock)
-    with parts.store.alone():
-        await _listen(settings, ready, clock, program, parts)
+    with parts.store.alone() as hold:
+        await _listen(settings, ready, clock, program, parts, hold)
 
 
 async def _listen(
-    settings: Settings, ready: Callable[[Addresses], None], clock: Clock, program: Program | None, parts: Parts
+    settings: Settings,
+    ready: Callable[[Addresses], None],
+    clock: Clock,
+    program: Program | None,
+    parts: Parts,
+    hold: Callable[[], None],
 ) -> None:
     server = Server(settings, parts, clock)
     stopping = asyncio.Event()
@@ -257,12 +266,23 @@ async def _listen(
         _log.info("ready", device=addresses.device, enrol=addresses.enrol, admin=addresses.admin)
         ready(addresses)
         with _running(program, parts.coordinator):
-            await _first(server.wait(), stopping.wait())
+            await _first(server.wait(), stopping.wait(), _alone_while(hold))
         _log.info("stopping", drain_seconds=settings.stop_seconds)
     finally:
         await server.stop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+async def _alone_while(hold: Callable[[], None]) -> None:
+    """Make sure now and then that no other coordinator has taken the database; raises `WrongState` once one has."""
+    while True:
+        await asyncio.sleep(HOLD_SECONDS)
+        try:
+            hold()
+        except Exception as error:
+            if not may_pass(error):
+                raise
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from umbel.identity import DeviceId
 from umbel.visit import CheckIn, ReleaseOutcome
 from umbel_server import health
 from umbel_server.health import Told
+from umbel_server.passing import may_pass
 from umbel_server.store import Store
 from umbel_server.tables import DEVICES, MODELS, OUTCOMES, SHAPES, TASKS
 
@@ -134,9 +135,9 @@ class Fleet:
                 _write_shapes(connection, news.shapes)
                 _write_outcomes(connection, news.outcomes)
                 health.write(connection, news.health)
-        except sa.exc.OperationalError:
-            # A full disk, or a database that is away: devices won't tell it again.
-            self._news = news
+        except sa.exc.DBAPIError as error:
+            if may_pass(error):
+                self._news = news  # devices won't tell it again
             raise
         for device in news.devices:
             self._seen[device].visits = self._seen[device].reports = 0

@@ -23,6 +23,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from umbel.errors import UmbelError, Unavailable
 from umbel.messages import parse
+from umbel_server.passing import may_pass
 
 C = TypeVar("C")
 
@@ -156,7 +157,7 @@ def _bearer(context: grpc.aio.ServicerContext[Any, Any]) -> str:
 
 
 async def _refuse(context: grpc.aio.ServicerContext[Any, Any], method: MethodDescriptor, error: Exception) -> NoReturn:
-    if _may_pass(error):
+    if may_pass(error):
         _log.error("disk or database don't do", method=method.full_name, exc_info=error)
         error = Unavailable("its disk or its database doesn't do just now; its log tells more. Try again later")
     elif not isinstance(error, UmbelError):
@@ -168,10 +169,3 @@ async def _refuse(context: grpc.aio.ServicerContext[Any, Any], method: MethodDes
         trailing_metadata=((ERROR_KEY, error.code),),
     )
     raise error  # never reached: abort raises
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether it says that the disk or the database doesn't do just now: full, read-only, away."""
-    # SQLAlchemy wraps what its driver raised; sqlite3 and psycopg call it alike, and neither need be loaded here.
-    cause = getattr(error, "orig", error)
-    return isinstance(cause, OSError) or type(cause).__name__ == "OperationalError"

@@ -31,6 +31,7 @@ KEEP_ALIVE: Final = ("tcp_keepalives_idle = 30", "tcp_keepalives_interval = 10",
 _PATIENCE: Final = "SET lock_timeout = '3s'"
 """The server may take a moment to see that the coordinator before is gone."""
 _LOCK: Final = sa.text("SELECT pg_advisory_lock(hashtext('umbel'), hashtext(current_schema()))")
+_STILL_THERE: Final = sa.text("SELECT 1")
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 """SQLSTATE."""
 _READS: Final = "umbel_reads"
@@ -77,32 +78,27 @@ class Store:
         return cls(engine, on_step)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[Callable[[], None]]:
         """Be the only coordinator on a PostgreSQL for as long as the block lasts; a SQLite file is its folder's.
 
         The server lets go of the lock when this process ends, or a minute after its machine went.
+
+        Yields:
+            What makes sure of it once more, to be called now and then: a server that was started anew, or that cut the
+            connection, has let go of the lock. Raises as below, or what the database raises where it is away.
 
         Raises:
             WrongState: another coordinator is on it.
         """
         if self.engine.dialect.name != "postgresql":
-            yield
+            yield lambda: None
             return
-        # No transaction: an open one would keep the server from clearing up, for as long as we live.
-        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.detach()  # back in the pool it would hold the lock on
-            for setting in (*(f"SET {one}" for one in KEEP_ALIVE), _PATIENCE):
-                connection.execute(sa.text(setting))
-            try:
-                connection.execute(_LOCK)
-            except sa.exc.OperationalError as error:
-                if getattr(error.orig, "sqlstate", "") != _LOCK_NOT_AVAILABLE:
-                    raise
-                raise WrongState(
-                    "another coordinator uses this database; stop it first, or name another database: two would each "
-                    "count half of the reports"
-                ) from None
-            yield
+        lock = _Lock(self.engine)
+        lock.hold()
+        try:
+            yield lock.hold
+        finally:
+            lock.let_go()
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
@@ -127,6 +123,45 @@ class Store:
         self.engine.dispose()
 
 
+class _Lock:
+    """PostgreSQL's lock of a coordinator, on a connection of its own."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._connection: sa.Connection | None = None
+
+    def hold(self) -> None:
+        """Hold it from now on, or still."""
+        try:
+            if self._connection is not None:
+                self._connection.execute(_STILL_THERE)
+                return
+        except sa.exc.DBAPIError:
+            self.let_go()
+        # No transaction: an open one would keep the server from clearing up, for as long as we live.
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection.detach()  # back in the pool it would hold the lock on
+        try:
+            for setting in (*(f"SET {one}" for one in KEEP_ALIVE), _PATIENCE):
+                connection.execute(sa.text(setting))
+            connection.execute(_LOCK)
+        except BaseException as error:
+            connection.close()
+            if getattr(getattr(error, "orig", None), "sqlstate", "") != _LOCK_NOT_AVAILABLE:
+                raise
+            raise WrongState(
+                "another coordinator uses this database; stop it first, or name another database: two would each "
+                "count half of the reports"
+            ) from None
+        self._connection = connection
+
+    def let_go(self) -> None:
+        """Hold it no longer."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
 def _engine(url: str, pragmas: Sequence[str]) -> sa.Engine:
     try:
         parsed = make_url(url)
@@ -136,12 +171,12 @@ def _engine(url: str, pragmas: Sequence[str]) -> sa.Engine:
     if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
         with suppress(OSError):  # whatever is wrong with its place, connecting tells it better
             make_file_private(Path(parsed.database))
-        engine = sa.create_engine(parsed)
+        engine = sa.create_engine(parsed, hide_parameters=True)
         sa.event.listen(engine, "connect", lambda connection, entry: _prepare_sqlite(connection, pragmas))
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
     if backend == "postgresql":
-        return sa.create_engine(parsed, pool_pre_ping=True, isolation_level="REPEATABLE READ")
+        return sa.create_engine(parsed, pool_pre_ping=True, isolation_level="REPEATABLE READ", hide_parameters=True)
     raise BadInput(f"a store is a SQLite file or PostgreSQL, not {parsed.render_as_string()!r}")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from tests.databases import empty_database
 from tests.power_cut import no_room
 from tests.private.parties import TASK as PRIVATE_TASK
 from tests.private.parties import Party
@@ -22,6 +23,7 @@ from umbel.visit import SessionRecord
 from umbel_server.blobs import AREAS
 from umbel_server.helper import program
 from umbel_server.helper.records import Records
+from umbel_server.passing import may_pass
 from umbel_server.tables import DEVICES, SHAPES
 from umbel_server.task import Task
 
@@ -49,6 +51,25 @@ def test_a_report_that_finds_no_room_is_kept_by_its_device_and_counts_once_there
         assert type(found[0]) is Unavailable and counted(live) == 0
         assert device.report(begin, chunks)[-1].HasField("accepted")
         assert counted(live) == 1
+
+
+async def test_what_devices_told_outlives_a_database_that_takes_no_writes(tmp_path: Path, postgresql: str) -> None:
+    """As after a failover, on the server that isn't the first one yet."""
+    world = World(empty_database(postgresql), tmp_path / "blobs")
+    (device,) = world.enrol("a")
+    await device.check_in()
+
+    def refuse_writes(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+
+    sa.event.listen(world.store.engine, "begin", refuse_writes)
+    with pytest.raises(sa.exc.DBAPIError) as found:
+        world.coordinator.fleet.flush(world.clock.now())
+    assert may_pass(found.value)
+    sa.event.remove(world.store.engine, "begin", refuse_writes)
+    world.coordinator.fleet.flush(world.clock.now())
+    assert world.coordinator.operations.status().devices_seen_lately == 1
+    world.store.close()
 
 
 async def test_tries_without_room_leave_no_files_that_take_what_room_there_is(small_world: World) -> None:

@@ -13,6 +13,7 @@ from tests.databases import empty_database
 from tests.server.driving import Crash, Plug
 from umbel.digests import Digest, digest_of
 from umbel.errors import BadInput, DigestMismatch, MalformedMessage, NotFound, Unreachable, WrongState
+from umbel_server import app
 from umbel_server.blobs import AREAS, Blobs
 from umbel_server.store import Store
 from umbel_server.tables import METADATA, MODELS
@@ -54,6 +55,55 @@ def test_a_postgresql_has_one_coordinator_at_a_time(postgresql: str) -> None:
     with second.alone():
         first.close()
     second.close()
+
+
+def test_a_coordinator_whose_connection_was_cut_holds_its_database_again_or_hears_who_took_it(postgresql: str) -> None:
+    url = empty_database(postgresql)
+    first, second = Store.open(url), Store.open(url)
+
+    def cut() -> None:
+        with second.reading() as connection:
+            connection.execute(
+                sa.text("SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory'")
+            )
+
+    with first.alone() as hold:
+        hold()
+        cut()
+        hold()
+        with pytest.raises(WrongState, match="another coordinator uses this database"), second.alone():
+            pass
+        cut()
+        with second.alone(), pytest.raises(WrongState, match="another coordinator uses this database"):
+            hold()
+        hold()
+    first.close()
+    second.close()
+
+
+async def test_a_coordinator_ends_once_another_has_its_database_and_not_while_the_database_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(app, "HOLD_SECONDS", 0.0)
+    looks: list[Exception | None] = [None, ConnectionError(), None, WrongState("another has it")]
+
+    def hold() -> None:
+        if (found := looks.pop(0)) is not None:
+            raise found
+
+    with pytest.raises(WrongState, match="another has it"):
+        await app._alone_while(hold)
+    assert looks == []
+
+
+def test_no_error_of_the_database_tells_what_was_to_be_written(database_url: str) -> None:
+    """It goes to a log."""
+    store = Store.open(database_url)
+    with pytest.raises(sa.exc.IntegrityError) as found, store.transaction() as connection:
+        for _ in range(2):
+            connection.execute(MODELS.insert().values(ROW | {"next_release": 424242}))
+    assert "424242" not in str(found.value)
+    store.close()
 
 
 def test_a_transaction_that_raises_leaves_nothing(database_url: str) -> None:
