@@ -23,6 +23,8 @@ from umbel_server.tables import DEVICES, MODELS, OUTCOMES, SHAPES, TASKS
 
 LATELY_SECONDS = 24 * 3600.0
 """A device that called within this time counts when rounds are paced."""
+MOST_SHAPES = 1_000
+"""Different shapes of sessions (and errors) that are counted of a task; further ones aren't."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +187,16 @@ class Fleet:
 
 
 def _write_shapes(connection: sa.Connection, shapes: Counter[tuple[str, str, str]]) -> None:
-    # Only of tasks that exist: what a device makes up takes no room.
-    known = set(connection.scalars(sa.select(TASKS.c.name)))
+    # Only of tasks that exist, and no more than honest devices ever tell: what one makes up takes no room.
+    written = sa.select(TASKS.c.name, sa.func.count(SHAPES.c.task)).outerjoin(SHAPES, SHAPES.c.task == TASKS.c.name)
+    room = {row[0]: MOST_SHAPES - row[1] for row in connection.execute(written.group_by(TASKS.c.name))}
     for (task, shape, error), count in sorted(shapes.items()):
-        if task not in known:
-            continue
         this = (SHAPES.c.task == task) & (SHAPES.c.shape == shape) & (SHAPES.c.error == error)
-        if not connection.execute(SHAPES.update().where(this).values(count=SHAPES.c.count + count)).rowcount:
+        if connection.execute(SHAPES.update().where(this).values(count=SHAPES.c.count + count)).rowcount:
+            continue
+        if room.get(task, 0) > 0:
             connection.execute(SHAPES.insert().values(task=task, shape=shape, error=error, count=count))
+            room[task] -= 1
 
 
 def _write_outcomes(

@@ -16,6 +16,7 @@ from umbel.release import STABLE
 from umbel.update import Aggregate
 from umbel.visit import Outcome, ReleaseOutcome, Retry, SessionRecord
 from umbel_models.zoo import bundle_path
+from umbel_server import fleet
 from umbel_server.beat import Beat
 from umbel_server.flower.spec import StrategySpec
 from umbel_server.round import UPLOAD_GRACE_SECONDS, RoundState, SessionState
@@ -264,6 +265,19 @@ async def test_what_devices_tell_is_counted_once_and_made_up_names_take_no_room(
     assert operations.status().devices_seen_lately == 1
     world.restart()
     assert world.coordinator.operations.device(device.id).visits == 2
+
+
+async def test_made_up_shapes_take_little_room_and_those_that_are_known_go_on_counting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "MOST_SHAPES", 3)
+    (device,) = world.enrol("a")
+    await world.begin(task())
+    honest = SessionRecord(TASK, 1, "-v[]+^")
+    made_up = tuple(SessionRecord(TASK, 1, "-", f"error-{number}") for number in range(9))
+    for sessions, counted in (((honest,), {"-v[]+^": 1}), ((honest, *made_up), {"-v[]+^": 2, "-": 2})):
+        await device.check_in(offers_work=False, sessions=sessions)
+        assert world.coordinator.operations.shapes(TASK) == counted
 
 
 async def test_a_device_that_makes_up_its_release_costs_the_others_nothing(world: World) -> None:
