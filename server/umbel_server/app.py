@@ -25,6 +25,7 @@ from umbel.errors import NotAllowed, NotFound, Unavailable
 from umbel.holding import held
 from umbel_server import descriptors
 from umbel_server.access import AcceptAll, Access, Authorities, RefuseAll
+from umbel_server.addresses import from_here, joined
 from umbel_server.admin import AdminGateway
 from umbel_server.beat import Beat
 from umbel_server.blobs import Blobs
@@ -185,9 +186,8 @@ class Server:
         for server in (self._devices, self._enrolments, self._admins, self._tokens):
             await server.start()
         self._rounds = asyncio.create_task(parts.coordinator.run(), name="rounds")
-        host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - to be called at
         ports = (device_port, enrol_port, admin_port, token_port)
-        addresses = Addresses(*(f"{host}:{port}" if port else "" for port in ports))
+        addresses = Addresses(*(from_here(settings.host, port) if port else "" for port in ports))
         self._folder.write_addresses(addresses)
         return addresses
 
@@ -210,12 +210,11 @@ class Server:
         self._parts.store.close()
 
     def _listen(self, server: grpc.aio.Server, port: int, client_authority: bytes | None) -> int:
-        credentials = self._certificate.credentials(client_authority)
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        credentials, address = self._certificate.credentials(client_authority), joined(self._settings.host, port)
         try:
-            return server.add_secure_port(f"{host}:{port}", credentials)
+            return server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise Unavailable(f"can't listen at {host}:{port}; is another coordinator running there?") from error
+            raise Unavailable(f"can't listen at {address}; is another coordinator running there?") from error
 
 
 async def serve(

@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -20,7 +21,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.private.parties import NOW, POPULATION, Cohort, Party
 from umbel.clock import SystemClock
-from umbel.errors import CertificateRefused, EnrolmentRefused, SetRefused, SignatureInvalid, Unreachable, WrongState
+from umbel.errors import (
+    CertificateRefused,
+    EnrolmentRefused,
+    SetRefused,
+    SignatureInvalid,
+    Unavailable,
+    Unreachable,
+    WrongState,
+)
 from umbel.helper_card import HelperCard
 from umbel.plan import Kind
 from umbel.secure_sum import Participant
@@ -208,6 +217,15 @@ async def test_health_fails_where_the_records_cannot_be_read(tmp_path: Path) -> 
     writer.close()
     server.close()
     assert told.startswith("HTTP/1.1 503 ") and '"status": "failing"' in told
+
+
+async def test_a_health_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    records = Records(tmp_path / "helper.db")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(Unavailable, match=f"its health at 127.0.0.1:{port}"):
+            await _health(records, HelperSettings(leader="", health_port=port))
+    records.close()
 
 
 def test_a_second_one_in_its_folder_is_refused(running: Running) -> None:

@@ -24,10 +24,10 @@ from tests.server.live import MovedClock, serving
 from umbel.errors import AlreadyExists, CertificateRefused, EnrolmentRefused, NotFound, OutOfBounds, Unavailable
 from umbel.v1 import admin_pb2 as pb
 from umbel.v1 import device_pb2
+from umbel_server.addresses import from_here, host_and_port, joined
 from umbel_server.app import Server, build
 from umbel_server.authority import make_request
 from umbel_server.folder import Folder
-from umbel_server.helper.folder import host_and_port
 from umbel_server.identity import Addresses, Identity
 from umbel_server.port_certificate import RENEW_AFTER
 from umbel_server.settings import load_settings
@@ -165,6 +165,15 @@ def test_ports_get_one_new_certificate_when_half_of_its_time_is_over_or_the_cloc
             assert len(newest) == 1 and shown() == newest
             assert not newest & seen
             seen |= newest
+
+
+@pytest.mark.parametrize(
+    ("host", "called"),
+    [("::1", "[::1]:7443"), ("::", "127.0.0.1:7443"), ("0.0.0.0", "127.0.0.1:7443"), ("10.0.0.7", "10.0.0.7:7443")],
+)
+def test_programs_of_this_machine_are_told_an_address_that_can_be_called(host: str, called: str) -> None:
+    assert from_here(host, 7443) == called
+    assert host_and_port(joined(host, 7443)) == (host, 7443)
 
 
 def test_devices_are_told_the_advertised_address(tmp_path: Path) -> None:

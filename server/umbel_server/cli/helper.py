@@ -44,11 +44,12 @@ def init(
     Example: umbel helper init helper-state --leader @release.pub --address helper.example.org:7446 --operator "ACME IT"
     """
     from umbel.clock import SystemClock
-    from umbel_server.helper.folder import HelperFolder, HelperSettings, host_and_port
+    from umbel_server.addresses import host_and_port
+    from umbel_server.helper.folder import HelperFolder, HelperSettings
 
     key = Path(leader[1:]).read_text().strip() if leader.startswith("@") else leader
     host, port = host_and_port(address)
-    listens = host if host in ("127.0.0.1", "localhost") else "0.0.0.0"  # noqa: S104 - a service of its own machine
+    listens = host if host in ("127.0.0.1", "::1", "localhost") else "0.0.0.0"  # noqa: S104 - a service of its own machine
     settings = HelperSettings(leader=key, host=listens, port=port, minimum_cohort=minimum_cohort)
     made = HelperFolder.create(folder, settings, address, operator, SystemClock().now())
     card = folder / "card.json"

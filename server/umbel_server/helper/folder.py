@@ -26,6 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from umbel.errors import AlreadyExists, MalformedMessage, NotFound
 from umbel.helper_card import HelperCard
 from umbel.holding import held
+from umbel_server.addresses import host_and_port
 from umbel_server.authority import general_name, key_to_pem
 from umbel_server.files import PUBLIC, make_private, read_file, write_file
 from umbel_server.helper.core import HelperPolicy
@@ -231,13 +232,3 @@ def _certificate(key: ec.EllipticCurvePrivateKey, host: str, now: float) -> byte
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     )
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-def host_and_port(address: str) -> tuple[str, int]:
-    """The parts of host:port or [host]:port; raises `MalformedMessage`."""
-    host, _, port = address.rpartition(":")
-    if not port.isdecimal() or int(port) > 65_535:
-        raise MalformedMessage(f"{address!r} is no address; write it as host:port, such as helper.example.org:7446")
-    host = host.removeprefix("[").removesuffix("]")
-    general_name(host)
-    return host, int(port)

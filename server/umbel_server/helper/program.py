@@ -17,6 +17,7 @@ from umbel.clock import Clock, SystemClock
 from umbel.errors import Unavailable
 from umbel.holding import held
 from umbel_server import descriptors
+from umbel_server.addresses import from_here, joined
 from umbel_server.helper.core import Helper
 from umbel_server.helper.folder import HelperFolder, HelperSettings
 from umbel_server.helper.people import People
@@ -85,33 +86,34 @@ async def _serve(
     stopping, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    health, told_at = await _health(parts.records, settings)
     await server.start()
-    health = await _health(parts.records, settings)
     sweeping = asyncio.create_task(_sweep(parts.helper))
     try:
-        address = f"{_host(settings)}:{port}"
+        address = from_here(settings.host, port)
         _log.info("helper ready", address=address, leader=settings.leader[:16])
-        ready(address, health[1])
+        ready(address, told_at)
         await stopping.wait()
     finally:
         sweeping.cancel()
-        health[0].close()
+        if health is not None:
+            health.close()
         await server.stop(STOP_SECONDS)
         parts.records.close()
 
 
 def _listen(server: grpc.aio.Server, folder: HelperFolder, settings: HelperSettings) -> int:
-    credentials = grpc.ssl_server_credentials([folder.tls()])
+    credentials, address = grpc.ssl_server_credentials([folder.tls()]), joined(settings.host, settings.port)
     try:
-        return server.add_secure_port(f"{settings.host}:{settings.port}", credentials)
+        return server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise Unavailable(f"can't listen at {settings.host}:{settings.port}; is something running there?") from error
+        raise Unavailable(f"can't listen at {address}; is something running there?") from error
 
 
-async def _health(records: Records, settings: HelperSettings) -> tuple[asyncio.Server | _Nothing, str]:
+async def _health(records: Records, settings: HelperSettings) -> tuple[asyncio.Server | None, str]:
     """Answer `GET /healthz` with the counts of the store, over plain HTTP: nothing in it is secret."""
     if not settings.health_port:
-        return _Nothing(), ""
+        return None, ""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -129,8 +131,12 @@ async def _health(records: Records, settings: HelperSettings) -> tuple[asyncio.S
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(answer, settings.host, settings.health_port)
-    return server, f"{_host(settings)}:{server.sockets[0].getsockname()[1]}"
+    try:
+        server = await asyncio.start_server(answer, settings.host, settings.health_port)
+    except OSError as error:
+        address = joined(settings.host, settings.health_port)
+        raise Unavailable(f"can't tell its health at {address}; is something running there?") from error
+    return server, from_here(settings.host, settings.health_port)
 
 
 def _told(records: Records) -> tuple[str, dict[str, object]]:
@@ -139,11 +145,6 @@ def _told(records: Records) -> tuple[str, dict[str, object]]:
         return "200 OK", {"status": "ok", **records.counts()}
     except sqlite3.Error as error:
         return "503 Service Unavailable", {"status": "failing", "reason": f"its records can't be read: {error}"}
-
-
-class _Nothing:
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 async def _sweep(helper: Helper) -> None:
@@ -155,7 +156,3 @@ async def _sweep(helper: Helper) -> None:
             # Keys must go once they have expired: a disk that is full for a while may only put that off.
             _log.error("what has expired stays for now", reason=str(error))
         await asyncio.sleep(SWEEP_SECONDS)
-
-
-def _host(settings: HelperSettings) -> str:
-    return "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - to be called at
