@@ -95,7 +95,7 @@ class Adoption:
         """
         memory, self.refusal = self._kit.memory, ""
         try:
-            offer = verify_offered(self._kit, listing, signed)
+            offer = verify_offered(self._kit, signed)
         except (NotAuthentic, NotAllowed, MalformedMessage) as error:
             self.refusal = as_text(f"{error.code}: {error}")
             return None

@@ -102,12 +102,19 @@ class Listing:
     @property
     def time_floor(self) -> float:
         """An instant that is known to have passed, from signed metadata; 0 before the first."""
-        told = self._newest_timestamp().get(ISSUED_AT)
-        # Whoever steals the timestamp's key may write anything here: what is no instant must not keep a device from
-        # learning, by the next root, that the key was replaced.
-        if not isinstance(told, int | float) or not 0 <= told <= _LAST_INSTANT:
-            return 0.0
-        return float(told)
+        return _issued_at(self._newest_timestamp())
+
+    def _floor(self, files: Mapping[str, bytes | None]) -> float:
+        """`time_floor`; that of the timestamp that is to be verified now, where it is a newer one that says less: its
+        coordinator's clock was ahead, and was set right.
+        """
+        try:
+            shown = json.loads(files["timestamp.json"] or b"")["signed"]
+            if shown["version"] > self._newest_timestamp()["version"]:
+                return min(self.time_floor, _issued_at(shown))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass  # whatever it is, it is refused by those who verify it
+        return self.time_floor
 
     @property
     def witnessed(self) -> str:
@@ -168,7 +175,7 @@ class Listing:
         from umbel_client.tuf_files import FilesAtHand, Missing
 
         # Read first: a new client begins by pointing back at the pinned root.
-        instant = datetime.datetime.fromtimestamp(max(now, self.time_floor), datetime.UTC)
+        instant = datetime.datetime.fromtimestamp(max(now, self._floor(files)), datetime.UTC)
         with _own_errors():
             try:
                 updater = Updater(
@@ -184,6 +191,16 @@ class Listing:
             except Missing as missing:
                 return missing.name, missing.limit
         return None
+
+
+def _issued_at(timestamp: Mapping[str, Any]) -> float:
+    """When a timestamp says that it was made; 0 where it doesn't."""
+    told = timestamp.get(ISSUED_AT)
+    # Whoever steals the timestamp's key may write anything here: what is no instant must not keep a device from
+    # learning, by the next root, that the key was replaced.
+    if not isinstance(told, int | float) or not 0 <= told <= _LAST_INSTANT:
+        return 0.0
+    return float(told)
 
 
 def _config() -> UpdaterConfig:

@@ -48,8 +48,10 @@ async def believe(kit: Kit, listing: Listing, signed: SignedOffer) -> Offered:
         NotAuthentic, NotFound, OutOfBounds: what it names can't be shown to be real.
         Unreachable: the listing couldn't be read in time.
     """
-    offer = verify_offered(kit, listing, signed)
+    offer = verify_offered(kit, signed)
     listed = await find_listed(kit, listing, offer.model, offer.number)
+    # By the time that the listing shows once it is up to date, where this device's clock runs behind.
+    verify_offered(kit, signed, listing.time_floor)
     if listed.bundle != offer.bundle:
         raise SignatureInvalid(f"release {offer.number} is listed with another content than the offer names")
     if listed.channel != kit.identity.channel:
@@ -71,9 +73,15 @@ async def find_listed(kit: Kit, listing: Listing, model: str, number: int) -> Li
     return await listing.find(kit.channel.read_listing, now, model, number)
 
 
-def verify_offered(kit: Kit, listing: Listing, signed: SignedOffer) -> Offer:
-    """All that can be checked of an offer without the network; raises as `believe`."""
-    now = max(kit.clock.now(), listing.time_floor)
+def verify_offered(kit: Kit, signed: SignedOffer, time_floor: float = 0.0) -> Offer:
+    """All that can be checked of an offer without the network; raises as `believe`.
+
+    Args:
+        kit: the device's.
+        signed: the offer.
+        time_floor: POSIX seconds; an instant that is known to have passed.
+    """
+    now = max(kit.clock.now(), time_floor)
     offer = verify_offer(signed, kit.identity.release_key, kit.device, now)
     if offer.execution in kit.memory.state.executions:
         raise RollbackRefused(f"offer {offer.execution} was followed before; somebody plays it back")

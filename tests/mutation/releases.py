@@ -29,7 +29,7 @@ GUARDS: Final = (
     ),
     *of(
         "client/umbel_client/offered.py", _OFFERS,
-        ("an offer's end by the listing's time", "max(kit.clock.now(), listing.time_floor)", "kit.clock.now()"),
+        ("an offer's end by the listing's time", "verify_offered(kit, signed, listing.time_floor)", "verify_offered(kit, signed)"),
         ("an offer that was followed", "if offer.execution in kit.memory.state.executions:", "if False:"),
         ("an offer's model", "if known and offer.model != known:", "if False:"),
         ("an offer's number", "if active is not None and offer.number <= active.number:", "if False:"),
@@ -62,7 +62,7 @@ GUARDS: Final = (
     ),
     *of(
         "client/umbel_client/listing.py", _LISTING,
-        ("time doesn't go back", "max(now, self.time_floor)", "now"),
+        ("time doesn't go back", "max(now, self._floor(files))", "now"),
         ("a date that is none", "or not 0 <= told <= _LAST_INSTANT:", "or False:"),
         ("a stolen key's date", "signed if by & set(trusted) and", "signed if by and"),
         ("one deadline", "async with asyncio.timeout(self._seconds):", "async with asyncio.timeout(None):"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rollouts.fleet import AUTHOR, MODEL, SECOND, Fleet
+from tests.rollouts.fleet import AUTHOR, MODEL, SECOND, Fleet, SetClock
 from umbel_server.rollout import Stage
 from umbel_server.rollout_spec import Wave
 
@@ -53,6 +53,21 @@ async def test_going_back_that_began_in_the_future_is_given_up_at_its_deadline(f
     fleet.clock.instant += everybody[0].deadline_seconds
     fleet.steer()
     assert fleet.verbs.get("r").rollout.stage is Stage.ROLLED_BACK
+
+
+async def test_devices_follow_a_coordinator_that_has_set_its_clock_right(fleet: Fleet) -> None:
+    """Their own clocks were right all the time; what they saw signed says otherwise."""
+    own = SetClock(fleet.clock.instant)
+    for index in range(len(fleet.devices)):
+        fleet.reopen(index, clock=own)
+    fleet.clock.instant += YEARS
+    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    set_back(fleet)
+    fleet.steer()
+    release = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    assert set(fleet.releases()) == {release}
 
 
 async def test_a_device_that_called_in_the_future_counts_no_longer_than_others(fleet: Fleet) -> None:

@@ -42,7 +42,7 @@ def signed(fleet: Fleet, offer: Offer) -> SignedOffer:
 def considered(fleet: Fleet, offer: SignedOffer, index: int = 0) -> Offer:
     kit = fleet.devices[index].kit
     assert kit.listing is not None
-    return verify_offered(kit, kit.listing, offer)
+    return verify_offered(kit, offer, kit.listing.time_floor)
 
 
 def test_an_honest_offer_is_believed(fleet: Fleet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +112,24 @@ async def test_a_clock_set_back_does_not_prolong_a_freeze(world: World) -> None:
     world.lies = {"timestamp.json": _expired_after(world, later)}
     with pytest.raises(Expired):
         await fresh.refresh(world.fetch, NOW - 400 * DAY)
+
+
+@pytest.mark.parametrize("days", [3, 800])
+async def test_a_coordinator_that_has_set_its_clock_right_is_followed_again(world: World, days: int) -> None:
+    """Whoever plays its metadata of before back, isn't."""
+    device, ahead = world.device(), NOW + days * DAY
+    world.repository.keep_fresh(ahead)
+    with suppress(Expired):  # the root, by that time
+        await device.refresh(world.fetch, NOW)
+    assert device.time_floor == ahead
+    before = world.snapshot_of_now()
+    world.repository.keep_fresh(NOW + 60)
+    world.release(listed(3))
+    assert (await device.find(world.fetch, NOW + 60, MODEL, 3)).number == 3
+    assert device.time_floor < ahead
+    world.lies = before
+    with pytest.raises(RollbackRefused):
+        await device.refresh(world.fetch, NOW + 90)
 
 
 def _expired_after(world: World, later: float) -> bytes:
