@@ -41,8 +41,7 @@ def signed(fleet: Fleet, offer: Offer) -> SignedOffer:
 
 def considered(fleet: Fleet, offer: SignedOffer, index: int = 0) -> Offer:
     kit = fleet.devices[index].kit
-    assert kit.listing is not None
-    return verify_offered(kit, offer, kit.listing.time_floor)
+    return verify_offered(kit, offer)
 
 
 def test_an_honest_offer_is_believed(fleet: Fleet) -> None:
@@ -97,7 +96,7 @@ async def test_an_offer_expires_by_the_listings_time_when_the_clock_is_set_back(
     await kit.listing.refresh(kit.channel.read_listing, fleet.clock.now())
     fleet.clock.instant -= 400 * 86_400.0
     with pytest.raises(Expired):
-        considered(fleet, offer)
+        await believe(kit, kit.listing, offer)
 
 
 async def test_an_offer_that_was_followed_is_not_followed_again(fleet: Fleet) -> None:
