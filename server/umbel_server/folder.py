@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final, TypeVar
@@ -175,8 +176,9 @@ class Folder:
         write_file(self.path / ADDRESSES_FILE, (json.dumps(asdict(addresses), indent=2) + "\n").encode())
 
     def forget_addresses(self) -> None:
-        """Nobody listens any more."""
-        (self.path / ADDRESSES_FILE).unlink(missing_ok=True)
+        """Nobody listens any more; where that can't be written down, the next start does."""
+        with suppress(OSError):
+            (self.path / ADDRESSES_FILE).unlink()
 
 
 def _understood(path: Path, reading: Callable[[bytes], T]) -> T:

@@ -227,6 +227,26 @@ def test_a_told_end_is_an_orderly_one(tmp_path: Path, number: signal.Signals) ->
         Addresses.read(tmp_path / "state")
 
 
+@pytest.mark.parametrize("since", ["before", "meanwhile"])
+def test_a_folder_that_takes_no_files_any_more_keeps_no_coordinator_from_an_orderly_end(
+    tmp_path: Path, since: str
+) -> None:
+    Folder.create(tmp_path / "state", (), time.time())
+    addresses = tmp_path / "state" / "addresses.json"
+    if since == "before":
+        addresses.mkdir()
+    with process(tmp_path / "state") as started:
+        if since == "meanwhile":
+            assert started.stdout is not None
+            assert json.loads(started.stdout.readline())["device"]
+            addresses.unlink()
+            addresses.mkdir()
+            started.send_signal(signal.SIGTERM)
+        _, words = started.communicate(timeout=30)
+    assert (started.returncode, "Traceback" in words) == (1 if since == "before" else 0, False), words
+    assert ("can't use" in words) == (since == "before")
+
+
 def test_two_folders_on_one_postgresql_are_one_too_many_until_the_first_is_killed(
     tmp_path: Path, postgresql: str
 ) -> None:
