@@ -1,9 +1,10 @@
 """The gate: compiled graphs must answer, judge and train as torch does, or no bundle is written.
 
 Answers and metrics are compared at several batch sizes, among them one and a ragged one. Training runs side by side:
-three steps on their own, compared tightly, then on to twenty. An activation within rounding of a kink (ReLU, a
-maximum) may take different sides in two engines, and training lets that grow to anything; so after the third step
-torch takes over the graph's weights before each next one, while both keep their own slots.
+three steps on their own, compared tightly, then on to twenty; with the weights of the last one it is answered again.
+An activation within rounding of a kink (ReLU, a maximum) may take different sides in two engines, and training lets
+that grow to anything; so after the third step torch takes over the graph's weights before each next one, while both
+keep their own slots.
 
 Some gradients are zero but for rounding: of a bias before batch norm, of the keys' bias in attention. Adam makes a
 whole step of those, in a direction that says nothing; such weights may differ by as much (`_Rounding`).
@@ -38,6 +39,8 @@ from umbel_models.vetting import copied, without_fast_path
 BATCH_SIZES: Final = (1, 5, 8)
 TRAIN_SIZES: Final = (8, 5, 16, 1)
 """Batch sizes of successive training steps, round and round."""
+LAST_SIZE: Final = 5
+"""Of the batch that is answered with the weights of the last step."""
 SHORT: Final = 3
 LONG: Final = 20
 ANSWER_TOLERANCE: Final = 1e-4
@@ -90,7 +93,7 @@ def check_parity(spec: ModelSpec, bundle: Bundle, runtime: Runtime) -> ParityRep
         with without_fast_path():
             infer = max(_infer(spec, module, bundle, runtime, size) for size in BATCH_SIZES)
             evaluate = max(_evaluate(spec, module, bundle, runtime, size) for size in BATCH_SIZES)
-        short, long = _train(spec, bundle, runtime, minimum)
+            short, long = _train(spec, bundle, runtime, minimum)
     except CannotCompile:
         raise
     except UmbelError as error:
@@ -121,13 +124,17 @@ def to_numpy(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
 
 
-def _infer(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runtime, size: int) -> float:
+def _infer(
+    spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runtime, size: int, trained: Weights | None = None
+) -> float:
     inputs, _ = spec.batch(size, start=1)
     with torch.no_grad():
         outputs = spec.answers(module.eval()(*inputs.values()))
-    found = runtime.infer(bundle, bundle.weights())(to_numpy(inputs))
+    weights = bundle.weights() if trained is None else Weights({**bundle.weights().arrays, **trained.arrays})
+    found = runtime.infer(bundle, weights)(to_numpy(inputs))
     expected = to_numpy(dict(zip(spec.outputs, outputs, strict=True)))
-    return max(_compare(f"infer (batch of {size})", n, found[n], expected[n], ANSWER_TOLERANCE) for n in expected)
+    where = f"infer (batch of {size})" if trained is None else "infer, after training"
+    return max(_compare(where, n, found[n], expected[n], ANSWER_TOLERANCE) for n in expected)
 
 
 def _evaluate(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runtime, size: int) -> float:
@@ -188,6 +195,8 @@ def _side_by_side(
             rounding.take_over(torch_side.module, moved)
         else:
             torch_side.take_over(moved)
+    # Answers must follow whatever training moves.
+    _infer(spec, torch_side.module, bundle, runtime, LAST_SIZE, moved)
     return short, long
 
 

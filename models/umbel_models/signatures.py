@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -109,14 +109,23 @@ def _first_pass(spec: ModelSpec, buffers: Named) -> tuple[list[str], bool]:
 
     Counters of integers have no use on a device and are left out.
     """
+    floating = {name: tensor for name, tensor in buffers.items() if tensor.is_floating_point()}
+    moved, draws = _written(spec, buffers)
+    # What is written may be what was there, as the mean of a layer that begins with zeros; it isn't that twice.
+    with suppress(CannotCompile):
+        moved |= _written(spec, buffers | {name: tensor + 1.0 for name, tensor in floating.items()})[0]
+    return [name for name in floating if name in moved], draws > 0
+
+
+def _written(spec: ModelSpec, buffers: Named) -> tuple[set[str], int]:
+    """Which of these buffers a forward pass in training mode leaves otherwise, and how many masks it draws."""
     own = {name: tensor.clone() for name, tensor in buffers.items()}
     own |= {name: p.detach() for name, p in spec.module.named_parameters()}
     tensors = {place: own[name] for place, name in _places(spec.module).items()}
     zero = torch.zeros(())
     with failures_of(spec, "module, in training,"), torch.no_grad(), drawing_in_torch(zero, zero) as draws:
         called(spec.module.train(), tensors, tuple(spec.inputs.values()))
-    moved = [name for name in buffers if not torch.equal(tensors[name], buffers[name])]
-    return [name for name in moved if buffers[name].is_floating_point()], draws.layers > 0
+    return {name for name in buffers if not torch.equal(tensors[name], buffers[name])}, draws.layers
 
 
 def _slots(spec: ModelSpec, trainable: Named) -> Named:

@@ -6,17 +6,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 from click.testing import Result
+from torch import Tensor
 from typer.testing import CliRunner
 
 from umbel_models.accumulation import Accumulated
 from umbel_models.choices import parse_optimizer, parse_trainable
 from umbel_models.cli import app
+from umbel_models.measure import torch_works
 from umbel_models.optimizers import SGD, Adam, Proximal
 from umbel_models.trainable import Head, LoRA, Named, every_weight
-from umbel_models.zoo import bundle_path
+from umbel_models.zoo import bundle_path, digits
 
 runner = CliRunner()
 MLP = "umbel_models.zoo.digits:mlp"
@@ -109,6 +112,13 @@ def test_bench_compares_with_torch_where_it_is_given_and_measures_alone_where_no
     assert alone.exit_code == 0, alone.output
     assert "torch" not in alone.stdout
     assert "litert batch 2" in alone.stdout
+
+
+def test_what_is_measured_of_torch_are_whole_batches_and_moves_nothing() -> None:
+    works = torch_works(digits.mlp(), 7)
+    step, answer = works["torch", "train"], works["torch", "infer"]
+    assert len({step() for _ in range(3)}) == 1, "the loss stays as it is"
+    assert cast(Tensor, answer()).shape == (7, 10)
 
 
 def test_a_second_build_takes_its_graphs_from_the_cache_unless_told_not_to(tmp_path: Path) -> None:

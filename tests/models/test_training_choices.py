@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from umbel.successor import successor
 from umbel.weights import Weights
 from umbel_models.accumulation import Accumulated
 from umbel_models.compile import compile_model
+from umbel_models.losses import correct
 from umbel_models.optimizers import SGD, Adam, Optimizer, Proximal, TorchOptimizer
+from umbel_models.parity import check_parity
 from umbel_models.spec import ModelSpec
 from umbel_models.zoo import digits
 
@@ -118,6 +121,53 @@ def test_running_statistics_travel_with_the_weights(tmp_path: Path) -> None:
     assert not np.array_equal(session.weights()["b_1.running_mean"], bundle.weights()["b_1.running_mean"])
 
 
+class Beginning(nn.Module):
+    """A batch norm of what begins as zeros, whose running mean the first batch leaves as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.head = nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+        self.register_buffer("units", torch.full((5,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.relu(self.norm(self.layer(x / self.units)) + x[:, :4]))
+        return logits
+
+
+def test_statistics_that_the_first_batch_leaves_as_they_are_travel_too(tmp_path: Path) -> None:
+    """Else devices would judge and answer by a mean of nothing, however far the layer has come."""
+    torch.manual_seed(0)
+    spec = ModelSpec("begins", Beginning(), F.cross_entropy, {"x": torch.randn(8, 5)}, {"y": torch.arange(8) % 2})
+    bundle = compile_model(spec, tmp_path).bundle
+    assert {spec.name for spec in bundle.manifest.buffers} == {"b_norm.running_mean", "b_norm.running_var"}
+
+
+class Folding(nn.Module):
+    """Works its weights out once for answers, as some do that are faster so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(5, 2), nn.Parameter(torch.ones(2, 1))
+        self.folded: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        self.folded = None if mode else (self.scale * self.layer.weight).detach().clone()
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.scale * self.layer.weight if self.folded is None else self.folded, self.layer.bias)
+
+
+def test_answers_that_would_not_follow_what_training_moves_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = ModelSpec("folds", Folding(), F.cross_entropy, {"x": torch.randn(8, 5)}, {"y": torch.arange(8) % 2})
+    with pytest.raises(ParityFailed, match="infer, after training: 'logits' differs"):
+        compile_model(spec, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_compiling_leaves_the_module_as_it_was(tmp_path: Path) -> None:
     spec = digits.cnn()
     spec.module.eval()
@@ -158,6 +208,23 @@ def test_weights_that_change_nothing_may_go_where_rounding_sends_them(optimizer:
     spec = ModelSpec("keys", Keys(), F.cross_entropy, x, y, optimizer=optimizer)
     for parity in compile_model(spec, tmp_path, ("onnx", "litert")).parity.values():
         assert parity.train_short < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"metrics": {"correct": lambda output, y: correct(output, y) + (y > -1).sum()}}, "'correct'"),
+        ({"loss": lambda output, y: 1.01 * F.cross_entropy(output, y)}, "'loss'"),
+        ({"count": lambda output, y: 2.0 * (y > -1).sum()}, "'(loss|examples)'"),
+    ],
+    ids=["metric", "loss", "count"],
+)
+def test_a_bundle_that_judges_otherwise_than_its_spec_is_no_bundle_of_it(
+    change: dict[str, Any], differs: str, tmp_path: Path
+) -> None:
+    bundle = compile_model(digits.mlp(), tmp_path).bundle
+    with pytest.raises(ParityFailed, match=rf"evaluate \(batch of 1\): {differs} differs"):
+        check_parity(replace(digits.mlp(), **change), bundle, OnnxRuntime())
 
 
 def test_no_other_weight_may(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
