@@ -101,6 +101,8 @@ def judge_release(
         InputMismatch: the examples here don't fit the release's signature.
         NotFinite: the release doesn't answer with numbers, or can't be fine-tuned with these settings.
     """
+    # First, as it holds two models beside the one that answers, and training needs the memory of several.
+    ratio = None if present is None else latency_ratio(bundle, present[0], split.held_back, runtime, clock)
     tuned = _tuned(bundle, split.training, settings, runtime, clock, device, go_on) if split.held_back.count else None
     shared = bundle.shared_weights()
     return Comparison(
@@ -109,7 +111,7 @@ def judge_release(
         present=None if present is None else score(evaluate(*present, split.held_back, runtime)),
         examples=split.held_back.count,
         tuned_weights=tuned,
-        latency_ratio=None if present is None else latency_ratio(bundle, present[0], split.held_back, runtime, clock),
+        latency_ratio=ratio,
     )
 
 

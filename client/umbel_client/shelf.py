@@ -106,7 +106,7 @@ class Shelf:
         """Weights that were fine-tuned here; raises as `bundle` does."""
         path = self._own / digest
         self._verified(path, digest)
-        return Weights.from_bytes(path.read_bytes())
+        return Weights.of_file(path)
 
     def _drop_own(self, kept: set[str]) -> None:
         gone = [name for name in os.listdir(self._own) if name not in kept]  # noqa: PTH208 - nearly always none

@@ -139,9 +139,9 @@ def train(
     session = runtime.train(bundle, now.weights, gathering.hyperparameters(now.steps), now.slots if progress else None)
     loss, seen, steps = now.loss, now.examples, now.steps
 
-    def stand() -> Progress:
+    def stand(slots: Weights) -> Progress:
         spent = now.seconds + clock.now() - began
-        return Progress(steps, session.weights(), session.slots(), loss, seen, spent)
+        return Progress(steps, session.weights(), slots, loss, seen, spent)
 
     for rows in _batches(job, examples.count, skip=steps):
         over = job.plan.max_seconds and now.seconds + clock.now() - began >= job.plan.max_seconds
@@ -149,14 +149,14 @@ def train(
             break
         against = go_on()
         if against:
-            raise Stopped(against, stand())
+            raise Stopped(against, stand(session.slots()))
         if gathering.shrinks_at(steps):
             session = runtime.train(bundle, session.weights(), gathering.hyperparameters(steps), session.slots())
         batch = examples.take(rows)
         loss += session.step(batch.inputs, batch.targets) * batch.count
         seen += batch.count
         steps += 1
-    return stand()
+    return stand(Weights({}))  # where nothing is left to do, no slot is asked for: they may be as large as the model
 
 
 class Gathering:

@@ -86,7 +86,7 @@ class Bundle:
 
     def weights(self) -> Weights:
         """Read the weights: what is shared, and what is frozen."""
-        return Weights.from_bytes(self.paths[WEIGHTS_FILE].read_bytes())
+        return Weights.of_file(self.paths[WEIGHTS_FILE])
 
     def shared_weights(self) -> Weights:
         """Read only the weights that devices and coordinator exchange."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -133,6 +134,40 @@ class Weights:
             if array.dtype != np.float32:
                 raise MalformedMessage(f"array {name!r} is {array.dtype}; weights are float32")
         return cls(arrays)
+
+    @classmethod
+    def of_file(cls, path: Path) -> Weights:
+        """Map a safetensors file of float32 arrays into memory.
+
+        Only what is looked at is read, and the system may forget it again: a model that is held costs no memory of its
+        own. The file must stay as it is; another may take its place.
+
+        Raises:
+            MalformedMessage: not a safetensors file, or one with other dtypes.
+            OSError: it can't be read.
+        """
+        try:
+            with safetensors.safe_open(path, "np") as file:  # makes sure that arrays fill the file, one after the other
+                found = {name: file.get_slice(name) for name in file.offset_keys()}
+                kinds = {name: one.get_dtype() for name, one in found.items()}
+                shapes = {name: tuple(one.get_shape()) for name, one in found.items()}
+        except safetensors.SafetensorError as error:
+            raise MalformedMessage(f"not a safetensors file: {error}") from error
+        for name, kind in kinds.items():
+            if kind != "F32":
+                raise MalformedMessage(f"array {name!r} is {kind}; weights are float32")
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        if not any(sizes):
+            return cls.zeros(shapes)
+        begin = path.stat().st_size - 4 * sum(sizes)
+        numbers = np.asarray(np.memmap(path, "<f4", "r", begin))
+        ends = np.cumsum(sizes)
+        return cls(
+            {
+                name: numbers[end - size : end].reshape(shapes[name])
+                for name, size, end in zip(shapes, sizes, ends, strict=True)
+            }
+        )
 
     def to_vector(self) -> NDArray[np.float32]:
         """All numbers in one flat array, names in sorted order, each array in C order."""

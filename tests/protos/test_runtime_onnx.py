@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,16 @@ def test_a_native_session_serves_every_round_and_only_so_many_are_kept(monkeypat
     assert len(made) == 3
 
 
-@pytest.mark.parametrize("settings", [{"threads": 0}, {"keep": 0}])
+def test_a_device_keeps_nothing_of_a_session_that_is_over() -> None:
+    runtime = OnnxRuntime()
+    for begin in (runtime.train, runtime.evaluate):
+        session = begin(WATCH, START)
+        native = weakref.ref(session._native)
+        del session
+        assert native() is None
+
+
+@pytest.mark.parametrize("settings", [{"threads": 0}, {"keep": -1}])
 def test_a_runtime_without_threads_or_memory_is_out_of_bounds(settings: dict[str, int]) -> None:
     with pytest.raises(OutOfBounds):
         OnnxRuntime(**settings)

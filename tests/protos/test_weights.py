@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
+import psutil
 import pytest
 import safetensors.numpy
 from hypothesis import given
@@ -31,9 +36,22 @@ weights = _shapes.flatmap(_of)
 pairs = _shapes.flatmap(lambda shapes: st.tuples(_of(shapes), _of(shapes)))
 
 
+def of_file(data: bytes) -> Weights:
+    """From a file that is gone when they are looked at."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights"
+        path.write_bytes(data)
+        return Weights.of_file(path)
+
+
+READERS = pytest.mark.parametrize("read", [Weights.from_bytes, of_file])
+Read = Callable[[bytes], Weights]
+
+
+@READERS
 @given(weights)
-def test_weights_survive_their_bytes(value: Weights) -> None:
-    again = Weights.from_bytes(value.to_bytes())
+def test_weights_survive_their_bytes(read: Read, value: Weights) -> None:
+    again = read(value.to_bytes())
     assert again == value
     assert again.shapes == value.shapes
     assert again.to_bytes() == value.to_bytes()
@@ -71,30 +89,51 @@ def test_the_order_of_names_does_not_matter() -> None:
     assert list(Weights({"b": b, "a": a})) == ["a", "b"]
 
 
-def test_arrays_can_not_be_written_through() -> None:
-    value = Weights({"p_a": np.ones(3, np.float32)})
+@READERS
+def test_arrays_can_not_be_written_through(read: Read) -> None:
+    value = read(Weights({"p_a": np.ones(3, np.float32)}).to_bytes())
     with pytest.raises(ValueError, match="read-only"):
         value["p_a"][0] = 2.0
 
 
+@READERS
 @pytest.mark.parametrize("data", [b"", b"junk", b"\xff" * 64, (2**40).to_bytes(8, "little") + b"{}"])
-def test_bytes_that_are_no_weights_are_malformed(data: bytes) -> None:
+def test_bytes_that_are_no_weights_are_malformed(read: Read, data: bytes) -> None:
     with pytest.raises(MalformedMessage):
-        Weights.from_bytes(data)
+        read(data)
 
 
+@READERS
 @given(st.data())
-def test_a_cut_or_bent_file_never_becomes_other_shapes(data: st.DataObject) -> None:
+def test_a_cut_or_bent_file_never_becomes_other_shapes(read: Read, data: st.DataObject) -> None:
     value = Weights({"p_a": np.arange(6, dtype=np.float32).reshape(2, 3), "p_b": np.ones(2, np.float32)})
     raw = bytearray(value.to_bytes())
     cut = data.draw(st.integers(0, len(raw) - 1))
-    with pytest.raises(MalformedMessage):
-        Weights.from_bytes(bytes(raw[:cut]))
+    for bent in (raw[:cut], raw + b"more"):
+        with pytest.raises(MalformedMessage):
+            read(bytes(bent))
 
 
-def test_other_dtypes_are_malformed() -> None:
-    with pytest.raises(MalformedMessage, match="float64"):
-        Weights.from_bytes(safetensors.numpy.save({"p_a": np.ones(2)}))
+@READERS
+def test_other_dtypes_are_malformed(read: Read) -> None:
+    with pytest.raises(MalformedMessage, match=r"float64|F64"):
+        read(safetensors.numpy.save({"p_a": np.ones(2)}))
+
+
+def test_a_model_that_lies_in_a_file_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    path, size = tmp_path / "weights", 64 << 20
+    path.write_bytes(Weights({"p_a": np.ones(size // 4, np.float32)}).to_bytes())
+    process = psutil.Process()
+    before = _own(process)
+    value = Weights.of_file(path)
+    assert value["p_a"].sum() == size // 4
+    assert _own(process) - before < size // 8
+
+
+def _own(process: psutil.Process) -> int:
+    """What it holds in memory that stands in no file."""
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The `Runtime` on stock ONNX Runtime: inference, judging and training with the package everyone installs.
 
-Sessions of `evaluate` and `train` take shared weights as inputs, so one native session per graph serves every round.
+Sessions of `evaluate` and `train` take shared weights as inputs, so one native session per graph can serve many rounds.
 Frozen weights, and all weights of `infer`, are constants, so that ONNX Runtime can fold and pre-pack them.
 """
 
@@ -63,12 +63,13 @@ class OnnxRuntime:
 
     Args:
         threads: how many threads one run may use; results are bit-equal only between equal numbers.
-        keep: how many native sessions for judging and training are kept for the next round.
+        keep: how many native sessions for judging and training are kept for the next time. To make one takes
+            milliseconds; to keep one costs a device the memory of a training step, and of frozen weights, all day.
     """
 
-    def __init__(self, threads: int = 1, keep: int = 4) -> None:
-        if threads < 1 or keep < 1:
-            raise OutOfBounds(f"threads is {threads} and keep is {keep}; both must be at least 1")
+    def __init__(self, threads: int = 1, keep: int = 0) -> None:
+        if threads < 1 or keep < 0:
+            raise OutOfBounds(f"threads is {threads} and keep is {keep}; there must be a thread, and none kept is 0")
         self._threads = threads
         self._keep = keep
         self._kept: OrderedDict[tuple[Digest, ...], _Native] = OrderedDict()
@@ -111,6 +112,8 @@ class OnnxRuntime:
 
     def _shared(self, bundle: Bundle, signature: str) -> _Native:
         frozen = frozen_weights(bundle)
+        if not self._keep:
+            return _Native(bundle, signature, frozen, self._options())
         digest = bundle.manifest.files[bundle.graph_file(NAME, signature)].digest
         key = (digest, digest_of(Weights(frozen).to_bytes())) if frozen else (digest,)
         with self._lock:
