@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from umbel.errors import UmbelError, unusable
+from umbel.memory import give_back_what_is_freed
 from umbel.program import take_streams
 from umbel_client import commands
-from umbel_client.memory import give_back_what_is_freed
 
 _ABOUT: Final = """\
 Enrol this machine as a device, run its agent, and ask it what it does and why.

@@ -17,6 +17,7 @@ NAMES = (
     "private_memory",
     "predictor",
     "device",
+    "large",
     "coordinator",
     "learning",
     "private_learning",

@@ -10,6 +10,7 @@ from torch import nn
 
 from umbel_models.optimizers import SGD
 from umbel_models.spec import ModelSpec
+from umbel_models.trainable import Head, every_weight
 from umbel_models.zoo import shakespeare as zoo_shakespeare
 
 
@@ -40,6 +41,18 @@ def mlp() -> ModelSpec:
 def lenet() -> ModelSpec:
     torch.manual_seed(0)
     return _images("bench-lenet", LeNet(), (1, 28, 28))
+
+
+def wide(*, head_only: bool = False) -> ModelSpec:
+    """12.6 million weights, most of them in two dense layers."""
+    torch.manual_seed(0)
+    layers = nn.Linear(1024, 4096), nn.ReLU(), nn.Linear(4096, 2048), nn.ReLU(), nn.Linear(2048, 10)
+    trained = Head() if head_only else every_weight
+    inputs, targets = {"x": torch.randn(16, 1024)}, {"y": torch.arange(16) % 10}
+    optimizer = SGD(lr=0.01, momentum=0.9)
+    return ModelSpec(
+        "bench-wide", nn.Sequential(*layers), F.cross_entropy, inputs, targets, optimizer=optimizer, trainable=trained
+    )
 
 
 def shakespeare() -> ModelSpec:

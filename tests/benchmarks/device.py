@@ -48,12 +48,12 @@ def _work(folder: Path, bundle_folder: Path) -> dict[str, object]:
     from umbel.bundle import Bundle
     from umbel.clock import SystemClock
     from umbel.digests import Digest
+    from umbel.memory import give_back_what_is_freed
     from umbel.messages import update_to_bytes
     from umbel.plan import Plan
     from umbel.sealing import SEALED, Binding, Sealing, seal
     from umbel_client import opening
     from umbel_client.importing import import_npz
-    from umbel_client.memory import give_back_what_is_freed
     from umbel_client.predictor import Predictor
     from umbel_client.trainer import Job
     from umbel_client.trainer import run as train

@@ -60,10 +60,10 @@ class TrainSession(Protocol):
         """
 
     def weights(self) -> Weights:
-        """A copy of the shared weights (trainable and buffers) as they are now."""
+        """The shared weights (trainable and buffers) as they are now; later steps don't change what was given."""
 
     def slots(self) -> Weights:
-        """A copy of the optimiser's slots as they are now; with `weights` enough to go on bit-equal elsewhere."""
+        """The optimiser's slots as they are now, likewise; with `weights` enough to go on bit-equal elsewhere."""
 
 
 class Runtime(Protocol):

@@ -217,6 +217,8 @@ class OnnxTrain:
             self._forth: ort.IOBinding | None = self._binding(self._now, self._next)
         self._back: ort.IOBinding | None = None
         """Made for the second step, which many a device with few examples never takes."""
+        self._is_lent = False
+        """Whether somebody holds the set that is read next, who must never see it change."""
 
     def step(self, inputs: Arrays, targets: Arrays) -> float:
         """Take one optimiser step on a batch; see `TrainSession`."""
@@ -230,17 +232,22 @@ class OnnxTrain:
         require_finite_loss(loss, self._steps)
         self._now, self._next = self._next, self._now
         self._forth, self._back = self._back, self._forth
+        if self._is_lent:
+            self._next = {name: np.empty_like(array) for name, array in self._now.items()}
+            self._forth, self._back, self._is_lent = None, None, False
         self._steps += 1
         return loss
 
     def weights(self) -> Weights:
-        """A copy of the shared weights as they are now."""
-        return Weights({name: self._now[name].copy() for name in self._shared})
+        """The shared weights as they are now; nothing is copied unless a next step is taken."""
+        self._is_lent = True
+        return Weights({name: self._now[name] for name in self._shared})
 
     def slots(self) -> Weights:
-        """A copy of the optimiser's slots as they are now."""
+        """The optimiser's slots as they are now; nothing is copied unless a next step is taken."""
+        self._is_lent = True
         state = {**self._constants, **self._now}
-        return Weights({name: np.array(state[name]) for name in self._slots})
+        return Weights({name: state[name] for name in self._slots})
 
     def _binding(self, source: Mapping[str, NDArray[Any]], target: Mapping[str, NDArray[Any]]) -> ort.IOBinding:
         binding = self._session.io_binding()

@@ -10,10 +10,11 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Final, TextIO, cast
 
 import typer
 
+from umbel.memory import give_back_what_is_freed
 from umbel_server.cli import output
 from umbel_server.cli.verbs import Json, State
 from umbel_server.files import write_file
@@ -36,6 +37,9 @@ With --app it also runs a Flower ServerApp, as it is, over the devices of a task
 Example: umbel serve --state umbel-state --host 0.0.0.0
 Example: umbel serve --state umbel-state --app my_app:app --app-task research --app-config num-server-rounds=3
 """
+
+_LARGE: Final = 1 << 20
+"""Bytes of a buffer that goes back to the system when it is freed: those of whole models, not those of messages."""
 
 
 def add_to(program: typer.Typer) -> None:
@@ -108,6 +112,7 @@ def serve(
         log_level=log_level,
     )
     log_to_stderr(settings.log_level)
+    give_back_what_is_freed(_LARGE)
     program = _program(app_name, app_task, app_config or [])
     asyncio.run(app.serve(settings, lambda addresses: _tell(addresses, ready_file, as_json), program=program))
 

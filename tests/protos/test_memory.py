@@ -1,4 +1,4 @@
-"""A device's process is light, and gives back what it has used."""
+"""A process is light, and gives back what it has used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 GROWTH = """
 import sys
 from pathlib import Path
-from umbel_client.memory import give_back_what_is_freed
+from umbel.memory import give_back_what_is_freed
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
