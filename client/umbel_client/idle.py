@@ -6,9 +6,8 @@ that `umbel-device why` and a simulation tell the same story as the agent.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from umbel.errors import MalformedMessage
@@ -140,19 +139,6 @@ class IdlePolicy:
             # More than the whole wait is left only where the clock was ahead when it contributed.
             if 0 < left <= self.min_seconds_between_contributions:
                 yield f"contributed lately; again in {left:.0f} seconds"
-
-    def to_json(self) -> str:
-        """As a JSON object."""
-        return json.dumps(asdict(self), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> IdlePolicy:
-        """Read a policy in JSON; see `from_tree`."""
-        try:
-            tree = json.loads(text)
-        except ValueError as error:
-            raise MalformedMessage(f"an idle policy must be JSON: {error}") from error
-        return cls.from_tree(tree)
 
     @classmethod
     def from_tree(cls, tree: object) -> IdlePolicy:

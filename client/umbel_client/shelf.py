@@ -212,15 +212,11 @@ class Shelf:
         if size > self._limit:
             raise OutOfBounds(f"a bundle of {size} bytes; this shelf is limited to {self._limit}")
 
-    def tidy(self, in_use: Iterable[Digest] = ()) -> None:
-        """Drop what was left half done, and the least recently used blobs beyond the limit.
-
-        Args:
-            in_use: bundles that serve no slot but are needed all the same, such as an open session's base.
-        """
+    def tidy(self) -> None:
+        """Drop what was left half done, and the least recently used blobs beyond the limit."""
         slots = self.slots
         kept = [own for own in (slots.personal, slots.previous_personal) if own is not None]
-        bundles = {*in_use, *self.held_bundles(slots), *(own.bundle for own in kept)}
+        bundles = {*self.held_bundles(slots), *(own.bundle for own in kept)}
         pinned = set[str]().union(*(self._blobs_of(bundle) for bundle in bundles))
         self._drop_own(kept=_own_weights(slots))
         sizes: dict[tuple[int, str], int] = {}

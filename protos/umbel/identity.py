@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import NewType
 
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from umbel.digests import digest_of
-from umbel.errors import CertificateRefused
 
 DeviceId = NewType("DeviceId", str)
 """32 hex digits of the SHA-256 of the public key (SubjectPublicKeyInfo, DER)."""
@@ -19,15 +17,3 @@ def id_of_key(public_key: PublicKeyTypes) -> DeviceId:
     """The id that belongs to a key, for devices and operators alike."""
     spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return DeviceId(digest_of(spki)[:32])
-
-
-def id_of_certificate(pem: bytes) -> DeviceId:
-    """The id of a certificate's holder.
-
-    Raises:
-        CertificateRefused: not a certificate.
-    """
-    try:
-        return id_of_key(x509.load_pem_x509_certificate(pem).public_key())
-    except ValueError as error:
-        raise CertificateRefused(f"not a certificate: {error}") from error

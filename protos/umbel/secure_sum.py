@@ -255,7 +255,7 @@ def total_of_masks(
             total.add_number_noise(discrete_gaussian(descriptor.noise_variance, size, entropy), start)
     for index, lane in enumerate(descriptor.lanes, start=1):
         if lane.noise_variance:
-            total.add_noise(slice(index, index + 1), discrete_gaussian(lane.noise_variance, 1, entropy))
+            total.add_noise(index, discrete_gaussian(lane.noise_variance, 1, entropy))
     return total
 
 

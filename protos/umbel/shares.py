@@ -113,9 +113,9 @@ class HelperTotal(Share):
         """Count the mask of one report."""
         _apply_mask(self, seed, header, np.add)
 
-    def add_noise(self, lane: int | slice, noise: NDArray[np.int64]) -> None:
-        """Add integers to lanes, modulo 2^64."""
-        self.lanes[lane] += noise.astype("<u8")
+    def add_noise(self, lane: int, noise: NDArray[np.int64]) -> None:
+        """Add an integer [1] to a lane, modulo 2^64."""
+        self.lanes[lane : lane + 1] += noise.astype("<u8")
 
     def add_number_noise(self, noise: NDArray[np.int64], start: int) -> None:
         """Add integers to the numbers from `start` on, modulo 2^k."""

@@ -70,7 +70,6 @@ def examine(
     *,
     recent_norms: tuple[float, ...] = (),
     held_out: HeldOut | None = None,
-    federated: Comparison | None = None,
 ) -> CandidateFacts:
     """Run a candidate where its parent ran.
 
@@ -80,7 +79,6 @@ def examine(
         runtime: runs golden and held-out examples.
         recent_norms: of the task's accepted steps, newest last.
         held_out: the server's own examples, if it has any.
-        federated: metric sums of devices, if they were asked.
     """
     base = parent.shared_weights()
     finite = candidate.is_finite()
@@ -96,4 +94,4 @@ def examine(
             )
     except ModelUnusable as error:
         return CandidateFacts(True, facts.step_norm, recent_norms, golden_failure=str(error) or type(error).__name__)
-    return CandidateFacts(True, facts.step_norm, recent_norms, "", compared, federated)
+    return CandidateFacts(True, facts.step_norm, recent_norms, "", compared)

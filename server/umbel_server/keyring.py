@@ -71,8 +71,8 @@ class Keyring:
         self._folder = folder
 
     @classmethod
-    def create(cls, folder: Path, roles: tuple[str, ...] = ("root", "targets", "snapshot", "timestamp")) -> Keyring:
-        """Make all keys of these roles.
+    def create(cls, folder: Path) -> Keyring:
+        """Make all keys of the top-level roles.
 
         Raises:
             AlreadyExists: the folder holds keys already; replacing them would strand every device.
@@ -80,7 +80,7 @@ class Keyring:
         if folder.is_dir() and any(folder.glob("*.key")):
             raise AlreadyExists(f"{folder} holds keys already; rotate them one by one instead")
         ring = cls(folder)
-        for role in roles:
+        for role in ("root", "targets", "snapshot", "timestamp"):
             ring.add(role)
         return ring
 

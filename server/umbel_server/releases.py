@@ -172,7 +172,7 @@ class ReleaseDesk:
             if self._can_sign(role_of(model)) and self.repository.has_listing(model):
                 self._sign([release for release in waiting if release.model == model], now)
         if not 0 <= now - self._renewed_at < RENEWAL_SECONDS:
-            renew(self.repository, self._keys, now)
+            renew(self.repository, now)
             self._renewed_at = now
         self.repository.keep_fresh(now, checkpoint)
         self._key_audit.look(now)

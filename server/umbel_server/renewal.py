@@ -23,7 +23,7 @@ def due(repository: Repository, now: float) -> list[str]:
     ]
 
 
-def renew(repository: Repository, keys: Keyring, now: float) -> list[str]:
+def renew(repository: Repository, now: float) -> list[str]:
     """Sign anew what is due and can be signed here; which roles that were."""
     done = []
     for role in due(repository, now):

@@ -102,13 +102,6 @@ class Repository:
         found = [listed_from_target(path, file.length, file.hashes, file.custom) for path, file in targets.items()]
         return sorted(found, key=lambda release: release.number)
 
-    def release(self, model: str, number: int) -> ListedRelease:
-        """One listed release; raises `NotFound`."""
-        for release in self.releases(model):
-            if release.number == number:
-                return release
-        raise NotFound(f"release {number} of {model!r} isn't listed; list and sign it first")
-
     def models(self) -> list[str]:
         """The models that have signers."""
         delegations = self._load("targets", Targets).signed.delegations

@@ -48,7 +48,6 @@ class Stage(Enum):
     SUPERSEDED = "superseded"
 
 
-ENDED: Final = frozenset({Stage.SUCCEEDED, Stage.ROLLED_BACK, Stage.DENIED, Stage.CANCELED, Stage.SUPERSEDED})
 UNDER_WAY: Final = frozenset({Stage.RUNNING, Stage.AWAITING_PROMOTION, Stage.PAUSED, Stage.ROLLING_BACK})
 
 GOING_FORWARD: Final = UNDER_WAY - {Stage.ROLLING_BACK}

@@ -106,7 +106,7 @@ def verify(token: str, key: Mapping[str, Any], rules: TokenRules, now: float) ->
         NotAllowed: genuine, and none of its groups has a role here.
     """
     key_id(token, rules)
-    claims = _signed_claims(token, key, rules)
+    claims = _signed_claims(token, key)
     if claims.get("iss") != rules.issuer:
         raise TokenRefused("the token is from another issuer than the one that this coordinator trusts")
     if rules.audience not in _texts(claims.get("aud")):
@@ -125,7 +125,7 @@ def verify(token: str, key: Mapping[str, Any], rules: TokenRules, now: float) ->
     return Person(subject, roles, expires_at)
 
 
-def _signed_claims(token: str, key: Mapping[str, Any], rules: TokenRules) -> Mapping[str, Any]:
+def _signed_claims(token: str, key: Mapping[str, Any]) -> Mapping[str, Any]:
     algorithm = jwt.get_unverified_header(token)["alg"]
     _require_fit(key, algorithm)
     try:

@@ -124,7 +124,7 @@ def _secret_sum(
     within = None
     for index, lane in enumerate(descriptor.lanes, start=1):
         if lane.noise_variance:
-            noise.add_noise(slice(index, index + 1), discrete_gaussian(lane.noise_variance, 1, entropy))
+            noise.add_noise(index, discrete_gaussian(lane.noise_variance, 1, entropy))
     clear_sum = total.plus(noise)
     if descriptor.lanes[-1].name == WITHIN_CLIP:
         within = share_within(float(clear_sum.lanes[-1].astype(np.int64)) / (1 << 16), len(updates))

@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.client.coordinator import POPULATION, Coordinator
 from umbel.errors import EnrolmentRefused, UmbelError
-from umbel.identity import id_of_certificate
+from umbel.identity import id_of_key
 from umbel.messages import report_begin_from_message, window_to_message
 from umbel.v1 import device_pb2 as pb
 from umbel.v1 import device_pb2_grpc as rpc
@@ -122,7 +122,8 @@ class _Devices(rpc.DeviceServiceServicer):
         self._peer = peer
 
     def _caller(self, context: Any) -> None:
-        self._peer.callers.append(id_of_certificate(context.auth_context()["x509_pem_cert"][0]))
+        pem = context.auth_context()["x509_pem_cert"][0]
+        self._peer.callers.append(id_of_key(x509.load_pem_x509_certificate(pem).public_key()))
 
     async def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:  # noqa: N802
         self._caller(context)

@@ -14,7 +14,6 @@ from tests.protos import examples
 from umbel import messages
 from umbel.digests import digest_of
 from umbel.errors import BadInput, UmbelError
-from umbel.identity import id_of_certificate
 from umbel.manifest import GOLDEN_FILE, WEIGHTS_FILE, FileRef, Manifest, TensorSpec
 from umbel.randomness import generator
 from umbel.v1 import device_pb2 as pb
@@ -158,12 +157,6 @@ def test_a_manifest_with_an_odd_json_value_is_refused_or_read(key: str, value: s
 def test_deeply_nested_json_is_refused() -> None:
     with pytest.raises(BadInput):
         Manifest.from_bytes(b"[" * 100_000)
-
-
-@pytest.mark.parametrize("noise", [b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"\0" * 50])
-def test_bytes_that_are_no_certificate_have_no_id(noise: bytes) -> None:
-    with pytest.raises(UmbelError, match="not a certificate"):
-        id_of_certificate(noise)
 
 
 def test_weights_of_another_dtype_are_refused() -> None:

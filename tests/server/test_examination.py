@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -53,7 +55,7 @@ def test_a_candidate_that_learned_is_measured_and_accepted(trained: Weights, hel
 def test_a_candidate_that_forgot_is_refused_by_the_servers_own_data(trained: Weights, held_out: HeldOut) -> None:
     zeros = Weights.zeros(BASE.shapes)
     swapped = Comparison(held_out.measure(BUNDLE, zeros, RUNTIME), held_out.measure(BUNDLE, trained, RUNTIME))
-    facts = examine(BUNDLE, trained, RUNTIME, federated=swapped)
+    facts = replace(examine(BUNDLE, trained, RUNTIME), held_out=swapped)
     assert isinstance(judge_candidate(facts, ValidationPolicy()), Refused)
 
 

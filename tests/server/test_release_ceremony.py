@@ -32,7 +32,7 @@ async def test_offline_roles_are_renewed_before_devices_would_stop_following(wor
     device, year = world.device(), 400
     for day in range(0, year, 20):
         now = NOW + day * DAY
-        renew(world.repository, world.keys, now)
+        renew(world.repository, now)
         world.repository.keep_fresh(now)
         await device.find(world.fetch, now, MODEL, 1)
     assert {it.role: it.version for it in world.repository.freshness()}["root"] > 1
@@ -50,7 +50,7 @@ def test_what_is_not_due_is_left_alone_and_what_cannot_be_signed_here_too(world:
     assert due(world.repository, NOW + 50 * DAY) == ["targets", ROLE]
     for key in world.keys.signers("targets")[:2]:
         world.keys.forget(key.public_key.keyid)
-    assert renew(world.repository, world.keys, NOW + 50 * DAY) == [ROLE]
+    assert renew(world.repository, NOW + 50 * DAY) == [ROLE]
 
 
 # By hand, on three machines.

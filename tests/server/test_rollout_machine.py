@@ -14,7 +14,7 @@ from umbel.errors import MalformedMessage, NotAllowed, OutOfBounds, WrongState
 from umbel_server import rollout as steps
 from umbel_server.gates import Decision, Finding, GatePolicy, Judgement
 from umbel_server.json_text import from_text, to_text
-from umbel_server.rollout import ALLOWED, ENDED, Rollout, Stage
+from umbel_server.rollout import ALLOWED, Rollout, Stage
 from umbel_server.rollout_spec import (
     ExperimentArm,
     OnFailure,
@@ -30,6 +30,7 @@ from umbel_server.waves import bucket, release_for, takes, wave_of
 AUTHOR, SECOND = "ada", "grace"
 SPEC = RolloutSpec("shoulder", "stable", "clinic", release=4, from_release=3, revert_release=5)
 DEVICES = [f"{index:032x}" for index in range(20_000)]
+ENDED = {Stage.SUCCEEDED, Stage.ROLLED_BACK, Stage.DENIED, Stage.CANCELED, Stage.SUPERSEDED}
 
 
 def _judgement(decision: Decision) -> Judgement:
