@@ -7,6 +7,7 @@ from typing import Final
 import grpc
 
 from umbel.errors import (
+    ERROR_KEY,
     AlreadyExists,
     BadInput,
     CertificateRefused,
@@ -22,9 +23,6 @@ from umbel.errors import (
     foreign,
     from_code,
 )
-
-ERROR_KEY: Final = "umbel-error"
-"""Trailing metadata that carries an error's `code`."""
 
 _BY_STATUS: Final[dict[grpc.StatusCode, type[UmbelError]]] = {
     grpc.StatusCode.UNAVAILABLE: Unreachable,

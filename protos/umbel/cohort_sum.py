@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from umbel.clip_vote import WITHIN_CLIP, share_within
 from umbel.descriptor import LABEL, RoundDescriptor
 from umbel.errors import CohortTooSmall, OutOfBounds, SetRefused, SumImplausible
-from umbel.participants import verify_signature
 from umbel.ring import NOISE_TAIL, dequantise, from_lane, largest_magnitude, signed_norm
 from umbel.shares import ClearSum, HelperTotal, LeaderTotal
+from umbel.signatures import verify_signature
 from umbel.update import COUNTS, Metrics
 
 

@@ -19,7 +19,6 @@ from umbel.digests import Digest, digest_of, parse_digest
 from umbel.discrete_gaussian import MAX_VARIANCE
 from umbel.errors import CohortTooSmall, MalformedMessage, OutOfBounds, RoundClosed, WrongState
 from umbel.messages import parse, plan_to_message
-from umbel.participants import verify_signature
 from umbel.plan import Kind, Plan
 from umbel.release import key_id_of
 from umbel.ring import (
@@ -32,6 +31,7 @@ from umbel.ring import (
     rounded_norm_bound,
 )
 from umbel.sealing import SignedDescriptor as SignedDescriptor
+from umbel.signatures import verify_signature
 from umbel.transform import Transform
 from umbel.v1 import secure_sum_pb2 as pb
 

@@ -50,6 +50,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import ClassVar, Final
 
+ERROR_KEY: Final = "umbel-error"
+"""Trailing metadata of a call that carries an error's `code`."""
 _LONGEST: Final = 1000
 
 

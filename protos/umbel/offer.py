@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import DecodeError
 
 from umbel import fields
 from umbel.digests import Digest, parse_digest
-from umbel.errors import Expired, MalformedMessage, NotAllowed, SignatureInvalid
+from umbel.errors import Expired, MalformedMessage, NotAllowed
 from umbel.release import key_id_of
+from umbel.signatures import verify_signature
 from umbel.v1 import release_pb2 as pb
 
 LABEL = b"umbel-offer/1\0"
@@ -69,10 +69,7 @@ def verify_offer(signed: SignedOffer, public_key: bytes, device: str, now: float
         NotAllowed: for another device.
         Expired: played back, or held back, until after its end.
     """
-    try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signed.signature, LABEL + signed.statement)
-    except InvalidSignature as error:
-        raise SignatureInvalid("the offer's signature doesn't fit its content; don't follow it") from error
+    verify_signature(public_key, signed.signature, LABEL + signed.statement, "the offer")
     offer = offer_of_statement(signed.statement)
     if offer.device != device:
         raise NotAllowed(f"an offer for device {offer.device}; this is {device}")

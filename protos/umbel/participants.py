@@ -10,23 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from umbel.errors import CertificateRefused, EnrolmentRefused, SignatureInvalid
+from umbel.signatures import verify_signature
 
 _CERTIFICATE: Final = b"umbel-participant/1/certificate\0"
 _PROOF: Final = b"umbel-participant/1/proof\0"
 KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
-
-
-def verify_signature(public_key: bytes, signature: bytes, content: bytes, what: str) -> None:
-    """Raise `SignatureInvalid` unless `signature` is Ed25519 by `public_key` (raw) over `content`."""
-    try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, content)
-    except (InvalidSignature, ValueError) as error:
-        raise SignatureInvalid(f"{what} isn't signed by the key it should be; nothing was done with it") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from umbel.digests import Digest, digest_of
 from umbel.errors import MalformedMessage, OutOfBounds, RollbackRefused, SignatureInvalid
 from umbel.manifest import MAX_MANIFEST_BYTES
+from umbel.signatures import verify_signature
 
 LABEL = b"umbel-release/1\0"
 STABLE = "stable"
@@ -60,10 +60,7 @@ def verify_statement(signed: SignedRelease, public_key: bytes) -> bytes:
     """
     if signed.key_id != key_id_of(public_key):
         raise SignatureInvalid(f"release signed by key {signed.key_id}, this device trusts {key_id_of(public_key)}")
-    try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signed.signature, LABEL + signed.statement)
-    except InvalidSignature as error:
-        raise SignatureInvalid("the release's signature doesn't fit its content; don't use it") from error
+    verify_signature(public_key, signed.signature, LABEL + signed.statement, "the release")
     return signed.statement
 
 

@@ -28,11 +28,12 @@ from umbel.clip_vote import WITHIN_CLIP, vote
 from umbel.descriptor import LABEL, RoundDescriptor, key_id, layout_of
 from umbel.discrete_gaussian import Entropy, discrete_gaussian
 from umbel.errors import MalformedMessage, OutOfBounds, SealBroken, WeightsMismatch
-from umbel.participants import KEY_BYTES, SIGNATURE_BYTES, ParticipantCertificate, verify_signature
+from umbel.participants import KEY_BYTES, SIGNATURE_BYTES, ParticipantCertificate
 from umbel.ring import l2_norm, quantise, rounded_norm_bound, signed_norm, to_lane
 from umbel.sealing import open_with, seal_to
 from umbel.secure_report import REPORT_ID_BYTES, TAG_BYTES, SealedShares
 from umbel.shares import SEED_BYTES, Cleartext, HelperTotal, LeaderShare
+from umbel.signatures import verify_signature
 from umbel.update import Metrics
 
 _NONCE: Final = bytes(12)

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from umbel.errors import DigestMismatch, MalformedMessage, SignatureInvalid
+from umbel.signatures import verify_signature
 from umbel_server import audit
 from umbel_server.store import Store
 from umbel_server.tables import AUDIT, CHECKPOINTS
@@ -108,10 +108,7 @@ def open_note(note: str, public_key: bytes) -> Checkpoint:
         raise MalformedMessage(f"not a signed checkpoint: {error}") from error
     if (origin, name, dash) != (ORIGIN, ORIGIN, "\N{EM DASH}") or signed[:4] != _key_hash(public_key):
         raise SignatureInvalid("a checkpoint of another log, or signed with another key")
-    try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signed[4:], checkpoint.text.encode())
-    except InvalidSignature as error:
-        raise SignatureInvalid("a checkpoint whose signature doesn't fit; somebody changed it") from error
+    verify_signature(public_key, signed[4:], checkpoint.text.encode(), "a checkpoint")
     return checkpoint
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from umbel.bundle import Bundle
 from umbel.digests import Digest
-from umbel.errors import AlreadyExists, NotAllowed, NotFound, OutOfBounds, WrongState
+from umbel.errors import AlreadyExists, NotFound, OutOfBounds, WrongState
 from umbel.fields import name as checked_name
 from umbel.file_delta import FileDelta
 from umbel.manifest import MAX_MANIFEST_BYTES, Manifest
@@ -36,6 +36,7 @@ from umbel_server.versions import (
     VersionState,
     delta_of,
     release_from_row,
+    require_open,
     require_releasable,
     version_from_row,
     version_to_row,
@@ -215,9 +216,7 @@ class Registry:
             WrongState: a candidate, or a refused version.
             NotAllowed: a channel that the coordinator keeps for its rounds.
         """
-        checked_name(channel, "channel")
-        if channel in (TRAINING, CANDIDATE):
-            raise NotAllowed(f"channel {channel!r} belongs to the rounds; choose another, such as 'stable'")
+        require_open(channel)
         with self._store.transaction() as connection:
             answered = enter(connection, call, actor, "release.publish", model, now)
             if answered is not None:

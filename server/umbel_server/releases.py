@@ -12,8 +12,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from umbel.clock import Clock
-from umbel.errors import NotAllowed, NotFound, WrongState
-from umbel.fields import name as checked_name
+from umbel.errors import NotFound, WrongState
 from umbel.listing import ListedRelease
 from umbel_server import audit
 from umbel_server.key_audit import KeyAudit
@@ -24,7 +23,7 @@ from umbel_server.repository import Repository, role_of
 from umbel_server.requests import ANY, Call, answered, enter, require_revision
 from umbel_server.store import Store
 from umbel_server.tables import HEADS, LISTED, RELEASES, VERSIONS
-from umbel_server.versions import CANDIDATE, TRAINING, Version, require_releasable
+from umbel_server.versions import Version, require_open, require_releasable
 
 KEPT_LISTED: Final = 64
 """Releases of a channel that stay listed behind its head; devices read the whole list, of 2 MB at most."""
@@ -125,9 +124,7 @@ class ReleaseDesk:
             WrongState: a candidate, or a refused version.
             NotAllowed: a channel that the coordinator keeps for its rounds.
         """
-        checked_name(channel, "channel")
-        if channel in (TRAINING, CANDIDATE):
-            raise NotAllowed(f"channel {channel!r} belongs to the rounds; choose another, such as 'stable'")
+        require_open(channel)
         version = self._registry.version(connection, model, number)
         require_releasable(version)
         head = self.head(connection, model, channel)

@@ -21,13 +21,12 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from umbel.errors import UmbelError, Unavailable
+from umbel.errors import ERROR_KEY, UmbelError, Unavailable
 from umbel.messages import parse
 from umbel_server.passing import may_pass
 
 C = TypeVar("C")
 
-ERROR_KEY: Final = "umbel-error"
 MAX_MESSAGE_BYTES: Final = 1 << 20
 """Largest single message on any port; what is larger travels in chunks."""
 _DETAILS = 1_000

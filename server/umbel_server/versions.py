@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from umbel import fields
 from umbel.digests import Digest
-from umbel.errors import WrongState
+from umbel.errors import NotAllowed, WrongState
 from umbel.file_delta import FileDelta
 from umbel.release import SignedRelease
 from umbel.update import Metrics
@@ -90,6 +91,12 @@ FULL: Final = "full"
 INT8_DELTA: Final = "int8-delta"
 """How a release's weights are defined: as they are, or as what devices have plus an int8 delta."""
 RELEASABLE: Final = (VersionState.ACCEPTED, VersionState.QUANTISED)
+
+
+def require_open(channel: str) -> None:
+    """Raise `NotAllowed` for a channel that the coordinator keeps for its rounds; what is no name is malformed."""
+    if fields.name(channel, "channel") in (TRAINING, CANDIDATE):
+        raise NotAllowed(f"channel {channel!r} belongs to the rounds; choose another, such as 'stable'")
 
 
 def require_releasable(version: Version) -> None:

@@ -24,7 +24,7 @@ GUARDS: Final = (
         "server/umbel_server/checkpoints.py", _AUDIT,
         ("a log that was cut off", "if seen and len(leaves) < seen[-1].size:", "if False:"),
         ("a log that was written anew", "if tree.root != checkpoint.root:", "if False:"),
-        ("a note's signature", "        Ed25519PublicKey.from_public_bytes(public_key).verify(signed[4:], checkpoint.text.encode())\n", "        pass\n"),
+        ("a note's signature", '    verify_signature(public_key, signed[4:], checkpoint.text.encode(), "a checkpoint")\n', ""),
         ("a note's log and key", 'if (origin, name, dash) != (ORIGIN, ORIGIN, "\\N{EM DASH}") or signed[:4] != _key_hash(public_key):', "if False:"),
         ("a note that was cut off is read over", "written[: _whole(written)]", "written"),
         ("a note that was cut off goes", "file.truncate(_whole(self._file.read_bytes()))", "pass"),

@@ -22,7 +22,7 @@ GUARDS: Final = (
     # Trust on the device: offers, releases, the listing.
     *of(
         "protos/umbel/offer.py", _OFFERS,
-        ("an offer's signature", "        Ed25519PublicKey.from_public_bytes(public_key).verify(signed.signature, LABEL + signed.statement)\n", "        pass\n"),
+        ("an offer's signature", '    verify_signature(public_key, signed.signature, LABEL + signed.statement, "the offer")\n', ""),
         ("an offer's purpose", 'LABEL = b"umbel-offer/1\\0"', 'LABEL = b"umbel-release/1\\0"'),
         ("an offer's device", "if offer.device != device:", "if False:"),
         ("an offer's end", "if now >= offer.expires_at:", "if False:"),
@@ -43,7 +43,7 @@ GUARDS: Final = (
     *of(
         "protos/umbel/release.py", _TRUST,
         ("a release's key", "if signed.key_id != key_id_of(public_key):", "if False:"),
-        ("a release's signature", "        Ed25519PublicKey.from_public_bytes(public_key).verify(signed.signature, LABEL + signed.statement)\n", "        pass\n"),
+        ("a release's signature", '    verify_signature(public_key, signed.signature, LABEL + signed.statement, "the release")\n', ""),
         ("a release's number", "if release.number < newest_known:", "if False:"),
     ),
     *of(

@@ -248,7 +248,7 @@ GUARDS: Final = (
     ),
     *of(
         "server/umbel_server/releases.py", _DESK,
-        ("the rounds' own channels", "if channel in (TRAINING, CANDIDATE):", "if False:"),
+        ("the rounds' own channels", "        require_open(channel)\n", ""),
         ("only accepted versions go out", "        require_releasable(version)\n", ""),
         ("a channel's numbers rise", "if number < before:", "if False:"),
         ("the revision of a listing", '            require_revision(connection, call, "release.sign", model)\n', ""),

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from umbel import messages
 from umbel.clock import SystemClock
 from umbel.digests import digest_of
-from umbel.errors import UmbelError, from_code
+from umbel.errors import ERROR_KEY, UmbelError, from_code
 from umbel.identity import DeviceId, id_of_key
 from umbel.messages import update_to_bytes
 from umbel.randomness import generator
@@ -31,7 +31,6 @@ from umbel_server.app import Parts, Server, build
 from umbel_server.authority import key_to_pem, make_request
 from umbel_server.folder import Folder
 from umbel_server.identity import Addresses, Identity
-from umbel_server.rpc import ERROR_KEY
 from umbel_server.settings import Settings, load_settings
 
 T = TypeVar("T")

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from tests.server.live import MODEL, POPULATION, TASK, Live, LiveDevice, serving
 from umbel import errors, messages
 from umbel.digests import digest_of
+from umbel.errors import ERROR_KEY
 from umbel.sealing import SEALED
 from umbel.v1 import device_pb2 as pb
 from umbel.visit import CheckIn, Outcome, ReleaseOutcome, SessionRecord
 from umbel_models.zoo import bundle_path
 from umbel_server.authority import make_request
-from umbel_server.rpc import ERROR_KEY
 from umbel_server.task import Task
 
 MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -13,8 +13,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from umbel import errors
+from umbel.errors import ERROR_KEY
 from umbel.v1 import device_pb2 as pb
-from umbel_server.rpc import ERROR_KEY, MAX_MESSAGE_BYTES, Requests, Service
+from umbel_server.rpc import MAX_MESSAGE_BYTES, Requests, Service
 
 DEVICE = pb.DESCRIPTOR.services_by_name["DeviceService"]
 

@@ -11,12 +11,20 @@ from typing import Final
 
 import grpc
 
-from umbel.errors import BadInput, CertificateRefused, NotFound, UmbelError, Unreachable, foreign, from_code
+from umbel.errors import (
+    ERROR_KEY,
+    BadInput,
+    CertificateRefused,
+    NotFound,
+    UmbelError,
+    Unreachable,
+    foreign,
+    from_code,
+)
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
 from umbel_server.files import read_file
 from umbel_server.identity import SERVER_AUTHORITY_FILE, Addresses, Identity
 
-ERROR_KEY = "umbel-error"
 _OPTIONS: Final = (
     # An operator's connection goes straight to the coordinator, whatever proxy the environment names.
     ("grpc.enable_http_proxy", 0),

@@ -43,10 +43,10 @@ from umbel.errors import (
     UmbelError,
     WrongState,
 )
-from umbel.participants import verify_signature
 from umbel.plan import Kind
 from umbel.secure_report import REPORT_ID_BYTES
 from umbel.secure_sum import HelperItem, HelperSeed, open_as_helper, total_of_masks
+from umbel.signatures import verify_signature
 from umbel_server.helper.port import Prepared, commit_statement, offer_statement, prepare_statement
 from umbel_server.helper.records import HelperRound, Records
 

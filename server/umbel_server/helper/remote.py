@@ -9,7 +9,7 @@ import grpc
 
 from umbel.cohort_sum import HelperAnswer
 from umbel.descriptor import KIND_TO_WIRE
-from umbel.errors import MalformedMessage, UmbelError, Unreachable, foreign, from_code
+from umbel.errors import ERROR_KEY, MalformedMessage, UmbelError, Unreachable, foreign, from_code
 from umbel.helper_card import HelperCard
 from umbel.plan import Kind
 from umbel.secure_sum import HelperItem
@@ -17,7 +17,6 @@ from umbel.v1 import secure_sum_pb2 as pb
 from umbel.v1 import secure_sum_pb2_grpc as rpc
 from umbel_server.helper.port import LeaderSigner, Prepared, commit_statement, offer_statement, prepare_statement
 from umbel_server.helper.service import split_ids
-from umbel_server.rpc import ERROR_KEY
 
 QUICK_SECONDS: Final = 20.0
 SUM_SECONDS: Final = 600.0
