@@ -82,7 +82,7 @@ def test_a_report_for_another_round_is_refused(cohort: Cohort) -> None:
     with pytest.raises(SealBroken, match="another round"):
         cohort.take(shares)
     # And renamed, it doesn't open.
-    with pytest.raises(SealBroken, match="capsule"):
+    with pytest.raises(SealBroken, match="doesn't open"):
         cohort.take(changed(shares, rd=cohort.agreed.rd))
 
 
