@@ -7,6 +7,7 @@ from typing import Final
 import grpc
 
 from umbel.errors import (
+    BY_CODE,
     ERROR_KEY,
     AlreadyExists,
     BadInput,
@@ -43,20 +44,25 @@ _BY_STATUS: Final[dict[grpc.StatusCode, type[UmbelError]]] = {
 
 
 def error_of(failure: grpc.aio.AioRpcError, address: str) -> UmbelError:
-    """The typed error for a failed call: by its code in the trailing metadata, or else by its status."""
+    """The typed error for a failed call: by its code in the trailing metadata, or else by its status.
+
+    A code that isn't known here is a newer peer's: its status says what kind of refusal it is.
+    """
     metadata = failure.trailing_metadata() or ()
     codes = [value for key, value in metadata if key == ERROR_KEY]
     details = foreign(failure.details() or failure.code().name)
+    kind = _BY_STATUS.get(failure.code(), UmbelError)
     if codes:
-        code = codes[0]
-        return from_code(code if isinstance(code, str) else code.decode(errors="replace"), details)
+        code = codes[0] if isinstance(codes[0], str) else codes[0].decode(errors="replace")
+        if code in BY_CODE:
+            return from_code(code, details)
+        return Unavailable(details) if kind is Unreachable else kind(details)
     if failure.code() is grpc.StatusCode.UNAVAILABLE and "CERTIFICATE_VERIFY_FAILED" in details:
         return CertificateRefused(
             f"the certificate of {address} isn't from the pinned authority, for this name, or in time: {details}"
         )
     if failure.code() is grpc.StatusCode.UNAVAILABLE and "WRONG_VERSION_NUMBER" in details:
         return Unreachable(f"what answers at {address} speaks no TLS, so it is no coordinator; is the port right?")
-    kind = _BY_STATUS.get(failure.code(), UmbelError)
     if kind is Unreachable:
         return Unreachable(f"no answer from {address}: {details}")
     return kind(f"{address} answered {failure.code().name}: {details}")

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.client.coordinator import POPULATION, Coordinator
-from umbel.errors import EnrolmentRefused, UmbelError
+from umbel.errors import ERROR_KEY, EnrolmentRefused, UmbelError
 from umbel.identity import id_of_key
 from umbel.messages import report_begin_from_message, window_to_message
 from umbel.v1 import device_pb2 as pb
@@ -86,6 +86,8 @@ class Peer:
     renewals: int = 0
     fetch_fault: str = ""
     """"endless", "flipped", "silent" or a status to abort with."""
+    fetch_code: str = ""
+    """The error code that such a status comes with; "" for none."""
     hang_up_after: int = -1
     """End fetch streams after so many bytes, once."""
 
@@ -142,7 +144,8 @@ class _Devices(rpc.DeviceServiceServicer):
     async def Fetch(self, request: pb.FetchRequest, context: Any) -> AsyncIterator[pb.FetchResponse]:  # noqa: N802
         peer = self._peer
         if peer.fetch_fault in grpc.StatusCode.__members__:
-            await context.abort(grpc.StatusCode[peer.fetch_fault], "as the test asked")
+            told = ((ERROR_KEY, peer.fetch_code),) if peer.fetch_code else ()
+            await context.abort(grpc.StatusCode[peer.fetch_fault], "as the test asked", told)
         data = peer.coordinator.read(request.digest, request.offset)
         if peer.fetch_fault == "flipped":
             data = bytes([data[0] ^ 1]) + data[1:]

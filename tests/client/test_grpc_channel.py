@@ -15,11 +15,14 @@ from umbel.digests import digest_of
 from umbel.errors import (
     BadInput,
     CertificateRefused,
+    Conflict,
     DigestMismatch,
     EnrolmentRefused,
     MalformedMessage,
     NotFound,
+    RoundClosed,
     UmbelError,
+    Unavailable,
     Unreachable,
 )
 from umbel.plan import Plan
@@ -254,3 +257,22 @@ async def test_a_status_without_a_code_still_has_a_type(
     peer.fetch_fault = status
     with pytest.raises(kind, match="as the test asked"):
         await download.fetch()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        ("INVALID_ARGUMENT", BadInput),
+        ("FAILED_PRECONDITION", Conflict),
+        ("ABORTED", RoundClosed),
+        ("UNAVAILABLE", Unavailable),
+        ("INTERNAL", UmbelError),
+    ],
+)
+async def test_a_code_of_a_newer_coordinator_goes_by_its_status(
+    peer: Peer, download: Download, status: str, kind: type[UmbelError]
+) -> None:
+    peer.fetch_fault, peer.fetch_code = status, "invented-later"
+    with pytest.raises(UmbelError, match="as the test asked") as caught:
+        await download.fetch()
+    assert type(caught.value) is kind
