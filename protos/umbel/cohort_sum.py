@@ -83,7 +83,7 @@ def combine(
     Raises:
         SignatureInvalid: the answer isn't the helper's, or is for another round or set.
         WeightsMismatch: it has another length.
-        CohortTooSmall: fewer ids than the minimum.
+        SetRefused, CohortTooSmall, OutOfBounds: as `require_set` says.
         SumImplausible: a weight, number, norm or metric that this cohort can't have made.
     """
     require_set(descriptor, ids)
