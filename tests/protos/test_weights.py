@@ -44,7 +44,14 @@ def of_file(data: bytes) -> Weights:
         return Weights.of_file(path)
 
 
-READERS = pytest.mark.parametrize("read", [Weights.from_bytes, of_file])
+def mapped(data: bytes) -> Weights:
+    """From a file that counts as a large one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("umbel.weights._MAPPED", 0)
+        return of_file(data)
+
+
+READERS = pytest.mark.parametrize("read", [Weights.from_bytes, of_file, mapped])
 Read = Callable[[bytes], Weights]
 
 
