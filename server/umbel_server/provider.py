@@ -140,19 +140,19 @@ class HttpsGet:
 
     async def __call__(self, address: str) -> bytes:
         """The document at an address; raises `Unavailable`."""
-        parts = urllib.parse.urlsplit(address)
         try:
+            parts = urllib.parse.urlsplit(address)
             connection = http.client.HTTPSConnection(
                 parts.hostname or "", parts.port, timeout=self._seconds, context=self._context
             )
-        except ValueError as error:
+        except (ValueError, http.client.InvalidURL) as error:
             raise Unavailable(f"{address[:200]!r} isn't an address") from error
         call = _Call(connection, f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/")
         try:
             return await asyncio.wait_for(asyncio.to_thread(call.run), self._seconds)
         except TimeoutError as error:
             raise Unavailable(f"{parts.hostname} took longer than {self._seconds:g} seconds") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a name that IDNA can't spell
             raise Unavailable(f"{parts.hostname} doesn't answer as it should: {error}") from error
         finally:
             call.hang_up()

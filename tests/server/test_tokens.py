@@ -355,6 +355,17 @@ async def test_keys_are_only_fetched_over_https(door: Door, address: object) -> 
         await door.enter(door.provider.token())
 
 
+@pytest.mark.parametrize(
+    "address", ["https://[/keys", "https://a b/keys", "https://a:b/keys", f"https://{'a' * 64}/keys", "https://../keys"]
+)
+async def test_known_keys_count_while_the_provider_names_an_address_that_is_none(door: Door, address: str) -> None:
+    await door.enter(door.provider.token())
+    document = json.dumps({"issuer": door.provider.issuer, "jwks_uri": address}).encode()
+    door.provider.documents["/.well-known/openid-configuration"] = document
+    door.clock.ahead = FRESH_SECONDS + 1
+    await door.enter(_later(door, FRESH_SECONDS + 1))
+
+
 async def test_a_slow_provider_costs_no_more_than_the_deadline(provider: IdentityProvider) -> None:
     provider.drip = 0.05
     with pytest.raises(Unavailable, match="longer than"):
