@@ -158,6 +158,12 @@ def test_answers_under_names_are_judged_by_them_as_far_as_they_are_answers(
     assert reason in found.reason
 
 
+def test_a_kind_has_to_be_faster_at_every_batch() -> None:
+    trial = Trial("int8", {1: 3.0, 16: 1.05}, 0.0, "the accuracy", 4, 0.1)
+    assert "1.05 times as fast at a batch of 16" in trial.objection(Quantise())
+    assert not replace(trial, gains={1: 3.0, 16: 1.2}).objection(Quantise())
+
+
 def test_a_trial_that_gives_no_numbers_is_refused() -> None:
     trial = Trial("int8", {1: 2.0}, 0.0, "the accuracy", 4, float("inf"))
     assert trial.objection(Quantise())

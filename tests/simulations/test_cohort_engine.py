@@ -312,6 +312,14 @@ def test_seconds_of_a_device_are_those_of_the_whole_run(tiny_bundle: Bundle, tmp
     assert seconds.mean * 12 == pytest.approx(sum(one.training.count for one in chosen_each) / rate)
 
 
+def test_a_plan_that_stops_early_takes_as_much_less_time(tiny_bundle: Bundle) -> None:
+    """Six examples in batches of four: two steps an epoch, three epochs."""
+    whole = changed(scenario(), {"task.plan.epochs": 3})
+    stages = (stage_of(tiny_bundle, told) for told in (whole, changed(whole, {"task.plan.max_steps": 2})))
+    long, short = (stage.seconds(stage.clients[1]) for stage in stages)
+    assert short == pytest.approx(long / 3)
+
+
 def test_a_memory_that_isnt_the_algorithms_is_refused(tiny_bundle: Bundle) -> None:
     stage = stage_of(tiny_bundle, scenario())
     for algorithm in (Scaffold(stage), FedBuff(stage)):

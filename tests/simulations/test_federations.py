@@ -19,6 +19,7 @@ from umbel_simulations.engines import Silent
 from umbel_simulations.scenario import Data, Scenario
 from umbel_simulations.scenario_file import find
 from umbel_simulations.setting import fitted, prepare
+from umbel_simulations.smartwatch import load_wearers
 
 
 def _rows(federation: Federation) -> int:
@@ -29,6 +30,14 @@ def test_smartwatch_has_twenty_natural_users() -> None:
     federation = load(Data("smartwatch"), seed=0)
     assert len(federation.clients) == 20
     assert federation.central.count == sum(client.held_back.count for client in federation.clients)
+
+
+def test_what_a_wearer_holds_back_shares_no_moment_with_what_it_learns_from() -> None:
+    """Windows overlap within either part, and would between them, were they cut before the recording is."""
+    one = load_wearers()[0]
+    seen, held = ({step.tobytes() for x in part.x for step in x.T} for part in (one.training, one.held_back))
+    assert len(seen) > 1000
+    assert not seen & held
 
 
 def test_shakespeare_has_at_least_450_natural_users_who_predict_the_next_character() -> None:

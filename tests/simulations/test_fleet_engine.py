@@ -8,18 +8,21 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.simulations import fleets
 from umbel.bundle import Bundle
 from umbel.clock import SystemClock
 from umbel.errors import OutOfBounds
+from umbel.randomness import generator
+from umbel.weights import Weights
 from umbel_server.privacy_ledger import epsilon
 from umbel_simulations.fleet import virtual_time
 from umbel_simulations.fleet.engine import require_room
 from umbel_simulations.fleet.house import House
 from umbel_simulations.fleet.results import _rollout
-from umbel_simulations.fleet.rollouts import Played
+from umbel_simulations.fleet.rollouts import Played, noisy
 from umbel_simulations.outcome import RolloutEvent
 from umbel_simulations.scenario import PrivacyPart
 from umbel_simulations.world import Adversary, RolloutPlan, Switches
@@ -111,6 +114,13 @@ def test_what_a_scenario_switches_off_is_off(tiny_bundle: Bundle, tmp_path: Path
         house = House(tmp_path / str(switch), replace(told, server=switch), SystemClock(), Counter(), [])
         assert house._settings.adaptive_deadlines is switch.adaptive_deadline
         house.close()
+
+
+def test_noise_is_as_large_as_was_asked_beside_the_weights_themselves() -> None:
+    weights = Weights({"small": np.linspace(-1e-3, 1e-3, 4000, dtype=np.float32), "still": np.ones(4000, np.float32)})
+    moved = noisy(weights, 0.5, generator(1, "noise")) - weights
+    assert np.std(moved["small"]) == pytest.approx(0.5 * np.std(weights["small"]), rel=0.1)
+    assert np.std(moved["still"]) == pytest.approx(0.5, rel=0.1), "what doesn't vary counts as varying by one"
 
 
 def test_a_fleet_that_would_fill_the_memory_is_refused_before_it_does() -> None:
