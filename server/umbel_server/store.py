@@ -28,6 +28,14 @@ HASTY: Final = ("journal_mode=MEMORY", "synchronous=OFF", "foreign_keys=ON", "bu
 """How it is opened where only the death of the coordinator's own objects has to be survived: in simulations."""
 KEEP_ALIVE: Final = ("tcp_keepalives_idle = 30", "tcp_keepalives_interval = 10", "tcp_keepalives_count = 3")
 """How soon PostgreSQL finds that a coordinator's machine is gone."""
+NO_ANSWER: Final = {
+    "connect_timeout": "5",
+    "tcp_user_timeout": "20000",
+    "keepalives_idle": "20",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+}
+"""How soon a coordinator finds that the way to PostgreSQL is gone (libpq's words): nobody is served while it waits."""
 _PATIENCE: Final = "SET lock_timeout = '3s'"
 """The server may take a moment to see that the coordinator before is gone."""
 _LOCK: Final = sa.text("SELECT pg_advisory_lock(hashtext('umbel'), hashtext(current_schema()))")
@@ -176,7 +184,9 @@ def _engine(url: str, pragmas: Sequence[str]) -> sa.Engine:
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
     if backend == "postgresql":
-        return sa.create_engine(parsed, pool_pre_ping=True, isolation_level="REPEATABLE READ", hide_parameters=True)
+        # What the address itself says goes before.
+        patient = parsed.set(query={**NO_ANSWER, **parsed.query})
+        return sa.create_engine(patient, pool_pre_ping=True, isolation_level="REPEATABLE READ", hide_parameters=True)
     raise BadInput(f"a store is a SQLite file or PostgreSQL, not {parsed.render_as_string()!r}")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,7 +17,7 @@ from umbel.digests import Digest, digest_of
 from umbel.errors import BadInput, DigestMismatch, MalformedMessage, NotFound, Unreachable, WrongState
 from umbel_server import app
 from umbel_server.blobs import AREAS, Blobs
-from umbel_server.store import Store
+from umbel_server.store import NO_ANSWER, Store
 from umbel_server.tables import METADATA, MODELS
 
 ROW = {"name": "model", "next_release": 1, "created_at": 0.1}
@@ -94,6 +96,24 @@ async def test_a_coordinator_ends_once_another_has_its_database_and_not_while_th
     with pytest.raises(WrongState, match="another has it"):
         await app._alone_while(hold)
     assert looks == []
+
+
+def test_a_postgresql_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is served while a coordinator waits for it."""
+    monkeypatch.setitem(NO_ANSWER, "connect_timeout", "2")
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(Unreachable, match="timeout"):
+        Store.open(f"postgresql+psycopg://umbel@127.0.0.1:{silent.getsockname()[1]}/umbel")
+
+
+def test_a_way_to_postgresql_that_is_gone_is_found_within_seconds_unless_its_address_says_otherwise(
+    postgresql: str,
+) -> None:
+    store = Store.open(f"{empty_database(postgresql)}&keepalives_idle=77")
+    with store.reading() as connection:
+        driver: Any = connection.connection.dbapi_connection
+        told = driver.info.get_parameters()
+    assert {name: told[name] for name in NO_ANSWER} == {**NO_ANSWER, "keepalives_idle": "77"}
+    store.close()
 
 
 def test_no_error_of_the_database_tells_what_was_to_be_written(database_url: str) -> None:
