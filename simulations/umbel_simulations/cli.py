@@ -22,6 +22,7 @@ except ModuleNotFoundError as missing:
 from umbel.errors import BadInput, NotFound, UmbelError, unusable
 from umbel.program import take_streams, writes_all
 from umbel_server.files import write_result
+from umbel_server.passing import may_pass
 from umbel_simulations.runs import Run, play, read
 from umbel_simulations.scenario import Scenario
 from umbel_simulations.scenario_file import changed, find, library
@@ -322,6 +323,12 @@ def _refusals() -> Iterator[None]:
         raise SystemExit(1) from error
     except OSError as error:
         sys.stderr.write(f"umbel-simulate: {unusable(error)}\n")
+        raise SystemExit(1) from error
+    except Exception as error:
+        if not may_pass(error):
+            raise
+        words = "there is no room for the run's databases, or they can't be written to"
+        sys.stderr.write(f"umbel-simulate: {words} ({getattr(error, 'orig', error)}); the same command goes on\n")
         raise SystemExit(1) from error
 
 

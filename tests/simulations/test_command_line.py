@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -121,6 +122,21 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(simulate: Told, tmp_path
         assert (code, err.startswith("umbel-simulate: can't use file"), err.count("\n")) == (1, True, 1)
     code, out, err = simulate("sweep", "digits-dirichlet", *SMALL, "--over", "seed=1", "-o", "file", "--json")
     assert (code, json.loads(out)[0]["verdict"]) == (1, "failed") and "can't use file" in err
+
+
+def test_a_run_without_room_for_its_databases_is_told_in_one_line(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from umbel_simulations.cli import main; main()",
+        "run",
+        "smartwatch",
+        "-o",
+        "here",
+    ]
+    few = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=few, check=False)
+    assert (done.returncode, done.stderr.count("\n"), "no room" in done.stderr) == (1, 1, True), done.stderr
 
 
 def _as_in_a_terminal() -> None:
