@@ -40,8 +40,7 @@ class HttpFiles:
     """
 
     def __init__(self, address: str, seconds: float = BLOB_SECONDS) -> None:
-        parts = urllib.parse.urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        if not _can_be_asked(address):
             raise BadInput(f"{address!r} is no mirror's address; write https://host/path")
         self._address = address.rstrip("/")
         self._seconds = seconds
@@ -101,6 +100,20 @@ class Mirror:
                 yield chunk
 
 
+def _can_be_asked(address: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(address)
+        _Exchange(address).end()
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and not (parts.query or parts.fragment)
+        )
+    except (ValueError, http.client.InvalidURL):
+        return False
+
+
 class _Exchange:
     """One question and its answer, on a connection of its own; `end` may be called while another thread reads."""
 
@@ -153,5 +166,5 @@ async def _before(ends: float, name: str, work: Callable[[], T]) -> T:
         return await asyncio.wait_for(asyncio.to_thread(work), max(0.0, left))
     except TimeoutError:
         raise Unreachable(f"{name}: the mirror is too slow; what came stays") from None
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a name that IDNA can't spell
         raise Unreachable(f"{name}: {error}") from error

@@ -162,6 +162,14 @@ async def test_a_mirror_that_is_gone_holds_nobody_back(fleet: Fleet) -> None:
     assert 0 not in fleet.releases()
 
 
+@pytest.mark.parametrize("form", [f"http://{'a' * 64}.example", "http://../x", "{}/\N{SNOWMAN}"])
+async def test_a_mirror_that_cant_be_asked_holds_nobody_back(fleet: Fleet, form: str) -> None:
+    with serving(fleet.folder) as (address, _):
+        with_mirror(fleet, form.format(address))
+        await fleet.devices[0].wake()
+    assert 0 not in fleet.releases()
+
+
 # The fetcher alone.
 
 
@@ -221,7 +229,13 @@ async def test_what_is_not_there_and_what_is_no_answer_are_told_apart(tmp_path: 
                 pass
 
 
-@pytest.mark.parametrize("address", ["", "ftp://host/x", "//host", "https://", "https://host/x?y=1", "host/path"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "", "ftp://host/x", "//host", "https://", "https://host/x?y=1", "host/path", "https://host:port/x", "https://host:0",
+        "https://host:65536/x", "https://a host/x", "https://[host/x",
+    ],
+)  # fmt: skip
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(BadInput):
         Mirror(address)
