@@ -117,7 +117,7 @@ def _raised(error: grpc.RpcError, address: str, who: Identity) -> UmbelError:
         if who.certificate and _has_ended(who.certificate):
             hint = "on its machine, `umbel operators renew` gives it a new term"
             return CertificateRefused(f"the certificate that this calls with has ended; {hint}")
-        hint = "is it running, and is this certificate (or this port, for a token) right?"
+        hint = "is it running, are both clocks right, and is this certificate (or this port, for a token)?"
         return Unreachable(f"no answer from the coordinator at {address}; {hint} ({details})")
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
         return BadInput(f"{address} doesn't know this call; is it the admin port, of a coordinator as new as this?")
