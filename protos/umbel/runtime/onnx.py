@@ -19,7 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from umbel.digests import Digest, digest_of
 from umbel.errors import OutOfBounds, RuntimeFailure
-from umbel.manifest import ANCHOR_PREFIX, NEXT_PREFIX
+from umbel.manifest import ANCHOR_PREFIX, NEXT_PREFIX, WEIGHTS_FILE
 from umbel.runtime import Arrays
 from umbel.runtime.onnx_files import require_no_files
 from umbel.runtime.signature import (
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from umbel.bundle import Bundle
 
 NAME: Final = "onnx"
+_SMALL: Final = 4 << 20
+"""Bytes of the weights of a model whose sessions are kept."""
 
 # ONNX Runtime's own exceptions share no base class of their own.
 _FAILURES: Final[tuple[type[Exception], ...]] = (
@@ -63,13 +65,13 @@ class OnnxRuntime:
 
     Args:
         threads: how many threads one run may use; results are bit-equal only between equal numbers.
-        keep: how many native sessions for judging and training are kept for the next time. To make one takes
-            milliseconds; to keep one costs a device the memory of a training step, and of frozen weights, all day.
+        keep: how many native sessions of small models are kept for the next round, for judging and training. To make
+            one takes milliseconds; one of a large model would hold the memory of a training step all day.
     """
 
-    def __init__(self, threads: int = 1, keep: int = 0) -> None:
-        if threads < 1 or keep < 0:
-            raise OutOfBounds(f"threads is {threads} and keep is {keep}; there must be a thread, and none kept is 0")
+    def __init__(self, threads: int = 1, keep: int = 4) -> None:
+        if threads < 1 or keep < 1:
+            raise OutOfBounds(f"threads is {threads} and keep is {keep}; both must be at least 1")
         self._threads = threads
         self._keep = keep
         self._kept: OrderedDict[tuple[Digest, ...], _Native] = OrderedDict()
@@ -112,7 +114,7 @@ class OnnxRuntime:
 
     def _shared(self, bundle: Bundle, signature: str) -> _Native:
         frozen = frozen_weights(bundle)
-        if not self._keep:
+        if bundle.manifest.files[WEIGHTS_FILE].size > _SMALL:
             return _Native(bundle, signature, frozen, self._options())
         digest = bundle.manifest.files[bundle.graph_file(NAME, signature)].digest
         key = (digest, digest_of(Weights(frozen).to_bytes())) if frozen else (digest,)

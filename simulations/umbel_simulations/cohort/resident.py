@@ -59,7 +59,7 @@ class OnnxBackend:
         self.what = f"the training graph of {bundle.manifest.model!r}"
         # Kept, as sessions only borrow them.
         self._frozen = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in frozen_weights(bundle).items()}
-        self._judge = OnnxRuntime(keep=1)
+        self._judge = OnnxRuntime()
 
     def worker(self) -> OnnxWorker:
         """A worker for one thread; raises `RuntimeFailure` if ONNX Runtime can't load the graph."""

@@ -173,7 +173,7 @@ class Run:
             people=self._people,
             federation=self._federation,
             ends=ends_of(self._federation),
-            runtime=SharedSessions(OnnxRuntime(keep=4)),
+            runtime=SharedSessions(OnnxRuntime()),
             ahead=self._ahead,
             clock=self._clock,
             weather=Weather(scenario.faults, self._seed, self._books.faults),
