@@ -94,12 +94,12 @@ def test_a_folder_whose_making_was_broken_off_is_told_from_a_complete_one(
 
 
 def test_a_key_is_never_written_over(tmp_path: Path) -> None:
-    ring = Keyring.create(tmp_path, ("timestamp",))
-    held = [path.read_bytes() for path in tmp_path.iterdir()]
+    ring = Keyring.create(tmp_path)
+    held = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(AlreadyExists):
-        Keyring.create(tmp_path, ("timestamp",))
+        Keyring.create(tmp_path)
     assert ring.complete("timestamp")[0].public_key == ring.signers("timestamp")[0].public_key
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == held
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == held
 
 
 def test_metadata_that_a_killed_process_was_writing_go_with_the_next_listing(tmp_path: Path) -> None:
