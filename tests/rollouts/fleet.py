@@ -279,3 +279,11 @@ class Fleet:
 
     def id_of(self, index: int) -> str:
         return self.devices[index].id
+
+
+async def fleet_of(folder: Path, devices: int) -> Fleet:
+    """A fleet whose devices have a first release, on the stable channel."""
+    fleet = Fleet(folder, devices)
+    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    return fleet

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rollouts.fleet import AUTHOR, MODEL, SECOND, Fleet, SetClock
+from tests.rollouts.fleet import AUTHOR, MODEL, SECOND, Fleet, SetClock, fleet_of
 from umbel_server.rollout import Stage
 from umbel_server.rollout_spec import Wave
 
@@ -15,10 +15,7 @@ YEARS = 4 * 365 * 86_400.0
 
 @pytest.fixture
 async def fleet(tmp_path: Path) -> Fleet:
-    made = Fleet(tmp_path, devices=4)
-    made.verbs.publish(MODEL, made.good_version(), "stable", AUTHOR)
-    await made.visits()
-    return made
+    return await fleet_of(tmp_path, 4)
 
 
 def set_back(fleet: Fleet) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, SECOND, Fleet
+from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, SECOND, Fleet, fleet_of
 from umbel.errors import WrongState
 from umbel_client import Device
 from umbel_server.releases import Prepared
@@ -23,10 +23,7 @@ EVERYBODY = (Wave(100.0, soak_seconds=10.0, deadline_seconds=DEADLINE),)
 
 @pytest.fixture
 async def fleet(tmp_path: Path) -> Fleet:
-    made = Fleet(tmp_path, devices=4)
-    made.verbs.publish(MODEL, made.good_version(), "stable", AUTHOR)
-    await made.visits()
-    return made
+    return await fleet_of(tmp_path, 4)
 
 
 async def succeeded(fleet: Fleet, name: str, **spec: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, SECOND, Fleet
+from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, SECOND, Fleet, fleet_of
 from umbel.errors import NotAllowed, WrongState
 from umbel_server.experiments import judge_experiment
 from umbel_server.gates import Arm, Decision, Exposure, GatePolicy, Look
@@ -19,13 +19,6 @@ from umbel_server.rollout_spec import ExperimentArm, RolloutSpec, Wave
 from umbel_server.waves import bucket, release_for
 
 ALL = (Wave(100.0, soak_seconds=10.0, deadline_seconds=3600.0),)
-
-
-async def fleet_of(folder: Path, devices: int) -> Fleet:
-    fleet = Fleet(folder, devices)
-    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
-    await fleet.visits()
-    return fleet
 
 
 def started(fleet: Fleet, spec: RolloutSpec) -> str:

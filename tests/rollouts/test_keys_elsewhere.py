@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, Fleet
+from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, Fleet, fleet_of
 from umbel.errors import NotFound
 from umbel.visit import CheckIn
 from umbel_server.keyring import DAY
@@ -21,9 +21,7 @@ EVERYBODY = (Wave(100.0, soak_seconds=10.0, deadline_seconds=3600.0),)
 @pytest.fixture
 async def fleet(tmp_path: Path) -> Fleet:
     """One device, a rollout to it that is prepared and signed, and then only one of the model's three keys."""
-    made = Fleet(tmp_path, devices=1)
-    made.verbs.publish(MODEL, made.good_version(), "stable", AUTHOR)
-    await made.visits()
+    made = await fleet_of(tmp_path, 1)
     made.begin_rollout("r", made.good_version(), waves=EVERYBODY)
     for signer in made.keys.signers(ROLE)[:2]:
         made.keys.forget(signer.public_key.keyid)

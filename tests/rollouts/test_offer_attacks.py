@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests.rollouts.fleet import AUTHOR, MODEL, DirectChannel, Fleet
+from tests.rollouts.fleet import AUTHOR, MODEL, DirectChannel, Fleet, fleet_of
 from umbel.digests import digest_of
 from umbel.errors import Expired, NotAllowed, RollbackRefused, SignatureInvalid
 from umbel.offer import Offer, SignedOffer, sign_offer, verify_offer
@@ -20,10 +20,7 @@ NOW = 1_790_000_000.0
 
 @pytest.fixture
 async def fleet(tmp_path: Path) -> Fleet:
-    made = Fleet(tmp_path, devices=2)
-    made.verbs.publish(MODEL, made.good_version(), "stable", AUTHOR)
-    await made.visits()
-    return made
+    return await fleet_of(tmp_path, 2)
 
 
 def offer_to(fleet: Fleet, index: int = 0, **changes: Any) -> Offer:

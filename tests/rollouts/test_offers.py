@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 import sqlalchemy as sa
 
-from tests.rollouts.fleet import AUTHOR, MODEL, POPULATION, DirectChannel, Fleet
+from tests.rollouts.fleet import AUTHOR, MODEL, POPULATION, DirectChannel, Fleet, fleet_of
 from umbel.errors import AlreadyExists, NotFound, WrongState
 from umbel_server.repository import role_of
 from umbel_server.rollout import Stage
@@ -22,10 +22,7 @@ HALF = (Wave(50.0, soak_seconds=10.0, deadline_seconds=3600.0), *EVERYBODY)
 
 @pytest.fixture
 async def fleet(tmp_path: Path) -> Fleet:
-    made = Fleet(tmp_path, devices=2)
-    made.verbs.publish(MODEL, made.good_version(), "stable", AUTHOR)
-    await made.visits()
-    return made
+    return await fleet_of(tmp_path, 2)
 
 
 def is_offered(fleet: Fleet, index: int = 0) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from tests.client.recordings import recordings
-from tests.rollouts.fleet import AUTHOR, MODEL, RUNTIME, Fleet
+from tests.rollouts.fleet import AUTHOR, MODEL, RUNTIME, Fleet, fleet_of
 from umbel.bundle import Bundle
 from umbel.delta import rebuild
 from umbel.errors import MalformedMessage, NotFound, WrongState
@@ -29,10 +29,7 @@ from umbel_server.versions import VersionState, delta_of
 @pytest.fixture
 async def fleet(tmp_path: Path) -> Fleet:
     """Two devices with a release."""
-    made = Fleet(tmp_path, devices=2)
-    made.verbs.publish(MODEL, made.good_version(), "stable", AUTHOR)
-    await made.visits()
-    return made
+    return await fleet_of(tmp_path, 2)
 
 
 async def quantised(fleet: Fleet, version: int, call: Call = ANY) -> Made:

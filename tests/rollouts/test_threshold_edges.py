@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, SECOND, Fleet
+from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, SECOND, Fleet, fleet_of
 from umbel.errors import WrongState
 from umbel.visit import Outcome
 from umbel_server.gates import Arm, Decision, Exposure, GatePolicy, Look, judge
@@ -60,13 +60,6 @@ def test_a_count_below_the_least_is_no_error_whatever_its_share(failed: int) -> 
 
 def test_a_wave_of_nobody_succeeds_and_never_fails() -> None:
     assert decided(0, 0, 0) is Decision.PASS
-
-
-async def fleet_of(folder: Path, devices: int) -> Fleet:
-    fleet = Fleet(folder, devices)
-    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
-    await fleet.visits()
-    return fleet
 
 
 def revoke(fleet: Fleet, index: int) -> None:

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.client.recordings import recordings
 from tests.power_cut import PowerCut
-from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
+from tests.rollouts.fleet import AUTHOR, MODEL, Fleet, fleet_of
 from umbel.digests import digest_of
 from umbel.errors import RuntimeFailure
 from umbel_client import PersonalSettings
@@ -27,9 +27,7 @@ from umbel_client.slots import TRIES, Personal, Slot, Slots, Trial
 
 @pytest.fixture
 async def fleet(tmp_path: Path) -> Fleet:
-    made = Fleet(tmp_path, devices=1)
-    made.verbs.publish(MODEL, made.good_version(), "stable", AUTHOR)
-    await made.visits()
+    made = await fleet_of(tmp_path, 1)
     made.clock.instant += 60
     await made.visits()
     return made
