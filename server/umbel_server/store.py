@@ -18,7 +18,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.engine import make_url
 
-from umbel.errors import BadInput, Unreachable, WrongState
+from umbel.errors import BadInput, Unavailable, Unreachable, WrongState
 from umbel_server.files import make_file_private
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -28,14 +28,6 @@ HASTY: Final = ("journal_mode=MEMORY", "synchronous=OFF", "foreign_keys=ON", "bu
 """How it is opened where only the death of the coordinator's own objects has to be survived: in simulations."""
 KEEP_ALIVE: Final = ("tcp_keepalives_idle = 30", "tcp_keepalives_interval = 10", "tcp_keepalives_count = 3")
 """How soon PostgreSQL finds that a coordinator's machine is gone."""
-NO_ANSWER: Final = {
-    "connect_timeout": "5",
-    "tcp_user_timeout": "20000",
-    "keepalives_idle": "20",
-    "keepalives_interval": "5",
-    "keepalives_count": "3",
-}
-"""How soon a coordinator finds that the way to PostgreSQL is gone (libpq's words): nobody is served while it waits."""
 _PATIENCE: Final = "SET lock_timeout = '3s'"
 """The server may take a moment to see that the coordinator before is gone."""
 _LOCK: Final = sa.text("SELECT pg_advisory_lock(hashtext('umbel'), hashtext(current_schema()))")
@@ -57,6 +49,7 @@ class Store:
     def __init__(self, engine: sa.Engine, on_step: OnStep = ignore_step) -> None:
         self.engine = engine
         self._on_step = on_step
+        self._in_doubt = False
 
     @classmethod
     def open(cls, url: str, on_step: OnStep = ignore_step, *, durable: bool = True) -> Store:
@@ -83,6 +76,10 @@ class Store:
             raise WrongState(
                 f"the database is of a newer version of Umbel ({error}); run that one, or restore an older database"
             ) from error
+        if engine.dialect.driver == "psycopg":
+            from umbel_server.postgresql import lose_patience
+
+            lose_patience(engine)  # only now: a large database is brought up to date in minutes
         return cls(engine, on_step)
 
     @contextmanager
@@ -97,25 +94,48 @@ class Store:
 
         Raises:
             WrongState: another coordinator is on it.
+            Unavailable: as for `transaction`.
         """
         if self.engine.dialect.name != "postgresql":
             yield lambda: None
             return
         lock = _Lock(self.engine)
         lock.hold()
+
+        def hold() -> None:
+            self._require_certain()
+            lock.hold()
+
         try:
-            yield lock.hold
+            yield hold
         finally:
             lock.let_go()
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
-        """All or nothing: commits at the end of the block, rolls back when it raises. Durable once left."""
+        """All or nothing: commits at the end of the block, rolls back when it raises. Durable once left.
+
+        Raises:
+            Unavailable: PostgreSQL went away in a commit, earlier. Whether that was made, nobody knows, and what this
+                process remembers may be behind the store: only one that reads it anew may write to it.
+        """
+        self._require_certain()
         with self.engine.connect() as connection, connection.begin() as transaction:
             yield connection
             self._on_step("commit")
-            transaction.commit()
+            try:
+                transaction.commit()
+            except sa.exc.DBAPIError as error:
+                self._in_doubt = error.connection_invalidated
+                raise
         self._on_step("committed")
+
+    def _require_certain(self) -> None:
+        if self._in_doubt:
+            raise Unavailable(
+                "PostgreSQL went away in the middle of a commit, and whether that was made, only the database knows; "
+                "the coordinator has to be started anew, and goes on where its database says"
+            )
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -184,9 +204,9 @@ def _engine(url: str, pragmas: Sequence[str]) -> sa.Engine:
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
     if backend == "postgresql":
-        # What the address itself says goes before.
-        patient = parsed.set(query={**NO_ANSWER, **parsed.query})
-        return sa.create_engine(patient, pool_pre_ping=True, isolation_level="REPEATABLE READ", hide_parameters=True)
+        from umbel_server.postgresql import engine_at
+
+        return engine_at(parsed)
     raise BadInput(f"a store is a SQLite file or PostgreSQL, not {parsed.render_as_string()!r}")
 
 

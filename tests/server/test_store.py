@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,12 @@ from alembic.migration import MigrationContext
 from tests.databases import empty_database
 from tests.server.driving import Crash, Plug
 from umbel.digests import Digest, digest_of
-from umbel.errors import BadInput, DigestMismatch, MalformedMessage, NotFound, Unreachable, WrongState
+from umbel.errors import BadInput, DigestMismatch, MalformedMessage, NotFound, Unavailable, Unreachable, WrongState
 from umbel_server import app
+from umbel_server import postgresql as patience
 from umbel_server.blobs import AREAS, Blobs
-from umbel_server.store import NO_ANSWER, Store
+from umbel_server.postgresql import NO_ANSWER
+from umbel_server.store import Store
 from umbel_server.tables import METADATA, MODELS
 
 ROW = {"name": "model", "next_release": 1, "created_at": 0.1}
@@ -113,6 +119,85 @@ def test_a_way_to_postgresql_that_is_gone_is_found_within_seconds_unless_its_add
         driver: Any = connection.connection.dbapi_connection
         told = driver.info.get_parameters()
     assert {name: told[name] for name in NO_ANSWER} == {**NO_ANSWER, "keepalives_idle": "77"}
+    store.close()
+
+
+@contextmanager
+def standing_still(*pids: int) -> Iterator[None]:
+    """Processes of a server stop, as in a paused container; what they are sent is still acknowledged."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def serving(connection: sa.Connection) -> int:
+    return int(connection.scalar(sa.text("SELECT pg_backend_pid()")) or 0)
+
+
+def test_a_postgresql_that_stands_still_in_a_statement_is_given_up_and_asked_anew(
+    postgresql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.2)
+    store = Store.open(empty_database(postgresql))
+    with store.reading() as connection, standing_still(serving(connection)):
+        with pytest.raises(sa.exc.OperationalError, match=r"no answer within 0\.2 s"):
+            connection.execute(sa.select(MODELS))
+        assert names(store) == [], "by another process of the server's"
+    store.close()
+
+
+def test_a_postgresql_that_stands_still_keeps_nobody_waiting_who_asks_a_moment_later(
+    postgresql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Health, streams and SIGTERM have their turn between two tries."""
+    monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setitem(NO_ANSWER, "connect_timeout", "2")
+    store = Store.open(empty_database(postgresql))
+    with store.reading() as connection:
+        folder = connection.scalar(sa.text("SHOW data_directory"))
+        pids = serving(connection), int((Path(str(folder)) / "postmaster.pid").read_text().split()[0])
+    with standing_still(*pids):
+        with pytest.raises(sa.exc.OperationalError, match="timeout"):
+            names(store)
+        with pytest.raises(sa.exc.OperationalError, match="no answer a moment ago"):
+            names(store)
+    store.close()
+
+
+def test_nothing_is_written_any_more_once_nobody_knows_whether_a_commit_was_made(
+    postgresql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the process remembers may be behind the database: it ends, and the next one reads what stands there."""
+    monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.2)
+    url, stopped = empty_database(postgresql), ExitStack()
+    store = Store.open(url)
+    with store.alone() as hold, stopped:
+        with pytest.raises(sa.exc.OperationalError), store.transaction() as connection:
+            connection.execute(MODELS.insert().values(ROW))
+            stopped.enter_context(standing_still(serving(connection)))
+        for act in (hold, store.transaction().__enter__):
+            with pytest.raises(Unavailable, match="has to be started anew"):
+                act()
+    store.close()
+    again = Store.open(url)
+    while names(again) != ["model"]:  # it was sent, and what stood still makes it
+        pass
+    again.close()
+
+
+def test_a_refused_commit_leaves_no_doubt(postgresql: str) -> None:
+    store = Store.open(empty_database(postgresql))
+    with store.transaction() as connection:
+        connection.execute(sa.text("CREATE TABLE once (one int UNIQUE DEFERRABLE INITIALLY DEFERRED)"))
+    with pytest.raises(sa.exc.IntegrityError), store.transaction() as connection:
+        connection.execute(sa.text("INSERT INTO once VALUES (1), (1)"))
+    with store.transaction() as connection:
+        connection.execute(MODELS.insert().values(ROW))
+    assert names(store) == ["model"]
     store.close()
 
 
