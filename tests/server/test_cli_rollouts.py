@@ -170,6 +170,20 @@ def test_one_person_stops_takes_back_and_holds(umbel: Umbel, live: Live, world: 
     assert umbel("rollouts", "submit", "d").code == 1 and denied["stage"] == "draft"
 
 
+def test_a_person_who_saw_an_older_revision_changes_nothing_and_a_call_made_again_is_done_once(
+    umbel: Umbel, world: tuple[Phone, list[str], str]
+) -> None:
+    _, grace, spec = world
+    seen = done(umbel("rollouts", "create", "r", "--file", spec, "--expected-revision", "0", "--json")).json["revision"]
+    once = ("rollouts", "submit", "r", "--request-id", "once", "--expected-revision", str(seen), "--json")
+    submitted = done(umbel(*once)).json
+    assert done(umbel(*once)).json == submitted
+    for late in (("approve", *grace), ("deny", "--reason", "no", *grace), ("edit", "--file", spec), ("cancel",)):
+        refused = umbel("rollouts", late[0], "r", *late[1:], "--expected-revision", str(seen))
+        assert refused.code == 1 and "revision" in refused.err, late
+    assert done(umbel("rollouts", "show", "r", "--json")).json["revision"] == submitted["revision"]
+
+
 # What an auditor finds.
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -22,7 +21,6 @@ APPROVALS: Final = group("approvals", "Approvals: what waits for a second person
 
 Id = Annotated[str, typer.Argument(metavar="ROLLOUT", help="The rollout's id.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it goes into the audit.")]
-Request = Annotated[str, typer.Option("--request-id", help="Names this call, so that it can be made again safely.")]
 SpecFile = Annotated[Path | None, typer.Option("--file", help="TOML with the rollout's spec; options go before it.")]
 
 _COLUMNS: Final[list[output.Column]] = [
@@ -38,7 +36,12 @@ _COLUMNS: Final[list[output.Column]] = [
 ]
 
 
-@verb(ROLLOUTS, "create", "umbel rollouts create shoulder-7 --model smartwatch --release 7 --revert 8 --from 5")
+@verb(
+    ROLLOUTS,
+    "create",
+    "umbel rollouts create shoulder-7 --model smartwatch --release 7 --revert 8 --from 5",
+    changes=True,
+)
 def create(
     session: Session,
     rollout: Id,
@@ -52,7 +55,6 @@ def create(
     waves: Annotated[str, typer.Option("--waves", help="Per cent of the population, such as 1,5,25,100.")] = "",
     soak: Annotated[float, typer.Option("--soak", help="Seconds before a wave's gate may pass.")] = -1.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show which devices each wave would take.")] = False,
-    request_id: Request = "",
 ) -> None:
     """Write a draft of a rollout; nothing moves before it is submitted, approved by somebody else, and started."""
     from umbel_server.rollout_spec import LADDER
@@ -71,17 +73,15 @@ def create(
     if dry_run:
         _show_preview(session, pb.PreviewRolloutRequest(spec=document))
         return
-    request = pb.CreateRolloutRequest(id=rollout, spec=document, request_id=request_id or secrets.token_hex(16))
+    request = pb.CreateRolloutRequest(id=rollout, spec=document, **session.call)
     _show(session, session.stub.CreateRollout(request).rollout)
 
 
-@verb(ROLLOUTS, "edit", "umbel rollouts edit shoulder-7 --file rollout.toml")
-def edit(session: Session, rollout: Id, file: SpecFile = None, request_id: Request = "") -> None:
+@verb(ROLLOUTS, "edit", "umbel rollouts edit shoulder-7 --file rollout.toml", changes=True)
+def edit(session: Session, rollout: Id, file: SpecFile = None) -> None:
     """Write another spec; approvals are void, and it must be submitted again."""
-    seen = _get(session, rollout).revision
-    request = pb.EditRolloutRequest(
-        id=rollout, spec=json.dumps(_read(file)), expected_revision=seen, request_id=request_id or secrets.token_hex(16)
-    )
+    call = _call(session, _get(session, rollout))
+    request = pb.EditRolloutRequest(id=rollout, spec=json.dumps(_read(file)), **call)
     _show(session, session.stub.EditRollout(request).rollout)
 
 
@@ -91,70 +91,69 @@ def preview(session: Session, rollout: Id) -> None:
     _show_preview(session, pb.PreviewRolloutRequest(id=rollout))
 
 
-@verb(ROLLOUTS, "submit", "umbel rollouts submit shoulder-7")
-def submit(session: Session, rollout: Id, request_id: Request = "") -> None:
+@verb(ROLLOUTS, "submit", "umbel rollouts submit shoulder-7", changes=True)
+def submit(session: Session, rollout: Id) -> None:
     """Ask for approval."""
-    _go_on(session, rollout, "submit", request_id)
+    _go_on(session, rollout, "submit")
 
 
-@verb(ROLLOUTS, "start", "umbel rollouts start shoulder-7")
-def start(session: Session, rollout: Id, request_id: Request = "") -> None:
+@verb(ROLLOUTS, "start", "umbel rollouts start shoulder-7", changes=True)
+def start(session: Session, rollout: Id) -> None:
     """Open the first wave of an approved rollout."""
-    _go_on(session, rollout, "start", request_id)
+    _go_on(session, rollout, "start")
 
 
-@verb(ROLLOUTS, "resume", "umbel rollouts resume shoulder-7")
-def resume(session: Session, rollout: Id, request_id: Request = "") -> None:
+@verb(ROLLOUTS, "resume", "umbel rollouts resume shoulder-7", changes=True)
+def resume(session: Session, rollout: Id) -> None:
     """Go on with a paused rollout; a second person is needed where a gate had stopped it."""
-    _go_on(session, rollout, "resume", request_id)
+    _go_on(session, rollout, "resume")
 
 
-@verb(ROLLOUTS, "approve", "umbel rollouts approve shoulder-7 --subject 1f0c…")
+@verb(ROLLOUTS, "approve", "umbel rollouts approve shoulder-7 --subject 1f0c…", changes=True)
 def approve(
     session: Session,
     rollout: Id,
     subject: Annotated[str, typer.Option("--subject", help="What you looked at, as `show` prints it.")] = "",
-    request_id: Request = "",
 ) -> None:
     """Let a rollout go, exactly as it stands; its author can't."""
     found = _get(session, rollout)
-    _decide(session, found, "approve", request_id, subject=subject or found.subject)
+    _decide(session, found, "approve", subject=subject or found.subject)
 
 
-@verb(ROLLOUTS, "deny", "umbel rollouts deny shoulder-7 --reason 'not on a Friday'")
-def deny(session: Session, rollout: Id, reason: Reason, request_id: Request = "") -> None:
+@verb(ROLLOUTS, "deny", "umbel rollouts deny shoulder-7 --reason 'not on a Friday'", changes=True)
+def deny(session: Session, rollout: Id, reason: Reason) -> None:
     """Refuse a rollout, for good."""
-    _decide(session, _get(session, rollout), "deny", request_id, reason=reason)
+    _decide(session, _get(session, rollout), "deny", reason=reason)
 
 
-@verb(ROLLOUTS, "promote", "umbel rollouts promote shoulder-7")
-def promote(session: Session, rollout: Id, request_id: Request = "") -> None:
+@verb(ROLLOUTS, "promote", "umbel rollouts promote shoulder-7", changes=True)
+def promote(session: Session, rollout: Id) -> None:
     """Open the next wave after a gate that a person confirms."""
-    _decide(session, _get(session, rollout), "promote", request_id)
+    _decide(session, _get(session, rollout), "promote")
 
 
-@verb(ROLLOUTS, "pause", "umbel rollouts pause shoulder-7 --reason 'watching support'")
-def pause(session: Session, rollout: Id, reason: Reason = "", request_id: Request = "") -> None:
+@verb(ROLLOUTS, "pause", "umbel rollouts pause shoulder-7 --reason 'watching support'", changes=True)
+def pause(session: Session, rollout: Id, reason: Reason = "") -> None:
     """Offer nothing new; who has the release keeps it. At once, on one person's word."""
-    _stop(session, rollout, "pause", reason, request_id)
+    _stop(session, rollout, "pause", reason)
 
 
-@verb(ROLLOUTS, "abort", "umbel rollouts abort shoulder-7 --reason 'wrong labels'")
-def abort(session: Session, rollout: Id, reason: Reason = "", request_id: Request = "") -> None:
+@verb(ROLLOUTS, "abort", "umbel rollouts abort shoulder-7 --reason 'wrong labels'", changes=True)
+def abort(session: Session, rollout: Id, reason: Reason = "") -> None:
     """Stop, and take devices back. At once, on one person's word."""
-    _stop(session, rollout, "abort", reason, request_id)
+    _stop(session, rollout, "abort", reason)
 
 
-@verb(ROLLOUTS, "rollback", "umbel rollouts rollback shoulder-7 --reason 'a user called'")
-def rollback(session: Session, rollout: Id, reason: Reason = "", request_id: Request = "") -> None:
+@verb(ROLLOUTS, "rollback", "umbel rollouts rollback shoulder-7 --reason 'a user called'", changes=True)
+def rollback(session: Session, rollout: Id, reason: Reason = "") -> None:
     """Take devices back though every gate had passed. At once, on one person's word."""
-    _stop(session, rollout, "roll-back", reason, request_id)
+    _stop(session, rollout, "roll-back", reason)
 
 
-@verb(ROLLOUTS, "cancel", "umbel rollouts cancel shoulder-7")
-def cancel(session: Session, rollout: Id, reason: Reason = "", request_id: Request = "") -> None:
+@verb(ROLLOUTS, "cancel", "umbel rollouts cancel shoulder-7", changes=True)
+def cancel(session: Session, rollout: Id, reason: Reason = "") -> None:
     """Drop a rollout that hasn't started."""
-    _stop(session, rollout, "cancel", reason, request_id)
+    _stop(session, rollout, "cancel", reason)
 
 
 @verb(ROLLOUTS, "list", "umbel rollouts list --watch")
@@ -218,31 +217,25 @@ def _get(session: Session, rollout: str) -> pb.Rollout:
     return session.stub.GetRollout(pb.GetRolloutRequest(id=rollout)).rollout
 
 
-def _go_on(session: Session, rollout: str, action: str, request_id: str) -> None:
-    request = pb.GoOnRolloutRequest(
-        id=rollout,
-        action=action,
-        expected_revision=_get(session, rollout).revision,
-        request_id=request_id or secrets.token_hex(16),
-    )
-    _show(session, session.stub.GoOnRollout(request).rollout)
+def _call(session: Session, found: pb.Rollout) -> dict[str, Any]:
+    """How a change is asked for: of a rollout as it was found, unless a person names the revision that they saw."""
+    return {"expected_revision": found.revision, **session.call}
 
 
-def _decide(session: Session, found: pb.Rollout, action: str, request_id: str, **more: str) -> None:
-    request = pb.DecideRolloutRequest(
-        id=found.id,
-        action=action,
-        expected_revision=found.revision,
-        request_id=request_id or secrets.token_hex(16),
-        **more,
-    )
+def _go_on(session: Session, rollout: str, action: str) -> None:
+    call = _call(session, _get(session, rollout))
+    _show(session, session.stub.GoOnRollout(pb.GoOnRolloutRequest(id=rollout, action=action, **call)).rollout)
+
+
+def _decide(session: Session, found: pb.Rollout, action: str, **more: str) -> None:
+    request = pb.DecideRolloutRequest(id=found.id, action=action, **more, **_call(session, found))
     _show(session, session.stub.DecideRollout(request).rollout)
 
 
-def _stop(session: Session, rollout: str, action: str, reason: str, request_id: str) -> None:
-    request = pb.StopRolloutRequest(
-        id=rollout, action=action, reason=reason, expected_revision=-1, request_id=request_id or secrets.token_hex(16)
-    )
+def _stop(session: Session, rollout: str, action: str, reason: str) -> None:
+    # Whatever its revision, unless one is named: stopping can't wait.
+    call = {"expected_revision": -1, **session.call}
+    request = pb.StopRolloutRequest(id=rollout, action=action, reason=reason, **call)
     _show(session, session.stub.StopRollout(request).rollout)
 
 
