@@ -227,7 +227,7 @@ def _go_on(session: Session, rollout: str, action: str) -> None:
     _show(session, session.stub.GoOnRollout(pb.GoOnRolloutRequest(id=rollout, action=action, **call)).rollout)
 
 
-def _decide(session: Session, found: pb.Rollout, action: str, **more: str) -> None:
+def _decide(session: Session, found: pb.Rollout, action: str, **more: Any) -> None:
     request = pb.DecideRolloutRequest(id=found.id, action=action, **more, **_call(session, found))
     _show(session, session.stub.DecideRollout(request).rollout)
 
