@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import socket
 import urllib.parse
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Final, TypeVar
 
 from umbel.digests import Digest
 from umbel.errors import BadInput, NotFound, OutOfBounds, Unreachable
+from umbel.http_exchange import Exchange
 
 T = TypeVar("T")
 READ_SECONDS: Final = 10.0
@@ -58,11 +58,12 @@ class HttpFiles:
     async def stream(self, name: str, offset: int) -> AsyncGenerator[bytes, None]:
         """A file from `offset` on, piece by piece; raises `NotFound` or `Unreachable`."""
         ends = asyncio.get_running_loop().time() + self._seconds
-        exchange = _Exchange(f"{self._address}/{name}")
+        address = f"{self._address}/{name}"
+        exchange = Exchange(_connection(address))
         try:
             # A server that can't resume sends what is here already once more.
-            skip = await _before(ends, name, lambda: exchange.ask(offset))
-            while chunk := await _before(ends, name, exchange.read):
+            skip = await _before(ends, name, lambda: _ask(exchange, urllib.parse.urlsplit(address).path, offset))
+            while chunk := await _before(ends, name, lambda: exchange.read(PIECE)):
                 if len(chunk) > skip:
                     yield chunk[skip:]
                 skip = max(0, skip - len(chunk))
@@ -103,7 +104,7 @@ class Mirror:
 def _can_be_asked(address: str) -> bool:
     try:
         parts = urllib.parse.urlsplit(address)
-        _Exchange(address).end()
+        _connection(address)
         return (
             parts.scheme in ("http", "https")
             and bool(parts.hostname)
@@ -114,49 +115,23 @@ def _can_be_asked(address: str) -> bool:
         return False
 
 
-class _Exchange:
-    """One question and its answer, on a connection of its own; `end` may be called while another thread reads."""
+def _connection(address: str) -> http.client.HTTPConnection:
+    parts = urllib.parse.urlsplit(address)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return kind(parts.netloc, timeout=READ_SECONDS)
 
-    def __init__(self, address: str) -> None:
-        self._parts = urllib.parse.urlsplit(address)
-        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(self._parts.netloc, timeout=READ_SECONDS)
-        self._socket: socket.socket | None = None
-        self._answer: http.client.HTTPResponse | None = None
-        self._ended = False
 
-    def ask(self, offset: int) -> int:
-        """Ask for everything from `offset` on; how many bytes of the answer to skip."""
-        name = self._parts.path
-        self._connection.connect()
-        self._socket = self._connection.sock
-        if self._ended:
-            self.end()
-        self._connection.request("GET", name, headers={"Range": f"bytes={offset}-"} if offset else {})
-        self._answer = answer = self._connection.getresponse()
-        if answer.status in (http.client.NOT_FOUND, http.client.FORBIDDEN):
-            raise NotFound(f"{name} isn't there ({answer.status})")
-        if answer.status == http.client.OK:
-            return offset
-        told = answer.headers.get("Content-Range", "")
-        if answer.status == http.client.PARTIAL_CONTENT and told.startswith(f"bytes {offset}-"):
-            return 0
-        raise Unreachable(f"{name}: asked from byte {offset} on, the mirror answered {answer.status} {told[:40]}")
-
-    def read(self) -> bytes:
-        """The next piece; nothing at the end."""
-        return self._answer.read1(PIECE) if self._answer else b""
-
-    def end(self) -> None:
-        """Hang up."""
-        self._ended = True
-        if self._socket is not None:
-            # Wakes a thread that still reads; without that, closing would wait for it.
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-        if self._answer is not None:
-            self._answer.close()
-        self._connection.close()
+def _ask(exchange: Exchange, path: str, offset: int) -> int:
+    """Ask for everything from `offset` on; how many bytes of the answer to skip."""
+    answer = exchange.ask(path, {"Range": f"bytes={offset}-"} if offset else {})
+    if answer.status in (http.client.NOT_FOUND, http.client.FORBIDDEN):
+        raise NotFound(f"{path} isn't there ({answer.status})")
+    if answer.status == http.client.OK:
+        return offset
+    told = answer.headers.get("Content-Range", "")
+    if answer.status == http.client.PARTIAL_CONTENT and told.startswith(f"bytes {offset}-"):
+        return 0
+    raise Unreachable(f"{path}: asked from byte {offset} on, the mirror answered {answer.status} {told[:40]}")
 
 
 async def _before(ends: float, name: str, work: Callable[[], T]) -> T:
@@ -166,5 +141,5 @@ async def _before(ends: float, name: str, work: Callable[[], T]) -> T:
         return await asyncio.wait_for(asyncio.to_thread(work), max(0.0, left))
     except TimeoutError:
         raise Unreachable(f"{name}: the mirror is too slow; what came stays") from None
-    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a name that IDNA can't spell
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise Unreachable(f"{name}: {error}") from error

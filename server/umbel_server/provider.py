@@ -9,10 +9,8 @@ another, so that nobody can have the provider asked at will.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import http.client
 import json
-import socket
 import ssl
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,6 +19,7 @@ from typing import Any, Final
 
 from umbel.clock import Clock
 from umbel.errors import MalformedMessage, OutOfBounds, TokenRefused, Unavailable
+from umbel.http_exchange import Exchange
 
 DISCOVERY: Final = "/.well-known/openid-configuration"
 MAX_BYTES: Final = 256 << 10
@@ -147,49 +146,25 @@ class HttpsGet:
             )
         except (ValueError, http.client.InvalidURL) as error:
             raise Unavailable(f"{address[:200]!r} isn't an address") from error
-        call = _Call(connection, f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/")
+        exchange = Exchange(connection)
         try:
-            return await asyncio.wait_for(asyncio.to_thread(call.run), self._seconds)
+            return await asyncio.wait_for(asyncio.to_thread(_document, exchange, parts), self._seconds)
         except TimeoutError as error:
             raise Unavailable(f"{parts.hostname} took longer than {self._seconds:g} seconds") from error
-        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a name that IDNA can't spell
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise Unavailable(f"{parts.hostname} doesn't answer as it should: {error}") from error
         finally:
-            call.hang_up()
+            exchange.end()
 
 
-class _Call:
-    """One request, run in a thread of its own that another one may cut short."""
-
-    def __init__(self, connection: http.client.HTTPSConnection, target: str) -> None:
-        self._connection = connection
-        self._target = target
-        self._socket: socket.socket | None = None
-
-    def run(self) -> bytes:
-        connection = self._connection
-        connection.connect()
-        self._socket = connection.sock
-        try:
-            connection.request("GET", self._target, headers={"Accept": "application/json", "Connection": "close"})
-            with connection.getresponse() as answer:
-                return _bounded(answer, connection.host)
-        finally:
-            connection.close()
-
-    def hang_up(self) -> None:
-        """Wake the thread, if it still waits for a slow byte; it ends with an error that nobody hears."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-
-def _bounded(answer: http.client.HTTPResponse, host: str) -> bytes:
+def _document(exchange: Exchange, address: urllib.parse.SplitResult) -> bytes:
+    target = urllib.parse.urlunsplit(("", "", address.path or "/", address.query, ""))
+    answer = exchange.ask(target, {"Accept": "application/json", "Connection": "close"})
     if answer.status != http.HTTPStatus.OK:
-        raise Unavailable(f"{host} answered {answer.status}")
+        raise Unavailable(f"{address.hostname} answered {answer.status}")
     document = bytearray()
-    while piece := answer.read1(_PIECE):
+    while piece := exchange.read(_PIECE):
         document += piece
         if len(document) > MAX_BYTES:
-            raise Unavailable(f"{host} sends more than {MAX_BYTES} bytes; the rest was left")
+            raise Unavailable(f"{address.hostname} sends more than {MAX_BYTES} bytes; the rest was left")
     return bytes(document)
