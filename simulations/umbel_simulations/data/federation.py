@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from umbel_client.examples import NONE, Examples
+
+HELD_BACK_SHARE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,6 +20,12 @@ class ClientData:
     name: str
     training: Examples
     held_back: Examples
+
+    @classmethod
+    def split(cls, name: str, examples: Examples) -> ClientData:
+        """Hold back the last fifth of a user's examples, one at least."""
+        cut = examples.count - max(1, int(examples.count * HELD_BACK_SHARE))
+        return cls(name, examples.take(slice(cut)), examples.take(slice(cut, None)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,7 +22,6 @@ from umbel_simulations.data.files import inside
 
 LEAST_EXAMPLES: Final = 100
 """Aeroplanes with fewer flights are left out."""
-HELD_BACK_SHARE: Final = 0.2
 LATE_MINUTES: Final = 15.0
 
 _CARRIER: Final = {code: float(place) for place, code in enumerate(CARRIERS)}
@@ -64,5 +63,4 @@ def _features(cells: list[str]) -> tuple[float, ...]:
 def _aeroplane(tail: str, flights: list[tuple[float, ...]]) -> ClientData:
     table = np.array(flights, np.float32)
     whole = Examples({INPUT: np.ascontiguousarray(table[:, :-1])}, {TARGET: table[:, -1].copy()}, len(table))
-    cut = len(table) - int(len(table) * HELD_BACK_SHARE)
-    return ClientData(tail, whole.take(slice(cut)), whole.take(slice(cut, None)))
+    return ClientData.split(tail, whole)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from umbel.errors import BadInput, OutOfBounds
 from umbel.randomness import generator
@@ -22,7 +21,6 @@ from umbel_simulations.smartwatch import Windows, load_wearers
 
 CUT_USERS: Final = 20
 """Users that data are cut into, if a scenario doesn't say."""
-HELD_BACK_SHARE: Final = 0.2
 
 
 def load(data: Data, seed: int) -> Federation:
@@ -91,13 +89,9 @@ def _cut(pool: Examples, data: Data, seed: int) -> list[ClientData]:
             parts = partition.by_label(labels, users, data.labels_per_user, chance)
         case _:
             parts = partition.iid(pool.count, users, chance)
-    return [_client(f"user{number:04}", pool, rows, chance) for number, rows in enumerate(parts)]
-
-
-def _client(name: str, pool: Examples, rows: NDArray[np.intp], chance: np.random.Generator) -> ClientData:
-    shuffled = chance.permutation(rows)
-    cut = len(rows) - max(1, int(len(rows) * HELD_BACK_SHARE))
-    return ClientData(name, pool.take(shuffled[:cut]), pool.take(shuffled[cut:]))
+    return [
+        ClientData.split(f"user{number:04}", pool.take(chance.permutation(rows))) for number, rows in enumerate(parts)
+    ]
 
 
 def _at_most(client: ClientData, most: int) -> ClientData:

@@ -21,7 +21,6 @@ from umbel_simulations.data.files import inside
 
 LEAST_EXAMPLES: Final = 20
 """Roles that say less than twenty times 80 characters are left out."""
-HELD_BACK_SHARE: Final = 0.2
 _SPEAKER: Final = re.compile(r"\*\*(.+?)\*\*\s*")
 _ESCAPE: Final = re.compile(r"\\_?")
 _DIRECTION: Final = re.compile(r"_(?:[^_\n]|\n(?!\n))*_|\[[^\]]*\]")
@@ -69,6 +68,4 @@ def _role(name: str, text: str) -> ClientData:
     windows = np.lib.stride_tricks.sliding_window_view(tokens, CONTEXT)[::CONTEXT]
     following = np.lib.stride_tricks.sliding_window_view(tokens[1:], CONTEXT)[::CONTEXT]
     count = len(following)
-    whole = Examples({INPUT: windows[:count]}, {TARGET: following}, count)
-    cut = count - max(1, int(count * HELD_BACK_SHARE))
-    return ClientData(name, whole.take(slice(cut)), whole.take(slice(cut, None)))
+    return ClientData.split(name, Examples({INPUT: windows[:count]}, {TARGET: following}, count))
