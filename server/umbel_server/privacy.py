@@ -22,11 +22,12 @@ from umbel.descriptor import (
 )
 from umbel.errors import BadInput, OutOfBounds
 from umbel.manifest import Manifest
-from umbel.plan import Kind, Plan
+from umbel.plan import Kind
 from umbel.ring import LANE_FRACTION_BITS, RING_BITS, largest_level
 from umbel.transform import Transform
 from umbel_server.privacy_settings import PrivacySettings
 from umbel_server.round import Round, RoundKey
+from umbel_server.task import Task
 from umbel_server.validation import TRAINING_METRICS
 
 WIDE_RING_NUMBERS: Final = 1_000_000
@@ -45,27 +46,14 @@ HELPER_SECONDS: Final = 24 * 3600.0
 
 
 def propose(
-    population: str,
-    key: RoundKey,
-    base: str,
-    plan: Plan,
-    lanes: tuple[str, ...],
-    size: int,
-    cohort: tuple[int, int],
-    validity: tuple[float, float],
-    keys: tuple[bytes, bytes],
-    settings: PrivacySettings,
-    clip: float,
-) -> RoundDescriptor:  # fmt: skip
+    task: Task, held: Round, lanes: tuple[str, ...], size: int, keys: tuple[bytes, bytes], clip: float
+) -> RoundDescriptor:
     """The descriptor of a round, before anyone signed it.
 
     Args:
-        population, key, base, plan: what the round does, with which version (the bundle's digest).
+        task, held: the round, and whose it is.
         lanes, size: names of metrics that are summed, and the numbers of a delta.
-        cohort: fewest and most reports.
-        validity: first and last moment, POSIX seconds.
         keys: the leader's and the helper's public key (X25519, raw).
-        settings: the task's.
         clip: this round's largest norm of one device's delta.
 
     Raises:
@@ -74,17 +62,19 @@ def propose(
         BadInput: a metric with a name that is taken.
     """
     _require_clip(clip)
+    settings, key, plan = task.privacy, held.key, task.plan_for(held.key.kind)
+    not_before, not_after = validity_of(held)
     bits = _ring_bits(settings, size)
     sent = max(1, round(size * settings.sent_share)) if size else 0
-    transform = Transform(size, sent, bits == RING_BITS[0] and size > 0, _public_seed(key, base))
-    weight = 1 if settings.noise_multiplier else _weight_steps(bits, cohort[1], plan.max_weight)
-    level = _level(bits, weight, cohort[1], 0)
+    transform = Transform(size, sent, bits == RING_BITS[0] and size > 0, _public_seed(key, held.base.bundle))
+    weight = 1 if settings.noise_multiplier else _weight_steps(bits, held.slots, plan.max_weight)
+    level = _level(bits, weight, held.slots, 0)
     draft = RoundDescriptor(
-        population=population,
+        population=task.population,
         task=key.task,
         round=key.number,
         kind=key.kind,
-        base=base,  # type: ignore[arg-type]
+        base=held.base.bundle,
         plan=plan_digest(plan),
         size=size,
         sent=sent,
@@ -95,10 +85,10 @@ def propose(
         clip_norm=clip,
         scale=transform.scale_for(level, clip),
         max_weight=weight,
-        minimum=cohort[0],
-        maximum=cohort[1],
-        not_before=validity[0],
-        not_after=validity[1],
+        minimum=held.minimum,
+        maximum=held.slots,
+        not_before=not_before,
+        not_after=not_after,
         leader_key=keys[0],
         helper_keys=(keys[1],),
         lanes=_metric_lanes(lanes, settings.metric_bound or METRIC_BOUND),

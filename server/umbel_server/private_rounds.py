@@ -18,7 +18,7 @@ from umbel.plan import Kind
 from umbel_server import privacy_ledger
 from umbel_server.adaptive_clip import bounds
 from umbel_server.helper.port import HelperPort
-from umbel_server.privacy import HELPER_SECONDS, lanes_of, propose, validity_of
+from umbel_server.privacy import HELPER_SECONDS, lanes_of, propose
 from umbel_server.privacy_ledger import PrivacyReport
 from umbel_server.round import Base, Round, RoundKey
 from umbel_server.secure_aggregation import PrivateRound
@@ -155,17 +155,6 @@ class PrivateRounds:
         return PrivateRound.verified(signed, self._signer.public_key, self.helper.identity)
 
     def _describe(self, task: Task, clip: float, held: Round, manifest: Manifest, helper_key: bytes) -> RoundDescriptor:
-        trains = held.key.kind is Kind.TRAIN
-        return propose(
-            population=task.population,
-            key=held.key,
-            base=held.base.bundle,
-            plan=task.plan_for(held.key.kind),
-            lanes=lanes_of(manifest, held.key.kind),
-            size=manifest.shared_numbers if trains else 0,
-            cohort=(held.minimum, held.slots),
-            validity=validity_of(held),
-            keys=(self._leader_key, helper_key),
-            settings=task.privacy,
-            clip=clip,
-        )
+        lanes = lanes_of(manifest, held.key.kind)
+        size = manifest.shared_numbers if held.key.kind is Kind.TRAIN else 0
+        return propose(task, held, lanes, size, (self._leader_key, helper_key), clip)

@@ -30,7 +30,8 @@ from umbel_server.aggregation import Presummed
 from umbel_server.flower import StrategySpec, apply
 from umbel_server.privacy import propose
 from umbel_server.privacy_settings import PrivacySettings
-from umbel_server.round import RoundKey
+from umbel_server.round import Base, Round, RoundKey
+from umbel_server.task import Task
 
 PLAN = Plan(epochs=2, batch_size=16, max_weight=500.0, clip_norm=4.0, hyperparameters={"lr": 0.1})
 """As in the demo's task.toml."""
@@ -102,10 +103,10 @@ def _update(plan: Plan, name: str, number: int, base: Weights) -> Update:
 
 
 def _descriptor(settings: PrivacySettings, plan: Plan, number: int, devices: int, clip: float) -> RoundDescriptor:
-    return propose(
-        "watches", RoundKey("secret", number), "0" * 64, plan, ("loss",), learning.START.size, (2, devices),
-        (0.0, 600.0), (bytes(32), bytes([1]) * 32), settings, clip,
-    )  # fmt: skip
+    task = Task("secret", "watches", "smartwatch", plan, privacy=settings)
+    base = Base(1, 1, learning.BUNDLE.manifest.digest)
+    held = Round(RoundKey("secret", number), base, devices, 2, devices, 600.0, 0.0, 600.0, 600.0)
+    return propose(task, held, ("loss",), learning.START.size, (bytes(32), bytes([1]) * 32), clip)
 
 
 def _secret_sum(

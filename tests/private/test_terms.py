@@ -8,6 +8,7 @@ import pytest
 
 from umbel.clock import SystemClock
 from umbel.descriptor import RoundDescriptor
+from umbel.digests import digest_of
 from umbel.errors import NotAllowed
 from umbel.helper_card import HelperCard
 from umbel.plan import Plan
@@ -15,8 +16,9 @@ from umbel_server.app import build
 from umbel_server.folder import Folder
 from umbel_server.privacy import propose
 from umbel_server.privacy_settings import PrivacySettings
-from umbel_server.round import RoundKey
+from umbel_server.round import Base, Round, RoundKey
 from umbel_server.settings import Settings, load_settings
+from umbel_server.task import Task
 
 MILLION = 1_000_000
 
@@ -59,10 +61,10 @@ def test_the_production_profile_refuses_development_trust(tmp_path: Path) -> Non
 
 
 def proposed(size: int, **chosen: int) -> RoundDescriptor:
-    return propose(
-        "wrists", RoundKey("learn", 1), "0" * 64, Plan(clip_norm=1.0), ("loss",), size, (20, 200), (0.0, 600.0),
-        (bytes(32), bytes([1]) * 32), PrivacySettings(**chosen), 1.0,
-    )  # fmt: skip
+    task = Task("learn", "wrists", "model", Plan(clip_norm=1.0), privacy=PrivacySettings(**chosen))
+    base = Base(1, 1, digest_of(b"a bundle"))
+    held = Round(RoundKey("learn", 1), base, 200, 20, 200, 600.0, 0.0, 600.0, 600.0)
+    return propose(task, held, ("loss",), size, (bytes(32), bytes([1]) * 32), 1.0)
 
 
 def test_up_to_a_million_weights_the_ring_has_32_bits_and_above_16_and_a_rotation() -> None:
