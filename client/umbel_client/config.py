@@ -25,9 +25,9 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from umbel.errors import MalformedMessage, NotFound
 from umbel_client.examples import StoreLimits
@@ -35,8 +35,6 @@ from umbel_client.idle import IdlePolicy
 from umbel_client.opening import MirrorSettings, RuntimeSettings
 from umbel_client.personal import PersonalSettings
 from umbel_client.private import PrivacyPolicy
-
-S = TypeVar("S", PersonalSettings, StoreLimits, PrivacyPolicy, RuntimeSettings, MirrorSettings)
 
 FILE = "device.toml"
 
@@ -69,22 +67,19 @@ def load_config(home: Path, path: Path | None = None) -> DeviceConfig:
         tree = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MalformedMessage(f"{file} isn't TOML: {error}") from error
-    unknown = sorted(set(tree) - {"policy", "personal", "examples", "privacy", "runtime", "mirror"})
+    defaults = DeviceConfig()
+    known = [entry.name for entry in fields(defaults)]
+    unknown = sorted(set(tree) - set(known))
     if unknown:
-        raise MalformedMessage(
-            f"{file} has tables {unknown}; it may have policy, personal, examples, privacy, runtime, mirror"
-        )
-    return DeviceConfig(
-        policy=IdlePolicy.from_tree(tree["policy"]) if "policy" in tree else IdlePolicy(),
-        personal=_settings(PersonalSettings(), tree.get("personal", {}), str(file)),
-        examples=_settings(StoreLimits(), tree.get("examples", {}), str(file)),
-        runtime=_settings(RuntimeSettings(), tree.get("runtime", {}), str(file)),
-        mirror=_settings(MirrorSettings(), tree.get("mirror", {}), str(file)),
-        privacy=_settings(PrivacyPolicy(), tree.get("privacy", {}), str(file)),
+        raise MalformedMessage(f"{file} has tables {unknown}; it may have {', '.join(known)}")
+    return replace(
+        defaults, **{name: _settings(getattr(defaults, name), table, str(file)) for name, table in tree.items()}
     )
 
 
-def _settings(defaults: S, table: Any, where: str) -> S:
+def _settings(defaults: Any, table: Any, where: str) -> Any:
+    if isinstance(defaults, IdlePolicy):
+        return IdlePolicy.from_tree(table)
     known = {entry.name: getattr(defaults, entry.name) for entry in fields(defaults)}
     if not isinstance(table, dict):
         raise MalformedMessage(f"{where}: {type(defaults).__name__} must be a table")
