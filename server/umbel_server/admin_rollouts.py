@@ -118,21 +118,20 @@ class RolloutGateway:
     # Rollouts.
 
     async def _create(self, operator: Operator, message: pb.CreateRolloutRequest) -> pb.CreateRolloutResponse:
-        record = self._verbs.create(
-            name(message.id, "rollout"), _spec(message.spec), operator.actor, codec.call_from_message(message)
-        )
+        call = codec.call_from_message(message)
+        record = self._verbs.create(_id(message.id), _spec(message.spec), operator.actor, call)
         return pb.CreateRolloutResponse(rollout=self._to_message(record))
 
     async def _edit(self, operator: Operator, message: pb.EditRolloutRequest) -> pb.EditRolloutResponse:
         seen = _revision(message.expected_revision)
-        record = self._verbs.edit(message.id, _spec(message.spec), operator.actor, seen, message.request_id)
+        record = self._verbs.edit(_id(message.id), _spec(message.spec), operator.actor, seen, message.request_id)
         return pb.EditRolloutResponse(rollout=self._to_message(record))
 
     async def _go_on(self, operator: Operator, message: pb.GoOnRolloutRequest) -> pb.GoOnRolloutResponse:
         step = self._choose(
             message.action, submit=self._verbs.submit, start=self._verbs.start, resume=self._verbs.resume
         )
-        record = step(message.id, operator.actor, _revision(message.expected_revision), message.request_id)
+        record = step(_id(message.id), operator.actor, _revision(message.expected_revision), message.request_id)
         return pb.GoOnRolloutResponse(rollout=self._to_message(record))
 
     async def _decide(self, operator: Operator, message: pb.DecideRolloutRequest) -> pb.DecideRolloutResponse:
@@ -141,21 +140,21 @@ class RolloutGateway:
         )  # fmt: skip
         step = self._choose(
             message.action,
-            approve=lambda: verbs.approve(message.id, actor, message.subject, seen, again),
-            deny=lambda: verbs.deny(message.id, actor, text(message.reason, "reason"), seen, again),
-            promote=lambda: verbs.promote(message.id, actor, seen, again),
+            approve=lambda: verbs.approve(_id(message.id), actor, message.subject, seen, again),
+            deny=lambda: verbs.deny(_id(message.id), actor, text(message.reason, "reason"), seen, again),
+            promote=lambda: verbs.promote(_id(message.id), actor, seen, again),
         )
         return pb.DecideRolloutResponse(rollout=self._to_message(step()))
 
     async def _stop(self, operator: Operator, message: pb.StopRolloutRequest) -> pb.StopRolloutResponse:
         reason = text(message.reason, "reason")
         record = self._verbs.stop(
-            message.id, message.action, operator.actor, reason, message.expected_revision, message.request_id
+            _id(message.id), message.action, operator.actor, reason, message.expected_revision, message.request_id
         )
         return pb.StopRolloutResponse(rollout=self._to_message(record))
 
     async def _get(self, operator: Operator, message: pb.GetRolloutRequest) -> pb.GetRolloutResponse:
-        record = self._verbs.get(message.id)
+        record = self._verbs.get(_id(message.id))
         found, told = record.rollout, self._to_message(record)
         for it in self._verbs.progress(found):
             percent = found.spec.waves[it.wave].percent
@@ -168,7 +167,7 @@ class RolloutGateway:
 
     async def _preview(self, operator: Operator, message: pb.PreviewRolloutRequest) -> pb.PreviewRolloutResponse:
         verbs = self._verbs
-        found = verbs.get(message.id).rollout if message.id else verbs.draft_of(_spec(message.spec))
+        found = verbs.get(_id(message.id)).rollout if message.id else verbs.draft_of(_spec(message.spec))
         waves = [
             pb.PreviewedWave(wave=wave, percent=found.spec.waves[wave].percent, devices=devices)
             for wave, devices in verbs.preview(found).items()
@@ -214,6 +213,10 @@ def light_of(found: Rollout) -> str:
     if found.stage in _RED:
         return "red"
     return "green" if found.stage in _GREEN else "amber"
+
+
+def _id(sent: str) -> str:
+    return name(sent, "rollout")
 
 
 def _spec(document: str) -> RolloutSpec:

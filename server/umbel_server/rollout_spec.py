@@ -5,6 +5,7 @@ An approval covers exactly this (`RolloutSpec.subject`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
@@ -98,6 +99,9 @@ class RolloutSpec:
         checks.name(self.model, "model")
         checks.name(self.channel, "channel")
         checks.name(self.population, "population")
+        checks.text(self.hold_back_salt, "hold_back_salt")
+        for device in (*self.lab, *self.only):
+            checks.text(device, "device")
         if not self.waves:
             raise OutOfBounds("a rollout needs at least one wave")
         shares = [wave.percent for wave in self.waves]
@@ -160,7 +164,7 @@ def spec_from_tree(tree: Mapping[str, Any]) -> RolloutSpec:
         _convert(values, "lab", lambda ids: tuple(str(device) for device in ids))
         _convert(values, "only", lambda ids: tuple(str(device) for device in ids))
         return RolloutSpec(**_like(RolloutSpec, values))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise MalformedMessage(f"not a rollout's spec: {error}") from error
 
 
@@ -187,4 +191,6 @@ def _like(kind: type, tree: Mapping[str, Any]) -> dict[str, Any]:
             raise TypeError(f"there is no {name!r}; known are {', '.join(types)}")
         if plain and (not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool)):
             raise TypeError(f"{name} is {value!r}, not of type {types[name]}")
+        if types[name] == "float" and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}")
     return dict(tree)
