@@ -20,6 +20,8 @@ LONGEST_SLEEP: Final = 86_400.0
 """Before the first visit: a clock that was ahead at the last one, and was set right since, must not mean for years."""
 
 
+LOOK_SECONDS: Final = 60.0
+"""Between two looks at the clock while it sleeps."""
 BUSY_SECONDS: Final = 5.0
 """Before another try, where somebody else visits from the same home."""
 
@@ -103,13 +105,20 @@ class Agent:
             write_report(self._device.kit.home, status_of(self._device), self._device.kit.disk)
 
     async def _sleep(self, seconds: float) -> None:
-        if seconds > 0:
-            # A machine that loses its power while nothing happens must not cost a release its trial.
-            self._device.rest()
-            try:
-                await asyncio.wait_for(self._stop.wait(), seconds)
-            except TimeoutError:
+        """For so long, by the machine's clock too: one that is set right meanwhile may have been all that was wrong."""
+        if seconds <= 0:
+            return
+        # A machine that loses its power while nothing happens must not cost a release its trial.
+        self._device.rest()
+        before = now = self._device.kit.clock.now()
+        end, left = now + seconds, seconds
+        while left > 0 and before <= now < end:
+            piece = min(left, LOOK_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), piece)
                 return
+            left -= piece
+            before, now = now, self._device.kit.clock.now()
 
 
 def status_of(device: Device) -> dict[str, Any]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 
 from tests.client.conftest import Bench
-from umbel.errors import WrongState
-from umbel_client import IdlePolicy
+from umbel.errors import CertificateRefused, WrongState
+from umbel_client import IdlePolicy, agent
 from umbel_client.agent import BUSY_SECONDS, LONGEST_SLEEP, Agent, Until
 from umbel_client.enrolment import load_identity, new_key, save_identity
 from umbel_client.idle import History
 from umbel_client.kit import only_visitor
 from umbel_client.slots import Trial
-from umbel_client.visits import Ending
+from umbel_client.visits import Ending, Visit
 
 YEARS = 4 * 365 * 86_400.0
 
@@ -36,6 +37,25 @@ async def test_an_agent_whose_clock_was_years_ahead_does_not_sleep_for_years(
     assert device.kit.memory.state.next_wake > bench.clock.now() + LONGEST_SLEEP
     await Agent(device, lambda visit: None).run(Until(visits=2))
     assert waited[0] == LONGEST_SLEEP
+
+
+@pytest.mark.parametrize("wrong", [YEARS, -YEARS], ids=["ahead", "behind"])
+async def test_an_agent_looks_again_at_once_when_its_clock_is_set_right(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    """A certificate or metadata that the wrong date refused cost hours, though the date was right a minute later."""
+    monkeypatch.setattr(agent, "LOOK_SECONDS", 0.01)
+    visits = list[Visit]()
+    bench.channel.down = CertificateRefused("not in time, by this machine's clock")
+    bench.clock.instant += wrong
+
+    def tell(visit: Visit) -> None:
+        visits.append(visit)
+        assert visit.next_wake >= bench.clock.now() + 3600
+        asyncio.get_running_loop().call_later(0.05, setattr, bench.clock, "instant", visits[0].at - wrong)
+
+    await asyncio.wait_for(Agent(bench.open(), tell).run(Until(visits=2)), 5)
+    assert visits[1].at == visits[0].at - wrong
 
 
 async def test_an_agent_outlives_a_visit_by_hand_and_suffers_no_second_agent(
