@@ -17,6 +17,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.private.parties import NOW, POPULATION, Cohort, Party
@@ -226,6 +227,12 @@ async def test_a_health_port_that_is_taken_is_named(tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match=f"its health at 127.0.0.1:{port}"):
             await _health(records, HelperSettings(leader="", health_port=port))
     records.close()
+
+
+def test_a_card_outlasts_the_devices_that_pin_it(running: Running) -> None:
+    """Nothing can renew what all of them have pinned."""
+    end = x509.load_pem_x509_certificate(running.card.certificate).not_valid_after_utc.timestamp()
+    assert end > SystemClock().now() + 15 * 365 * 86_400
 
 
 def test_a_second_one_in_its_folder_is_refused(running: Running) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.private.parties import NOW, TASK, Party
+from umbel.errors import CohortTooSmall, NotAllowed
 from umbel.plan import Kind
 from umbel_server.helper.records import Records
 from umbel_server.store import Store
@@ -44,6 +45,24 @@ def test_no_file_holds_the_key_of_a_round_that_expired(folder: Path) -> None:
     party.clock.instant += 7200.0
     party.helper.sweep()
     assert _files_with(folder, held.private_key) == []
+
+
+def test_old_sums_count_on_against_a_devices_cap_and_take_a_row_a_task(folder: Path) -> None:
+    """One row a sum and device was kept for ever, with the time of each."""
+    party = Party({"max_reports_per_task": 4}, records=Records(folder / "helper.db"))
+    people = party.devices(4)
+    for number in range(1, 5):
+        cohort = party.open(number=number)
+        cohort.fill(people)
+        cohort.sum.close()
+        party.clock.instant += 49 * 3600.0
+        party.helper.sweep()
+    assert [party.records.lately(one.certificate.public_key, 0.0) for one in people] == [0] * 4
+    assert [party.records.participations(one.certificate.public_key, TASK) for one in people] == [4] * 4
+    fifth = party.open(number=5)
+    fifth.fill(people)
+    with pytest.raises(CohortTooSmall, match=NotAllowed.code):
+        fifth.sum.close()
 
 
 def test_no_file_holds_a_key_after_a_restart_of_a_helper_that_died_before_it_emptied_the_log(
@@ -104,4 +123,4 @@ def test_devices_that_enrol_while_a_round_is_summed_disturb_neither() -> None:
         thread.join()
     assert failed == []
     assert party.records.counts()["participants"] == 150
-    assert [party.records.participations(bytes([number]) * 32, 0.0) for number in range(150)] == [100] * 150
+    assert [party.records.lately(bytes([number]) * 32, 0.0) for number in range(150)] == [100] * 150

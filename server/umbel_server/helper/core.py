@@ -257,11 +257,11 @@ class Helper:
         now, policy = self._clock.now(), self.policy
         if not self._records.is_participant(participant):
             raise CertificateRefused("the participant was revoked")
-        if self._records.participations(participant, now - DAY) >= policy.max_reports_per_day:
+        if self._records.lately(participant, now - DAY) >= policy.max_reports_per_day:
             raise NotAllowed("the device has been in as many sums as one may be within a day")
         # What the coordinator's ledger reckons with, and what this helper's operator allows.
         caps = [cap for cap in (descriptor.rounds_per_device, policy.max_reports_per_task) if cap]
-        if caps and self._records.participations(participant, 0.0, descriptor.task) >= min(caps):
+        if caps and self._records.participations(participant, descriptor.task) >= min(caps):
             raise NotAllowed("the device has been in as many sums of this task as one may be")
 
     def _require_still_welcome(self, descriptor: RoundDescriptor, rd: bytes, participants: Sequence[bytes]) -> None:

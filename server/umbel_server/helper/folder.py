@@ -31,7 +31,9 @@ from umbel_server.authority import general_name, key_to_pem
 from umbel_server.files import PUBLIC, make_private, read_file, write_file
 from umbel_server.helper.core import HelperPolicy
 
-TLS_DAYS: Final = 3 * 365
+TLS_DAYS: Final = 20 * 365
+"""Coordinator and devices pin this very certificate, beside `identity.key`, which has no end: after it, each of them
+would need a new card."""
 
 _CONFIG: Final = """\
 # Settings of this helper; docs/how-to/run-the-helper.md explains them.

@@ -28,6 +28,9 @@ CREATE TABLE IF NOT EXISTS latest (task TEXT PRIMARY KEY, round INTEGER NOT NULL
 CREATE TABLE IF NOT EXISTS spent (report_id BLOB PRIMARY KEY, at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS participations (participant BLOB NOT NULL, task TEXT NOT NULL, at REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS participations_by_key ON participations (participant, at);
+CREATE TABLE IF NOT EXISTS earlier (
+  participant BLOB NOT NULL, task TEXT NOT NULL, times INTEGER NOT NULL, PRIMARY KEY (participant, task)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS participants (
   public_key BLOB PRIMARY KEY, population TEXT NOT NULL, enrolled_at REAL NOT NULL, revoked_at REAL
 );
@@ -144,19 +147,28 @@ class Records:
         """Whether a report has been in a sum, or was shown for one."""
         return self._row("SELECT 1 FROM spent WHERE report_id=?", report_id) is not None
 
-    def participations(self, participant: bytes, since: float, task: str | None = None) -> int:
-        """How often a participant has been summed since then."""
-        query = "SELECT count(*) FROM participations WHERE participant=? AND at>=?"
-        if task is None:
-            return self._count(query, participant, since)
-        return self._count(query + " AND task=?", participant, since, task)
+    def lately(self, participant: bytes, since: float) -> int:
+        """How often a participant has been summed since then, a day ago at most."""
+        return self._count("SELECT count(*) FROM participations WHERE participant=? AND at>=?", participant, since)
+
+    def participations(self, participant: bytes, task: str) -> int:
+        """How often a participant has been summed for a task, ever."""
+        new = "SELECT count(*) AS times FROM participations WHERE participant=?1 AND task=?2"
+        old = "SELECT times FROM earlier WHERE participant=?1 AND task=?2"
+        return self._count(f"SELECT sum(times) FROM ({new} UNION ALL {old})", participant, task)  # noqa: S608
 
     def sweep(self, now: float, keep_seconds: float) -> None:
-        """Delete the keys, answers and statements of rounds that have expired."""
+        """Delete the keys, answers and statements of rounds that have expired; of old sums only numbers stay."""
         with self.transaction():
             gone = self._execute("DELETE FROM rounds WHERE not_after < ?", now)
             # A report opens for one descriptor only, and that has expired by then.
             self._execute("DELETE FROM spent WHERE at < ?", now - keep_seconds)
+            self._execute(
+                "INSERT INTO earlier SELECT participant, task, count(*) FROM participations WHERE at < ? GROUP BY 1, 2 "
+                "ON CONFLICT DO UPDATE SET times = times + excluded.times",
+                now - keep_seconds,
+            )
+            self._execute("DELETE FROM participations WHERE at < ?", now - keep_seconds)
         if gone:
             self._forget_log()
 
