@@ -169,16 +169,19 @@ class Kit:
         return found
 
     async def work(self, task: Callable[[], T]) -> T:
-        """Run heavy work off the event loop and book its time; a cancelled visit stops it within a step.
+        """Run heavy work off the event loop and book its time; a cancelled visit stops it within a step, and waits.
 
         Raises:
             Interrupted: examples were deleted meanwhile; what was learnt from them is thrown away.
         """
         began, forgotten = self.clock.now(), self.examples.forgotten()
+        working = asyncio.ensure_future(self.offload(task))
         try:
-            result: T = await self.offload(task)
+            result: T = await asyncio.shield(working)
         except asyncio.CancelledError:
             self.stopping.set()
+            # It still writes here: the next visit may not begin before, nor may whoever deletes this home.
+            await asyncio.wait([working])
             raise
         finally:
             now = self.clock.now()
