@@ -26,7 +26,7 @@ from umbel_server.json_text import from_text, to_text
 from umbel_server.requests import ANY, Call, enter, note
 from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
-from umbel_server.tables import MODELS, RELEASES, VERSION_FILES, VERSIONS
+from umbel_server.tables import MODELS, RELEASES, VERSION_FILES, VERSIONS, newest_first
 from umbel_server.versions import (
     CANDIDATE,
     TRAINING,
@@ -255,7 +255,8 @@ class Registry:
 
     def releases(self, connection: sa.Connection, model: str = "", limit: int = 100) -> list[PublishedRelease]:
         """Releases, newest first; of one model or of all."""
-        query = sa.select(RELEASES).order_by(RELEASES.c.issued_at.desc(), RELEASES.c.number.desc()).limit(limit)
+        order = newest_first(RELEASES.c.model, RELEASES.c.number, RELEASES.c.issued_at)
+        query = sa.select(RELEASES).order_by(*order).limit(limit)
         if model:
             query = query.where(RELEASES.c.model == model)
         return [release_from_row(row) for row in connection.execute(query)]

@@ -6,11 +6,12 @@ seconds in double precision; `…_json` columns hold canonical JSON (see `umbel_
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Double,
     ForeignKeyConstraint,
     Index,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    func,
 )
 
 METADATA: Final = MetaData(
@@ -353,3 +355,9 @@ CHECKPOINTS: Final = Table(
     Column("note", Text, nullable=False),
     Column("at", Double, nullable=False),
 )
+
+
+def newest_first(series: Column[Any], number: Column[Any], at: Column[Any]) -> tuple[ColumnElement[Any], ...]:
+    """Order rows of several series by time, but within each series by number: a clock may have been ahead."""
+    not_later_than_the_next = func.min(at).over(partition_by=series, order_by=number.desc())
+    return not_later_than_the_next.desc(), number.desc()

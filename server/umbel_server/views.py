@@ -16,7 +16,7 @@ from umbel_server.json_text import from_text
 from umbel_server.registry import Registry
 from umbel_server.round import RoundKey, RoundState, SessionState, bytes_per_weight
 from umbel_server.round_records import OPEN
-from umbel_server.tables import DEVICES, ROUNDS, SESSIONS
+from umbel_server.tables import DEVICES, ROUNDS, SESSIONS, newest_first
 from umbel_server.task_records import TaskRecord
 from umbel_server.versions import CANDIDATE, TRAINING, PublishedRelease, accuracy_of
 
@@ -101,7 +101,8 @@ class StatusSummary:
 
 def rounds(connection: sa.Connection, task: str = "", limit: int = 100, only_open: bool = False) -> list[RoundSummary]:
     """Rounds, newest first; of one task or of all."""
-    query = sa.select(ROUNDS).order_by(ROUNDS.c.opened_at.desc(), ROUNDS.c.number.desc(), ROUNDS.c.kind).limit(limit)
+    order = newest_first(ROUNDS.c.task, ROUNDS.c.number, ROUNDS.c.opened_at)
+    query = sa.select(ROUNDS).order_by(*order, ROUNDS.c.kind).limit(limit)
     if task:
         query = query.where(ROUNDS.c.task == task)
     if only_open:

@@ -50,6 +50,22 @@ async def test_a_task_runs_its_rounds_and_releases_each_version(world: World) ->
     assert list(world.blobs.spool.iterdir()) == []
 
 
+async def test_rounds_and_releases_are_listed_newest_first_though_a_clock_was_a_year_ahead(world: World) -> None:
+    devices = world.enrol("a", "b", "c")
+    right = world.clock.now()
+    await world.begin(task(rounds=3))
+    for now in (right + 365 * 86_400.0, right + 10.0, right + 20.0):
+        for device in devices:
+            await device.visit()
+        world.clock.instant = now
+        await world.coordinator.tick()
+    operations = world.coordinator.operations
+    assert [one.key.number for one in operations.rounds()] == [3, 2, 1]
+    numbers = [release.number for release in operations.releases("")]
+    assert numbers == sorted(numbers, reverse=True)
+    assert [release.number for release in operations.status().newest_releases] == numbers[:1]
+
+
 async def test_the_new_version_is_its_parent_plus_the_weighted_mean(world: World) -> None:
     devices = world.enrol("a", "b")
     await world.begin(task(rounds=1))
