@@ -124,7 +124,7 @@ GUARDS: Final = (
         ("how many keys", " or len(entries) > MAX_KEYS:", ":"),
         ("two keys of one id", "    if len(found) != len(named):", "    if False:"),
         ("keys over https", 'not isinstance(address, str) or not address.startswith("https://")', "not isinstance(address, str)"),
-        ("a slow provider", "await asyncio.wait_for(asyncio.to_thread(call.run), self._seconds)", "await asyncio.to_thread(call.run)"),
+        ("a slow provider", "await asyncio.wait_for(asyncio.to_thread(_document, exchange, parts), self._seconds)", "await asyncio.to_thread(_document, exchange, parts)"),
         ("an endless document", "if len(document) > MAX_BYTES:", "if False:"),
         ("redirects", "    if answer.status != http.HTTPStatus.OK:\n", "    if False:\n"),
     ),
