@@ -12,6 +12,7 @@ end, audit rows and the next round. Dying anywhere before its commit means doing
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
@@ -86,8 +87,7 @@ def _may_wait(runner: TaskRunner, held: Round) -> bool:
 
 
 def _open_if_wanted(runner: TaskRunner) -> bool:
-    task = runner.task
-    if task.driven or task.state is not TaskState.RUNNING or runner.record.judged_rounds >= task.rounds:
+    if not runner.record.wants_a_round:
         return False
     commit(runner, [], runner.record, runner.tools.clock.now())
     return True
@@ -122,14 +122,11 @@ class _Made:
 
 
 async def _close_training(runner: TaskRunner, held: Round) -> bool:
-    try:
-        collected = await _collected(runner, held)
-    except UmbelError as error:
-        if isinstance(error, Unavailable) and _may_wait(runner, held):
-            runner.tools.private.held_up(runner.task.name, error)
-            return False
-        now = runner.tools.clock.now()
-        commit(runner, [(held, held.failed(f"{error.code}: {error}", now))], _judged(runner.record), now)
+    collected = await _collected(runner, held)
+    if collected is None:
+        return False
+    if isinstance(collected, Round):
+        commit(runner, [(held, collected)], _judged(runner.record), runner.tools.clock.now())
         return True
     made = await runner.tools.offload(_make, runner, held, collected, _recent_norms(runner))
     if isinstance(made, _Made):
@@ -148,14 +145,20 @@ async def _close_training(runner: TaskRunner, held: Round) -> bool:
     return True
 
 
-async def _collected(runner: TaskRunner, held: Round) -> Collected:
-    if not runner.task.updates_private:
-        plain: Collected = await runner.tools.offload(collect, runner, held)
-        return plain
-    async with runner.tools.at_helper:
-        summed: Collected = await runner.tools.offload(collect, runner, held)
-    runner.tools.private.answered(runner.task.name)
-    return summed
+async def _collected(runner: TaskRunner, held: Round) -> Collected | Round | None:
+    """A closed round's reports, folded, or the round as it failed; None while the helper may still answer."""
+    tools, task = runner.tools, runner.task
+    try:
+        async with tools.at_helper if task.updates_private else nullcontext():
+            collected: Collected = await tools.offload(collect, runner, held)
+    except UmbelError as error:
+        if isinstance(error, Unavailable) and _may_wait(runner, held):
+            tools.private.held_up(task.name, error)
+            return None
+        return held.failed(f"{error.code}: {error}", tools.clock.now())
+    if task.updates_private:
+        tools.private.answered(task.name)
+    return collected
 
 
 def collect(runner: TaskRunner, held: Round) -> Collected:
@@ -232,20 +235,17 @@ def _lineage(runner: TaskRunner, held: Round, collected: Collected, made: _Made,
 
 async def _close_evaluation(runner: TaskRunner, held: Round) -> bool:
     training = runner.rounds.get(Kind.TRAIN)
-    try:
-        collected = await _collected(runner, held)
-    except UmbelError as error:
-        if isinstance(error, Unavailable) and _may_wait(runner, held):
-            runner.tools.private.held_up(runner.task.name, error)
-            return False
-        now, reason = runner.tools.clock.now(), f"{error.code}: {error}"
-        failed = held.failed(reason, now)
-        if training is None:
-            commit(runner, [(held, failed)], _judged(runner.record), now)
-        else:
-            _decide(runner, training, (held, failed), Refused(f"its evaluation failed: {reason}"), {}, now)
-        return True
+    collected = await _collected(runner, held)
+    if collected is None:
+        return False
     now = runner.tools.clock.now()
+    if isinstance(collected, Round):
+        if training is None:
+            commit(runner, [(held, collected)], _judged(runner.record), now)
+        else:
+            reason = f"its evaluation failed: {collected.reason}"
+            _decide(runner, training, (held, collected), Refused(reason), {}, now)
+        return True
     after = held.aggregated(collected.weight, collected.metrics, held.base.version).completed(held.base.version, now)
     if training is None:
         commit(runner, [(held, after)], _judged(runner.record), now, measured(runner, held.base, collected.metrics))

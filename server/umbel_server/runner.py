@@ -36,7 +36,7 @@ from umbel_server.round import Base, Round, RoundKey, Session, SessionState, req
 from umbel_server.secure_aggregation import PrivateRound, Reread, SecureSum
 from umbel_server.selection import Pace
 from umbel_server.store import Store
-from umbel_server.task import Task, TaskState
+from umbel_server.task import Task
 from umbel_server.task_records import TaskRecord
 from umbel_server.versions import Version
 
@@ -284,10 +284,9 @@ class TaskRunner:
 
     def open_next(self, connection: sa.Connection, record: TaskRecord, now: float) -> Round | None:
         """Write the task's next round, if it is to have one, into the caller's transaction."""
-        task = record.task
-        if task.driven or task.state is not TaskState.RUNNING or record.judged_rounds >= task.rounds:
+        if not record.wants_a_round:
             return None
-        registry = self.tools.registry
+        task, registry = record.task, self.tools.registry
         version = registry.newest_accepted(connection, task.model)
         release = registry.training_release(connection, version)
         number = round_records.last_number(connection, task.name) + 1

@@ -32,6 +32,12 @@ class TaskRecord:
         """The largest norm of one device's delta in the next round; 0 for no bound."""
         return self.task.plan.clip_norm if self.clip_norm is None else self.clip_norm
 
+    @property
+    def wants_a_round(self) -> bool:
+        """Whether its next round opens by itself, once none is open."""
+        task = self.task
+        return not task.driven and task.state is TaskState.RUNNING and self.judged_rounds < task.rounds
+
 
 def insert(connection: sa.Connection, record: TaskRecord) -> None:
     """Write a new task."""
