@@ -116,7 +116,7 @@ GUARDS: Final = (
     ),
     *of(
         "client/umbel_client/agent.py", _TRIAL,
-        ("a rest before each sleep", "            self._device.rest()\n", ""),
+        ("a rest before each sleep", "        self._device.rest()\n        before", "        before"),
     ),
     *of(
         "client/umbel_client/shelf.py", _SHELF,
