@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from umbel.clock import Clock
+from umbel.clock import Clock, is_recent
 from umbel_client.status import DeviceStatus
 
 POWER_SUPPLIES = Path("/sys/class/power_supply")
@@ -55,13 +55,13 @@ class LinuxStatus:
     def read(self) -> DeviceStatus:
         """The machine's status, two seconds old at most."""
         now = self._clock.now()
-        if self._status is None or not 0 <= now - self._read_at < _QUICK_SECONDS:
+        if self._status is None or not is_recent(self._read_at, now, _QUICK_SECONDS):
             self._status = self._look(now)
             self._read_at = now
         return self._status
 
     def _look(self, now: float) -> DeviceStatus:
-        if not 0 <= now - self._network_at < _SLOW_SECONDS:
+        if not is_recent(self._network_at, now, _SLOW_SECONDS):
             self._metered = metered_by_network_manager()
             self._network_at = now
         charging, battery = power(self._power_supplies)

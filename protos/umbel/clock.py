@@ -13,6 +13,11 @@ CLOCK_SLACK_SECONDS: Final = 60.0
 """A clock that is set back by less moves deadlines by as much, and no more happens."""
 
 
+def is_recent(at: float, now: float, seconds: float) -> bool:
+    """Whether `at` is less than so many seconds ago. An instant yet to come isn't: it is of a clock that was ahead."""
+    return 0 <= now - at < seconds
+
+
 class Clock(Protocol):
     """What the date is, for whoever asks."""
 

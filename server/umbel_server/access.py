@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import sqlalchemy as sa
 
-from umbel.clock import Clock
+from umbel.clock import Clock, is_recent
 from umbel.errors import AlreadyExists, CertificateRefused, EnrolmentRefused, NotAllowed, NotFound, OutOfBounds
 from umbel.fields import name, text
 from umbel.identity import DeviceId, id_of_key
@@ -226,7 +226,7 @@ class Access:
 
     def _is_revoked(self, device: str) -> bool:
         """Asked at each call; what another process has revoked is known here within `look_seconds`."""
-        if not 0 <= self._clock.now() - self._looked_at < self._look_seconds:
+        if not is_recent(self._looked_at, self._clock.now(), self._look_seconds):
             self._look()
         return device in self._revoked
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import sqlalchemy as sa
 import structlog
 
-from umbel.clock import Clock
+from umbel.clock import Clock, is_recent
 from umbel.digests import Digest
 from umbel.errors import NotFound, RoundClosed
 from umbel.identity import DeviceId
@@ -360,7 +360,7 @@ class Coordinator:
 
     def _steer(self, failed: list[Exception]) -> None:
         now = self._clock.now()
-        if self.rollouts is None or 0 <= now - self._steered_at < self._beat.steer:
+        if self.rollouts is None or is_recent(self._steered_at, now, self._beat.steer):
             return
         self._steered_at = now
         try:
@@ -372,7 +372,7 @@ class Coordinator:
         """The newest checkpoint of the audit log, for the fleet to witness; taken anew every few minutes."""
         if self.witness is None:
             return ""
-        if not 0 <= now - self._witnessed_at < self._beat.witness:
+        if not is_recent(self._witnessed_at, now, self._beat.witness):
             self._witnessed_at = now
             self.witness.take(self.store, now)
         return self.witness.newest.short if self.witness.newest else ""
@@ -385,7 +385,7 @@ class Coordinator:
 
     def _flush(self, *, force: bool) -> None:
         now = self._clock.now()
-        if force or not 0 <= now - self._flushed_at < self._beat.flush:
+        if force or not is_recent(self._flushed_at, now, self._beat.flush):
             self._flushed_at = now
             self.fleet.flush(now)
             for runner in self._runners.values():

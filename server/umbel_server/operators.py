@@ -11,7 +11,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from umbel.clock import Clock
+from umbel.clock import Clock, is_recent
 from umbel.errors import AlreadyExists, CertificateRefused, NotFound, OutOfBounds, TokenRefused, WrongState
 from umbel.fields import name
 from umbel.identity import DeviceId, id_of_key
@@ -90,7 +90,7 @@ class Operators:
 
     def _active(self, operator_id: DeviceId) -> Operator:
         known = operator_id in self._known
-        if not (known and 0 <= self._clock.now() - self._looked_at < LOOK_SECONDS):
+        if not (known and is_recent(self._looked_at, self._clock.now(), LOOK_SECONDS)):
             self._look()
         operator = self._known.get(operator_id)
         if operator is None or operator.revoked_at is not None:

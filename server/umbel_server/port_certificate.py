@@ -13,7 +13,7 @@ from typing import Final
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from umbel.clock import Clock
+from umbel.clock import Clock, is_recent
 from umbel_server.authority import SERVER_SECONDS, Authority, key_to_pem
 
 RENEW_AFTER: Final = SERVER_SECONDS / 2
@@ -60,7 +60,7 @@ class PortCertificate:
     def _current(self) -> tuple[bytes, bytes]:
         with self._lock:
             # Also after a clock that was ahead was set right: what begins in the future is believed by nobody.
-            if not 0 <= self._clock.now() - self._made_at < RENEW_AFTER:
+            if not is_recent(self._made_at, self._clock.now(), RENEW_AFTER):
                 self._made_at, self._newest = self._made()
             return self._newest
 

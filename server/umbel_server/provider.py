@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from umbel.clock import Clock
+from umbel.clock import Clock, is_recent
 from umbel.errors import MalformedMessage, OutOfBounds, TokenRefused, Unavailable
 from umbel.http_exchange import Exchange
 
@@ -74,7 +74,7 @@ class Provider:
                 if self._wants_a_look(kid):
                     await self._look()
         known = self._known
-        if not 0 <= self._clock.now() - known.at <= KEPT_SECONDS:
+        if not is_recent(known.at, self._clock.now(), KEPT_SECONDS):
             raise Unavailable(f"the keys of {self._issuer} can't be had: {known.problem}; try again later")
         if kid not in known.keys:
             raise TokenRefused("the token is signed with a key that its provider doesn't have (any more)")
@@ -82,8 +82,8 @@ class Provider:
 
     def _wants_a_look(self, kid: str) -> bool:
         known, now = self._known, self._clock.now()
-        stale = kid not in known.keys or not 0 <= now - known.at <= FRESH_SECONDS
-        return stale and not 0 <= now - known.tried_at < PAUSE_SECONDS
+        stale = kid not in known.keys or not is_recent(known.at, now, FRESH_SECONDS)
+        return stale and not is_recent(known.tried_at, now, PAUSE_SECONDS)
 
     async def _look(self) -> None:
         known = self._known

@@ -11,7 +11,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from umbel.clock import Clock
+from umbel.clock import Clock, is_recent
 from umbel.errors import NotFound, WrongState
 from umbel.listing import ListedRelease
 from umbel_server import audit
@@ -168,7 +168,7 @@ class ReleaseDesk:
             self._name_signers(model, now)
             if self._can_sign(role_of(model)) and self.repository.has_listing(model):
                 self._sign([release for release in waiting if release.model == model], now)
-        if not 0 <= now - self._renewed_at < RENEWAL_SECONDS:
+        if not is_recent(self._renewed_at, now, RENEWAL_SECONDS):
             renew(self.repository, now)
             self._renewed_at = now
         self.repository.keep_fresh(now, checkpoint)

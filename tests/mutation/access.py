@@ -32,9 +32,9 @@ GUARDS: Final = (
     ),
     *of(
         "server/umbel_server/port_certificate.py", ("tests/server/test_app.py",),
-        ("a certificate is renewed", "if not 0 <= self._clock.now() - self._made_at < RENEW_AFTER:", "if False:"),
-        ("one certificate for all", "if not 0 <= self._clock.now() - self._made_at < RENEW_AFTER:", "if True:"),
-        ("a certificate of the future", "if not 0 <= self._clock.now() - self._made_at < RENEW_AFTER:", "if self._clock.now() - self._made_at >= RENEW_AFTER:"),
+        ("a certificate is renewed", "if not is_recent(self._made_at, self._clock.now(), RENEW_AFTER):", "if False:"),
+        ("one certificate for all", "if not is_recent(self._made_at, self._clock.now(), RENEW_AFTER):", "if True:"),
+        ("a certificate of the future", "if not is_recent(self._made_at, self._clock.now(), RENEW_AFTER):", "if self._clock.now() - self._made_at >= RENEW_AFTER:"),
     ),
     *of(
         "server/umbel_server/requests.py", _CALLS,
@@ -60,7 +60,7 @@ GUARDS: Final = (
         ("tokens aren't kept", 'return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()', "return token"),
         ("how many tokens", "if not 1 <= count <= TOKENS_AT_ONCE:", "if False:"),
         ("how long tokens live", "if not 0 < seconds <= MAX_TOKEN_SECONDS:", "if False:"),
-        ("denied by another process", "        if not 0 <= self._clock.now() - self._looked_at < self._look_seconds:\n", "        if False:\n"),
+        ("denied by another process", "        if not is_recent(self._looked_at, self._clock.now(), self._look_seconds):\n", "        if False:\n"),
         ("nothing convinces by default", '        del evidence\n        raise EnrolmentRefused(f"device {device} can\'t enrol', '        return\n        raise EnrolmentRefused(f"device {device} can\'t enrol'),
     ),
     *of(
@@ -117,9 +117,9 @@ GUARDS: Final = (
     ),
     *of(
         "server/umbel_server/provider.py", _TOKENS,
-        ("old keys", "if not 0 <= self._clock.now() - known.at <= KEPT_SECONDS:", "if False:"),
-        ("a withdrawn key", " or not 0 <= now - known.at <= FRESH_SECONDS", ""),
-        ("asking again and again", "return stale and not 0 <= now - known.tried_at < PAUSE_SECONDS", "return stale"),
+        ("old keys", "if not is_recent(known.at, self._clock.now(), KEPT_SECONDS):", "if False:"),
+        ("a withdrawn key", " or not is_recent(known.at, now, FRESH_SECONDS)", ""),
+        ("asking again and again", "return stale and not is_recent(known.tried_at, now, PAUSE_SECONDS)", "return stale"),
         ("another issuer's document", 'if discovered.get("issuer") != self._issuer:', "if False:"),
         ("how many keys", " or len(entries) > MAX_KEYS:", ":"),
         ("two keys of one id", "    if len(found) != len(named):", "    if False:"),
