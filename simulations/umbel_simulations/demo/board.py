@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from umbel.v1 import admin_pb2 as pb
-from umbel_simulations.demo.page import megabytes
+from umbel_simulations.demo.page import device_row, megabytes
 from umbel_simulations.demo.results import Results
 
 ROUNDS_SHOWN = 8
@@ -73,15 +73,7 @@ def summary(results: Results) -> RenderableType:
     for heading in ("device", "train", "held", "global", "personal", "runtime", "memory"):
         table.add_column(heading, justify="left" if heading == "device" else "right", no_wrap=True)
     for device in results.devices:
-        table.add_row(
-            device.name,
-            str(device.examples),
-            str(device.held_back),
-            f"{device.global_accuracy:.1%}",
-            f"{device.personal_accuracy:.1%}",
-            device.runtime,
-            f"{device.peak_memory_mb:.0f} MB",
-        )
+        table.add_row(*device_row(device))
     table.add_section()
     examples, held_back = (sum(getattr(d, name) for d in results.devices) for name in ("examples", "held_back"))
     most = max((device.peak_memory_mb for device in results.devices), default=0.0)

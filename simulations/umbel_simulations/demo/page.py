@@ -60,10 +60,11 @@ def _traffic(results: Results) -> str:
 
 def _devices(results: Results) -> str:
     head = ("device", "examples", "held back", "global", "personal", "runtime", "peak memory")
-    return markup.table(head, [_device_row(device) for device in results.devices])
+    return markup.table(head, [device_row(device) for device in results.devices])
 
 
-def _device_row(device: DeviceResult) -> tuple[str, ...]:
+def device_row(device: DeviceResult) -> tuple[str, ...]:
+    """What a table tells of a device: its name, its examples, its two accuracies, how it runs."""
     return (
         device.name,
         str(device.examples),
