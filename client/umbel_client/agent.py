@@ -9,6 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from umbel.clock import DAY
 from umbel.errors import WrongState
 from umbel.holding import held
 from umbel_client.device import Device
@@ -16,7 +17,7 @@ from umbel_client.private import in_words
 from umbel_client.report import describe, of_this_process, write_report
 from umbel_client.visits import Ending, Visit
 
-LONGEST_SLEEP: Final = 86_400.0
+LONGEST_SLEEP: Final = DAY
 """Before the first visit: a clock that was ahead at the last one, and was set right since, must not mean for years."""
 
 

@@ -14,7 +14,6 @@ from umbel.errors import MalformedMessage
 from umbel_client.status import DeviceStatus
 
 POLICY_VERSION: Final = 1
-DAY_SECONDS: Final = 86_400
 _DAY_MINUTES: Final = 1440
 CONDITIONS: Final = ("idle", "power", "network", "temperature", "storage")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from umbel.bundle import Bundle
-from umbel.clock import Clock
+from umbel.clock import DAY, Clock
 from umbel.plan import Plan
 from umbel.runtime import Runtime
 from umbel.update import Metrics
@@ -35,7 +35,7 @@ class PersonalSettings:
     margin: float = 0.05
     """How much worse (in accuracy, 0 to 1) a new release may be on held-back examples and still be taken over."""
     seed: int = 0
-    trial_seconds: float = 86_400.0
+    trial_seconds: float = DAY
     """How long an offered release answers on trial before it is committed."""
 
 

@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from umbel.clock import DAY
 from umbel.digests import Digest, parse_digest
 from umbel.errors import MalformedMessage
 from umbel.fields import MAX_ENTRIES, as_text
 from umbel.visit import Outcome, ReleaseOutcome, SessionRecord
 from umbel_client.files import Disk, read_any
-from umbel_client.idle import DAY_SECONDS, History
+from umbel_client.idle import History
 from umbel_client.trust import Seen
 
 _BASES: Final = 2
@@ -119,7 +120,7 @@ class DeviceState:
 
     def history(self, training_examples: int, now: float) -> History:
         """What an idle policy wants to know."""
-        today = int(now // DAY_SECONDS) == self.day
+        today = int(now // DAY) == self.day
         return History(
             training_examples=training_examples,
             last_contribution=self.last_contribution,
@@ -129,7 +130,7 @@ class DeviceState:
 
     def spent(self, now: float, *, up: int = 0, down: int = 0, seconds: float = 0.0) -> DeviceState:
         """With traffic and work booked on the day of `now`."""
-        day = int(now // DAY_SECONDS)
+        day = int(now // DAY)
         fresh = day != self.day
         return replace(
             self,

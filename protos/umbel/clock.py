@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from typing import Final, Protocol
 
+DAY: Final = 86_400.0
+"""Seconds."""
 CLOCK_SLACK_SECONDS: Final = 60.0
 """A clock that is set back by less moves deadlines by as much, and no more happens."""
 

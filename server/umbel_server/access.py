@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import sqlalchemy as sa
 
-from umbel.clock import Clock, is_recent
+from umbel.clock import DAY, Clock, is_recent
 from umbel.errors import AlreadyExists, CertificateRefused, EnrolmentRefused, NotAllowed, NotFound, OutOfBounds
 from umbel.fields import name, text
 from umbel.identity import DeviceId, id_of_key
@@ -25,7 +25,7 @@ from umbel_server.store import Store
 from umbel_server.tables import DEVICES, TOKENS
 
 TOKENS_AT_ONCE: Final = 10_000
-MAX_TOKEN_SECONDS: Final = 366 * 86_400.0
+MAX_TOKEN_SECONDS: Final = 366 * DAY
 MAX_ATTESTATION_BYTES: Final = 64 << 10
 LOOK_SECONDS: Final = 1.0
 SKEW_SECONDS: Final = 300.0

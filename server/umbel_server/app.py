@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 import structlog
 
-from umbel.clock import Clock, SystemClock
+from umbel.clock import DAY, Clock, SystemClock
 from umbel.errors import NotAllowed, NotFound, Unavailable
 from umbel.holding import held
 from umbel_server import descriptors
@@ -42,7 +42,7 @@ from umbel_server.port_certificate import PortCertificate
 from umbel_server.provider import HttpsGet, Provider
 from umbel_server.rpc import MAX_MESSAGE_BYTES
 from umbel_server.runner import Offload
-from umbel_server.settings import DAY, Oidc, Settings
+from umbel_server.settings import Oidc, Settings
 from umbel_server.store import OnStep, Store, ignore_step
 from umbel_server.token_operators import TokenOperators
 

@@ -24,11 +24,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from umbel.clock import DAY
 from umbel.errors import CertificateRefused, EnrolmentRefused, MalformedMessage
 from umbel.identity import DeviceId, id_of_key
 
-AUTHORITY_SECONDS: Final = 10 * 365 * 86_400.0
-SERVER_SECONDS: Final = 365 * 86_400.0
+AUTHORITY_SECONDS: Final = 10 * 365 * DAY
+SERVER_SECONDS: Final = 365 * DAY
 SKEW_SECONDS: Final = 300.0
 """A certificate counts from a little before its making, for machines whose clocks run behind."""
 _URI = re.compile(r"umbel://(?P<realm>[A-Za-z0-9][A-Za-z0-9._-]{0,99})/(?P<kind>device|operator)/(?P<id>[0-9a-f]{32})")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
+from umbel.clock import DAY
 from umbel.errors import NotAllowed, NotFound
 from umbel.identity import DeviceId
 from umbel.visit import CheckIn, ReleaseOutcome
@@ -21,7 +22,7 @@ from umbel_server.passing import may_pass
 from umbel_server.store import Store
 from umbel_server.tables import DEVICES, MODELS, OUTCOMES, SHAPES, TASKS
 
-LATELY_SECONDS = 24 * 3600.0
+LATELY_SECONDS = DAY
 """A device that called within this time counts when rounds are paced."""
 MOST_SHAPES = 1_000
 """Different shapes of sessions (and errors) that are counted of a task; further ones aren't."""

@@ -28,6 +28,7 @@ from typing import Final, TypeVar
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from umbel.clock import DAY
 from umbel.errors import AlreadyExists, BadInput, CertificateRefused, MalformedMessage
 from umbel.holding import held
 from umbel_server.access import Authorities
@@ -43,7 +44,7 @@ from umbel_server.signing import ReleaseSigner
 
 T = TypeVar("T")
 _AUTHORITIES: Final = ("server", "device", "operator")
-FIRST_ADMIN_SECONDS: Final = 366 * 86_400.0
+FIRST_ADMIN_SECONDS: Final = 366 * DAY
 
 _CONFIG = """\
 # Settings of this coordinator. The command line and UMBEL_… in the environment go before what stands here;

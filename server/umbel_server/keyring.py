@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from umbel import fields
+from umbel.clock import DAY
 from umbel.errors import AlreadyExists, MalformedMessage, NotFound
 from umbel_server.files import write_file
 
@@ -36,7 +37,6 @@ class RoleRule:
     lifetime_seconds: float
 
 
-DAY: Final = 86_400.0
 RULES: Final[Mapping[str, RoleRule]] = {
     "root": RoleRule(5, 3, offline=True, lifetime_seconds=365 * DAY),
     "targets": RoleRule(3, 2, offline=True, lifetime_seconds=90 * DAY),

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from umbel.clip_vote import VOTE, WITHIN_CLIP
+from umbel.clock import DAY
 from umbel.descriptor import (
     LONGEST_SECONDS,
     SEED_BYTES,
@@ -41,7 +42,7 @@ _MOST_VOTE_NOISE: Final = 4096.0
 _VOTE_NOISE_SHARE: Final = 1 / 20
 """Of the cohort, as Andrew et al. 2021 recommend it for the noise on the count of unclipped devices."""
 _COARSEST: Final = {16: 7, 32: 127}
-HELPER_SECONDS: Final = 24 * 3600.0
+HELPER_SECONDS: Final = DAY
 """How long after its deadline a round waits for a helper that is away."""
 
 

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, Final
 
 from umbel import fields as checks
+from umbel.clock import DAY
 from umbel.digests import Digest, digest_of
 from umbel.errors import MalformedMessage, OutOfBounds
 from umbel_server.gates import GatePolicy
@@ -41,7 +42,7 @@ class Wave:
     percent: float
     soak_seconds: float = 3600.0
     """Time that must pass before its gate may pass."""
-    deadline_seconds: float = 7 * 86_400.0
+    deadline_seconds: float = 7 * DAY
     """Time after which a gate that still can't tell pauses the rollout."""
     promotion: Promotion = Promotion.AUTOMATIC
     lab: bool = False

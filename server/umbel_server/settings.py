@@ -22,7 +22,6 @@ DEVICE_PORT = 7443
 ENROL_PORT = 7444
 ADMIN_PORT = 7445
 TOKEN_PORT = 7447
-DAY = 86_400.0
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 

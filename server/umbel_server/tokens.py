@@ -17,6 +17,7 @@ import jwt
 from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
+from umbel.clock import DAY
 from umbel.errors import NotAllowed, TokenRefused
 from umbel_server.roles import Role, reaches
 
@@ -50,7 +51,7 @@ class TokenRules:
     require: Mapping[str, str] = field(default_factory=dict)
     """Claims that must be there with exactly this value, such as a tenant's id."""
     algorithms: tuple[str, ...] = USUAL
-    longest_seconds: float = 86_400.0
+    longest_seconds: float = DAY
     """A token that was issued longer ago doesn't count, whatever it says itself: it can't be called back."""
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from umbel.clock import DAY
 from umbel.descriptor import Lane, RoundDescriptor, SignedDescriptor, plan_digest, sign_as_leader
 from umbel.digests import digest_of
 from umbel.plan import Kind, Plan
@@ -23,7 +24,7 @@ from umbel.transform import Transform
 from umbel_server.aggregation import LeaderKey, SealedReport
 from umbel_server.helper.core import Helper, HelperPolicy
 from umbel_server.helper.local import LocalHelper
-from umbel_server.helper.people import DAY, People
+from umbel_server.helper.people import People
 from umbel_server.helper.port import LeaderSigner
 from umbel_server.helper.records import Records
 from umbel_server.secure_aggregation import PrivateRound, SecureSum

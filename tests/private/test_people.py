@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests.private.parties import DAY, POPULATION, Party, flipped
+from tests.private.parties import POPULATION, Party, flipped
+from umbel.clock import DAY
 from umbel.errors import CertificateRefused, EnrolmentRefused, NotFound
 from umbel.participants import ParticipantCertificate, prove
 

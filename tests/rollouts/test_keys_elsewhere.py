@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, Fleet, fleet_of
+from umbel.clock import DAY
 from umbel.errors import NotFound
 from umbel.visit import CheckIn
-from umbel_server.keyring import DAY
 from umbel_server.repository import role_of
 from umbel_server.rollout import Stage
 from umbel_server.rollout_spec import RolloutSpec, Wave

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from umbel.clock import DAY
 from umbel.errors import CertificateRefused, EnrolmentRefused, MalformedMessage, NotAllowed, NotFound, OutOfBounds
 from umbel.identity import DeviceId, id_of_key
 from umbel_server import audit
@@ -17,7 +18,6 @@ from umbel_server.store import Store
 from umbel_server.tables import DEVICES, TOKENS
 
 NOW = 1_700_000_000.0
-DAY = 86_400.0
 TRUST = Authorities(*(Authority.create(name, NOW) for name in ("server", "device", "operator")))
 
 

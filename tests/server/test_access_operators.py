@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import String
 
+from umbel.clock import DAY
 from umbel.errors import (
     AlreadyExists,
     CertificateRefused,
@@ -29,7 +30,6 @@ from umbel_server.tables import AUDIT, HOLDS, OPERATORS, REQUESTS, TOKENS
 from umbel_server.tokens import MAX_SUBJECT_CHARS
 
 NOW = 1_700_000_000.0
-DAY = 86_400.0
 AUTHORITY = Authority.create("operators", NOW)
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from tests.server.live import MODEL, POPULATION, TASK, Live, refused, serving
 from umbel import errors
+from umbel.clock import DAY
 from umbel.plan import Plan
 from umbel.v1 import admin_pb2 as pb
 from umbel.v1 import admin_pb2_grpc
@@ -34,7 +35,6 @@ from umbel_server.task import Task
 from umbel_server.transfer import CHUNK_BYTES, BundleReceiver, FileStart
 from umbel_server.validation import ValidationPolicy
 
-DAY = 86_400.0
 SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"]
 METHODS = tuple(method.name for method in SERVICE.methods)
 SPEC = Task(

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.server.live import MODEL, POPULATION, TASK, Live, LiveDevice, refused, serving
 from umbel import errors, messages
+from umbel.clock import DAY
 from umbel.digests import digest_of
 from umbel.v1 import device_pb2 as pb
 from umbel.visit import ReportBegin, Retry
@@ -20,8 +21,6 @@ from umbel_models.zoo import bundle_path
 from umbel_server.authority import Authority, PeerKind, key_to_pem, make_request
 from umbel_server.gateway import CHUNK_BYTES, STREAMS_PER_DEVICE
 from umbel_server.task import Task
-
-DAY = 86_400.0
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from tuf.api.exceptions import DownloadLengthMismatchError
 from tuf.api.metadata import Metadata, MetaFile, TargetFile
 
 from tests.server.release_world import MODEL, NOW, ROLE, World, listed, with_evil
+from umbel.clock import DAY
 from umbel.digests import digest_of
 from umbel.errors import (
     Expired,
@@ -29,7 +30,6 @@ from umbel.listing import facts_of, target_path
 from umbel_client.listing import Listing
 from umbel_client.tuf_files import FilesAtHand
 from umbel_server.drafts import sign_draft
-from umbel_server.keyring import DAY
 from umbel_server.repository import role_of
 
 

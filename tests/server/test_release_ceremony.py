@@ -11,9 +11,10 @@ import pytest
 from tests.server.release_world import MODEL, NOW, ROLE, World, listed
 from tests.server.test_cli import Umbel, done
 from tests.server.test_cli import run as run
+from umbel.clock import DAY
 from umbel.errors import Expired
 from umbel_server.folder import Folder
-from umbel_server.keyring import DAY, Keyring
+from umbel_server.keyring import Keyring
 from umbel_server.renewal import due, renew
 from umbel_server.repository import Repository, role_of
 

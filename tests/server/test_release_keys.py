@@ -11,6 +11,7 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root
 
 from tests.server.release_world import MODEL, NOW, ROLE, World, listed, with_evil
+from umbel.clock import DAY
 from umbel.errors import (
     AlreadyExists,
     Expired,
@@ -22,7 +23,7 @@ from umbel.errors import (
 )
 from umbel_client.listing import Listing
 from umbel_server.drafts import sign_draft
-from umbel_server.keyring import DAY, Keyring
+from umbel_server.keyring import Keyring
 from umbel_server.metadata_files import MetadataFiles
 from umbel_server.repository import Repository
 

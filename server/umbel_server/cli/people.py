@@ -15,7 +15,6 @@ from umbel_server.cli.verbs import Json, Session, State, group, verb
 
 OPERATORS: Final = group("operators", "Operators: who may ask what of the coordinator.")
 
-DAY_SECONDS: Final = 86_400.0
 _OPERATOR_COLUMNS: Final[list[output.Column]] = [
     ("name", lambda operator: operator.name),
     ("role", lambda operator: operator.role),
@@ -62,7 +61,7 @@ def renew_operator(
 
     Example: umbel operators renew ada-identity/certificate.pem
     """
-    from umbel.clock import SystemClock
+    from umbel.clock import DAY, SystemClock
     from umbel_server.authority import PeerKind, end_of
     from umbel_server.files import read_file, write_file
     from umbel_server.folder import Folder
@@ -73,7 +72,7 @@ def renew_operator(
     folder, now = Folder(settings.state), SystemClock().now()
     file = path or folder.first_admin
     file = file / CERTIFICATE_FILE if file.is_dir() else file
-    life = settings.operator_certificate_days * DAY_SECONDS
+    life = settings.operator_certificate_days * DAY
     renewed = folder.authorities().operator.renew(read_file(file), PeerKind.OPERATOR, now, life)
     write_file(file, renewed)
     until = output.instant(round(end_of(renewed) * 1000))

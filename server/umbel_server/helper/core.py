@@ -13,12 +13,11 @@ import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from umbel.clock import Clock
+from umbel.clock import DAY, Clock
 from umbel.cohort_sum import HelperAnswer, answer_statement, require_set, set_digest
 from umbel.descriptor import (
     LONGEST_SECONDS,
@@ -49,8 +48,6 @@ from umbel.secure_sum import HelperItem, HelperSeed, open_as_helper, total_of_ma
 from umbel.signatures import verify_signature
 from umbel_server.helper.port import Prepared, commit_statement, offer_statement, prepare_statement
 from umbel_server.helper.records import HelperRound, Records
-
-DAY: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from umbel.clock import Clock
+from umbel.clock import DAY, Clock
 from umbel.digests import digest_of
 from umbel.errors import CertificateRefused, EnrolmentRefused, NotFound
 from umbel.fields import name
 from umbel.participants import KEY_BYTES, ParticipantCertificate, issue, require_proof
 from umbel_server.helper.records import Records
-
-DAY: Final = 86_400.0
 
 
 class People:
