@@ -46,6 +46,10 @@ GUARDS: Final = (
         ("an answer that was given", "    if before is not None:\n        return before\n", ""),
     ),
     *of(
+        "server/umbel_server/registry.py", _CALLS,
+        ("a version that was added", "                return self.version(connection, model, int(answered))\n", "                pass\n"),
+    ),
+    *of(
         "server/umbel_server/access.py", _DEVICES,
         ("a device's certificate", "        if certificate is None:", "        if False:"),
         ("a revoked device", '        if self._is_revoked(peer.id):\n', "        if False:\n"),
@@ -98,6 +102,7 @@ GUARDS: Final = (
         ("a token's length", "if not 0 < len(token) <= MAX_TOKEN_CHARS:", "if False:"),
         ("a token's algorithm", 'if header.get("alg") not in rules.algorithms or header["alg"] not in ASYMMETRIC:', 'if header["alg"] not in ASYMMETRIC:'),
         ("shared secrets", ' or header["alg"] not in ASYMMETRIC:', ":"),
+        ("a token's extensions", 'if "crit" in header:', "if False:"),
         ("a token's key", "if not isinstance(kid, str) or not kid:", "if False:"),
         ("a token's issuer", 'if claims.get("iss") != rules.issuer:', "if False:"),
         ("a token's audience", 'if rules.audience not in _texts(claims.get("aud")):', "if False:"),

@@ -48,6 +48,7 @@ GUARDS: Final = (
     Mutant("a report's weight", _SUM, "if not 1 <= weight <= descriptor.max_weight:", "if False:"),
     Mutant("clipping", _SUM, "min(1.0, descriptor.clip_norm / norm)", "1.0"),
     Mutant("NaN in the norm", _RING, "if not math.isfinite(total):", "if False:"),
+    Mutant("NaN after rotating", _RING, "if not (math.isfinite(least) and math.isfinite(most)):", "if False:"),
     Mutant("NaN in a metric", _RING, "if not math.isfinite(value):", "if False:"),
     Mutant("the level of a number", _RING, "np.clip(block, -limit, limit, out=block)", "pass"),
     Mutant("a metric's bound", _RING, "min(max(scaled, -most), most)", "scaled"),

@@ -61,6 +61,11 @@ GUARDS: Final = (
         ("a version of a release", " or release.version < 1", ""),
     ),
     *of(
+        "protos/umbel/manifest.py", ("tests/protos/test_manifest.py",),
+        ("a file of less than nothing", " or value < 0:", ":"),
+        ("an input without a shape", "if not spec.shape or ", "if "),
+    ),
+    *of(
         "client/umbel_client/listing.py", _LISTING,
         ("time doesn't go back", "max(now, self._floor(files))", "now"),
         ("a date that is none", "or not 0 <= told <= _LAST_INSTANT:", "or False:"),

@@ -180,6 +180,7 @@ GUARDS: Final = (
         ("only what is newer", "or wanted.number <= check_in.release:", "or False:"),
         ("who answered isn't asked again", "if known is not None and not _may_be_asked_again(known):", "if False:"),
         ("a stopped rollout offers nothing", "if rollout.offers and takes(rollout, device):", "if rollout.stage not in GOING_BACK and takes(rollout, device):"),
+        ("a population's own rollouts", "if (spec.model, spec.channel, spec.population) != where:", "if False:"),
         ("waves choose", "if rollout.offers and takes(rollout, device):", "if rollout.offers:"),
         ("only who has it goes back", "spec.revert_release and self._has(connection, rollout, device, check_in):", "False:"),
     ),

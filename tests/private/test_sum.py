@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.private.parties import Cohort, Party, delta
+from umbel.errors import NotFinite
 from umbel.plan import Kind
 from umbel.shares import Cleartext
 from umbel_server.secure_aggregation import SecureSum
@@ -131,6 +132,13 @@ def test_an_honest_device_clips(party: Party, norm: float) -> None:
         cohort.take(cohort.report(device, cohort.encoded(delta(1, norm=norm))))
     total = cohort.sum.close().aggregate.total
     assert np.linalg.norm(total) == pytest.approx(3.0, rel=1e-3)
+
+
+def test_a_delta_that_overflows_when_it_is_rotated_is_not_sent(party: Party) -> None:
+    """Each number and the norm are finite; what a device would send without a look would be noise to the cohort."""
+    cohort = party.open(number=fresh_number(party), size=300, rotated=True)
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(NotFinite):
+        cohort.encoded(np.full(300, 3e38, np.float32))
 
 
 def test_nothing_secret_prints(party: Party) -> None:

@@ -95,6 +95,7 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a weight without its prefix": ({"frozen": (_spec("head"),)}, "must start with 'f_'"),
     "a weight that depends on the batch": ({"frozen": (_spec("f_a", (None, 2)),)}, "batch"),
     "a weight of integers": ({"frozen": (_spec("f_a", (2,), "int64"),)}, "float32"),
+    "an input without a shape": ({"inputs": (_spec("x", ()),)}, "batch comes first"),
     "an input without a batch": ({"inputs": (_spec("x", (6, 100)),)}, "batch comes first"),
     "an input open twice": ({"inputs": (_spec("x", (None, None)),)}, "batch comes first"),
     "an anchor of nothing": ({"slots": (_spec("s_anchor_nothing"),)}, "anchors"),
@@ -121,6 +122,15 @@ def test_a_manifest_that_contradicts_itself_is_refused(what: str) -> None:
     changes, match = CONTRADICTIONS[what]
     with pytest.raises(BundleInvalid, match=match):
         replace(WATCH, **changes)
+
+
+@pytest.mark.parametrize("size", [-1, 1.5, True, "1", None])
+def test_a_file_of_no_size_is_malformed(size: Any) -> None:
+    """Less than nothing would make room on a device's shelf."""
+    tree = json.loads(WATCH.to_bytes())
+    tree["files"][WEIGHTS_FILE][1] = size
+    with pytest.raises(MalformedMessage, match="expected a size"):
+        Manifest.from_bytes(json.dumps(tree).encode())
 
 
 def test_a_newer_format_asks_for_an_update() -> None:

@@ -135,6 +135,10 @@ def test_a_spoilt_session_record_is_refused(spoil: Spoil, error: type[UmbelError
         (put("number", 2**63), OutOfBounds),
         (put("outcome", 0), MalformedMessage),
         (put("outcome", 99), MalformedMessage),
+        *((put("accuracy_change", change), OutOfBounds) for change in (1.01, -1.01)),
+        *((put("latency_ratio", ratio), OutOfBounds) for ratio in (0.0, -1.0)),
+        (put("accuracy_change", math.nan), NotFinite),
+        (put("latency_ratio", math.inf), NotFinite),
     ],
 )
 def test_a_spoilt_release_outcome_is_refused(spoil: Spoil, error: type[UmbelError]) -> None:

@@ -271,7 +271,8 @@ class Fleet:
         with self.coordinator.store.reading() as connection:
             head = self.coordinator.rollouts.desk.head(connection, MODEL, "stable")  # type: ignore[union-attr]
         defaults = {"from_release": head, "revert_release": prepared.revert, "waves": WAVES, "gate": EAGER}
-        planned = RolloutSpec(MODEL, "stable", POPULATION, prepared.number, **(defaults | spec))
+        defaults |= {"model": MODEL, "channel": "stable", "population": POPULATION, "release": prepared.number}
+        planned = RolloutSpec(**(defaults | spec))
         self.verbs.create(name, planned, AUTHOR)
         self.verbs.submit(name, AUTHOR, 0)
         self.verbs.approve(name, SECOND, planned.subject, 1)

@@ -99,6 +99,13 @@ async def test_what_is_taken_back_is_not_the_channels_head_any_more(fleet: Fleet
     assert late.kit.shelf.slots.active.number == begun.spec.revert_release
 
 
+async def test_a_rollout_is_for_its_own_population_alone(fleet: Fleet) -> None:
+    before = fleet.releases()
+    fleet.begin_rollout("r", fleet.good_version(), waves=EVERYBODY, population="ankles")
+    await fleet.visits()
+    assert not is_offered(fleet) and fleet.releases() == before
+
+
 async def test_one_rollout_at_a_time_moves_a_channels_devices(fleet: Fleet) -> None:
     fleet.begin_rollout("r", fleet.good_version(), waves=EVERYBODY)
     with pytest.raises(WrongState, match="moves these devices already"):

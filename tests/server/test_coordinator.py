@@ -229,6 +229,9 @@ async def test_what_cannot_be_run_is_refused_before_a_round_begins(world: World)
         operations.create_task(task(validation=ValidationPolicy(holdout="0" * 64)), OPERATOR)
     with pytest.raises(BadInput, match="hyper-parameters"):
         operations.create_task(task(plan=Plan(hyperparameters={"nonsense": 1.0})), OPERATOR)
+    for changes in ({"over_selection": 0.9}, {"over_selection": 101.0}, {"rounds": 0}, {"rounds": 1_000_001}):
+        with pytest.raises(OutOfBounds, match=next(iter(changes))):
+            task(**changes)
     with pytest.raises(BadInput, match="private"):
         task(strategy="Krum", updates_private=True)
     with pytest.raises(OutOfBounds, match="minimum"):

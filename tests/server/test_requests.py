@@ -178,6 +178,14 @@ def test_it_is_done_once_and_not_on_what_changed_meanwhile(live: Live, method: s
     assert f"once-{method}" in {row.request_id for row in newest}
 
 
+def test_a_version_that_is_brought_again_under_its_request_id_is_added_once(live: Live) -> None:
+    stub, files = live.admin(), bundle_files()
+    stub.AddModel(upload("line", files))
+    first, again = (stub.AddModel(upload("line", files, parent=1, request_id="next")).version for _ in range(2))
+    assert first.number == 2 and again == first
+    assert [version.number for version in stub.ListVersions(pb.ListVersionsRequest(model="line")).versions] == [2, 1]
+
+
 def test_what_is_listed_tells_its_revision(live: Live) -> None:
     stub = live.admin()
     found = stub.ListModels(pb.ListModelsRequest()).models[0]

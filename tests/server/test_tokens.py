@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from tests.server.identity_provider import AUDIENCE, IdentityProvider, jwk, providing, sign
 from umbel.clock import SystemClock
@@ -261,6 +261,16 @@ async def test_critical_extensions_and_nameless_keys_are_refused(door: Door) -> 
             )
     with pytest.raises(TokenRefused, match="kid"):
         await door.enter(sign(door.provider.claims(), key, None))
+
+
+async def test_an_extension_that_the_library_knows_is_refused_too(door: Door) -> None:
+    header = {"alg": "RS256", "kid": "first", "b64": True, "crit": ["b64"]}
+    parts = (header, door.provider.claims(groups=("umbel-operators",)))
+    signed = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts)
+    signature = door.provider.keys["first"].sign(signed, padding.PKCS1v15(), hashes.SHA256())
+    token = b".".join((signed, base64.urlsafe_b64encode(signature).rstrip(b"="))).decode()
+    with pytest.raises(TokenRefused, match="extensions"):
+        await door.enter(token)
 
 
 # The provider's keys.
