@@ -235,6 +235,11 @@ class Scenario:
                 )
         if self.engine == "fleet" and self.algorithm != Algorithm():
             raise BadInput('algorithm: only engine = "cohort" has algorithms of its own; the fleet runs the product')
+        if self.algorithm.kind == "fedbuff" and self.algorithm.buffer < self.task.minimum:
+            raise OutOfBounds(
+                f"algorithm: a buffer of {self.algorithm.buffer} never holds the {self.task.minimum} reports that "
+                "task.minimum asks for; make it larger"
+            )
         try:
             self.server_task()
         except BadInput as error:

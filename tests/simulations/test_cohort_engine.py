@@ -12,7 +12,7 @@ import pytest
 
 from tests.simulations import tiny
 from umbel.bundle import Bundle
-from umbel.errors import BadInput, MalformedMessage
+from umbel.errors import BadInput, MalformedMessage, OutOfBounds
 from umbel.runtime.onnx import OnnxRuntime
 from umbel.update import Metrics
 from umbel.weights import Weights
@@ -73,9 +73,10 @@ class Hurried:
 
 
 def scenario(algorithm: Algorithm | None = None, strategy: StrategyPart | None = None, rounds: int = 6) -> Scenario:
-    plan = PlanPart(epochs=1, batch_size=4, lr=0.2)
-    task = TaskPart(rounds=rounds, goal=6, minimum=5, plan=plan, strategy=strategy or StrategyPart())
-    return Scenario("tiny", "tiny", Data("smartwatch"), engine="cohort", task=task, algorithm=algorithm or Algorithm())
+    plan, algorithm = PlanPart(epochs=1, batch_size=4, lr=0.2), algorithm or Algorithm()
+    minimum = min(5, algorithm.buffer)
+    task = TaskPart(rounds=rounds, goal=6, minimum=minimum, plan=plan, strategy=strategy or StrategyPart())
+    return Scenario("tiny", "tiny", Data("smartwatch"), engine="cohort", task=task, algorithm=algorithm)
 
 
 def played(told: Scenario, bundle: Bundle, folder: Path, workers: int = 2, progress: Silent | None = None) -> Outcome:
@@ -240,6 +241,19 @@ def test_stale_updates_count_less(tiny_bundle: Bundle) -> None:
     versions = [running.version for running in buffered._running]
     assert len(versions) == 5, "the place of the arrival that filled the buffer is taken after the step"
     assert set(versions) == {0, 1}
+
+
+def test_a_buffer_with_fewer_reports_than_the_task_asks_for_makes_no_version(tiny_bundle: Bundle) -> None:
+    told = changed(scenario(Algorithm("fedbuff", buffer=3)), {"task.minimum": 3, "task.goal": 3})
+    stage, weights = stage_of(tiny_bundle, told), tiny_bundle.shared_weights()
+    endless = ClientData("user00", tiny.examples(5, 0), tiny.examples(4, 100))
+    endless.training.inputs["x"][:] = np.inf
+    found = FedBuff(replace(stage, clients=(endless, *stage.clients[1:3]))).step(1, weights)
+    assert (found.verdict, found.reported, found.silent) == ("abandoned", 2, 1)
+    assert found.reason == "2 reports, the task asks for 3"
+    assert found.weights == weights
+    with pytest.raises(OutOfBounds, match="a buffer of 3 never holds the 4 reports"):
+        changed(told, {"task.minimum": 4})
 
 
 def test_one_client_at_a_time_and_a_buffer_of_one_is_training_without_staleness(tiny_bundle: Bundle) -> None:

@@ -210,9 +210,19 @@ def test_what_torch_throws_says_where(tmp_path: Path) -> None:
         runtime.evaluate(bundle, bundle.shared_weights())(many.inputs, many.targets)
 
 
+def test_a_batch_that_torch_refuses_is_told_with_its_user(tmp_path: Path) -> None:
+    """Five examples in batches of four leave one, which has no variance."""
+    spec = replace(tiny.spec(SGD(lr=0.1)), module=Normed())
+    bundle = write_uncompiled(spec, tmp_path)
+    user = tiny.setting(bundle).federation.clients[0]
+    share = rounds.Call(PLAN, "task", 1).share(user)
+    with pytest.raises(RuntimeFailure, match=r"user00, with 5 examples in batches of 4: .* more than 1 value"):
+        TorchBackend(bundle, spec).worker().train([share], Start(bundle.shared_weights()))
+
+
 def played(spec: ModelSpec, bundle: Bundle, folder: Path, algorithm: Algorithm, workers: int) -> Outcome:
     folder.mkdir()
-    task = TaskPart(rounds=8, goal=6, minimum=5, plan=PlanPart(batch_size=4, lr=0.2))
+    task = TaskPart(rounds=8, goal=6, minimum=4, plan=PlanPart(batch_size=4, lr=0.2))
     told = Scenario("choosy", "choosy", Data("smartwatch"), engine="cohort", task=task, algorithm=algorithm)
     setting = Setting(bundle, tiny.setting(bundle).federation, spec)
     assert isinstance(backend_of(setting), TorchBackend)

@@ -75,8 +75,9 @@ class FedBuff:
         used = {running.version for running in self._running}
         self._models = {step: start for step, start in self._models.items() if step in used}
         seconds, silent = self._now - began, len(arrivals) - len(found)
-        if not found:
-            return Step(weights, clients, 0, silent, None, seconds, "abandoned", "no client had anything finite")
+        if len(found) < task.minimum:
+            reason = f"{len(found)} reports, the task asks for {task.minimum}"
+            return Step(weights, clients, len(found), silent, None, seconds, "abandoned", reason)
         rate = np.float32(algorithm.server_lr / len(found))
         new = Weights.from_vector(weights.to_vector() + rate * total, weights.shapes)
         losses = sum(report.count.loss for report in found) / sum(report.count.examples for report in found)

@@ -14,7 +14,7 @@ import numpy as np
 
 from umbel.bundle import Bundle
 from umbel.clock import SystemClock
-from umbel.errors import NotFinite
+from umbel.errors import NotFinite, RuntimeFailure
 from umbel.update import Metrics
 from umbel.weights import Weights
 from umbel_client import trainer
@@ -80,10 +80,18 @@ class TorchWorker:
         self._runtime.drift = start.drift
         total, counts = np.zeros_like(start.vector), []
         for share in shares:
-            done = trainer.train(share.job, self._bundle, start.weights, share.examples, self._runtime, SystemClock())
+            done = self._trained(share, start)
             moved = (done.weights - start.weights).to_vector()
             np.add(total, moved * np.float32(share.weight if weighed else 1.0), out=total)
             counts.append(Count(done.steps, done.loss, done.examples))
         if not np.isfinite(total).all():
             raise NotFinite("a weight went to NaN or infinity; lower the learning rate")
         return total, counts
+
+    def _trained(self, share: Share, start: Start) -> trainer.Progress:
+        job, examples = share.job, share.examples
+        try:
+            return trainer.train(job, self._bundle, start.weights, examples, self._runtime, SystemClock())
+        except RuntimeFailure as error:
+            batches = f"{examples.count} examples in batches of {job.plan.batch_size}"
+            raise RuntimeFailure(f"{job.device}, with {batches}: {error}") from error
