@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -23,6 +26,11 @@ LONGEST_SLEEP: Final = DAY
 
 LOOK_SECONDS: Final = 60.0
 """Between two looks at the clock while it sleeps."""
+LONGEST_VISIT: Final = 6 * 3600.0
+"""Seconds after which a visit is asked to end; what was begun goes on at the next."""
+END_SECONDS: Final = 1800.0
+"""Within which a visit ends that has to. One step of training, or one test, may take so long on a slow machine; a graph
+that runs without an end, or a runtime that hangs, takes longer."""
 BUSY_SECONDS: Final = 5.0
 """Before another try, where somebody else visits from the same home."""
 
@@ -84,7 +92,7 @@ class Agent:
             await self._sleep(min(kit.memory.state.next_wake - kit.clock.now(), LONGEST_SLEEP))
         while not self._stop.is_set():
             try:
-                visit = await self._device.wake()
+                visit = await self._visit()
             except WrongState:
                 kit.identities.require_current()
                 if until.visits == 1:
@@ -99,6 +107,27 @@ class Agent:
                 break
             await self._sleep(visit.next_wake - kit.clock.now())
         return visit
+
+    async def _visit(self) -> Visit:
+        watch = asyncio.create_task(self._watch())
+        try:
+            return await self._device.wake()
+        finally:
+            watch.cancel()
+
+    async def _watch(self) -> None:
+        """End this process where a visit doesn't end that has to: no thread can be ended otherwise."""
+        time = asyncio.get_running_loop().time
+        longest, due = time() + LONGEST_VISIT, math.inf
+        while time() < due:
+            await asyncio.sleep(LOOK_SECONDS)
+            if time() >= longest:
+                self._device.stop()
+            due = min(due, time() + END_SECONDS) if self._device.kit.against_going_on() else math.inf
+        with suppress(OSError):
+            sys.stderr.write(f"umbel-device: a visit goes on {END_SECONDS:g} s after it had to end; giving it up\n")
+            sys.stderr.flush()
+        os._exit(1)
 
     def write_status(self) -> None:
         """Leave `status.json` in the device's home, unless its disk is full."""

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
+import onnx
 import pytest
 
 from tests.client.conftest import Bench
+from tests.client.coordinator import POPULATION, Coordinator, DirectChannel
+from umbel.clock import SystemClock
 from umbel.errors import CertificateRefused, WrongState
-from umbel_client import IdlePolicy, agent
+from umbel_client import ALWAYS, Device, HostStatus, Identity, IdlePolicy, agent
 from umbel_client.agent import BUSY_SECONDS, LONGEST_SLEEP, Agent, Until
 from umbel_client.enrolment import load_identity, new_key, save_identity
 from umbel_client.idle import History
@@ -115,3 +122,50 @@ async def test_a_process_that_runs_on_never_takes_the_place_of_a_home_enrolled_a
     with pytest.raises(WrongState, match=rf"enrolled anew, as {anew.device_id}; start this process again"):
         await device.wake()
     assert load_identity(bench.home) == anew
+
+
+def _without_an_end(graph: bytes) -> bytes:
+    """The same graph, but for a loop that hands its answer round and round."""
+    model = onnx.load_model_from_string(graph)
+    out = model.graph.output[0]
+    for node in model.graph.node:
+        node.output[:] = ["once" if name == out.name else name for name in node.output]
+    helper, kind = onnx.helper, onnx.TensorProto
+    steps = [helper.make_node("Identity", [f"{name}_in"], [f"{name}_out"]) for name in ("going", "value")]
+    ends = [("going", kind.BOOL, []), ("value", kind.FLOAT, None)]
+    given = [helper.make_tensor_value_info("at", kind.INT64, [])]
+    given += [helper.make_tensor_value_info(f"{name}_in", of, shape) for name, of, shape in ends]
+    made = [helper.make_tensor_value_info(f"{name}_out", of, shape) for name, of, shape in ends]
+    body = helper.make_graph(steps, "body", given, made)
+    model.graph.initializer.append(helper.make_tensor("always", kind.BOOL, [], [True]))
+    model.graph.node.append(helper.make_node("Loop", ["", "always", "once"], [out.name], body=body))
+    return model.SerializeToString()
+
+
+def follow_a_release_without_an_end(home: Path) -> None:
+    """In a process of its own: its training thread can't be ended."""
+    agent.LOOK_SECONDS, agent.END_SECONDS, agent.LONGEST_VISIT = 0.05, 0.2, 0.5
+    clock = SystemClock()
+    coordinator = Coordinator(clock.now)
+    coordinator.publish(spoil=_without_an_end)
+    release_key = coordinator.release_key.public_key().public_bytes_raw()
+    device = Device.open(
+        home,
+        identity=Identity(new_key(), b"", b"", release_key, POPULATION, ""),
+        channel=DirectChannel(coordinator),
+        status=HostStatus(),
+        policy=ALWAYS,
+    )
+    asyncio.run(Agent(device, lambda visit: sys.stdout.write(str(visit))).run(Until()))
+
+
+def test_an_agent_ends_with_a_visit_that_runs_without_an_end(tmp_path: Path) -> None:
+    """Whoever starts it again has it count what took it down."""
+    call = f"from {__name__} import follow_a_release_without_an_end as f; from pathlib import Path; f(Path('home'))"
+    paths = os.pathsep.join((str(Path(__file__).parents[2]), *sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", call], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "umbel-device: a visit goes on 0.2 s after it had to end; giving it up\n"
