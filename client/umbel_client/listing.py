@@ -30,7 +30,7 @@ from umbel.errors import (
     SignatureInvalid,
     Unreachable,
 )
-from umbel.listing import CHECKPOINT, ISSUED_AT, ListedRelease, listed_from_target, target_path
+from umbel.listing import ISSUED_AT, ListedRelease, listed_from_target, target_path
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile
@@ -115,11 +115,6 @@ class Listing:
         except (ValueError, KeyError, TypeError, RecursionError):
             pass  # whatever it is, it is refused by those who verify it
         return self.time_floor
-
-    @property
-    def witnessed(self) -> str:
-        """The audit checkpoint that the newest timestamp carries: the fleet keeps it as a witness; "" if none."""
-        return str(self._newest_timestamp().get(CHECKPOINT, ""))
 
     def _newest_timestamp(self) -> dict[str, Any]:
         """The verified timestamp's content, while the key that signed it is still trusted: a key that was stolen and

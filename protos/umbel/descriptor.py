@@ -108,11 +108,6 @@ class RoundDescriptor:
         """The public linear map of this round."""
         return Transform(self.size, self.sent, self.rotated, self.public_seed)
 
-    @property
-    def order(self) -> tuple[int, int]:
-        """What rises strictly from one round of a task to the next: its number, training before evaluation."""
-        return (self.round, 0 if self.kind is Kind.TRAIN else 1)
-
     def to_bytes(self) -> bytes:
         """The statement that is signed."""
         message = pb.RoundDescriptor(

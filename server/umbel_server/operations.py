@@ -96,13 +96,10 @@ class Operations:
         with self._store.reading() as connection:
             return self._registry.version(connection, model, number)
 
-    def lineage(self, model: str, number: int) -> list[Version]:
-        """A version, its parent, and so on back to the first; raises `NotFound`."""
-        with self._store.reading() as connection:
-            return self._registry.lineage(connection, model, number)
-
     def trace(self, model: str, number: int) -> list[LineageStep]:
-        """The same, each version from its data contract to its rollouts; raises `NotFound`."""
+        """A version, its parent, and so on back to the first, each from its data contract to its rollouts; raises
+        `NotFound`.
+        """
         with self._store.reading() as connection:
             return trace(connection, self._registry, model, number)
 

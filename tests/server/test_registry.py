@@ -102,7 +102,7 @@ async def test_lineage_tells_where_each_version_came_from(world: World) -> None:
     for _ in range(2):
         await together(*devices)
         await world.coordinator.tick()
-    chain = world.coordinator.operations.lineage(MODEL, 3)
+    chain = [step.version for step in world.coordinator.operations.trace(MODEL, 3)]
     assert [version.number for version in chain] == [3, 2, 1]
     newest = chain[0].lineage
     assert (newest.task, newest.round, newest.cohort, newest.weight) == ("learn", 2, 2, 100.0)

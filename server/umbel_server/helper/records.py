@@ -109,7 +109,7 @@ class Records:
         return self._one(f"SELECT {_FIELDS} FROM rounds WHERE rd=?", rd)  # noqa: S608
 
     def latest(self, task: str) -> tuple[int, int] | None:
-        """The newest round of a task, as `RoundDescriptor.order` counts; also of rounds long deleted."""
+        """The newest round of a task, and 0 for its training or 1 for its evaluation; also of rounds long deleted."""
         row = self._row("SELECT round, step FROM latest WHERE task=?", task)
         return None if row is None else (row[0], row[1])
 

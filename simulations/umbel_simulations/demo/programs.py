@@ -46,10 +46,6 @@ class Programs:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=_one_thread()
             )
 
-    def alive(self, name: str) -> bool:
-        """Whether a program is still running."""
-        return self._running[name].poll() is None
-
     def finished(self, name: str) -> bool:
         """Whether a program has ended well.
 
