@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.exceptions import RepositoryError
@@ -36,11 +36,17 @@ from umbel_server.keyring import RULES, Keyring, KeyStatus, rule_of
 from umbel_server.metadata_files import MetadataFiles
 
 Signable = Metadata[Root] | Metadata[Targets]
+_RELEASES: Final = "releases-"
 
 
 def role_of(model: str) -> str:
     """The name of the role that lists a model's releases."""
-    return f"releases-{fields.name(model, 'model')}"
+    return f"{_RELEASES}{fields.name(model, 'model')}"
+
+
+def model_of(role: str) -> str:
+    """The model whose releases a role lists; empty for a top-level role."""
+    return role.removeprefix(_RELEASES) if role.startswith(_RELEASES) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,7 @@ class Repository:
         """The models that have signers."""
         delegations = self._load("targets", Targets).signed.delegations
         roles = delegations.roles if delegations and delegations.roles else {}
-        return sorted(name.removeprefix("releases-") for name in roles)
+        return sorted(map(model_of, roles))
 
     def key_status(self) -> list[KeyStatus]:
         """Every key that devices trust, whether its private half lies here, and whether it should."""
@@ -157,7 +163,7 @@ class Repository:
         They haven't where a process died after it had replaced one of them, and before the new one signed.
         """
         try:
-            self._verify(role, self._root() if role == "root" else self._load(role, Targets))
+            self._verify(role, self._published(role))
         except SignatureInvalid:
             return False
         return True
@@ -234,7 +240,7 @@ class Repository:
 
     def draft_renewal(self, role: str, now: float) -> bytes:
         """The same for longer, before an offline role's date comes: its draft; raises `NotFound`."""
-        return draft(self._root() if role == "root" else self._load(role, Targets), role, now)
+        return draft(self._published(role), role, now)
 
     def sign(self, unsigned: bytes, role: str) -> bytes:
         """Add the signatures of those of the role's keys that lie here, as many as are needed and no more."""
@@ -336,7 +342,7 @@ class Repository:
 
     def _version(self, role: str) -> int:
         try:
-            return (self._root() if role == "root" else self._load(role, Targets)).signed.version
+            return self._published(role).signed.version
         except NotFound:
             return 0
 
@@ -358,6 +364,9 @@ class Repository:
                 self._load("targets", Targets).verify_delegate(role, metadata)
         except (RepositoryError, ValueError) as error:
             raise SignatureInvalid(f"{role} needs {rule_of(role).threshold} of its signers: {error}") from error
+
+    def _published(self, role: str) -> Signable:
+        return self._root() if role == "root" else self._load(role, Targets)
 
     def _root(self) -> Metadata[Root]:
         numbers = self._files.versions("root")

@@ -38,11 +38,12 @@ def renew(role: Role, draft: Draft = None, state: State = None, as_json: Json = 
     Example: umbel keys renew targets --draft targets.json
     """
     from umbel_server.folder import Folder
+    from umbel_server.repository import model_of
 
     repository, _ = Folder(state_folder(state)).repository()
     now = SystemClock().now()
-    model = role.removeprefix("releases-")
-    unborn = model != role and model in repository.models() and not repository.has_listing(model)
+    model = model_of(role)
+    unborn = model in repository.models() and not repository.has_listing(model)
     drafted = repository.draft_empty(model, now) if unborn else repository.draft_renewal(role, now)
     if draft is not None:
         write_result(draft, drafted)
