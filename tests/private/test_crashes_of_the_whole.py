@@ -15,6 +15,7 @@ import pytest
 
 from tests.private.test_coordinator import PRIVATE, PrivateWorld
 from tests.server.driving import TASK, Plug, task
+from tests.server.test_restart import created
 from umbel_server.aggregation import LeaderKey
 from umbel_server.helper.records import Records
 from umbel_server.signing import ReleaseSigner
@@ -71,13 +72,6 @@ async def run(place: tuple[str, Path], planned: Task, crashes: set[int]) -> tupl
             await world.surely(device.visit)
         await world.surely(lambda: world.coordinator.tick())
     raise AssertionError(f"not done after {LONGEST} laps")
-
-
-async def created(world: BothDie, planned: Task) -> None:
-    operations = world.coordinator.operations
-    if not operations.tasks():
-        operations.create_task(planned, "operator")
-    await world.coordinator.tick()
 
 
 def ending(world: BothDie) -> dict[str, Any]:
