@@ -9,12 +9,11 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import signal
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -27,13 +26,11 @@ from umbel_server import descriptors
 from umbel_server.access import AcceptAll, Access, Authorities, RefuseAll
 from umbel_server.addresses import from_here, joined
 from umbel_server.admin import AdminGateway
-from umbel_server.beat import Beat
 from umbel_server.blobs import Blobs
 from umbel_server.coordinator import Coordinator
 from umbel_server.files import read_file
 from umbel_server.folder import Folder
 from umbel_server.gateway import DeviceGateway, EnrolmentGateway
-from umbel_server.helper.port import HelperPort
 from umbel_server.helper.remote import RemoteHelper
 from umbel_server.identity import Addresses
 from umbel_server.operators import Operators
@@ -41,9 +38,9 @@ from umbel_server.passing import may_pass
 from umbel_server.port_certificate import PortCertificate
 from umbel_server.provider import HttpsGet, Provider
 from umbel_server.rpc import MAX_MESSAGE_BYTES
-from umbel_server.runner import Offload
 from umbel_server.settings import Oidc, Settings
-from umbel_server.store import OnStep, Store, ignore_step
+from umbel_server.store import Store
+from umbel_server.surroundings import Surroundings
 from umbel_server.token_operators import TokenOperators
 
 if TYPE_CHECKING:
@@ -83,21 +80,6 @@ class Parts:
     release_root: bytes
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What a coordinator takes from the machine that it runs on; a simulation puts its own there."""
-
-    offload: Offload = asyncio.to_thread
-    """Where heavy work runs."""
-    chance: Callable[[int], bytes] = secrets.token_bytes
-    """Ids and tokens are made of it."""
-    on_step: OnStep = ignore_step
-    """Told each durable step before it happens."""
-    beat: Beat = field(default_factory=Beat)
-    helper: HelperPort | None = None
-    """Instead of the one that the settings name."""
-
-
 def build(settings: Settings, clock: Clock, around: Surroundings | None = None) -> Parts:
     """Open the folder and the store, and put the coordinator together.
 
@@ -122,11 +104,8 @@ def build(settings: Settings, clock: Clock, around: Surroundings | None = None) 
         signer,
         leader,
         clock,
-        offload=around.offload,
-        chance=around.chance,
-        beat=around.beat,
+        replace(around, helper=around.helper or (RemoteHelper(card, signer.for_helper()) if card else None)),
         pace=settings.pace,
-        helper=around.helper or (RemoteHelper(card, signer.for_helper()) if card else None),
         trust=settings.trust,
         listing=listing,
         witness=folder.witness(),

@@ -14,8 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -27,19 +26,15 @@ from umbel.errors import NotFound, RoundClosed
 from umbel.identity import DeviceId
 from umbel.offer import SignedOffer
 from umbel.release import SignedRelease
-from umbel.runtime import Runtime
-from umbel.runtime.onnx import OnnxRuntime
 from umbel.visit import CheckIn, CheckInReply, ReportBegin, Retry, RetryWindow
 from umbel_server import cohort, fleet, round_records, selection, task_records
 from umbel_server.aggregation import LeaderKey
-from umbel_server.beat import Beat
 from umbel_server.blobs import Blobs
 from umbel_server.checkpoints import Witness
 from umbel_server.cohort import Answers, CohortOrder
 from umbel_server.deltas import Deltas
 from umbel_server.events import ServerEvent, Watchers
 from umbel_server.fleet import Fleet
-from umbel_server.helper.port import HelperPort
 from umbel_server.keyring import Keyring
 from umbel_server.offers import Offers
 from umbel_server.operations import Operations
@@ -51,11 +46,12 @@ from umbel_server.releasing import Releasing
 from umbel_server.repository import Repository
 from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.round import SessionState
-from umbel_server.runner import Offload, TaskRunner, Tools
+from umbel_server.runner import TaskRunner, Tools
 from umbel_server.selection import Pace
 from umbel_server.signing import ReleaseSigner
 from umbel_server.steering import Steering
 from umbel_server.store import Store
+from umbel_server.surroundings import Surroundings
 from umbel_server.task import TaskState
 from umbel_server.trust import Trust
 from umbel_server.turns import AT_HELPER, Turns
@@ -75,41 +71,36 @@ class Coordinator:
         signer: ReleaseSigner,
         opener: LeaderKey,
         clock: Clock,
+        around: Surroundings | None = None,
         *,
-        offload: Offload = asyncio.to_thread,
-        chance: Callable[[int], bytes] = secrets.token_bytes,
         pace: Pace | None = None,
-        beat: Beat | None = None,
-        runtime: Runtime | None = None,
-        helper: HelperPort | None = None,
         trust: Trust | None = None,
         listing: tuple[Repository, Keyring] | None = None,
         witness: Witness | None = None,
     ) -> None:
+        around = around or Surroundings()
         self.store = store
         self.registry = Registry(store, blobs, signer)
-        self.deltas = Deltas(self.registry, blobs, offload)
+        self.deltas = Deltas(self.registry, blobs, around.offload)
         self.fleet = Fleet(store)
         self._blobs = blobs
         self._clock = clock
         self._pace = pace or Pace()
-        self._beat = beat or Beat()
+        self._beat = around.beat
         self._watchers = Watchers()
         self._woken = asyncio.Event()
         self._turns = Turns()
         self._uploads = Uploads(blobs)
-        self._flushed_at = clock.now()
-        self.private = PrivateRounds(store, signer, opener.public_key, helper, trust or Trust())
-        self._steered_at = 0.0
+        self.private = PrivateRounds(store, signer, opener.public_key, around.helper, trust or Trust())
         self._tools = Tools(
             store=store,
             blobs=blobs,
             registry=self.registry,
             leader=opener,
-            runtime=runtime or OnnxRuntime(),
+            runtime=around.runtime,
             clock=clock,
-            offload=offload,
-            chance=chance,
+            offload=around.offload,
+            chance=around.chance,
             tell=self._watchers.tell,
             publish=self._publish,
             private=self.private,
@@ -119,7 +110,7 @@ class Coordinator:
         self._runners: dict[str, TaskRunner] = {}
         self._recover()
         self.witness = witness
-        self._witnessed_at = 0.0
+        self._flushed_at, self._steered_at, self._witnessed_at = clock.now(), 0.0, 0.0
         self.rollouts: Steering | None = None
         self.verbs: RolloutVerbs | None = None
         quantising = None if listing is None else self._take_listing(*listing, signer)

@@ -28,7 +28,7 @@ from umbel.offer import offer_of_statement
 from umbel.visit import Assignment, CheckInReply
 from umbel_server.blobs import Blobs
 from umbel_server.registry import Registry
-from umbel_server.runner import Offload
+from umbel_server.surroundings import Offload
 
 BUNDLES: Final = 4
 """How many of the bundles that a device holds are looked at."""

@@ -28,8 +28,8 @@ from umbel_server.blobs import Blobs
 from umbel_server.examination import HeldOut, examine
 from umbel_server.registry import Registry
 from umbel_server.releases import ReleaseDesk
-from umbel_server.runner import Offload
 from umbel_server.store import Store
+from umbel_server.surroundings import Offload
 from umbel_server.validation import CandidateFacts, Refused, ValidationPolicy, judge_candidate
 from umbel_server.versions import INT8_DELTA, Lineage, Version, VersionState, require_releasable
 

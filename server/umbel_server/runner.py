@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -36,11 +35,11 @@ from umbel_server.round import Base, Round, RoundKey, Session, SessionState, req
 from umbel_server.secure_aggregation import PrivateRound, Reread, SecureSum
 from umbel_server.selection import Pace
 from umbel_server.store import Store
+from umbel_server.surroundings import Offload
 from umbel_server.task import Task
 from umbel_server.task_records import TaskRecord
 from umbel_server.versions import Version
 
-Offload = Callable[..., Awaitable[Any]]
 TYPICAL_SECONDS = 10.0
 """What a session is taken to last until sessions have been measured."""
 

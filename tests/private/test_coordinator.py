@@ -49,6 +49,7 @@ from umbel_server.privacy_settings import PrivacySettings
 from umbel_server.round import RoundKey, RoundState
 from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
+from umbel_server.surroundings import Surroundings
 
 PRIVATE: dict[str, Any] = {
     "updates_private": True,
@@ -101,9 +102,7 @@ class PrivateWorld(World):
             self.signer,
             self.leader,
             self.clock,
-            offload=self.offload,
-            runtime=RUNTIME,
-            helper=self.helper or self.real_helper,
+            Surroundings(self.offload, runtime=RUNTIME, helper=self.helper or self.real_helper),
         )
 
     def let_the_helper(self, *, answer: bool) -> None:

@@ -46,6 +46,7 @@ from umbel_server.repository import Repository
 from umbel_server.rollout_spec import RolloutSpec, Wave
 from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
+from umbel_server.surroundings import Surroundings
 from umbel_server.tables import DEVICES
 from umbel_server.task import Task
 from umbel_server.versions import Lineage, VersionState
@@ -157,8 +158,7 @@ class Fleet:
             self.signer,
             self.leader,
             self.clock,
-            offload=at_once,
-            runtime=RUNTIME,
+            Surroundings(at_once, runtime=RUNTIME),
             listing=(Repository(self.folder / "listing", self.keys), self.keys),
         )
         return self.coordinator

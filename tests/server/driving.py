@@ -31,6 +31,7 @@ from umbel_server.coordinator import Coordinator
 from umbel_server.flower.spec import StrategySpec
 from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
+from umbel_server.surroundings import Surroundings
 from umbel_server.tables import DEVICES
 from umbel_server.task import Task
 
@@ -93,7 +94,7 @@ class World:
         self.store = Store.open(self.url, self.plug)
         self.blobs = Blobs(self.blobs_path, self.plug)
         self.coordinator = Coordinator(
-            self.store, self.blobs, self.signer, self.leader, self.clock, offload=self.offload, runtime=RUNTIME
+            self.store, self.blobs, self.signer, self.leader, self.clock, Surroundings(self.offload, runtime=RUNTIME)
         )
 
     def restart(self) -> None:

@@ -10,12 +10,13 @@ from tests.server.driving import POPULATION, ManualClock, World, offer
 from umbel.digests import digest_of
 from umbel.errors import CertificateRefused, NotAllowed
 from umbel.identity import DeviceId
-from umbel_server.app import Surroundings, build
+from umbel_server.app import build
 from umbel_server.beat import Beat
 from umbel_server.folder import Folder
 from umbel_server.selection import Pace, window
 from umbel_server.settings import Settings
 from umbel_server.store import HASTY, Store
+from umbel_server.surroundings import Surroundings
 
 
 def names(count: int) -> list[DeviceId]:

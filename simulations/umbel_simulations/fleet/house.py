@@ -26,13 +26,14 @@ from umbel.digests import Digest
 from umbel.errors import OutOfBounds, UmbelError, Unreachable, from_code
 from umbel.identity import DeviceId
 from umbel.messages import parse
-from umbel_server.app import Parts, Surroundings, build
+from umbel_server.app import Parts, build
 from umbel_server.beat import Beat
 from umbel_server.closing import collect
 from umbel_server.folder import Folder
 from umbel_server.gateway import DeviceGateway
 from umbel_server.rpc import MAX_MESSAGE_BYTES, Requests
 from umbel_server.settings import Settings
+from umbel_server.surroundings import Surroundings
 from umbel_server.task import Task
 from umbel_simulations.fleet.entropy import Told
 from umbel_simulations.fleet.faults import Plug, ProcessKilled
