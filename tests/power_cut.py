@@ -50,6 +50,33 @@ def fills_up_at(patch: pytest.MonkeyPatch, last: int) -> list[str]:
     return taken
 
 
+def unflushed(patch: pytest.MonkeyPatch, act: Callable[[], object]) -> list[str]:
+    """What an action put in its place and a power cut may take away after it, its bytes or its name; bytes have to be
+    on the medium before the name that they get, names before the action returns.
+    """
+    happened: list[tuple[str, int, Path]] = []
+
+    def flush(descriptor: int) -> None:
+        real_flush(descriptor)
+        happened.append(("flush", os.fstat(descriptor).st_ino, Path()))
+
+    def replace(source: Any, target: Any) -> None:
+        real_replace(source, target)
+        happened.append(("replace", Path(target).stat().st_ino, Path(target)))
+
+    real_flush, real_replace = os.fsync, os.replace
+    patch.setattr(os, "fsync", flush)
+    patch.setattr(os, "replace", replace)
+    act()
+    assert any(step == "replace" for step, _, _ in happened), "nothing was put anywhere"
+    flushed = [inode if step == "flush" else 0 for step, inode, _ in happened]
+    return [
+        str(path)
+        for at, (step, inode, path) in enumerate(happened)
+        if step == "replace" and (inode not in flushed[:at] or path.parent.stat().st_ino not in flushed[at:])
+    ]
+
+
 def _watch(patch: pytest.MonkeyPatch, before: Callable[[str, Callable[[], object]], None]) -> list[str]:
     taken: list[str] = []
     here = threading.get_ident()

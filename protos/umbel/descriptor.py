@@ -25,7 +25,6 @@ from umbel.ring import (
     LANE_BITS,
     LANE_FRACTION_BITS,
     RING_BITS,
-    largest_level,
     require_headroom,
     ring_dtype,
     rounded_norm_bound,
@@ -324,9 +323,8 @@ def _check_headroom(it: RoundDescriptor) -> None:
     for variance in (it.noise_variance, *(lane.noise_variance for lane in it.lanes)):
         if not 0 <= variance <= MAX_VARIANCE:
             raise OutOfBounds(f"noise of variance {variance}; at most {MAX_VARIANCE}: lower metric_bound or the noise")
-    if not 1 <= it.level < 1 << (it.ring_bits - 1):
-        finest = largest_level(it.ring_bits, it.max_weight, it.maximum, it.noise_variance)
-        raise OutOfBounds(f"level is {it.level}; here it may be 1 to {finest}")
+    if it.level < 1:
+        raise OutOfBounds(f"level is {it.level}; it must be 1 or more")
     require_headroom(it.ring_bits, it.level, it.max_weight, it.maximum, it.noise_variance)
     unit = 1 << LANE_FRACTION_BITS
     for lane in it.lanes:

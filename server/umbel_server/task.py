@@ -72,7 +72,7 @@ class Task:
         if not 1 <= self.over_selection <= 100:
             raise OutOfBounds(f"over_selection is {self.over_selection}; it must lie between 1 and 100")
         # Shorter, and rounds would be given up faster than they are opened: the coordinator would do nothing else.
-        if not (math.isfinite(self.deadline_seconds) and 1 <= self.deadline_seconds <= 30 * DAY):
+        if not 1 <= self.deadline_seconds <= 30 * DAY:
             raise OutOfBounds(f"deadline_seconds is {self.deadline_seconds}; at least a second and at most 30 days")
         if not 1 <= self.rounds <= 1_000_000:
             raise OutOfBounds(f"rounds is {self.rounds}; it must lie between 1 and 1000000")

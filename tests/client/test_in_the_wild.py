@@ -124,6 +124,20 @@ async def test_a_process_that_runs_on_never_takes_the_place_of_a_home_enrolled_a
     assert load_identity(bench.home) == anew
 
 
+async def test_an_agent_ends_once_its_home_was_enrolled_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in nobody's way, so to wait as behind a visit by hand would be to wait for ever."""
+
+    async def at_once(self: Agent, seconds: float) -> None:
+        assert seconds != BUSY_SECONDS
+
+    monkeypatch.setattr(Agent, "_sleep", at_once)
+    save_identity(bench.home, bench.identity)
+    device = bench.open(identity=None)
+    save_identity(bench.home, replace(bench.identity, private_key=new_key()))
+    with pytest.raises(WrongState, match="enrolled anew"):
+        await Agent(device, lambda visit: None).run(Until())
+
+
 def _without_an_end(graph: bytes) -> bytes:
     """The same graph, but for a loop that hands its answer round and round."""
     model = onnx.load_model_from_string(graph)

@@ -148,6 +148,7 @@ GUARDS: Final = (
     Mutant("a token's single use", _PEOPLE, "if found[2] is not None and found[2] != public_key:", "if False:"),
     Mutant("enrolment of the revoked", _PEOPLE, "if not self._records.is_participant(public_key):", "if False:"),
     Mutant("renewal of the revoked", _PEOPLE, "if not self._records.is_participant(certificate.public_key):", "if False:"),
+    Mutant("a capsule's length at the helper", _SERVICE, "if not 0 < len(message.capsule) <= MAX_CAPSULE_BYTES:", "if False:"),
     Mutant("room for the round's capsules only", _SERVICE, "if len(items) > most:", "if False:"),
     Mutant("room for the round's ids only", _SERVICE, "if len(ids) > most * REPORT_ID_BYTES:", "if False:"),
     # What the helper keeps.

@@ -16,6 +16,7 @@ _TRIAL: Final = (
     "tests/client/test_personal.py",
     "tests/rollouts/test_rollout_end_to_end.py",
 )
+_DURABLE: Final = ("tests/test_durable.py",)
 _DELTAS: Final = ("tests/protos/test_delta.py",)
 
 GUARDS: Final = (
@@ -134,6 +135,32 @@ GUARDS: Final = (
     *of(
         "client/umbel_client/files.py", _SHELF,
         ("whole or not at all", "beside = place + BESIDE", "beside = place"),
+    ),
+    *of(
+        "client/umbel_client/files.py", _DURABLE,
+        ("bytes before their name", "                os.fsync(descriptor)\n", "                pass\n"),
+        ("a name before it counts", "    try:\n        os.fsync(descriptor)\n", "    try:\n        pass\n"),
+    ),
+    *of(
+        "client/umbel_client/shelf.py", _DURABLE,
+        ("a blob's bytes before its name", "        self._disk.flush_file(part)\n", ""),
+        ("blobs' names before they serve", "        self._disk.flush_folder(self._blobs)\n", ""),
+    ),
+    *of(
+        "protos/umbel/bundle.py", _DURABLE,
+        ("a bundle's bytes before their names", "        os.fsync(file.fileno())\n", ""),
+    ),
+    *of(
+        "server/umbel_server/files.py", _DURABLE,
+        ("a server's names before it answers", "    flush(path.parent)\n", ""),
+        ("a server's bytes before their name", "            os.fsync(descriptor)\n        finally:\n            os.close(descriptor)\n        aside", "            pass\n        finally:\n            os.close(descriptor)\n        aside"),
+    ),
+    *of(
+        "server/umbel_server/blobs.py", _DURABLE,
+        ("a report's bytes before it is accepted", "        self._sync(partial)\n", ""),
+        ("a report's name before it is accepted", "        self._sync(self.spool)\n", ""),
+        ("a version's bytes before it is one", "            self._sync(aside)\n", ""),
+        ("a version's names before it is one", "        self._sync(path.parent)\n", ""),
     ),
     *of(
         "client/umbel_client/fetching.py", ("tests/client/test_fetching.py", "tests/client/test_deltas.py"),

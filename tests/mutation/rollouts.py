@@ -60,6 +60,7 @@ GUARDS: Final = (
         ("a wave's times", "if not 0 <= self.soak_seconds <= self.deadline_seconds < float(\"inf\"):", "if False:"),
         ("a wave at all", "if not self.waves:", "if False:"),
         ("waves that rise", "sorted(set(shares)) != shares or ", ""),
+        ("somebody beyond the lab", " or shares[-1] == 0:", ":"),
         ("a lab", "if any(wave.lab for wave in self.waves) and not self.lab:", "if False:"),
         ("releases that rise", "self.release <= self.from_release or ", ""),
         ("a way back that is higher", "self.revert_release and self.revert_release <= self.release", "False"),
@@ -162,6 +163,7 @@ GUARDS: Final = (
         "server/umbel_server/renewal.py", _WEEKS,
         ("signed anew before its key goes", "signed = signs_anew and _sign_anew(repository, keys, role, key_id, now)", "signed = False"),
         ("signed anew by the new key", "if signs_anew and not signed:", "if False:"),
+        ("a key that was replaced doesn't lie about", "    keys.forget(key_id)\n", ""),
         ("not by the key that goes", "it.held_here} - {without}", "it.held_here}"),
     ),
     *of(
@@ -213,7 +215,12 @@ GUARDS: Final = (
         "server/umbel_server/executions.py", ("tests/rollouts/test_executions.py",),
         ("a foreign answer", "EXECUTIONS.c.id == told.execution, EXECUTIONS.c.device == device)", "EXECUTIONS.c.id == told.execution)"),
         ("stories", " or told.outcome not in _ANSWERS_TO.get(before, ())", ""),
+        ("a rollout's own moves", "this = (EXECUTIONS.c.rollout == rollout) & EXECUTIONS.c.number.in_(numbers)", "this = EXECUTIONS.c.number.in_(numbers)"),
         ("withdrawn offers", "connection.execute(EXECUTIONS.update().where(this).values(outcome=WITHDRAWN))", "del this"),
+    ),
+    *of(
+        "server/umbel_server/admin_rollouts.py", ("tests/server/test_requests.py",),
+        ("the revision that was seen", "    if seen < 0:\n", "    if False:\n"),
     ),
     *of(
         "server/umbel_server/steering.py", _STEERING,

@@ -308,6 +308,21 @@ async def test_a_round_waits_for_a_helper_that_is_away_and_goes_on_when_it_is_ba
     np.testing.assert_allclose(world.weights().to_vector(), expected, atol=2e-4)
 
 
+async def test_the_measuring_of_a_candidate_waits_for_the_helper_too(world: PrivateWorld) -> None:
+    devices = world.enrol_private("a", "b", "c", "d")
+    await world.begin(task(**PRIVATE, evaluate_candidates=True))
+    assert all(await together(*devices))
+    await world.coordinator.tick()
+    world.let_the_helper(answer=False)
+    assert all(await together(*devices))
+    for _ in range(3):
+        await world.coordinator.tick()
+    assert world.round(1, Kind.EVALUATE).state is RoundState.AGGREGATING
+    world.let_the_helper(answer=True)
+    await world.coordinator.tick()
+    assert world.round(1).state is RoundState.COMPLETED
+
+
 async def test_what_a_round_waits_for_is_told_once_and_shown_for_as_long_as_it_waits(world: PrivateWorld) -> None:
     devices = world.enrol_private("a", "b", "c", "d")
     await world.begin(task(**PRIVATE))

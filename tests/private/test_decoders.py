@@ -18,7 +18,7 @@ from umbel.descriptor import descriptor_from_bytes
 from umbel.errors import MalformedMessage, OutOfBounds, UmbelError
 from umbel.helper_card import HelperCard
 from umbel.sealing import open_with, seal_to
-from umbel.secure_report import MAX_HEADER_BYTES, SealedShares, report_from_bytes
+from umbel.secure_report import MAX_CAPSULE_BYTES, MAX_HEADER_BYTES, SealedShares, report_from_bytes
 from umbel.secure_sum import HelperItem, header_of, open_as_helper, open_as_leader
 from umbel.shares import HelperTotal, LeaderShare
 from umbel.v1 import secure_sum_pb2 as pb
@@ -194,6 +194,7 @@ def test_a_report_is_taken_apart_without_a_copy() -> None:
     [
         (b"", MalformedMessage),
         (header()[:20], MalformedMessage),
+        (b"\xff\x0f\0\0" + header()[4:-4], MalformedMessage),
         ((MAX_HEADER_BYTES + 1).to_bytes(4, "little") + bytes(MAX_HEADER_BYTES + 8), OutOfBounds),
         (header(suite="umbel-2agg/2"), MalformedMessage),
         (header(suite=""), MalformedMessage),
@@ -208,6 +209,24 @@ def test_a_report_is_taken_apart_without_a_copy() -> None:
 def test_a_malformed_report_is_refused(data: bytes, error: type[UmbelError]) -> None:
     with pytest.raises(error):
         report_from_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "error"),
+    [
+        ("capsule", b"", OutOfBounds),
+        ("capsule", bytes(MAX_CAPSULE_BYTES + 1), OutOfBounds),
+        ("report_id", bytes(15), MalformedMessage),
+        ("commitment", bytes(33), MalformedMessage),
+    ],
+)
+def test_a_part_of_no_reports_length_is_refused_before_anything_is_opened(
+    part: str, value: bytes, error: type[UmbelError]
+) -> None:
+    good = {"report_id": bytes(16), "capsule": b"sealed", "commitment": bytes(32)}
+    service._item(pb.HelperItem(**good))
+    with pytest.raises(error):
+        service._item(pb.HelperItem(**good | {part: value}))
 
 
 def test_an_endless_descriptor_is_refused() -> None:

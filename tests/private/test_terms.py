@@ -74,3 +74,7 @@ def test_up_to_a_million_weights_the_ring_has_32_bits_and_above_16_and_a_rotatio
     ):  # fmt: skip
         found = proposed(size, **chosen)
         assert (found.ring_bits, found.rotated) == (bits, bits == 16), size
+
+
+def test_a_device_with_more_examples_weighs_more_in_a_wide_ring() -> None:
+    assert proposed(100).max_weight > 1

@@ -82,3 +82,14 @@ def test_withdrawing_ends_what_waits_and_nothing_else(store: Store) -> None:
         executions.withdraw(connection, "r", 3)
         assert executions.counts(connection, "r", [3]) == {(3, executions.WITHDRAWN): 1, (3, "adopted"): 1}
     assert known(store) == executions.WITHDRAWN
+
+
+def test_a_rollouts_moves_are_its_own_whatever_numbers_others_have(store: Store) -> None:
+    """Each model counts its releases from 1."""
+    with store.transaction() as connection:
+        executions.offer(connection, Execution("offer-2", "other", 0, "ankle", 3, HERS, offered_at=1.0))
+        executions.offer(connection, Execution("offer-3", "r", 0, "watch", 4, ITS, offered_at=1.0))
+        assert [move.id for move in executions.of_rollout(connection, "r", [3])] == ["offer-1"]
+        executions.withdraw(connection, "r", 3)
+        assert executions.counts(connection, "r", [3, 4]) == {(3, executions.WITHDRAWN): 1, (4, "waiting"): 1}
+        assert executions.counts(connection, "other", [3]) == {(3, "waiting"): 1}

@@ -60,6 +60,11 @@ async def test_a_hold_stops_what_is_new(fleet: Fleet) -> None:
     assert not is_offered(fleet) and fleet.releases() == before
 
 
+async def test_a_hold_that_is_none_can_not_be_lifted(fleet: Fleet) -> None:
+    with pytest.raises(NotFound, match="held"):
+        fleet.verbs.lift(MODEL, AUTHOR)
+
+
 async def test_a_paused_rollout_offers_nothing(fleet: Fleet) -> None:
     before = fleet.releases()
     fleet.begin_rollout("r", fleet.good_version(), waves=EVERYBODY)

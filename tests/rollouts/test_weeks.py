@@ -138,6 +138,7 @@ async def test_a_signers_key_that_is_replaced_during_a_rollout_stops_no_device(
     for _ in range(3):
         old = next(it.key_id for it in fleet.repository.key_status() if it.role == role)
         renewal.rotate(fleet.repository, fleet.keys, role, old, fleet.clock.now())
+        assert old not in {signer.public_key.keyid for signer in fleet.keys.signers(role)}, "it doesn't lie about"
     await fleet.visits()
     assert fleet.releases() == [begun.spec.release] * 2
     assert not any(device.kit.memory.state.last_error for device in fleet.devices)

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from tests.server.live import MODEL, POPULATION, TASK, Live, refused, serving
 from umbel import errors
 from umbel.clock import DAY
+from umbel.fields import MAX_ENTRIES
 from umbel.plan import Plan
 from umbel.v1 import admin_pb2 as pb
 from umbel.v1 import admin_pb2_grpc
 from umbel_models.zoo import bundle_path
-from umbel_server import admin_messages
+from umbel_server import admin, admin_messages
 from umbel_server.authority import Authority, PeerKind, key_to_pem, make_request
 from umbel_server.flower.spec import StrategySpec
 from umbel_server.identity import Identity
@@ -325,6 +326,22 @@ def test_a_bundle_too_large_is_refused_when_it_is_announced(tmp_path: Path, file
     with pytest.raises(errors.OutOfBounds, match=last):
         receiver.take(FileStart(last, size))
     receiver.close()
+
+
+def test_a_bundle_of_more_files_than_any_has_is_refused(tmp_path: Path) -> None:
+    receiver = BundleReceiver(tmp_path)
+    for number in range(MAX_ENTRIES):
+        receiver.take(FileStart(f"file-{number}", 0))
+    with pytest.raises(errors.OutOfBounds, match="files"):
+        receiver.take(FileStart("one-more", 0))
+    receiver.close()
+
+
+def test_held_out_examples_without_end_are_refused(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "MAX_HOLDOUT_BYTES", 100)
+    with refused() as found:
+        live.admin().AddHoldout(iter([pb.AddHoldoutRequest(chunk=bytes(60))] * 2))
+    assert isinstance(found[0], errors.OutOfBounds)
 
 
 def test_a_task_travels_whole() -> None:

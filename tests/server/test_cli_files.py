@@ -114,7 +114,7 @@ def test_an_operator_whose_key_cannot_be_kept_is_not_added(umbel: Umbel, live: L
 
 
 def test_names_that_no_server_can_have_are_refused_before_anything_is_made(run: Umbel, tmp_path: Path) -> None:
-    for name in ("", "two words", "bücher.example", "-a.example", "a..b", "a" * 64):
+    for name in ("", "two words", "bücher.example", "-a.example", "a..b", "a" * 64, "a." * 127 + "a"):
         result = run("init", str(tmp_path / "state"), "--name", name)
         assert (result.code, "no host name" in result.err) == (1, True), name
     assert not (tmp_path / "state").exists()

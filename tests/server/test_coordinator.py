@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -147,6 +148,14 @@ async def test_a_report_whose_round_closes_on_its_way_is_not_counted(world: Worl
     assert world.coordinator.operations.version(MODEL, 2).lineage.cohort == 2
 
 
+async def test_between_a_rounds_deadline_and_its_end_a_device_is_told_to_come_back(small_world: World) -> None:
+    (device,) = small_world.enrol("a")
+    await small_world.begin(task(deadline_seconds=1000.0))
+    small_world.clock.instant += 1000.0
+    reply = (await device.check_in()).reply
+    assert isinstance(reply, Retry) and "no open round" in reply.reason
+
+
 async def test_at_the_deadline_the_minimum_counts_and_less_is_made_up_for(world: World) -> None:
     devices = world.enrol("a", "b", "c")
     await world.begin(task(goal=3, minimum=2, rounds=1))
@@ -229,7 +238,10 @@ async def test_what_cannot_be_run_is_refused_before_a_round_begins(world: World)
         operations.create_task(task(validation=ValidationPolicy(holdout="0" * 64)), OPERATOR)
     with pytest.raises(BadInput, match="hyper-parameters"):
         operations.create_task(task(plan=Plan(hyperparameters={"nonsense": 1.0})), OPERATOR)
-    for changes in ({"over_selection": 0.9}, {"over_selection": 101.0}, {"rounds": 0}, {"rounds": 1_000_001}):
+    for changes in (
+        {"over_selection": 0.9}, {"over_selection": 101.0}, {"rounds": 0}, {"rounds": 1_000_001},
+        {"deadline_seconds": math.nan}, {"deadline_seconds": math.inf}, {"deadline_seconds": 0.5},
+    ):  # fmt: skip
         with pytest.raises(OutOfBounds, match=next(iter(changes))):
             task(**changes)
     with pytest.raises(BadInput, match="private"):
@@ -284,6 +296,19 @@ async def test_what_devices_tell_is_counted_once_and_made_up_names_take_no_room(
     assert operations.status().devices_seen_lately == 1
     world.restart()
     assert world.coordinator.operations.device(device.id).visits == 2
+
+
+async def test_each_device_has_one_vote_on_each_models_release(small_world: World) -> None:
+    devices, operations = small_world.enrol("a", "b"), small_world.coordinator.operations
+    operations.add_model("second", bundle_path("smartwatch"), OPERATOR)
+    for model in (MODEL, "second"):
+        operations.publish(model, 1, STABLE, OPERATOR)
+    for device in devices:
+        told = (ReleaseOutcome(MODEL, 2, Outcome.ADOPTED), ReleaseOutcome("second", 2, Outcome.FAILED))
+        await device.check_in(offers_work=False, outcomes=told)
+        operations.status()
+    assert operations.outcomes(MODEL, 2) == {"adopted": 2}
+    assert operations.outcomes("second", 2) == {"failed": 2}
 
 
 async def test_made_up_shapes_take_little_room_and_those_that_are_known_go_on_counting(

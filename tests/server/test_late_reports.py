@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.server.driving import SimulatedDevice, World, inline, task, together
+from tests.server.driving import TASK, SimulatedDevice, World, inline, task, together
 from umbel.errors import RoundClosed
 from umbel_server import uploads
+from umbel_server.closing import advance
 
 
 async def begun(world: World, **changes: Any) -> tuple[list[SimulatedDevice], Any]:
@@ -42,6 +43,18 @@ async def test_a_whole_report_after_the_end_of_the_round_is_too_late(small_world
         await small_world.coordinator.finish_report(late.begin.report_id)
     with pytest.raises(RoundClosed):
         await small_world.coordinator.begin_report(late.begin)
+
+
+async def test_a_whole_report_that_comes_while_other_tasks_are_still_looked_after_is_too_late(
+    small_world: World,
+) -> None:
+    others, late = await begun(small_world, rounds=1)
+    await small_world.coordinator.append(late.begin.report_id, 0, late.sealed)
+    await together(*others)
+    while await advance(small_world.coordinator.runner(TASK)):
+        pass
+    with pytest.raises(RoundClosed):
+        await small_world.coordinator.finish_report(late.begin.report_id)
 
 
 async def test_a_report_that_waits_while_its_round_is_closed_is_too_late(small_world: World) -> None:

@@ -186,6 +186,14 @@ def test_a_version_that_is_brought_again_under_its_request_id_is_added_once(live
     assert [version.number for version in stub.ListVersions(pb.ListVersionsRequest(model="line")).versions] == [2, 1]
 
 
+def test_nobody_moves_a_rollout_without_saying_what_was_seen_of_it(live: Live) -> None:
+    """Inside, -1 stands for any revision; a caller can't have that."""
+    with refused() as found:
+        live.admin().GoOnRollout(pb.GoOnRolloutRequest(id="r", action="start", expected_revision=-1))
+    assert isinstance(found[0], errors.WrongState)
+    assert "revision" in str(found[0])
+
+
 def test_what_is_listed_tells_its_revision(live: Live) -> None:
     stub = live.admin()
     found = stub.ListModels(pb.ListModelsRequest()).models[0]

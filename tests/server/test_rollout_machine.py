@@ -199,6 +199,7 @@ def test_somebody_elses_change_in_between_is_noticed() -> None:
         {"waves": (Wave(5.0), Wave(5.0))},
         {"waves": (Wave(25.0), Wave(5.0))},
         {"waves": (Wave(0.0, lab=True), Wave(100.0))},
+        {"waves": (Wave(0.0, lab=True),), "lab": ("a" * 32,)},
         {"release": 3},
         {"revert_release": 4},
         {"hold_back_percent": 100.0},

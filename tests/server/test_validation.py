@@ -79,6 +79,11 @@ def test_bounds_can_be_switched_off() -> None:
     assert judge_candidate(far, free) == Accepted()
 
 
+def test_a_candidate_that_nobody_measured_is_not_held_against_its_parent_whatever_the_policy() -> None:
+    nobody = replace(GOOD, federated=right(0.0, 0.0, examples=0.0))
+    assert judge_candidate(nobody, ValidationPolicy(least_examples=0, max_loss_ratio=1.0)) == Accepted()
+
+
 @given(
     ratio=st.floats(0.1, 1e6),
     drop=st.floats(0, 1),
