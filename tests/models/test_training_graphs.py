@@ -19,7 +19,7 @@ from umbel.bundle import Bundle
 from umbel.errors import RuntimeFailure
 from umbel.runtime.named import runtime_named
 from umbel_models.compile import compile_model
-from umbel_models.onnx.folding import folded, views_last
+from umbel_models.onnx.folding import folded, views_last, written_where_made
 from umbel_models.optimizers import SGD, Adam, Optimizer, Proximal
 from umbel_models.spec import ModelSpec
 from umbel_models.trainable import LoRA
@@ -116,6 +116,26 @@ def test_the_learning_rate_is_multiplied_in_once(tmp_path: Path) -> None:
     bundle = compile_model(dense(optimizer=Proximal(SGD(0.1))), tmp_path, ("onnx",)).bundle
     nodes = onnx.load(str(bundle.graph_path("onnx", "train"))).graph.node
     assert sum("lr" in node.input for node in nodes) == 2, "for the gradients, and for the pull to the anchor"
+
+
+def test_what_a_step_leaves_behind_is_copied_nowhere(tmp_path: Path) -> None:
+    for optimizer in (SGD(0.1, momentum=0.9), Adam(0.01)):
+        found = operators(compile_model(dense(optimizer=optimizer), tmp_path / type(optimizer).__name__).bundle)
+        assert not found["Identity"], "a velocity, which its weight is moved by too, would take its size once more"
+
+
+def test_an_output_that_nothing_makes_or_that_stands_in_another_is_a_copy() -> None:
+    make = onnx.helper.make_node
+    copies = [make("Identity", [source], [to]) for source, to in (("t0", "first"), ("t0", "second"), ("x", "third"))]
+    nodes = [make("Relu", ["x"], ["t0"]), make("Neg", ["t0"], ["t1"]), *copies, make("Identity", ["t1"], ["inner"])]
+    found = written_where_made(nodes, {"first", "second", "third"})
+    assert [(node.op_type, *node.input, *node.output) for node in found] == [
+        ("Relu", "x", "first"),
+        ("Neg", "first", "t1"),
+        ("Identity", "first", "second"),
+        ("Identity", "x", "third"),
+        ("Identity", "t1", "inner"),
+    ]
 
 
 @pytest.mark.parametrize(

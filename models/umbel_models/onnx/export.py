@@ -16,6 +16,7 @@ from umbel.manifest import WEIGHTS_FILE
 from umbel.weights import Weights
 from umbel_models.lowering import Lowered
 from umbel_models.onnx import indexing, linear, pointwise, reductions, shapes
+from umbel_models.onnx.folding import written_where_made
 from umbel_models.onnx.graph import HANDLERS, Writer, onnx_dtype
 from umbel_models.onnx.loop import add_loop
 from umbel_models.translation import attribute_of, translated, writes_in_place
@@ -59,9 +60,11 @@ def export(lowered: Lowered, weights: External) -> bytes:
         _translate(lowered, writer, node)
     outputs = _declare_outputs(lowered, writer)
     lowered.require_open_batch("translating to ONNX")
+    names = {output.name for output in outputs}
     if lowered.signature.name == "train":
-        writer.fold([output.name for output in outputs])
-    nodes, constants = writer.used([output.name for output in outputs])
+        writer.fold(names)
+    nodes, constants = writer.used(names)
+    nodes = written_where_made(nodes, names)
     nodes += _readers(lowered.signature.weights, nodes)
     external = [
         _external(name, lowered.signature.inputs[name], weights[name])

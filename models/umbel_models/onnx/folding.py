@@ -1,12 +1,13 @@
-"""A sum with a matrix product as one operator, which ONNX Runtime's own optimiser leaves apart.
+"""What ONNX Runtime's own optimiser leaves undone where weights move, each of which saves passes over a whole weight.
 
-`w - a @ b` as one `Gemm` reads and writes a dense weight once, not three times.
+`w - a @ b` as one `Gemm` reads and writes a dense weight once, not three times; a new velocity, which the new weight
+hangs on too, stands at once where the caller wants it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx import NodeProto, helper
@@ -49,6 +50,24 @@ def folded(nodes: Sequence[NodeProto], shapes: Mapping[str, Shape]) -> list[Node
     """
     graph = _Graph.of(nodes, shapes)
     return [_with_product(node, graph) or node for node in nodes]
+
+
+def written_where_made(nodes: Sequence[NodeProto], outputs: Collection[str]) -> list[NodeProto]:
+    """The same graph without copies into its outputs, but for those of inputs, of constants, and of another output.
+
+    Args:
+        nodes: in order; none holds a graph that reads what another one makes.
+        outputs: of the graph; each is an `Identity` of what it tells.
+    """
+    made = {name for node in nodes for name in node.output}
+    copies = {n.output[0]: n.input[0] for n in nodes if n.op_type == "Identity" and n.output[0] in outputs}
+    # Of several copies of one value the first gives it its name, and the others are copies of that.
+    names = {source: copy for copy, source in reversed(copies.items()) if source in made}
+    kept = [node for node in nodes if names.get(copies.get(node.output[0], "")) != node.output[0]]
+    for node in kept:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    return kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -179,12 +179,12 @@ class Writer:
             target = self.vector(sizes)
         return str(self.node("Reshape", value, target))
 
-    def fold(self, outputs: Sequence[str]) -> None:
+    def fold(self, outputs: Collection[str]) -> None:
         """Let fewer nodes do the same; see `umbel_models.onnx.folding`."""
         for change in (views_last, folded):
             self.nodes = change(self.used(outputs)[0], self.shapes)
 
-    def used(self, outputs: Sequence[str]) -> tuple[list[NodeProto], list[TensorProto]]:
+    def used(self, outputs: Collection[str]) -> tuple[list[NodeProto], list[TensorProto]]:
         """The nodes and constants that these outputs need, in order."""
         needed, kept = set(outputs), []
         for node in reversed(self.nodes):
