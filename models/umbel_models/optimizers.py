@@ -174,8 +174,9 @@ class Adam:
             require_between(name, value)
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             require_between(name, value, below=1.0)
-        # Without it, a gradient of zero is divided by zero; smaller ones are zero in float32.
-        require_between("epsilon", self.epsilon, least=1e-37)
+        # Without it, a gradient of zero is divided by zero; in the first steps only a small part of it is added, and
+        # what is smaller than 1e-38 is zero in float32.
+        require_between("epsilon", self.epsilon, least=1e-30)
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -205,13 +206,14 @@ class Adam:
     def update(
         self, weight: Tensor, gradient: Tensor, slots: Tensors, scalars: Tensors, hyper: Tensors
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One step along the corrected moments."""
+        """One step along the moments, whose bias is corrected in the rate (end of section 2): two passes less."""
         first = self.beta1 * slots["moment1"] + (1 - self.beta1) * gradient
         second = self.beta2 * slots["moment2"] + (1 - self.beta2) * gradient * gradient
-        mean = first / (1 - torch.pow(self.beta1, scalars["steps"]))
-        spread = (second / (1 - torch.pow(self.beta2, scalars["steps"]))).sqrt() + self.epsilon
-        decayed = weight - hyper["lr"] * self.weight_decay * weight if self.weight_decay else weight
-        return decayed - hyper["lr"] * mean / spread, {"moment1": first, "moment2": second}
+        correction = torch.sqrt(1 - torch.pow(self.beta2, scalars["steps"]))
+        rate = hyper["lr"] * correction / (1 - torch.pow(self.beta1, scalars["steps"]))
+        decayed = weight * (1 - hyper["lr"] * self.weight_decay) if self.weight_decay else weight
+        step = rate * (first / (second.sqrt() + self.epsilon * correction))
+        return decayed - step, {"moment1": first, "moment2": second}
 
     @property
     def reach(self) -> float:
