@@ -37,7 +37,7 @@ from umbel_server.operators import Operators
 from umbel_server.passing import may_pass
 from umbel_server.port_certificate import PortCertificate
 from umbel_server.provider import HttpsGet, Provider
-from umbel_server.rpc import MAX_MESSAGE_BYTES
+from umbel_server.rpc import OF_STRANGERS, STREAMS, port_options
 from umbel_server.settings import Oidc, Settings
 from umbel_server.store import Store
 from umbel_server.surroundings import Surroundings
@@ -52,18 +52,6 @@ ADMIN_STOP_SECONDS: Final = 0.5
 HOLD_SECONDS: Final = 5.0
 """Between two looks at the lock of the database."""
 
-_OPTIONS: Final = (
-    ("grpc.so_reuseport", 0),  # a port that another process holds is an error, not a lottery
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_concurrent_streams", 128),
-    ("grpc.server_handshake_timeout_ms", 30_000),  # who connects and says nothing
-    ("grpc.max_connection_idle_ms", 10 * 60_000),
-    # Devices ask every minute whether this is still here, operators every 10 s.
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    # And a caller who vanished without a word holds no stream for ever.
-    ("grpc.keepalive_time_ms", 5 * 60_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
 _log = structlog.get_logger(__name__)
 
 
@@ -131,9 +119,8 @@ class Server:
         self._parts = parts
         self._clock = clock
         self._folder = Folder(settings.state)
-        self._devices, self._enrolments, self._admins, self._tokens = (
-            grpc.aio.server(options=_OPTIONS) for _ in range(4)
-        )
+        self._devices, self._admins = (grpc.aio.server(options=port_options(STREAMS)) for _ in range(2))
+        self._enrolments, self._tokens = (grpc.aio.server(options=port_options(OF_STRANGERS)) for _ in range(2))
         own = () if settings.host in ("0.0.0.0", "::") else (settings.host,)  # noqa: S104 - to be called at
         self._certificate = PortCertificate(parts.authorities.server, (*settings.names, *own), clock)
         self._rounds: asyncio.Task[None] | None = None

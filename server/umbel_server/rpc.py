@@ -29,6 +29,10 @@ C = TypeVar("C")
 
 MAX_MESSAGE_BYTES: Final = 1 << 20
 """Largest single message on any port; what is larger travels in chunks."""
+STREAMS: Final = 128
+"""Calls that one connection may have open, of a caller whose certificate was looked at before."""
+OF_STRANGERS: Final = 16
+"""Where anybody may connect: a call that never comes to its end takes some kilobytes of memory."""
 _DETAILS = 1_000
 """Characters of a refusal's message: it travels in a header, and headers are small."""
 
@@ -43,6 +47,22 @@ Stream = Callable[[C, Any], AsyncIterator[Message]]
 Requests = AsyncIterator[Any]
 
 _log = structlog.get_logger(__name__)
+
+
+def port_options(streams: int) -> tuple[tuple[str, int], ...]:
+    """How a port is opened on which one connection may have so many calls."""
+    return (
+        ("grpc.so_reuseport", 0),  # a port that another process holds is an error, not a lottery
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_concurrent_streams", streams),
+        ("grpc.server_handshake_timeout_ms", 30_000),  # who connects and says nothing
+        ("grpc.max_connection_idle_ms", 10 * 60_000),
+        # Devices ask every minute whether this is still here, operators and leaders every 10 s.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        # And a caller who vanished without a word holds no stream for ever.
+        ("grpc.keepalive_time_ms", 5 * 60_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    )
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,11 @@ from umbel_server.helper.folder import HelperFolder, HelperSettings
 from umbel_server.helper.people import People
 from umbel_server.helper.records import Records
 from umbel_server.helper.service import HelperGateway
-from umbel_server.rpc import MAX_MESSAGE_BYTES
+from umbel_server.rpc import OF_STRANGERS, port_options
 
 SWEEP_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 2.0
 HEALTH_SECONDS: Final = 5.0
-_OPTIONS: Final = (
-    ("grpc.so_reuseport", 0),
-    ("grpc.server_handshake_timeout_ms", 30_000),  # who connects and says nothing
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A leader that waits for a sum asks every 10 s whether this is still here.
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-)
 _log = structlog.get_logger(__name__)
 
 
@@ -79,7 +72,7 @@ async def _serve(
     folder: HelperFolder, settings: HelperSettings, ready: Callable[[str, str], None], clock: Clock
 ) -> None:
     parts = build(folder, settings, clock)
-    server = grpc.aio.server(options=_OPTIONS)
+    server = grpc.aio.server(options=port_options(OF_STRANGERS))
     for service in HelperGateway(parts.helper, parts.people).services():
         service.add_to(server)
     port = _listen(server, folder, settings)
