@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import tomllib
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from umbel.errors import NotFound
+from umbel.errors import MalformedMessage, NotFound
 
 PRIVATE: Final = 0o600
 PUBLIC: Final = 0o644
@@ -83,6 +84,14 @@ def read_file(path: Path) -> bytes:
         # A folder that isn't there either is one that nobody has made yet; any other file is the caller's own.
         made = "; `umbel init` makes a coordinator's folder, `umbel helper init` a helper's"
         raise NotFound(f"{path} isn't there{'' if path.parent.is_dir() else made}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; raises `NotFound` or `MalformedMessage`."""
+    try:
+        return tomllib.loads(read_file(path).decode())
+    except ValueError as error:
+        raise MalformedMessage(f"{path} isn't TOML: {error}") from error
 
 
 def make_private(folder: Path) -> None:

@@ -1,10 +1,14 @@
-"""Canonical JSON: equal values have equal bytes, so they can be compared and hashed."""
+"""Canonical JSON: equal values have equal bytes, so they can be compared and hashed. And what is read from JSON or TOML
+held against the dataclass that it is to fill.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import Any, Final
 
 from umbel.errors import MalformedMessage
 
@@ -27,3 +31,25 @@ def from_text(text: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise MalformedMessage("expected a JSON object")
     return dict(value)
+
+
+_PLAIN: Final[dict[str, type | tuple[type, ...]]] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+
+
+def like(kind: type, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `tree`, once each is a field of the dataclass `kind` and of the plain type that it declares.
+
+    Raises:
+        TypeError, ValueError: not such a field; another type; no number.
+        OverflowError: a number beyond all that a float holds.
+    """
+    types = {entry.name: entry.type for entry in fields(kind)}
+    for name, value in tree.items():
+        plain = _PLAIN.get(str(types[name])) if name in types else None
+        if name not in types:
+            raise TypeError(f"there is no {name!r}; known are {', '.join(types)}")
+        if plain and (not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool)):
+            raise TypeError(f"{name} is {value!r}, not of type {types[name]}")
+        if types[name] == "float" and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}")
+    return dict(tree)

@@ -5,9 +5,8 @@ An approval covers exactly this (`RolloutSpec.subject`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from umbel.clock import DAY
 from umbel.digests import Digest, digest_of
 from umbel.errors import MalformedMessage, OutOfBounds
 from umbel_server.gates import GatePolicy
-from umbel_server.json_text import to_text
+from umbel_server.json_text import like, to_text
 
 LADDER: Final = (1.0, 5.0, 25.0, 100.0)
 
@@ -159,18 +158,18 @@ def spec_from_tree(tree: Mapping[str, Any]) -> RolloutSpec:
     try:
         values = dict(tree)
         _convert(values, "waves", lambda waves: tuple(_wave(wave) for wave in waves))
-        _convert(values, "gate", lambda gate: GatePolicy(**_like(GatePolicy, gate)))
+        _convert(values, "gate", lambda gate: GatePolicy(**like(GatePolicy, gate)))
         _convert(values, "on_failure", OnFailure)
-        _convert(values, "arms", lambda arms: tuple(ExperimentArm(**_like(ExperimentArm, arm)) for arm in arms))
+        _convert(values, "arms", lambda arms: tuple(ExperimentArm(**like(ExperimentArm, arm)) for arm in arms))
         _convert(values, "lab", lambda ids: tuple(str(device) for device in ids))
         _convert(values, "only", lambda ids: tuple(str(device) for device in ids))
-        return RolloutSpec(**_like(RolloutSpec, values))
+        return RolloutSpec(**like(RolloutSpec, values))
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise MalformedMessage(f"not a rollout's spec: {error}") from error
 
 
 def _wave(tree: Mapping[str, Any]) -> Wave:
-    values = _like(Wave, tree)
+    values = like(Wave, tree)
     _convert(values, "promotion", Promotion)
     return Wave(**values)
 
@@ -178,20 +177,3 @@ def _wave(tree: Mapping[str, Any]) -> Wave:
 def _convert(values: dict[str, Any], name: str, conversion: Any) -> None:
     if name in values:
         values[name] = conversion(values[name])
-
-
-_NUMBERS: Final[dict[str, type | tuple[type, ...]]] = {"int": int, "float": (int, float), "str": str, "bool": bool}
-
-
-def _like(kind: type, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of `tree`, once each is known to `kind` and of the plain type that it declares."""
-    types = {entry.name: entry.type for entry in fields(kind)}
-    for name, value in tree.items():
-        plain = _NUMBERS.get(str(types[name])) if name in types else None
-        if name not in types:
-            raise TypeError(f"there is no {name!r}; known are {', '.join(types)}")
-        if plain and (not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool)):
-            raise TypeError(f"{name} is {value!r}, not of type {types[name]}")
-        if types[name] == "float" and not math.isfinite(value):
-            raise ValueError(f"{name} is {value}")
-    return dict(tree)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.server.live import MODEL, POPULATION, TASK, Live, serving
 from umbel.bundle import Bundle
+from umbel.errors import BadInput
 from umbel_client.enrolment import EnrolmentCode
 from umbel_models.zoo import bundle_path
 from umbel_server.admin_messages import task_from_message
@@ -347,6 +348,26 @@ def test_the_reference_pages_task_is_one(tmp_path: Path) -> None:
     (tmp_path / "task.toml").write_text(block[1])
     task = task_from_message(read_task(tmp_path / "task.toml", {}, {}, None))
     assert (task.name, task.strategy.name, task.plan.hyperparameters) == ("shoulder", "FedAdam", {"lr": 0.05})
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        'seed = "one"', "seed = -1", "goal = 2.5", "goal = true", 'updates_private = "no"', 'state = "paused"',
+        "gaol = 3", "deadline_seconds = 2026-01-01", "over_selection = nan", "[plan]\nepochs = 1.5",
+        "[plan]\nepochs = 4294967296", "[strategy]\nname = 3", "goal =",
+    ],
+)  # fmt: skip
+def test_a_tasks_file_that_says_something_else_than_a_task_is_refused(tmp_path: Path, odd: str) -> None:
+    (tmp_path / "task.toml").write_text(f'name = "a"\npopulation = "b"\nmodel = "c"\n{odd}\n')
+    with pytest.raises(BadInput):
+        read_task(tmp_path / "task.toml", {}, {}, None)
+
+
+def test_a_date_in_a_rollouts_file_is_refused(umbel: Umbel, tmp_path: Path) -> None:
+    (tmp_path / "rollout.toml").write_text("start_at = 2026-01-01T00:00:00Z\n")
+    refused = umbel("rollouts", "create", "r", "--file", str(tmp_path / "rollout.toml"))
+    assert refused.code == 1 and "POSIX seconds" in refused.err
 
 
 def test_the_command_starts_without_loading_the_server(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -14,7 +13,7 @@ from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.verbs import Session, Watch, group, verb
 from umbel_server.cli.waves import counts_in_words, facts_table, picture, spec_of, wave_in_words
-from umbel_server.files import read_file
+from umbel_server.files import read_toml
 
 ROLLOUTS: Final = group("rollouts", "Rollouts: move a population to a release in waves, and back.")
 APPROVALS: Final = group("approvals", "Approvals: what waits for a second person.")
@@ -63,13 +62,13 @@ def create(
         "model": model, "population": population, "channel": channel, "release": release, "revert_release": revert,
         "from_release": from_release,
     }  # fmt: skip
-    spec = _read(file) | {name: value for name, value in chosen.items() if value}
+    spec = (read_toml(file) if file else {}) | {name: value for name, value in chosen.items() if value}
     if waves:
         spec["waves"] = [{"percent": float(share)} for share in waves.split(",")]
     if soak >= 0:
         usual = [{"percent": share} for share in LADDER]
         spec["waves"] = [wave | {"soak_seconds": soak} for wave in spec.get("waves", usual)]
-    document = json.dumps(spec)
+    document = _document(spec)
     if dry_run:
         _show_preview(session, pb.PreviewRolloutRequest(spec=document))
         return
@@ -81,7 +80,7 @@ def create(
 def edit(session: Session, rollout: Id, file: SpecFile = None) -> None:
     """Write another spec; approvals are void, and it must be submitted again."""
     call = _call(session, _get(session, rollout))
-    request = pb.EditRolloutRequest(id=rollout, spec=json.dumps(_read(file)), **call)
+    request = pb.EditRolloutRequest(id=rollout, spec=_document(read_toml(file) if file else {}), **call)
     _show(session, session.stub.EditRollout(request).rollout)
 
 
@@ -204,13 +203,11 @@ def list_approvals(session: Session) -> None:
     session.rows("", pb.ListRolloutsResponse(rollouts=waiting), waiting, _COLUMNS)
 
 
-def _read(file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
+def _document(spec: dict[str, Any]) -> str:
     try:
-        return tomllib.loads(read_file(file).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MalformedMessage(f"{file} isn't TOML: {error}") from error
+        return json.dumps(spec)
+    except TypeError as error:
+        raise MalformedMessage(f"not a rollout's spec: {error}; instants are POSIX seconds") from error
 
 
 def _get(session: Session, rollout: str) -> pb.Rollout:

@@ -29,9 +29,11 @@ from typing import Any
 
 import typer
 
-from umbel.errors import MalformedMessage, NotFound
+from umbel.errors import MalformedMessage
 from umbel.plan import Kind, Plan
 from umbel.v1 import admin_pb2 as pb
+from umbel_server.files import read_toml
+from umbel_server.json_text import like
 
 _PARTS = ("plan", "strategy", "validation", "privacy")
 
@@ -64,25 +66,27 @@ def read_task(
     from umbel_server.task import Task
     from umbel_server.validation import ValidationPolicy
 
-    tree = _read(file) if file else {}
+    tree = read_toml(file) if file else {}
     parts = {part: tree.pop(part, {}) for part in _PARTS}
     fields = tree | _given(chosen)
     for required in ("name", "population", "model"):
         if required not in fields:
             raise typer.BadParameter(f"a task needs a {required}: give --{required}, or {required} = … in --file")
+    if "state" in fields:
+        raise MalformedMessage("a task's state isn't written down; it begins to run, and `umbel tasks pause` stops it")
     try:
         if strategy is not None:
             parts["strategy"] = {"name": strategy}
         task = Task(
-            **fields,
+            **like(Task, fields),
             plan=_plan(parts["plan"], _given(plan)),
             strategy=StrategySpec(**parts["strategy"]),
             validation=ValidationPolicy.from_tree(parts["validation"]),
             privacy=PrivacySettings.from_tree(parts["privacy"] | dict(privacy or {})),
         )
-    except (TypeError, ValueError, AttributeError) as error:
+        return task_to_message(task)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise MalformedMessage(f"not a task: {error}") from error
-    return task_to_message(task)
 
 
 def settings_of(assignments: Sequence[str]) -> dict[str, int | float]:
@@ -97,22 +101,13 @@ def settings_of(assignments: Sequence[str]) -> dict[str, int | float]:
     return found
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text())
-    except FileNotFoundError:
-        raise NotFound(f"{file} isn't there") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MalformedMessage(f"{file} isn't TOML: {error}") from error
-
-
 def _plan(tree: Mapping[str, Any], chosen: dict[str, Any]) -> Plan:
     values = {**tree}
     hyperparameters = {**values.pop("hyperparameters", {})}
     if "lr" in chosen:
         hyperparameters["lr"] = chosen.pop("lr")
     kind = Kind(values.pop("kind", Kind.TRAIN.value))
-    return Plan(**{**values, **chosen, "kind": kind, "hyperparameters": hyperparameters})
+    return Plan(**like(Plan, {**values, **chosen, "kind": kind, "hyperparameters": hyperparameters}))
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

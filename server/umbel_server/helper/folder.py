@@ -12,7 +12,6 @@ Private files have mode 0600, folders 0700.
 from __future__ import annotations
 
 import datetime
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -28,8 +27,9 @@ from umbel.helper_card import HelperCard
 from umbel.holding import held
 from umbel_server.addresses import host_and_port
 from umbel_server.authority import general_name, key_to_pem
-from umbel_server.files import PUBLIC, make_private, read_file, write_file
+from umbel_server.files import PUBLIC, make_private, read_file, read_toml, write_file
 from umbel_server.helper.core import HelperPolicy
+from umbel_server.json_text import like
 
 TLS_DAYS: Final = 20 * 365
 """Coordinator and devices pin this very certificate, beside `identity.key`, which has no end: after it, each of them
@@ -144,20 +144,13 @@ class HelperFolder:
             NotFound: no helper here.
             MalformedMessage: not TOML, or with names or values that don't belong there.
         """
-        try:
-            tree = tomllib.loads(read_file(self.path / "helper.toml").decode())
-        except ValueError as error:
-            raise MalformedMessage(f"{self.path / 'helper.toml'} isn't TOML: {error}") from error
+        tree = read_toml(self.path / "helper.toml")
         tree |= {name: value for name, value in chosen.items() if value is not None}
-        known = {one.name for one in fields(HelperSettings)}
-        if unknown := sorted(set(tree) - known):
-            raise MalformedMessage(f"helper.toml has {unknown}; known are {', '.join(sorted(known))}")
         try:
             if "populations" in tree:
                 tree["populations"] = tuple(tree["populations"])
-            settings = HelperSettings(**tree)
-            _require_types(settings)
-        except TypeError as error:
+            settings = HelperSettings(**like(HelperSettings, tree))
+        except (TypeError, ValueError, OverflowError) as error:
             raise MalformedMessage(f"helper.toml: {error}") from error
         _ = settings.policy
         return settings
@@ -194,15 +187,6 @@ class HelperFolder:
 
     def _key(self, name: str) -> Ed25519PrivateKey:
         return Ed25519PrivateKey.from_private_bytes(read_file(self.path / "keys" / f"{name}.key"))
-
-
-def _require_types(settings: HelperSettings) -> None:
-    example = HelperSettings("")
-    for one in fields(HelperSettings):
-        value, usual = getattr(settings, one.name), getattr(example, one.name)
-        allowed = (int, float) if isinstance(usual, float) else type(usual)
-        if not isinstance(value, allowed) or isinstance(value, bool):
-            raise TypeError(f"{one.name} is {value!r}; expected {type(usual).__name__}")
 
 
 def parse_key(text: str) -> bytes:
