@@ -36,8 +36,11 @@ from umbel_simulations.scenario import Data, PlanPart, Scenario, TaskPart
 if __name__ == "__main__":
     task = TaskPart(rounds=2, goal=3, plan=PlanPart(lr=0.1, max_examples=32))
     found = {}
+    model, data = "smartwatch", Data("smartwatch", users=4)
+    if sys.argv[1:]:
+        model, data = "digits", Data("own", folder=sys.argv[1])
     for name in ("cohort", "ray"):
-        told = Scenario("watch", "smartwatch", Data("smartwatch", users=4), engine=name, seed=5, task=task)
+        told = Scenario("watch", model, data, engine=name, seed=5, task=task)
         with tempfile.TemporaryDirectory() as folder:
             outcome = engine(name)(told, workers=2, progress=Silent(), folder=Path(folder))
         found[name] = [outcome.weights, outcome.accuracy, [one.train_loss for one in outcome.rounds]]
@@ -46,10 +49,15 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_rays_actors_come_to_the_same_weights_as_threads(tmp_path: Path) -> None:
-    program = tmp_path / "play.py"
+@pytest.mark.parametrize("own", [False, True], ids=["wearers", "one's own users"])
+def test_rays_actors_come_to_the_same_weights_as_threads(tmp_path: Path, own: bool) -> None:
+    program, chance = tmp_path / "play.py", np.random.default_rng(1)
     program.write_text(PLAY)
-    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False, timeout=900)
+    for count in (20, 30, 40, 25) if own else ():
+        x = chance.uniform(0, 16, (count, 64)).astype(np.float32)
+        np.savez(tmp_path / f"user{count}.npz", x=x, y=chance.integers(0, 10, count))
+    command = [sys.executable, str(program), *([str(tmp_path)] if own else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert found["ray"] == found["cohort"]
