@@ -53,3 +53,10 @@ def like(kind: type, tree: Mapping[str, Any]) -> dict[str, Any]:
         if types[name] == "float" and not math.isfinite(value):
             raise ValueError(f"{name} is {value}")
     return dict(tree)
+
+
+def texts(name: str, listed: object) -> tuple[str, ...]:
+    """A list of texts; raises `TypeError` for anything else, above all for one text, whose letters aren't meant."""
+    if not isinstance(listed, list | tuple) or not all(isinstance(one, str) for one in listed):
+        raise TypeError(f"{name} is {listed!r:.80}, not a list of texts")
+    return tuple(listed)

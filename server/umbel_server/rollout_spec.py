@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any, Final
 
 from umbel import fields as checks
@@ -15,7 +16,7 @@ from umbel.clock import DAY
 from umbel.digests import Digest, digest_of
 from umbel.errors import MalformedMessage, OutOfBounds
 from umbel_server.gates import GatePolicy
-from umbel_server.json_text import like, to_text
+from umbel_server.json_text import like, texts, to_text
 
 LADDER: Final = (1.0, 5.0, 25.0, 100.0)
 
@@ -161,8 +162,8 @@ def spec_from_tree(tree: Mapping[str, Any]) -> RolloutSpec:
         _convert(values, "gate", lambda gate: GatePolicy(**like(GatePolicy, gate)))
         _convert(values, "on_failure", OnFailure)
         _convert(values, "arms", lambda arms: tuple(ExperimentArm(**like(ExperimentArm, arm)) for arm in arms))
-        _convert(values, "lab", lambda ids: tuple(str(device) for device in ids))
-        _convert(values, "only", lambda ids: tuple(str(device) for device in ids))
+        _convert(values, "lab", partial(texts, "lab"))
+        _convert(values, "only", partial(texts, "only"))
         return RolloutSpec(**like(RolloutSpec, values))
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise MalformedMessage(f"not a rollout's spec: {error}") from error

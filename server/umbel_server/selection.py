@@ -79,7 +79,7 @@ def adapted(pace: Pace, measured: Sequence[float], factor: float, longest: float
     if len(measured) < ENOUGH_MEASURED or not pace.adapts:
         return longest
     ordered = sorted(measured)
-    quantile = ordered[min(len(ordered) - 1, int(QUANTILE * len(ordered)))]
+    quantile = ordered[int(QUANTILE * len(ordered))]
     return min(longest, max(SHORTEST_SECONDS, factor * quantile))
 
 

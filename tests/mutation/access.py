@@ -28,6 +28,7 @@ GUARDS: Final = (
         ("a note's log and key", 'if (origin, name, dash) != (ORIGIN, ORIGIN, "\\N{EM DASH}") or signed[:4] != _key_hash(public_key):', "if False:"),
         ("a note that was cut off is read over", "written[: _whole(written)]", "written"),
         ("a note that was cut off goes", "file.truncate(_whole(self._file.read_bytes()))", "pass"),
+        ("a key that was mistyped", " or _key_hash(key[1:]).hex() != found:", ":"),
         ("leaves aren't nodes", 'b"\\1" + left + right', "left + right"),
     ),
     *of(

@@ -246,6 +246,7 @@ GUARDS: Final = (
     *of(
         "server/umbel_server/fleet.py", ("tests/rollouts/test_offers.py", *_CONTROLLERS),
         ("devices of all processes", "return sorted((written | {", "return sorted(({"),
+        ("other populations' devices are in no wave", "seen = (DEVICES.c.population == population) & was_lately(now)", "seen = was_lately(now)"),
         ("revoked devices are in no wave", "LATELY_SECONDS}) - denied)", "LATELY_SECONDS}))"),
     ),
     *of(

@@ -25,6 +25,7 @@ from umbel.clock import SystemClock
 from umbel.errors import (
     CertificateRefused,
     EnrolmentRefused,
+    MalformedMessage,
     SetRefused,
     SignatureInvalid,
     Unavailable,
@@ -38,7 +39,7 @@ from umbel.v1 import secure_sum_pb2 as pb
 from umbel.v1.secure_sum_pb2_grpc import HelperServiceStub
 from umbel_client.participation import enrol_at_helper, renew_at_helper
 from umbel_client.private import Pinned
-from umbel_server.helper.folder import HelperSettings
+from umbel_server.helper.folder import HelperFolder, HelperSettings
 from umbel_server.helper.port import LeaderSigner
 from umbel_server.helper.program import _health
 from umbel_server.helper.records import Records
@@ -259,6 +260,16 @@ def test_its_secrets_are_private_files_and_its_folder_is_made_once(running: Runn
         [*UMBEL, "helper", "init", str(running.folder), "--leader", "00" * 32], capture_output=True, text=True
     )
     assert again.returncode == 1 and "holds a helper already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "line", ["minimum_cohort = true", "minimum_cohort = 2.5", "populations = [1]", "populations = 'wrists'"]
+)
+def test_a_helpers_rule_of_another_kind_is_refused(line: str, tmp_path: Path) -> None:
+    """`true` would count as a cohort of one, and a name alone as populations of one letter each."""
+    (tmp_path / "helper.toml").write_text(f"leader = '{'ab' * 32}'\n{line}")
+    with pytest.raises(MalformedMessage):
+        HelperFolder(tmp_path).settings()
 
 
 @pytest.mark.parametrize("line", ["leader = 5", "unknown = 1", "leader = 'abc'", "["])

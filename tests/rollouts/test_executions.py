@@ -90,6 +90,7 @@ def test_a_rollouts_moves_are_its_own_whatever_numbers_others_have(store: Store)
         executions.offer(connection, Execution("offer-2", "other", 0, "ankle", 3, HERS, offered_at=1.0))
         executions.offer(connection, Execution("offer-3", "r", 0, "watch", 4, ITS, offered_at=1.0))
         assert [move.id for move in executions.of_rollout(connection, "r", [3])] == ["offer-1"]
+        assert [move.id for move in executions.of_numbers(connection, "watch", [3])] == ["offer-1"]
         executions.withdraw(connection, "r", 3)
         assert executions.counts(connection, "r", [3, 4]) == {(3, executions.WITHDRAWN): 1, (4, "waiting"): 1}
         assert executions.counts(connection, "other", [3]) == {(3, "waiting"): 1}

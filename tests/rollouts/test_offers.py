@@ -175,6 +175,16 @@ def test_a_channels_head_never_falls(tmp_path: Path) -> None:
         assert desk.head(connection, MODEL, "stable") == higher
 
 
+async def test_another_populations_device_is_in_no_wave(fleet: Fleet) -> None:
+    with fleet.coordinator.store.transaction() as connection:
+        this = DEVICES.c.id == fleet.id_of(0)
+        connection.execute(sa.update(DEVICES).where(this).values(population="ankles"))
+    fleet.restart()
+    now = fleet.clock.now()
+    assert fleet.coordinator.fleet.members(POPULATION, now) == [fleet.id_of(1)]
+    assert fleet.coordinator.fleet.members("ankles", now) == [fleet.id_of(0)]
+
+
 async def test_a_revoked_device_is_in_no_wave(fleet: Fleet) -> None:
     members = fleet.coordinator.fleet.members(POPULATION, fleet.clock.now())
     assert members == sorted(device.id for device in fleet.devices)

@@ -14,10 +14,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umbel.errors import DigestMismatch, MalformedMessage, SignatureInvalid
+from umbel.errors import BadInput, DigestMismatch, MalformedMessage, SignatureInvalid
 from umbel_server import audit, checkpoints
 from umbel_server.audit import GENESIS, AuditRow
-from umbel_server.checkpoints import Checkpoint, MerkleTree, Witness, open_note, require_witnessed, sign
+from umbel_server.audit_copy import check_copy
+from umbel_server.checkpoints import (
+    Checkpoint,
+    MerkleTree,
+    Witness,
+    key_from_text,
+    key_to_text,
+    open_note,
+    require_witnessed,
+    sign,
+)
 from umbel_server.store import Store
 from umbel_server.tables import AUDIT
 
@@ -142,6 +152,20 @@ def test_a_disk_that_is_full_as_a_note_is_written_stops_no_later_one(
     assert witness.take(store, 3.0) is not None
     assert len(witness.notes()) == 2
     assert Witness(KEY, tmp_path / "elsewhere" / "checkpoints.txt").verify(store) == 5
+
+
+def test_a_key_that_was_mistyped_is_none() -> None:
+    text = key_to_text(PUBLIC)
+    assert key_from_text(text) == PUBLIC
+    origin, found, data = text.split("+", 2)
+    for wrong in (f"other+{found}+{data}", f"{origin}+{found[::-1]}+{data}", f"{origin}+{found}+{data[:-8]}", "", "+"):
+        with pytest.raises(MalformedMessage):
+            key_from_text(wrong)
+
+
+def test_checkpoints_without_their_key_prove_nothing() -> None:
+    with pytest.raises(BadInput, match="--key"):
+        check_copy("", sign(Checkpoint(3, b"\1" * 32), KEY), "")
 
 
 def test_a_note_of_another_key_or_a_changed_one_is_refused() -> None:

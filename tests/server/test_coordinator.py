@@ -384,6 +384,17 @@ async def test_run_closes_rounds_by_itself_and_stops_when_told(small_world: Worl
     assert small_world.coordinator.operations.device(devices[0].id).reports == 1
 
 
+async def test_what_devices_told_is_written_when_it_stops(small_world: World) -> None:
+    (device,) = small_world.enrol("a")
+    running = asyncio.create_task(small_world.coordinator.run())
+    await asyncio.sleep(0)
+    await device.check_in(offers_work=False)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    small_world.restart()
+    assert small_world.coordinator.operations.device(device.id).visits == 1
+
+
 async def test_one_task_that_cannot_go_on_does_not_hold_up_the_others(small_world: World) -> None:
     devices = small_world.enrol("a", "b")
     await small_world.begin(task(strategy="FedAdam"))

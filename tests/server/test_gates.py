@@ -232,7 +232,17 @@ def test_every_word_of_an_explanation_names_its_guard() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ['{"alpha": 0}', '{"ceiling_share": 1.5}', '{"least_answers": 0}', '{"most_latency_ratio": 9}']
+    "wrong",
+    [
+        '{"alpha": 0}',
+        '{"alpha": 0.5}',
+        '{"expected_failure_share": 0.5}',
+        '{"ceiling_share": 1.5}',
+        '{"margin": -0.1}',
+        '{"least_answers": 0}',
+        '{"ceiling_devices": 0}',
+        '{"most_latency_ratio": 9}',
+    ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(wrong: str) -> None:
     with pytest.raises(OutOfBounds):

@@ -37,10 +37,12 @@ def test_a_registered_model_is_version_1_and_its_files_can_be_fetched(world: Wor
 def test_a_version_is_handed_out_under_its_own_release(small_world: World) -> None:
     registry, operations = small_world.coordinator.registry, small_world.coordinator.operations
     operations.add_version(MODEL, 1, bundle_path("smartwatch"), OPERATOR)
+    operations.publish(MODEL, 1, STABLE, OPERATOR)
     with small_world.store.reading() as connection:
         for number in (1, 2):
             version = registry.version(connection, MODEL, number)
-            assert registry.base_release(connection, version).version == number
+            found = registry.base_release(connection, version)
+            assert (found.version, found.channel) == (number, TRAINING)
 
 
 def test_a_name_is_given_once_and_must_be_one(world: World) -> None:

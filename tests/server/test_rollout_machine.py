@@ -311,6 +311,8 @@ def test_a_spec_comes_back_from_json_as_it_went() -> None:
         spec_to_tree(SPEC) | {"waves": 7},
         spec_to_tree(SPEC) | {"gate": {"alfa": 1}},
         spec_to_tree(SPEC) | {"on_failure": "shrug"},
+        spec_to_tree(SPEC) | {"only": "a" * 32},
+        spec_to_tree(SPEC) | {"lab": [7]},
     ],
 )
 def test_json_that_is_no_spec_is_refused(tree: dict[str, object]) -> None:

@@ -9,10 +9,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.server.driving import World, task
 from umbel.clock import CLOCK_SLACK_SECONDS
 from umbel.digests import digest_of
 from umbel.errors import AlreadyReported, Conflict, NotFound, RoundClosed, WrongState
 from umbel.identity import DeviceId
+from umbel.plan import Kind
+from umbel_models.zoo import bundle_path
+from umbel_server import round_records
 from umbel_server.round import (
     UPLOAD_GRACE_SECONDS,
     Base,
@@ -257,3 +261,24 @@ TestAnyRound = AnyRound.TestCase
 def test_a_session_is_over_once() -> None:
     over = Session("s", DeviceId("a"), "t", 0.0, 1.0).ended(SessionState.FAILED, "why", 2.0)
     assert (over.state, over.detail, over.ended_at) == (SessionState.FAILED, "why", 2.0)
+
+
+def test_rounds_of_one_number_are_each_tasks_own(small_world: World) -> None:
+    """In the store: what is noted of one task's round changes nothing of another's, nor of its own evaluation."""
+    (device,), operations = small_world.enrol("d"), small_world.coordinator.operations
+    operations.add_model("second", bundle_path("smartwatch"), "operator:test")
+    operations.create_task(replace(task(), name="a"), "operator:test")
+    operations.create_task(replace(task(), name="b", population="others", model="second"), "operator:test")
+    keys = (RoundKey("a", 1), RoundKey("b", 1), RoundKey("a", 2), RoundKey("a", 1, Kind.EVALUATE))
+    with small_world.store.transaction() as connection:
+        for place, key in enumerate(keys):
+            opened = replace(fresh(), key=key, opened_at=-10.0 * place)
+            round_records.open_round(connection, opened)
+            after = opened.assign(f"s-{key}", DeviceId(device.id), "token", 0.0)
+            after = after.receive(f"s-{key}", f"r-{key}", SEALED, 10, 3.0)
+            round_records.save(connection, opened, after, 3.0)
+        round_records.set_pending_state(connection, keys[0], SEALED)
+        assert [round_records.pending_state(connection, key) for key in keys] == [SEALED, None, None, None]
+        assert [round_records.load(connection, key).key for key in keys] == list(keys)  # type: ignore[union-attr]
+        assert sorted(round_records.report_delays(connection, "a", Kind.TRAIN)) == [(3.0, 3.0), (3.0, 23.0)]
+        assert round_records.report_delays(connection, "b", Kind.TRAIN) == [(3.0, 13.0)]

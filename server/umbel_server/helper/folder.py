@@ -29,7 +29,7 @@ from umbel_server.addresses import host_and_port
 from umbel_server.authority import general_name, key_to_pem
 from umbel_server.files import PUBLIC, make_private, read_file, read_toml, write_file
 from umbel_server.helper.core import HelperPolicy
-from umbel_server.json_text import like
+from umbel_server.json_text import like, texts
 
 TLS_DAYS: Final = 20 * 365
 """Coordinator and devices pin this very certificate, beside `identity.key`, which has no end: after it, each of them
@@ -148,7 +148,7 @@ class HelperFolder:
         tree |= {name: value for name, value in chosen.items() if value is not None}
         try:
             if "populations" in tree:
-                tree["populations"] = tuple(tree["populations"])
+                tree["populations"] = texts("populations", tree["populations"])
             settings = HelperSettings(**like(HelperSettings, tree))
         except (TypeError, ValueError, OverflowError) as error:
             raise MalformedMessage(f"helper.toml: {error}") from error
