@@ -5,12 +5,12 @@ held against the dataclass that it is to fill.
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Final
 
-from umbel.errors import MalformedMessage
+from umbel.errors import MalformedMessage, OutOfBounds
 
 
 def to_text(value: object) -> str:
@@ -36,22 +36,24 @@ def from_text(text: str) -> dict[str, Any]:
 _PLAIN: Final[dict[str, type | tuple[type, ...]]] = {"int": int, "float": (int, float), "str": str, "bool": bool}
 
 
-def like(kind: type, tree: Mapping[str, Any]) -> dict[str, Any]:
+def like(kind: type, tree: object, what: str) -> dict[str, Any]:
     """The entries of `tree`, once each is a field of the dataclass `kind` and of the plain type that it declares.
 
     Raises:
-        TypeError, ValueError: not such a field; another type; no number.
-        OverflowError: a number beyond all that a float holds.
+        MalformedMessage: no table; a name that isn't a field; a value of another type.
+        OutOfBounds: a number that is none, or without bounds.
     """
-    types = {entry.name: entry.type for entry in fields(kind)}
+    if not isinstance(tree, Mapping):
+        raise MalformedMessage(f"{what} is {tree!r}; it must be a table")
+    types = {entry.name: str(entry.type) for entry in fields(kind)}
     for name, value in tree.items():
-        plain = _PLAIN.get(str(types[name])) if name in types else None
         if name not in types:
-            raise TypeError(f"there is no {name!r}; known are {', '.join(types)}")
-        if plain and (not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool)):
-            raise TypeError(f"{name} is {value!r}, not of type {types[name]}")
-        if types[name] == "float" and not math.isfinite(value):
-            raise ValueError(f"{name} is {value}")
+            raise MalformedMessage(f"{what} has no {name!r}; it has {', '.join(types)}")
+        if not _fits(value, types[name]):
+            raise MalformedMessage(f"{name} of {what} is {value!r}, not of type {types[name]}")
+        # Neither NaN, nor a whole number beyond all that a float holds.
+        if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+            raise OutOfBounds(f"{name} of {what} is {value}; it must be a number of a float's size")
     return dict(tree)
 
 
@@ -60,3 +62,9 @@ def texts(name: str, listed: object) -> tuple[str, ...]:
     if not isinstance(listed, list | tuple) or not all(isinstance(one, str) for one in listed):
         raise TypeError(f"{name} is {listed!r:.80}, not a list of texts")
     return tuple(listed)
+
+
+def _fits(value: object, declared: str) -> bool:
+    if isinstance(value, bool):
+        return declared not in ("int", "float", "str")
+    return isinstance(value, _PLAIN.get(declared, object))

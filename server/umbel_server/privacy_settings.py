@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Final
 
 from umbel import fields
-from umbel.errors import MalformedMessage, OutOfBounds
+from umbel.errors import OutOfBounds
 from umbel.ring import RING_BITS
+from umbel_server.json_text import like
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +88,4 @@ class PrivacySettings:
             MalformedMessage: an unknown field, or a value of another type.
             OutOfBounds: a value beyond its bounds.
         """
-        values: dict[str, float | int] = {}
-        for name, value in tree.items():
-            default = _DEFAULTS.get(name)
-            if default is None:
-                raise MalformedMessage(f"privacy has no setting {name!r}; it has {', '.join(_DEFAULTS)}")
-            allowed = (int, float) if isinstance(default, float) else int
-            if not isinstance(value, allowed) or isinstance(value, bool):
-                raise MalformedMessage(f"{name} is {value!r}; expected {type(default).__name__}")
-            values[name] = value
-        return cls(**values)  # type: ignore[arg-type]
-
-
-_DEFAULTS: Final = asdict(PrivacySettings())
+        return cls(**like(cls, tree, "privacy"))

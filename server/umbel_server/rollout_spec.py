@@ -159,18 +159,20 @@ def spec_from_tree(tree: Mapping[str, Any]) -> RolloutSpec:
     try:
         values = dict(tree)
         _convert(values, "waves", lambda waves: tuple(_wave(wave) for wave in waves))
-        _convert(values, "gate", lambda gate: GatePolicy(**like(GatePolicy, gate)))
+        _convert(values, "gate", lambda gate: GatePolicy(**like(GatePolicy, gate, "a gate")))
         _convert(values, "on_failure", OnFailure)
-        _convert(values, "arms", lambda arms: tuple(ExperimentArm(**like(ExperimentArm, arm)) for arm in arms))
+        _convert(
+            values, "arms", lambda arms: tuple(ExperimentArm(**like(ExperimentArm, arm, "an arm")) for arm in arms)
+        )
         _convert(values, "lab", partial(texts, "lab"))
         _convert(values, "only", partial(texts, "only"))
-        return RolloutSpec(**like(RolloutSpec, values))
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        return RolloutSpec(**like(RolloutSpec, values, "a rollout's spec"))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise MalformedMessage(f"not a rollout's spec: {error}") from error
 
 
 def _wave(tree: Mapping[str, Any]) -> Wave:
-    values = like(Wave, tree)
+    values = like(Wave, tree, "a wave")
     _convert(values, "promotion", Promotion)
     return Wave(**values)
 

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from umbel.errors import BadInput, MalformedMessage, NotFinite, OutOfBounds
+from umbel.errors import BadInput, NotFinite, OutOfBounds
 from umbel.manifest import Manifest
 from umbel.plan import Kind, Plan
 from umbel.update import COUNTS, Metrics, Update
 from umbel.weights import Shapes, require_finite, require_shapes
+from umbel_server.json_text import like
 
 TRAINING_METRICS: Final = ("train_loss", "train_examples")
 """What a TRAIN report says of the training itself, beside the metrics of its base version."""
@@ -72,19 +73,7 @@ class ValidationPolicy:
             MalformedMessage: an unknown field, or a value of another type.
             OutOfBounds: a value beyond its bounds.
         """
-        values: dict[str, float | int | str] = {}
-        for name, value in tree.items():
-            default = _DEFAULTS.get(name)
-            if default is None:
-                raise MalformedMessage(f"a validation policy has no field {name!r}; it has {', '.join(_DEFAULTS)}")
-            wanted = (int, float) if isinstance(default, float) else type(default)
-            if not isinstance(value, wanted) or isinstance(value, bool):
-                raise MalformedMessage(f"{name} is {value!r}; expected {type(default).__name__}")
-            values[name] = value
-        return cls(**values)  # type: ignore[arg-type]
-
-
-_DEFAULTS: Final = asdict(ValidationPolicy())
+        return cls(**like(cls, tree, "a validation policy"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 from tests.databases import empty_database
 from tests.server.live import POPULATION, Live, refused, serving
 from tests.server.test_admin import METHODS, SERVICE, call
-from umbel.errors import MalformedMessage
+from umbel.errors import BadInput
 from umbel.v1 import admin_pb2 as pb
 
 
@@ -65,4 +65,4 @@ def test_a_rollouts_spec_that_no_text_can_hold_is_refused(live: Live, odd: str) 
     request = pb.PreviewRolloutRequest(spec=f"{json.dumps(SPEC)[:-1]},{odd}}}")
     with refused() as found:
         live.admin().PreviewRollout(request)
-    assert isinstance(found[0], MalformedMessage), found[0]
+    assert isinstance(found[0], BadInput), found[0]

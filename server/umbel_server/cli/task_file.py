@@ -78,14 +78,14 @@ def read_task(
         if strategy is not None:
             parts["strategy"] = {"name": strategy}
         task = Task(
-            **like(Task, fields),
+            **like(Task, fields, "a task"),
             plan=_plan(parts["plan"], _given(plan)),
             strategy=StrategySpec(**parts["strategy"]),
             validation=ValidationPolicy.from_tree(parts["validation"]),
             privacy=PrivacySettings.from_tree(parts["privacy"] | dict(privacy or {})),
         )
         return task_to_message(task)
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise MalformedMessage(f"not a task: {error}") from error
 
 
@@ -107,7 +107,8 @@ def _plan(tree: Mapping[str, Any], chosen: dict[str, Any]) -> Plan:
     if "lr" in chosen:
         hyperparameters["lr"] = chosen.pop("lr")
     kind = Kind(values.pop("kind", Kind.TRAIN.value))
-    return Plan(**like(Plan, {**values, **chosen, "kind": kind, "hyperparameters": hyperparameters}))
+    fields = {**values, **chosen, "kind": kind, "hyperparameters": hyperparameters}
+    return Plan(**like(Plan, fields, "a plan"))
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -149,8 +149,8 @@ class HelperFolder:
         try:
             if "populations" in tree:
                 tree["populations"] = texts("populations", tree["populations"])
-            settings = HelperSettings(**like(HelperSettings, tree))
-        except (TypeError, ValueError, OverflowError) as error:
+            settings = HelperSettings(**like(HelperSettings, tree, "helper.toml"))
+        except TypeError as error:
             raise MalformedMessage(f"helper.toml: {error}") from error
         _ = settings.policy
         return settings
