@@ -11,12 +11,10 @@ from umbel_server.rollout import Rollout
 from umbel_server.waves import is_control
 
 
-def canaries(found: Rollout, moves: Sequence[Execution], seen: Mapping[str, Seen]) -> list[Exposure]:
+def canaries(moves: Sequence[Execution], seen: Mapping[str, Seen]) -> list[Exposure]:
     """The devices that were offered the release, in the order of `moves`."""
     exposed = []
     for move in moves:
-        if move.wave > found.wave:
-            continue
         told = seen.get(move.device)
         holds_it = told is not None and told.release == move.number
         in_use = Exposure(

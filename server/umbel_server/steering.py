@@ -190,11 +190,10 @@ class Steering:
         look = Look(age >= wave.soak_seconds, age >= wave.deadline_seconds, max(len(members), least))
         beside = exposures.control(found, moves, seen)
         if not spec.arms:
-            return judge([*exposures.canaries(found, moves, seen), *beside], spec.gate, look)
+            return judge([*exposures.canaries(moves, seen), *beside], spec.gate, look)
         sizes = Counter(release_for(found, device) for device in members)
         of_arm = {
-            arm.release: exposures.canaries(found, [it for it in moves if it.number == arm.release], seen)
-            for arm in spec.arms
+            arm.release: exposures.canaries([it for it in moves if it.number == arm.release], seen) for arm in spec.arms
         }
         looks = lambda release: replace(look, members=sizes[release])  # noqa: E731
         return judge_experiment(spec.arms, of_arm, beside, spec.gate, looks)

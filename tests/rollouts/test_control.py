@@ -121,7 +121,7 @@ async def test_the_control_is_who_could_have_been_offered_it_and_was_not(tmp_pat
     with coordinator.store.reading() as connection:
         moves = executions.of_rollout(connection, "r", found.releases)
         seen = health.seen_since(connection, POPULATION, found.started_at)
-    assert [it.arm for it in canaries(found, moves, seen)] == [Arm.CANARY] * taken
+    assert [it.arm for it in canaries(moves, seen)] == [Arm.CANARY] * taken
     assert [it.arm for it in control(found, moves, seen)] == [Arm.CONTROL] * (everybody - taken)
     alone = replace(found, spec=replace(found.spec, only=tuple(device.id for device in fleet.devices[:5])))
     assert len(control(alone, moves, seen)) == 2, "devices outside the group could never have been offered it"

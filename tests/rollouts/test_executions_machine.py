@@ -180,7 +180,7 @@ class AnyVisits(RuleBasedStateMachine):
             moves = executions.of_rollout(connection, "r", [release])
             counts = executions.counts(connection, "r", [release])
         mine = [it for it in self.here if it.number == release]
-        seen = exposures.canaries(self.world.rollout, moves, {})
+        seen = exposures.canaries(moves, {})
         assert len(seen) == len(mine) == sum(counts.values())
         assert sum(it.answered for it in seen) == sum(bool(it.story) for it in mine)
         assert sum(it.failed for it in seen) == sum(it.counted in ("failed", "reverted") for it in mine)

@@ -102,6 +102,18 @@ async def test_a_delta_of_seventy_per_cent_or_more_is_not_offered_and_not_tried_
     assert len(small_world.blobs.deltas()) == 1
 
 
+async def test_devices_that_make_up_what_they_hold_have_few_deltas_made(
+    small_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deltas, "BASES", 2)
+    versions = [first(small_world), *(add(small_world, 1e-4, f"step {number}") for number in range(4))]
+    *before, after = [version.bundle for version in versions]
+    made, (_, target) = fresh(small_world), weights(small_world, versions[-1])
+    for held in before:
+        await made.to(after, (held,))
+    assert len([one for one in small_world.blobs.deltas() if one.target == target.digest]) == 2
+
+
 async def test_what_came_to_nothing_is_not_remembered_for_ever(
     small_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
