@@ -22,8 +22,6 @@ from umbel_client.visits import Ending, Visit
 
 LONGEST_SLEEP: Final = DAY
 """Before the first visit: a clock that was ahead at the last one, and was set right since, must not mean for years."""
-
-
 LOOK_SECONDS: Final = 60.0
 """Between two looks at the clock while it sleeps."""
 LONGEST_VISIT: Final = 6 * 3600.0

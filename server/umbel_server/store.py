@@ -126,7 +126,8 @@ class Store:
             try:
                 transaction.commit()
             except sa.exc.DBAPIError as error:
-                self._in_doubt = error.connection_invalidated
+                # Of two threads that commit, one may lose its connection and the other be refused.
+                self._in_doubt |= error.connection_invalidated
                 raise
         self._on_step("committed")
 

@@ -92,6 +92,16 @@ def test_a_soak_time_alone_leaves_the_usual_waves(umbel: Umbel, world: tuple[Pho
     assert [wave["percent"] for wave in preview["waves"]] == [1.0, 5.0, 25.0, 100.0]
 
 
+def test_waves_that_are_none_are_refused_by_name(
+    umbel: Umbel, world: tuple[Phone, list[str], str], tmp_path: Path
+) -> None:
+    refused = umbel("rollouts", "create", "r", "--model", MODEL, "--waves", "1,half")
+    assert refused.code == 1 and "'1,half'" in refused.err and "1,5,25,100" in refused.err
+    (tmp_path / "one.toml").write_text("waves = 5\n")
+    refused = umbel("rollouts", "create", "r", "--file", str(tmp_path / "one.toml"), "--soak", "60")
+    assert refused.code == 1 and "waves is 5" in refused.err and "[[waves]]" in refused.err
+
+
 def test_a_rollout_from_a_dry_run_to_its_promotion_takes_two_people(
     umbel: Umbel, live: Live, world: tuple[Phone, list[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

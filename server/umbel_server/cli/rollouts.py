@@ -64,10 +64,10 @@ def create(
     }  # fmt: skip
     spec = (read_toml(file) if file else {}) | {name: value for name, value in chosen.items() if value}
     if waves:
-        spec["waves"] = [{"percent": float(share)} for share in waves.split(",")]
+        spec["waves"] = _shares(waves)
     if soak >= 0:
         usual = [{"percent": share} for share in LADDER]
-        spec["waves"] = [wave | {"soak_seconds": soak} for wave in spec.get("waves", usual)]
+        spec["waves"] = _soaking(spec.get("waves", usual), soak)
     document = _document(spec)
     if dry_run:
         _show_preview(session, pb.PreviewRolloutRequest(spec=document))
@@ -201,6 +201,20 @@ def list_approvals(session: Session) -> None:
     answer = session.stub.ListRollouts(pb.ListRolloutsRequest(limit=1000))
     waiting = [it for it in answer.rollouts if it.stage in ("pending-approval", "awaiting-promotion")]
     session.rows("", pb.ListRolloutsResponse(rollouts=waiting), waiting, _COLUMNS)
+
+
+def _shares(waves: str) -> list[dict[str, float]]:
+    try:
+        return [{"percent": float(share)} for share in waves.split(",")]
+    except ValueError:
+        raise MalformedMessage(f"--waves is {waves!r}; give per cent of the population, such as 1,5,25,100") from None
+
+
+def _soaking(waves: Any, seconds: float) -> list[dict[str, Any]]:
+    try:
+        return [wave | {"soak_seconds": seconds} for wave in waves]
+    except TypeError:
+        raise MalformedMessage(f"waves is {waves!r:.80}, not a list of tables; write [[waves]]") from None
 
 
 def _document(spec: dict[str, Any]) -> str:
