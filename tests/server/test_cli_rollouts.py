@@ -86,6 +86,10 @@ def stage(result: Result) -> Any:
     return done(result).json["stage"]
 
 
+def written(result: Result) -> Any:
+    return json.loads(done(result).json["spec"])
+
+
 def test_a_soak_time_alone_leaves_the_usual_waves(umbel: Umbel, world: tuple[Phone, list[str], str]) -> None:
     chosen = ("--model", MODEL, "--population", POPULATION, "--release", "2", "--soak", "60", "--dry-run", "--json")
     preview = done(umbel("rollouts", "create", "r", *chosen)).json
@@ -100,6 +104,29 @@ def test_waves_that_are_none_are_refused_by_name(
     (tmp_path / "one.toml").write_text("waves = 5\n")
     refused = umbel("rollouts", "create", "r", "--file", str(tmp_path / "one.toml"), "--soak", "60")
     assert refused.code == 1 and "waves is 5" in refused.err and "[[waves]]" in refused.err
+
+
+def test_what_a_file_says_stands_unless_an_option_says_otherwise(
+    umbel: Umbel, world: tuple[Phone, list[str], str], tmp_path: Path
+) -> None:
+    _, _, spec = world
+    on_beta = done(umbel("releases", "prepare", MODEL, "1", "--channel", "beta", "--json")).json["number"]
+    beta = tmp_path / "beta.toml"
+    beta.write_text(f'model = "{MODEL}"\nchannel = "beta"\npopulation = "{POPULATION}"\nrelease = {on_beta}\n')
+    assert written(umbel("rollouts", "create", "b", "--file", str(beta), "--json"))["channel"] == "beta"
+    without = written(umbel("rollouts", "create", "r", "--file", spec, "--revert", "0", "--json"))
+    assert (without["channel"], without["revert_release"]) == ("stable", 0)
+
+
+def test_an_edit_without_the_spec_to_write_is_refused_before_anything_is_asked(
+    umbel: Umbel, world: tuple[Phone, list[str], str]
+) -> None:
+    _, _, spec = world
+    draft = written(umbel("rollouts", "create", "r", "--file", spec, "--revert", "0", "--json"))
+    refused = umbel("rollouts", "edit", "r")
+    assert refused.code == 2 and "Missing option '--file'" in refused.err
+    assert written(umbel("rollouts", "show", "r", "--json")) == draft
+    assert written(umbel("rollouts", "edit", "r", "--file", spec, "--json"))["revert_release"] > 0
 
 
 def test_a_rollout_from_a_dry_run_to_its_promotion_takes_two_people(

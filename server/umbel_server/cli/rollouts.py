@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from umbel.errors import MalformedMessage
+from umbel.release import STABLE
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.verbs import Session, Watch, group, verb
@@ -20,7 +21,6 @@ APPROVALS: Final = group("approvals", "Approvals: what waits for a second person
 
 Id = Annotated[str, typer.Argument(metavar="ROLLOUT", help="The rollout's id.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it goes into the audit.")]
-SpecFile = Annotated[Path | None, typer.Option("--file", help="TOML with the rollout's spec; options go before it.")]
 
 _COLUMNS: Final[list[output.Column]] = [
     ("rollout", lambda it: it.id),
@@ -44,13 +44,17 @@ _COLUMNS: Final[list[output.Column]] = [
 def create(
     session: Session,
     rollout: Id,
-    file: SpecFile = None,
-    model: Annotated[str, typer.Option("--model", help="The model.")] = "",
-    population: Annotated[str, typer.Option("--population", help="The devices.")] = "",
-    channel: Annotated[str, typer.Option("--channel", help="The channel.")] = "stable",
-    release: Annotated[int, typer.Option("--release", help="The release, as `umbel releases prepare` told.")] = 0,
-    revert: Annotated[int, typer.Option("--revert", help="The release to go back with.")] = 0,
-    from_release: Annotated[int, typer.Option("--from", help="What devices have now.")] = 0,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="TOML with the rollout's spec; options go before it.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model.")] = None,
+    population: Annotated[str | None, typer.Option("--population", help="The devices.")] = None,
+    channel: Annotated[str | None, typer.Option("--channel", help="The channel.", show_default=STABLE)] = None,
+    release: Annotated[
+        int | None, typer.Option("--release", help="The release, as `umbel releases prepare` told.")
+    ] = None,
+    revert: Annotated[int | None, typer.Option("--revert", help="The release to go back with.")] = None,
+    from_release: Annotated[int | None, typer.Option("--from", help="What devices have now.")] = None,
     waves: Annotated[str, typer.Option("--waves", help="Per cent of the population, such as 1,5,25,100.")] = "",
     soak: Annotated[float, typer.Option("--soak", help="Seconds before a wave's gate may pass.")] = -1.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show which devices each wave would take.")] = False,
@@ -62,7 +66,8 @@ def create(
         "model": model, "population": population, "channel": channel, "release": release, "revert_release": revert,
         "from_release": from_release,
     }  # fmt: skip
-    spec = (read_toml(file) if file else {}) | {name: value for name, value in chosen.items() if value}
+    spec = {"channel": STABLE} | (read_toml(file) if file else {})
+    spec |= {name: value for name, value in chosen.items() if value is not None}
     if waves:
         spec["waves"] = _shares(waves)
     if soak >= 0:
@@ -77,10 +82,14 @@ def create(
 
 
 @verb(ROLLOUTS, "edit", "umbel rollouts edit shoulder-7 --file rollout.toml", changes=True)
-def edit(session: Session, rollout: Id, file: SpecFile = None) -> None:
+def edit(
+    session: Session,
+    rollout: Id,
+    file: Annotated[Path, typer.Option("--file", help="TOML with the rollout's whole spec.")],
+) -> None:
     """Write another spec; approvals are void, and it must be submitted again."""
     call = _call(session, _get(session, rollout))
-    request = pb.EditRolloutRequest(id=rollout, spec=_document(read_toml(file) if file else {}), **call)
+    request = pb.EditRolloutRequest(id=rollout, spec=_document(read_toml(file)), **call)
     _show(session, session.stub.EditRollout(request).rollout)
 
 
