@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 LIMIT_MB = 260
@@ -63,3 +65,29 @@ def test_importing_the_sdk_imports_nothing_heavy() -> None:
     face, everything = json.loads(done.stdout)
     assert not {"numpy", "grpc", "onnxruntime", "cryptography"} & set(face)
     assert not (UNWANTED | {"umbel_server", "umbel_models"}) & {name.partition(".")[0] for name in everything}
+
+
+@pytest.mark.parametrize(
+    ("lacking", "program", "words", "says"),
+    [
+        ("typer", "umbel_server.cli", "status", "umbel needs typer: pip install 'umbel[server]'"),
+        ("structlog", "umbel_server.cli", "serve --state made", "umbel needs structlog: pip install 'umbel[server]'"),
+        (
+            "psycopg",
+            "umbel_server.cli",
+            "serve --state made --database-url postgresql+psycopg://localhost/umbel",
+            "umbel needs psycopg: pip install 'umbel[server,postgres]'",
+        ),
+        ("typer", "umbel_models.cli", "inspect it", "umbel-compile needs typer: pip install 'umbel[compile]'"),
+        ("typer", "umbel_simulations.cli", "list", "umbel-simulate needs typer: pip install 'umbel[simulate]'"),
+    ],
+)
+def test_a_program_whose_extra_is_not_installed_names_it(
+    lacking: str, program: str, words: str, says: str, tmp_path: Path
+) -> None:
+    code = f"import sys; from {program} import main; main()"
+    if "made" in words:
+        subprocess.run([sys.executable, "-c", code, "init", "made"], cwd=tmp_path, capture_output=True, check=True)
+    code = f"import sys; sys.modules[{lacking!r}] = None; from {program} import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, says + "\n")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-
-import click
-import typer
-from typer.main import get_command
+from typing import TYPE_CHECKING
 
 from umbel.errors import UmbelError, unusable
 from umbel.program import take_streams
+
+if TYPE_CHECKING:
+    import click
 
 _ABOUT = """Run a coordinator, and operate it.
 
@@ -38,6 +38,9 @@ Exit codes: 0 done, 1 refused (the message says why), 2 the command line doesn't
 @cache
 def program() -> click.Command:
     """The whole command line; kept, as the signatures of a hundred verbs take a tenth of a second to read."""
+    import typer
+    from typer.main import get_command
+
     from umbel_server.cli import (
         auditing,
         ceremony,
@@ -73,6 +76,9 @@ def main() -> None:
     take_streams()
     try:
         program()()
+    except ModuleNotFoundError as missing:
+        extras = "server,postgres" if missing.name == "psycopg" else "server"
+        raise SystemExit(f"umbel needs {missing.name}: pip install 'umbel[{extras}]'") from missing
     except UmbelError as error:
         sys.stderr.write(f"umbel: {error}\n")
         raise SystemExit(1) from error
