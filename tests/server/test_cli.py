@@ -217,6 +217,7 @@ def test_tokens_and_codes_are_what_a_device_enrols_with(umbel: Umbel, live: Live
     elsewhere = umbel(
         "devices", "tokens", "create", "--population", POPULATION, "--codes", "--enrol-server", "fleet.example:7444"
     )
+    assert "at fleet.example:7444" in elsewhere.err
     assert EnrolmentCode.from_text(elsewhere.out.strip()).server == "fleet.example:7444"
 
 

@@ -86,7 +86,8 @@ def create_tokens(
         output.print_json(output.to_tree(answer) | ({"codes": found} if codes else {}))
         return
     sys.stdout.write("".join(f"{line}\n" for line in found))
-    sys.stderr.write(f"good until {output.instant(answer.expires_at_ms)} UTC, for population {population}\n")
+    at = f", at {server}" if codes else ""
+    sys.stderr.write(f"good until {output.instant(answer.expires_at_ms)} UTC, for population {population}{at}\n")
 
 
 def _code(session: Session, server: str, token: str) -> str:

@@ -31,7 +31,7 @@ def add_operator(
     role: Annotated[str, typer.Option("--role", help="viewer, operator, approver, release-signer, auditor or admin.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to write their identity to.")],
 ) -> None:
-    """Make an operator: a key, its certificate, and a folder to hand over (then `umbel --identity FOLDER …`)."""
+    """Make an operator: a key, its certificate, and a folder to hand over (then `--identity FOLDER` with each verb)."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
     from umbel_server.authority import key_from_pem, key_to_pem, make_request
