@@ -21,11 +21,12 @@ from tests.docs_runner import SHELLS, Block, blocks
 from tests.test_docs_links import PAGES, SOURCES
 
 Command = click.Command | argparse.ArgumentParser
+DEVICE = umbel_client.cli._parser()
 PROGRAMS: dict[str, Command] = {
     "umbel": umbel_server.cli.program(),
     "umbel-compile": typer.main.get_command(umbel_models.cli.app),
     "umbel-simulate": typer.main.get_command(umbel_simulations.cli.app),
-    "umbel-device": umbel_client.cli._parser(),
+    "umbel-device": DEVICE,
 }
 READ = [page for page in PAGES if page.name != "CHANGELOG.md"]  # that tells of days when commands were others
 _MENTION = re.compile(rf"`((?:{'|'.join(PROGRAMS)}) [^`\n]+)`")

@@ -144,7 +144,7 @@ def _add_examples(verbs: _Verbs[argparse.ArgumentParser]) -> None:
         "  umbel-device examples import mine.npz --subject anna\n\n"
         "The archive holds `x` and `y`, batch first, and may hold `held_back` (one boolean each).",
     )
-    add.add_argument("file", type=Path)
+    add.add_argument("file", type=Path, help=".npz with inputs and targets by name")
     add.add_argument("--subject", default="", help="whom they are about, for `examples forget`")
     stats = _command(nested, "stats", "how many examples there are", commands.examples_stats)
     _json(stats)
