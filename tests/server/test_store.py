@@ -6,8 +6,8 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,14 @@ from umbel_server.store import Store
 from umbel_server.tables import METADATA, MODELS
 
 ROW = {"name": "model", "next_release": 1, "created_at": 0.1}
+Opened = Callable[..., Store]
+
+
+@pytest.fixture
+def opened() -> Iterator[Opened]:
+    """Opens stores that are closed where a test fails, too: what it left open would fail another one."""
+    with ExitStack() as stores:
+        yield lambda url, *more: stores.enter_context(closing(Store.open(url, *more)))
 
 
 def names(store: Store) -> list[str]:
@@ -35,40 +43,38 @@ def names(store: Store) -> list[str]:
         return list(connection.scalars(sa.select(MODELS.c.name)))
 
 
-def test_the_migrations_build_exactly_the_tables_that_the_code_names(database_url: str) -> None:
-    store = Store.open(database_url)
+def test_the_migrations_build_exactly_the_tables_that_the_code_names(store: Store) -> None:
     with store.reading() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, METADATA) == []
-    store.close()
 
 
-def test_opening_again_keeps_what_is_there(database_url: str) -> None:
-    store = Store.open(database_url)
+def test_opening_again_keeps_what_is_there(opened: Opened, database_url: str) -> None:
+    store = opened(database_url)
     with store.transaction() as connection:
         connection.execute(MODELS.insert().values(ROW))
     store.close()
-    again = Store.open(database_url)
+    again = opened(database_url)
     with again.reading() as connection:
         assert connection.execute(sa.select(MODELS)).one() == ("model", 1, 0.1)
-    again.close()
 
 
-def test_a_postgresql_has_one_coordinator_at_a_time(postgresql: str) -> None:
+def test_a_postgresql_has_one_coordinator_at_a_time(opened: Opened, postgresql: str) -> None:
     url = empty_database(postgresql)
-    first, second = Store.open(url), Store.open(url)
+    first, second = opened(url), opened(url)
     with first.alone():
         with pytest.raises(WrongState, match="another coordinator uses this database"), second.alone():
             pass
         assert names(second) == [], "reading is for anybody"
     with second.alone():
         first.close()
-    second.close()
 
 
-def test_a_coordinator_whose_connection_was_cut_holds_its_database_again_or_hears_who_took_it(postgresql: str) -> None:
+def test_a_coordinator_whose_connection_was_cut_holds_its_database_again_or_hears_who_took_it(
+    opened: Opened, postgresql: str
+) -> None:
     url = empty_database(postgresql)
-    first, second = Store.open(url), Store.open(url)
+    first, second = opened(url), opened(url)
 
     def cut() -> None:
         with second.reading() as connection:
@@ -86,8 +92,6 @@ def test_a_coordinator_whose_connection_was_cut_holds_its_database_again_or_hear
         with second.alone(), pytest.raises(WrongState, match="another coordinator uses this database"):
             hold()
         hold()
-    first.close()
-    second.close()
 
 
 async def test_a_coordinator_ends_once_another_has_its_database_and_not_while_the_database_is_away(
@@ -113,14 +117,14 @@ def test_a_postgresql_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_way_to_postgresql_that_is_gone_is_found_within_seconds_unless_its_address_says_otherwise(
+    opened: Opened,
     postgresql: str,
 ) -> None:
-    store = Store.open(f"{empty_database(postgresql)}&keepalives_idle=77")
+    store = opened(f"{empty_database(postgresql)}&keepalives_idle=77")
     with store.reading() as connection:
         driver: Any = connection.connection.dbapi_connection
         told = driver.info.get_parameters()
     assert {name: told[name] for name in NO_ANSWER} == {**NO_ANSWER, "keepalives_idle": "77"}
-    store.close()
 
 
 @contextmanager
@@ -140,24 +144,23 @@ def serving(connection: sa.Connection) -> int:
 
 
 def test_a_postgresql_that_stands_still_in_a_statement_is_given_up_and_asked_anew(
-    postgresql: str, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, postgresql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.2)
-    store = Store.open(empty_database(postgresql))
+    store = opened(empty_database(postgresql))
     with store.reading() as connection, standing_still(serving(connection)):
         with pytest.raises(sa.exc.OperationalError, match=r"no answer within 0\.2 s"):
             connection.execute(sa.select(MODELS))
         assert names(store) == [], "by another process of the server's"
-    store.close()
 
 
 def test_a_postgresql_that_stands_still_keeps_nobody_waiting_who_asks_a_moment_later(
-    postgresql: str, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, postgresql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Health, streams and SIGTERM have their turn between two tries."""
     monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.2)
     monkeypatch.setitem(NO_ANSWER, "connect_timeout", "2")
-    store = Store.open(empty_database(postgresql))
+    store = opened(empty_database(postgresql))
     with store.reading() as connection:
         folder = connection.scalar(sa.text("SHOW data_directory"))
         pids = serving(connection), int((Path(str(folder)) / "postmaster.pid").read_text().split()[0])
@@ -166,17 +169,16 @@ def test_a_postgresql_that_stands_still_keeps_nobody_waiting_who_asks_a_moment_l
             names(store)
         with pytest.raises(sa.exc.OperationalError, match="no answer a moment ago"):
             names(store)
-    store.close()
 
 
 def test_nothing_is_written_any_more_once_nobody_knows_whether_a_commit_was_made(
-    postgresql: str, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, postgresql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the process remembers may be behind the database: it ends, and the next one reads what stands there."""
     monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(app, "HOLD_SECONDS", 0.0)
     url, stopped = empty_database(postgresql), ExitStack()
-    store = Store.open(url)
+    store = opened(url)
     with store.alone() as hold, stopped:
         with pytest.raises(sa.exc.OperationalError), store.transaction() as connection:
             connection.execute(MODELS.insert().values(ROW))
@@ -186,46 +188,59 @@ def test_nothing_is_written_any_more_once_nobody_knows_whether_a_commit_was_made
         with pytest.raises(Unavailable, match="has to be started anew"):
             asyncio.run(app._alone_while(hold))
     store.close()
-    again = Store.open(url)
+    again = opened(url)
     while names(again) != ["model"]:  # it was sent, and what stood still makes it
         pass
-    again.close()
 
 
-def test_a_refused_commit_leaves_no_doubt(postgresql: str) -> None:
-    store = Store.open(empty_database(postgresql))
+ONCE = sa.text("CREATE TABLE once (one int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+TWICE = sa.text("INSERT INTO once VALUES (1), (1)")
+
+
+def test_a_refused_commit_leaves_no_doubt(opened: Opened, postgresql: str) -> None:
+    store = opened(empty_database(postgresql))
     with store.transaction() as connection:
-        connection.execute(sa.text("CREATE TABLE once (one int UNIQUE DEFERRABLE INITIALLY DEFERRED)"))
+        connection.execute(ONCE)
     with pytest.raises(sa.exc.IntegrityError), store.transaction() as connection:
-        connection.execute(sa.text("INSERT INTO once VALUES (1), (1)"))
+        connection.execute(TWICE)
     with store.transaction() as connection:
         connection.execute(MODELS.insert().values(ROW))
     assert names(store) == ["model"]
-    store.close()
 
 
-def test_no_error_of_the_database_tells_what_was_to_be_written(database_url: str) -> None:
+def test_a_refused_commit_takes_no_doubt_away_that_another_one_has_left_meanwhile(
+    opened: Opened, postgresql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "ANSWER_SECONDS", 0.2)
+    store = opened(empty_database(postgresql))
+    with store.transaction() as connection:
+        connection.execute(ONCE)
+    with pytest.raises(sa.exc.IntegrityError), store.transaction() as refused:
+        refused.execute(TWICE)
+        with ExitStack() as stopped, pytest.raises(sa.exc.OperationalError), store.transaction() as lost:
+            stopped.enter_context(standing_still(serving(lost)))
+    with pytest.raises(Unavailable, match="has to be started anew"), store.transaction():
+        pass
+
+
+def test_no_error_of_the_database_tells_what_was_to_be_written(store: Store) -> None:
     """It goes to a log."""
-    store = Store.open(database_url)
     with pytest.raises(sa.exc.IntegrityError) as found, store.transaction() as connection:
         for _ in range(2):
             connection.execute(MODELS.insert().values(ROW | {"next_release": 424242}))
     assert "424242" not in str(found.value)
-    store.close()
 
 
-def test_a_transaction_that_raises_leaves_nothing(database_url: str) -> None:
-    store = Store.open(database_url)
+def test_a_transaction_that_raises_leaves_nothing(store: Store) -> None:
     with pytest.raises(ZeroDivisionError), store.transaction() as connection:
         connection.execute(MODELS.insert().values(ROW))
         raise ZeroDivisionError
     assert names(store) == []
-    store.close()
 
 
-def test_dying_before_the_commit_leaves_nothing_and_after_it_everything(database_url: str) -> None:
+def test_dying_before_the_commit_leaves_nothing_and_after_it_everything(opened: Opened, database_url: str) -> None:
     plug = Plug({1, 4})
-    store = Store.open(database_url, plug)
+    store = opened(database_url, plug)
     with pytest.raises(Crash), store.transaction() as connection:
         connection.execute(MODELS.insert().values(ROW))
     assert names(store) == []
@@ -233,15 +248,12 @@ def test_dying_before_the_commit_leaves_nothing_and_after_it_everything(database
     with pytest.raises(Crash, match="committed"), store.transaction() as connection:
         connection.execute(MODELS.insert().values(ROW))
     assert names(store) == ["model"]
-    store.close()
 
 
-def test_what_is_written_while_reading_is_lost(database_url: str) -> None:
-    store = Store.open(database_url)
+def test_what_is_written_while_reading_is_lost(store: Store) -> None:
     with store.reading() as connection:
         connection.execute(MODELS.insert().values(ROW))
     assert names(store) == []
-    store.close()
 
 
 @pytest.mark.parametrize(
