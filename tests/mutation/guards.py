@@ -151,6 +151,14 @@ GUARDS: Final = (
     Mutant("a capsule's length at the helper", _SERVICE, "if not 0 < len(message.capsule) <= MAX_CAPSULE_BYTES:", "if False:"),
     Mutant("room for the round's capsules only", _SERVICE, "if len(items) > most:", "if False:"),
     Mutant("room for the round's ids only", _SERVICE, "if len(ids) > most * REPORT_ID_BYTES:", "if False:"),
+    *of(
+        _CORE, ("tests/private/test_two_calls_at_once.py",),
+        ("a key at a time", "        with self._lock:\n            held = self._records.round(task,", "        if True:\n            held = self._records.round(task,"),
+        ("a descriptor at a time", "        with self._lock:\n            held = self._require(", "        if True:\n            held = self._require("),
+        ("a showing at a time", "        with self._lock:\n            held, descriptor = self._countersigned(rd)\n            if held.ids is not None:\n                return Prepared(", "        if True:\n            held, descriptor = self._countersigned(rd)\n            if held.ids is not None:\n                return Prepared("),
+        ("a sum at a time", "        with self._lock:\n            held, descriptor = self._countersigned(rd)\n            if held.ids is not None:\n                return _given", "        if True:\n            held, descriptor = self._countersigned(rd)\n            if held.ids is not None:\n                return _given"),
+        ("a sweep at a time", "        with self._lock:\n            now = ", "        if True:\n            now = "),
+    ),
     # What the helper keeps.
     Mutant("a deleted key in the log", _RECORDS, 'self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")', "pass"),
     Mutant("a deleted key in the database", _RECORDS, "PRAGMA secure_delete=ON", "PRAGMA secure_delete=OFF"),
