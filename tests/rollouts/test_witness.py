@@ -53,6 +53,11 @@ def act(store: Store, count: int) -> None:
             audit.append(connection, 1.0 + index, "operator:ada", "rollout.paused", f"r{index}", {"n": index})
 
 
+def test_of_a_log_without_a_row_there_is_nothing_to_witness(store: Store, witness: Witness) -> None:
+    assert witness.take(store, 1.0) is None
+    assert witness.notes() == [] and witness.verify(store) == 0
+
+
 def test_an_untouched_log_is_intact_and_grows(store: Store, witness: Witness) -> None:
     for size in (3, 4, 9):
         act(store, 3)
