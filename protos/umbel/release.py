@@ -73,10 +73,10 @@ def require_newer(release: Release, newest_known: int) -> None:
 
 
 def require_plausible(release: Release) -> None:
-    """Raise `MalformedMessage` unless the fields make sense together, and `OutOfBounds` for an endless manifest."""
+    """Raise `MalformedMessage` for a release without a number or a version, `OutOfBounds` for an endless manifest."""
     if release.manifest_size > MAX_MANIFEST_BYTES:
         raise OutOfBounds(
             f"a release whose manifest has {release.manifest_size} bytes; the limit is {MAX_MANIFEST_BYTES}"
         )
-    if not release.model or not release.channel or release.number < 1 or release.version < 1:
-        raise MalformedMessage("a release needs a model, a channel, a number and a version")
+    if release.number < 1 or release.version < 1:
+        raise MalformedMessage("a release needs a number and a version of 1 or more")
