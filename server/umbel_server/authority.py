@@ -30,8 +30,9 @@ from umbel.identity import DeviceId, id_of_key
 
 AUTHORITY_SECONDS: Final = 10 * 365 * DAY
 SERVER_SECONDS: Final = 365 * DAY
-SKEW_SECONDS: Final = 300.0
-"""A certificate counts from a little before its making, for machines whose clocks run behind."""
+BACKDATED_SECONDS: Final = DAY
+"""A certificate counts from a while before its making: for machines whose clocks run behind, and for this one's, which
+may have been ahead, by a time zone say: until that hour, who was given one would be refused."""
 _URI = re.compile(r"umbel://(?P<realm>[A-Za-z0-9][A-Za-z0-9._-]{0,99})/(?P<kind>device|operator)/(?P<id>[0-9a-f]{32})")
 _HOST = re.compile(r"(\*\.)?(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
 _LONGEST_HOST: Final = 253
@@ -280,7 +281,8 @@ def _builder(
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_instant(now - SKEW_SECONDS))
+        # Of a short life no more than as much again: a device renews when two thirds of the whole are over.
+        .not_valid_before(_instant(now - min(BACKDATED_SECONDS, life)))
         .not_valid_after(_instant(now + life))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )

@@ -10,12 +10,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from umbel.clock import DAY
 from umbel.errors import BadInput, CertificateRefused, EnrolmentRefused, MalformedMessage
 from umbel.identity import id_of_key
-from umbel_server.authority import Authority, PeerKind, key_of_request, make_request
+from umbel_client import Identity
+from umbel_server.authority import Authority, PeerKind, key_of_request, key_to_pem, make_request
 
 NOW = 1_700_000_000.0
-WEEK = 7 * 86_400.0
+WEEK = 7 * DAY
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +41,32 @@ def test_the_id_comes_from_the_key_and_the_realm_from_the_certificate(
     assert (peer.id, peer.realm, peer.not_after) == (id_of_key(key.public_key()), "watches", NOW + WEEK)
 
 
-@pytest.mark.parametrize("late", [-400.0, WEEK, WEEK + 1])
+@pytest.mark.parametrize("late", [-DAY - 1, WEEK, WEEK + 1])
 def test_a_certificate_outside_its_time_is_refused(
     authority: Authority, key: ec.EllipticCurvePrivateKey, late: float
 ) -> None:
     with pytest.raises(CertificateRefused, match="time"):
         authority.verify(certificate(authority, key), PeerKind.DEVICE, NOW + late)
+
+
+@pytest.mark.parametrize("kind", PeerKind)
+def test_what_was_given_by_a_clock_that_was_hours_ahead_is_good_once_it_is_set_right(
+    authority: Authority, key: ec.EllipticCurvePrivateKey, kind: PeerKind
+) -> None:
+    ahead = NOW + 14 * 3600.0
+    first = authority.issue(key.public_key(), kind, "watches", ahead, WEEK)
+    for given_ahead in (first, authority.renew(first, kind, ahead, WEEK)):
+        assert authority.verify(given_ahead, kind, NOW).id == id_of_key(key.public_key())
+
+
+@pytest.mark.parametrize("life", [WEEK, DAY, 600.0])
+def test_a_new_certificate_of_any_life_is_not_due_for_renewal(
+    authority: Authority, key: ec.EllipticCurvePrivateKey, life: float
+) -> None:
+    chain = authority.issue(key.public_key(), PeerKind.DEVICE, "watches", NOW, life)
+    device = Identity(key_to_pem(key), chain, b"", b"", "watches", "")
+    assert not device.renewal_due(NOW + life / 4)
+    assert device.renewal_due(NOW + life * 2 / 3)
 
 
 def test_one_kind_of_certificate_does_not_do_for_the_other(
