@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from umbel_server.admin_messages import task_from_message
 from umbel_server.cli import main, program
 from umbel_server.cli.output import size
 from umbel_server.cli.task_file import read_task
+from umbel_server.privacy_settings import PrivacySettings
 from umbel_server.settings import Settings
+from umbel_server.task import Task
 
 BUNDLE = str(bundle_path(MODEL))
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "umbel-cli.md"
@@ -349,6 +351,22 @@ def test_the_reference_pages_task_is_one(tmp_path: Path) -> None:
     (tmp_path / "task.toml").write_text(block[1])
     task = task_from_message(read_task(tmp_path / "task.toml", {}, {}, None))
     assert (task.name, task.strategy.name, task.plan.hyperparameters) == ("shoulder", "FedAdam", {"lr": 0.05})
+
+
+def test_the_reference_pages_task_tells_all_keys_and_their_defaults(tmp_path: Path) -> None:
+    """In brackets where the example says something else."""
+    page = REFERENCE.read_text()
+    block = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert block
+    (tmp_path / "task.toml").write_text(re.sub(r"= .+?# \(([^)]*)\)", r"= \1 # ", block[1]))
+    default = Task("shoulder", "watches", "smartwatch")
+    assert task_from_message(read_task(tmp_path / "task.toml", {}, {}, None)) == default
+    named = {*re.findall(r"^\[?(\w+)\b", block[1], re.MULTILINE), "privacy", "state"}
+    parts = (default, default.plan, default.strategy, default.validation)
+    assert {entry.name for part in parts for entry in fields(part)} == named
+    for entry in fields(PrivacySettings):
+        row = re.search(rf"^\| .*`{entry.name}`.*? \| (.+?) \|", page, re.MULTILINE)
+        assert row and entry.default in map(float, row[1].split(", ")), entry.name
 
 
 @pytest.mark.parametrize(
