@@ -29,8 +29,8 @@ PROGRAMS: dict[str, Command] = {
     "umbel-device": DEVICE,
 }
 READ = [page for page in PAGES if page.name != "CHANGELOG.md"]  # that tells of days when commands were others
-_MENTION = re.compile(rf"`((?:{'|'.join(PROGRAMS)}) [^`\n]+)`")
-_EXAMPLE = re.compile(rf"^(?:Example: `?|\d\. | +)((?:{'|'.join(PROGRAMS)}) .*?)`?(?:   .*)?$", re.MULTILINE)
+MENTION = re.compile(rf"`((?:{'|'.join(PROGRAMS)}) [^`\n]+)`")
+EXAMPLE = re.compile(rf"^(?:Example: `?|\d\. | +)((?:{'|'.join(PROGRAMS)}) .*?)`?(?:   .*)?$", re.MULTILINE)
 _PUNCTUATION = frozenset("();<>|&")
 
 
@@ -122,7 +122,7 @@ def unknown(mention: str) -> list[str]:
 def test_what_pages_and_messages_name_is_there() -> None:
     wrong = {}
     for page in (*READ, *SOURCES):
-        mentions = _MENTION.findall(page.read_text("utf-8"))
+        mentions = MENTION.findall(page.read_text("utf-8"))
         wrong |= {f"{page.name}: {mention}": words for mention in mentions if (words := unknown(mention))}
     assert not wrong
 
@@ -138,7 +138,7 @@ def helps(command: Command) -> Iterator[str]:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_examples_in_a_programs_help_can_be_typed(program: str) -> None:
-    examples = [line for text in helps(PROGRAMS[program]) for line in _EXAMPLE.findall(text)]
+    examples = [line for text in helps(PROGRAMS[program]) for line in EXAMPLE.findall(text)]
     wrong = {line: said for line in examples for words in commands_of(line) if (said := refusal(words))}
     assert examples
     assert not wrong

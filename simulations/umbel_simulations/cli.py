@@ -80,7 +80,7 @@ def run(
 ) -> None:
     """Play a scenario and write its report; the same command goes on after a kill.
 
-    Example: `umbel-simulate run poisoned-fleet --set task.strategy.name=FedMedian -o median`
+    Example: `umbel-simulate run poisoned-fleet --set adversaries.0.share=0.1 -o fewer-liars`
     """
     found = _played(_chosen(scenario, seed, engine, sets), output, workers, fresh)
     _show_run(found, as_json)

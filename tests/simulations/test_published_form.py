@@ -2,17 +2,22 @@
 
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
 
-from umbel_simulations.scenario import to_tree
+from tests.test_docs_words import EXAMPLE, MENTION, PROGRAMS, READ, commands_of, helps, typed
+from umbel_simulations.cli import _chosen, default_folder
+from umbel_simulations.scenario import Scenario, to_tree
 from umbel_simulations.scenario_file import LIBRARY, find, library
 from umbel_simulations.schema import keys_at, reference, schema, schema_text
+from umbel_simulations.sweep import grid_of, points
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference"
 PAGE = (DOCS / "scenarios.md").read_text("utf-8")
+SIMULATE = PROGRAMS["umbel-simulate"]
 
 
 def test_the_published_schema_is_the_codes() -> None:
@@ -58,3 +63,28 @@ def test_a_scenario_written_out_reads_as_itself(name: str) -> None:
     from umbel_simulations.scenario import SCENARIOS
 
     assert SCENARIOS.validate_json(json.dumps(to_tree(find(name)))) == find(name)
+
+
+def shown() -> Iterator[tuple[str, list[str]]]:
+    """Each command that plays a scenario of the library, and where it is shown."""
+    lines = [(page.name, words) for page in READ for words in typed(page.read_text("utf-8"))]
+    named = [(page.name, line) for page in READ for line in MENTION.findall(page.read_text("utf-8"))]
+    named += [("--help", line) for text in helps(SIMULATE) for line in EXAMPLE.findall(text)]
+    lines += [(where, words) for where, line in named for words in commands_of(line)]
+    return (
+        (where, words[1:]) for where, words in lines if words[0] == "umbel-simulate" and {*words[2:3]} & {*library()}
+    )
+
+
+def test_what_is_shown_to_be_played_can_be_and_in_the_order_of_the_page() -> None:
+    """Two runs that differ need two folders."""
+    played: dict[tuple[str, Path], Scenario] = {}
+    for where, (verb, *words) in shown():
+        asked = SIMULATE.commands[verb].make_context(verb, words).params
+        scenario = _chosen(asked["scenario"], asked["seed"], asked["engine"], asked["sets"])
+        if verb == "sweep":
+            assert points(scenario, grid_of(asked["over"]))
+        else:
+            folder = asked["output"] or default_folder(scenario)
+            assert played.setdefault((where, folder), scenario) == scenario, (where, words)
+    assert played
