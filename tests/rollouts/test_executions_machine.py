@@ -89,7 +89,7 @@ class AnyVisits(RuleBasedStateMachine):
         self.world.offers.standing = self.world.standing
         with self.world.store.transaction() as connection:
             connection.execute(EXECUTIONS.delete())
-        self.moves: dict[str, Move] = {}
+        self.moves: dict[str, Move] = {}  # drawn from in the order of making: ids are chance, and never the same
         self.has = dict.fromkeys(DEVICES, 0)
         self.now = self.world.fleet.clock.now()
 
@@ -121,12 +121,12 @@ class AnyVisits(RuleBasedStateMachine):
     @rule(data=st.data(), outcome=st.sampled_from(Outcome), device=st.sampled_from(DEVICES), again=st.integers(1, 3))
     def anybody_tells_anything(self, data: st.DataObject, outcome: Outcome, device: str, again: int) -> None:
         """Of any offer that was ever made, once or more: true, stale, foreign or replayed."""
-        self.tell(self.moves[data.draw(st.sampled_from(sorted(self.moves)))], device, outcome, again)
+        self.tell(self.moves[data.draw(st.sampled_from(list(self.moves)))], device, outcome, again)
 
     @precondition(lambda self: self.moves)
     @rule(data=st.data(), outcomes=st.lists(st.sampled_from(Outcome), min_size=1, max_size=5))
     def the_device_itself_tells(self, data: st.DataObject, outcomes: list[Outcome]) -> None:
-        move = self.moves[data.draw(st.sampled_from(sorted(self.moves)))]
+        move = self.moves[data.draw(st.sampled_from(list(self.moves)))]
         for outcome in outcomes:
             self.tell(move, move.device, outcome)
 
