@@ -15,6 +15,7 @@ def release_details_to_message(details: ReleaseDetails) -> pb.PublishedRelease:
     message.size = details.size
     message.size_by_runtime.update(details.size_by_runtime)
     message.standing = details.standing
+    message.head_of.extend(details.head_of)
     for delta in details.deltas:
         message.deltas.add(from_release=delta.release, size=delta.size, stands_for=delta.stands_for)
     return message

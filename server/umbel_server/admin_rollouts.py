@@ -17,7 +17,7 @@ from umbel_server.json_text import from_text, to_text
 from umbel_server.operators import Operator
 from umbel_server.rollout import Rollout, Stage
 from umbel_server.rollout_records import RolloutRecord
-from umbel_server.rollout_spec import RolloutSpec, spec_from_tree, spec_to_tree
+from umbel_server.rollout_spec import EVERYBODY, RolloutSpec, spec_from_tree, spec_to_tree
 from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.rpc import Stream, Unary
 from umbel_server.versions import FULL
@@ -68,8 +68,9 @@ class RolloutGateway:
     async def _prepare(self, operator: Operator, message: pb.PrepareReleaseRequest) -> pb.PrepareReleaseResponse:
         model, version = name(message.model, "model"), codec.number(message.version, "version")
         releasing, encoding = self._coordinator.releasing, message.encoding or FULL
+        population = name(message.population, "population") if message.population else EVERYBODY
         call = codec.call_from_message(message)
-        made = await releasing.prepare(model, version, message.channel, encoding, operator.actor, call)
+        made = await releasing.prepare(model, version, message.channel, encoding, operator.actor, call, population)
         found = made.prepared
         details = release_details_to_message(releasing.one(model, found.number))
         return pb.PrepareReleaseResponse(

@@ -1,7 +1,8 @@
 """Who gets which release now: what a device that checks in is offered, and what its answers mean.
 
-A rollout that takes the device goes first, then the channel's head. An offer is signed for one device, ends soon, and
-is only ever made for what the listing holds; it is made again at each visit until the device has answered.
+A rollout that takes the device goes first, then the head of its channel and population. An offer is signed for one
+device, ends soon, and is only ever made for what the listing holds; it is made again at each visit until the device has
+answered.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from umbel.offer import Offer, SignedOffer
 from umbel.visit import CheckIn, Outcome, ReleaseOutcome
 from umbel_server import executions
 from umbel_server.executions import HOLDS_IT, WAITING, WITHDRAWN, Execution
+from umbel_server.heads import Heads
 from umbel_server.releases import ReleaseDesk
 from umbel_server.rollout import Rollout, Stage
+from umbel_server.rollout_spec import Audience
 from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
 from umbel_server.waves import is_held_back, release_for, takes, wave_of
@@ -34,21 +37,21 @@ class Standing:
 
     rollouts: tuple[Rollout, ...] = ()
     """Those that may still say what a device gets, oldest first."""
-    heads: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    heads: Heads = field(default_factory=Heads)
     held: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
     """Population -> the model of its newest rollout."""
 
 
-def standing_of(rollouts: Iterable[Rollout], heads: Mapping[tuple[str, str], int], held: Mapping[str, str]) -> Standing:
+def standing_of(rollouts: Iterable[Rollout], heads: Heads, held: Mapping[str, str]) -> Standing:
     """What offers rest on, from all rollouts that were ever let go, oldest first."""
     found = tuple(rollouts)
-    kept = tuple(it for it in found if _matters(it, heads.get((it.spec.model, it.spec.channel), 0)))
+    kept = tuple(it for it in found if _matters(it, heads.of(it.spec.audience)))
     return Standing(kept, heads, held, {it.spec.population: it.spec.model for it in found})
 
 
 def _matters(rollout: Rollout, head: int) -> bool:
-    """Whether a rollout may still say what a device gets, beside the channel's head."""
+    """Whether a rollout may still say what a device gets, beside its audience's head."""
     if rollout.stage in GOING_BACK:
         # Once something newer has gone out to everybody, that is what takes the release away.
         return rollout.spec.revert_release >= head
@@ -93,10 +96,11 @@ class Offers:
         """What a device may move to now; None if it is where it should be, or has answered already."""
         if model in self.standing.held:
             return None
-        if not self._may_move(check_in, model):
+        audience = Audience(model, check_in.channel, check_in.population)
+        if not self._may_move(check_in, audience):
             return None
         with self._store.reading() as connection:
-            wanted = self._wanted(connection, device, check_in, model)
+            wanted = self._wanted(connection, device, check_in, audience)
             known = executions.find(connection, model, wanted.number, device) if wanted.number else None
         release = self._desk.listed(model).get(wanted.number)
         if release is None or wanted.number <= check_in.release:
@@ -112,20 +116,19 @@ class Offers:
             executions.offer(connection, execution)
         return self._signed(execution, release, now)
 
-    def _may_move(self, check_in: CheckIn, model: str) -> bool:
+    def _may_move(self, check_in: CheckIn, audience: Audience) -> bool:
         """Whether there may be anything newer than what answers there now: most check-ins end here, unasked."""
-        numbers = [self.standing.heads.get((model, check_in.channel), 0)]
+        numbers = [self.standing.heads.of(audience)]
         for rollout in self.standing.rollouts:
-            if (rollout.spec.model, rollout.spec.channel) == (model, check_in.channel):
+            if rollout.spec.audience == audience:
                 numbers += [*rollout.releases, rollout.spec.revert_release]
         return max(numbers) > check_in.release
 
-    def _wanted(self, connection: sa.Connection, device: DeviceId, check_in: CheckIn, model: str) -> _Wanted:
-        where = (model, check_in.channel, check_in.population)
-        head = self.standing.heads.get((model, check_in.channel), 0)
+    def _wanted(self, connection: sa.Connection, device: DeviceId, check_in: CheckIn, audience: Audience) -> _Wanted:
+        head = self.standing.heads.of(audience)
         for rollout in reversed(self.standing.rollouts):
             spec = rollout.spec
-            if (spec.model, spec.channel, spec.population) != where:
+            if spec.audience != audience:
                 continue
             if rollout.stage in GOING_BACK and spec.revert_release and self._has(connection, rollout, device, check_in):
                 return _Wanted(spec.revert_release, rollout.id, rollout.wave)

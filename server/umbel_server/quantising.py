@@ -28,6 +28,7 @@ from umbel_server.blobs import Blobs
 from umbel_server.examination import HeldOut, examine
 from umbel_server.registry import Registry
 from umbel_server.releases import ReleaseDesk
+from umbel_server.rollout_spec import Audience
 from umbel_server.store import Store
 from umbel_server.surroundings import Offload
 from umbel_server.validation import CandidateFacts, Refused, ValidationPolicy, judge_candidate
@@ -80,21 +81,22 @@ class Quantising:
         self._clock = clock
         self._offload = offload
 
-    async def neighbour(self, model: str, number: int, channel: str, actor: str) -> Version:
-        """The quantised neighbour of a version for a channel: made, judged and registered, or found again.
+    async def neighbour(self, audience: Audience, number: int, actor: str) -> Version:
+        """The quantised neighbour of a version for an audience: made, judged and registered, or found again.
 
         Raises:
-            NotFound: no such version, or nobody on the channel has anything to start from.
+            NotFound: no such version, or nobody there has anything to start from.
             WrongState: not an accepted version; or its neighbour isn't small, or not good, enough to be released.
-            WeightsMismatch: the channel's devices have weights of another shape.
+            WeightsMismatch: the devices have weights of another shape.
         """
+        model = audience.model
         with self._store.reading() as connection:
             version = self._registry.version(connection, model, number)
             require_releasable(version)
-            base = self._desk.head_version(connection, model, channel)
+            base = self._desk.head_version(connection, audience)
             tasks = [one.task for one in task_records.everything(connection) if one.task.model == model]
         if base.bundle == version.bundle:
-            raise WrongState(f"everybody on channel {channel!r} has version {number} already; release it in full")
+            raise WrongState(f"everybody on {audience} has version {number} already; release it in full")
         policy = tasks[-1].validation if tasks else ValidationPolicy()
         bundles = self._registry.bundle(base.bundle), self._registry.bundle(version.bundle)
         made: _Made = await self._offload(_make, *bundles, self._runtime, self._blobs.holdout(policy.holdout))

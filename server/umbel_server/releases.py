@@ -14,15 +14,16 @@ import sqlalchemy as sa
 from umbel.clock import Clock, is_recent
 from umbel.errors import NotFound, WrongState
 from umbel.listing import ListedRelease
-from umbel_server import audit
+from umbel_server import audit, heads, rollout_records
 from umbel_server.key_audit import KeyAudit
 from umbel_server.keyring import Keyring, rule_of
 from umbel_server.registry import Registry
 from umbel_server.renewal import renew
 from umbel_server.repository import Repository, role_of
 from umbel_server.requests import ANY, Call, answered, enter, require_revision
+from umbel_server.rollout_spec import EVERYBODY, Audience
 from umbel_server.store import Store
-from umbel_server.tables import HEADS, LISTED, RELEASES, VERSIONS
+from umbel_server.tables import LISTED, RELEASES, VERSIONS
 from umbel_server.versions import Version, require_open, require_releasable
 
 KEPT_LISTED: Final = 64
@@ -39,7 +40,7 @@ class Prepared:
     revert: int
     """0 where there is nothing to go back to."""
     head: int
-    """What everybody on the channel has now; 0 for nothing."""
+    """What the devices have now; 0 for nothing."""
 
 
 class ReleaseDesk:
@@ -63,31 +64,31 @@ class ReleaseDesk:
             self._listed[model] = {release.number: release for release in self.repository.releases(model)}
         return self._listed[model]
 
-    def head(self, connection: sa.Connection, model: str, channel: str) -> int:
-        """The release that everybody on a channel gets whom no rollout takes; 0 for none."""
-        this = (HEADS.c.model == model) & (HEADS.c.channel == channel)
-        return connection.scalar(sa.select(HEADS.c.number).where(this)) or 0
+    def head(self, connection: sa.Connection, audience: Audience) -> int:
+        """The release that an audience's devices get whom no rollout takes; 0 for none."""
+        return heads.read(connection).of(audience)
 
-    def head_version(self, connection: sa.Connection, model: str, channel: str) -> Version:
-        """The version that everybody on a channel has; raises `NotFound` where nothing was released there yet."""
-        head = self.head(connection, model, channel)
+    def head_version(self, connection: sa.Connection, audience: Audience) -> Version:
+        """The version of that release; raises `NotFound` where nothing was released yet."""
+        head = self.head(connection, audience)
         if not head:
-            raise NotFound(f"nobody has a release of {model!r} on channel {channel!r} yet")
-        return self._registry.version(connection, model, self._version_of(connection, model, head))
+            raise NotFound(f"nobody has a release of {audience.model!r} on {audience} yet")
+        return self._registry.version(connection, audience.model, self._version_of(connection, audience.model, head))
 
-    def require_ahead(self, connection: sa.Connection, model: str, channel: str, release: int, revert: int) -> None:
-        """Refuse a move that was prepared for another state of the channel than it is in now.
+    def require_ahead(self, connection: sa.Connection, audience: Audience, release: int, revert: int) -> None:
+        """Refuse a move that was prepared for another state of its audience than it is in now.
 
         Raises:
-            WrongState: the channel has moved past `release`, or `revert` doesn't bring back what devices have now.
+            WrongState: the audience has moved past `release`, or `revert` doesn't bring back what devices have now.
             NotFound: there is no release `revert`.
         """
-        head = self.head(connection, model, channel)
-        again = f"`umbel releases prepare {model} VERSION` makes both anew"
-        at = f"channel {channel!r} is at release {head} already"
+        head = self.head(connection, audience)
+        where = f"{audience.model} VERSION --channel {audience.channel} --population {audience.population}"
+        again = f"`umbel releases prepare {where}` makes both anew"
+        at = f"{audience} is at release {head} already"
         if release <= head:
             raise WrongState(f"{at}, and devices only move to higher ones, not to {release}; {again}")
-        if revert and head and not self._same_content(connection, model, head, revert):
+        if revert and head and not self._same_content(connection, audience.model, head, revert):
             raise WrongState(f"{at}, and release {revert} brings back something else than that; {again}")
 
     def waiting(self, connection: sa.Connection, model: str = "") -> list[ListedRelease]:
@@ -108,46 +109,56 @@ class ReleaseDesk:
     def prepare(
         self,
         connection: sa.Connection,
-        model: str,
         number: int,
-        channel: str,
+        audience: Audience,
         actor: str,
         now: float,
         *,
         way_back: bool = True,
         call: Call = ANY,
     ) -> Prepared:
-        """Make a version a release of a channel, and beside it the release to go back with. Nobody is offered it yet.
+        """Make a version a release, and beside it the one that brings back what an audience has. Nobody gets it yet.
 
         Raises:
             NotFound: no such version.
             WrongState: a candidate, or a refused version.
             NotAllowed: a channel that the coordinator keeps for its rounds.
         """
+        model, channel, _ = audience
         require_open(channel)
         version = self._registry.version(connection, model, number)
         require_releasable(version)
-        head = self.head(connection, model, channel)
+        head = self.head(connection, audience)
         forward = self._add(connection, version, channel, now, content_of=0, from_number=0)
         revert = 0
         if head and way_back:
             before = self._registry.version(connection, model, self._version_of(connection, model, head))
             revert = self._add(connection, before, channel, now, content_of=head, from_number=forward)
         body = {"version": number, "channel": channel, "number": forward, "revert": revert}
+        body |= {"population": audience.population} if audience.population != EVERYBODY else {}
         audit.append(connection, now, actor, "release.prepare", model, body, call.request_id)
         return Prepared(forward, revert, head)
 
-    def open(self, connection: sa.Connection, model: str, channel: str, number: int) -> None:
-        """Make a release the channel's head: from now on everybody gets it.
+    def open(self, connection: sa.Connection, audience: Audience, number: int) -> None:
+        """Make a release an audience's head: from now on all its devices get it.
 
         Raises:
             WrongState: the head is newer.
         """
-        before = self.head(connection, model, channel)
+        before = self.head(connection, audience)
         if number < before:
-            raise WrongState(f"channel {channel!r} is at release {before} already; numbers rise")
-        connection.execute(HEADS.delete().where(HEADS.c.model == model, HEADS.c.channel == channel))
-        connection.execute(HEADS.insert().values(model=model, channel=channel, number=number))
+            raise WrongState(f"{audience} is at release {before} already; numbers rise")
+        heads.move(connection, audience, number)
+
+    def take_back(self, connection: sa.Connection, audience: Audience, number: int, revert: int) -> None:
+        """Give an audience `revert` in place of `number`, if that is what it gets.
+
+        A head from before heads were kept by population is everybody's, and goes back for everybody.
+        """
+        written = heads.read(connection).numbers
+        for whose in (audience, audience._replace(population=EVERYBODY)):
+            if written.get(whose) == number:
+                heads.move(connection, whose, revert)
 
     def who_signs(self, model: str) -> str:
         """In words: whose signatures a model's releases need, and how they get them."""
@@ -258,10 +269,19 @@ class ReleaseDesk:
         self._listed.pop(model, None)
 
     def _passed(self, connection: sa.Connection, model: str) -> list[int]:
-        """Listed releases that no device moves to any more: far below their channel's head."""
-        listed, passed = self.listed(model), []
+        """Listed releases that no device moves to any more: far below each head of their channel, in no rollout."""
+        listed, stand = self.listed(model), heads.read(connection)
+        named = [one for one in rollout_records.let_go(connection) if one.spec.model == model]
+        kept = {
+            number
+            for one in named
+            for number in (*one.releases, one.spec.revert_release)
+            if number > stand.of(one.spec.audience)
+        }
         for channel in {release.channel for release in listed.values()}:
-            head = self.head(connection, model, channel)
-            below = sorted(it.number for it in listed.values() if it.channel == channel and it.number < head)
-            passed += below[:-KEPT_LISTED]
-        return passed
+            numbers = sorted(it.number for it in listed.values() if it.channel == channel)
+            at = stand.of_channel(model, channel)
+            kept |= {number for number in numbers if number > max(at, default=0)}
+            for head in at:
+                kept |= {head, *[number for number in numbers if number < head][-KEPT_LISTED:]}
+        return sorted(set(listed) - kept)

@@ -10,14 +10,16 @@ import sqlalchemy as sa
 
 from umbel.digests import Digest
 from umbel.errors import MalformedMessage, WrongState
+from umbel_server import heads
 from umbel_server.deltas import Deltas
+from umbel_server.heads import Heads
 from umbel_server.quantising import Quantising
 from umbel_server.registry import Registry
 from umbel_server.releases import Prepared
 from umbel_server.requests import ANY, Call, answered, require_revision
+from umbel_server.rollout_spec import EVERYBODY, Audience
 from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.store import Store
-from umbel_server.tables import HEADS
 from umbel_server.versions import FULL, INT8_DELTA, PublishedRelease, Version, encoding_of
 
 ENCODINGS: Final = (FULL, INT8_DELTA)
@@ -50,7 +52,9 @@ class ReleaseDetails:
     deltas: tuple[DeltaFrom, ...]
     """From earlier releases of the channel, as far as anybody has asked for them."""
     standing: str
-    """head: everybody on the channel gets it; listed; waiting for signatures; or empty, for what rounds use."""
+    """head: devices get it that no rollout takes; listed; waiting for signatures; or empty, for what rounds use."""
+    head_of: tuple[str, ...] = ()
+    """Of a head: the populations that get it; empty: all of the channel's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,18 @@ class Releasing:
         self._quantising = quantising
 
     async def prepare(
-        self, model: str, version: int, channel: str, encoding: str, actor: str, call: Call = ANY
+        self,
+        model: str,
+        version: int,
+        channel: str,
+        encoding: str,
+        actor: str,
+        call: Call = ANY,
+        population: str = EVERYBODY,
     ) -> Made:
         """Make a version a release of a channel, in one of `ENCODINGS`, with the deltas that its devices will need.
+
+        As `RolloutVerbs.prepare`.
 
         Raises:
             MalformedMessage: no such encoding.
@@ -94,10 +107,10 @@ class Releasing:
         if self._verbs is None or self._quantising is None:
             raise WrongState("this coordinator has no release listing; `umbel keys init` makes one")
         if encoding == INT8_DELTA and self._is_new(call, actor, model):
-            version = (await self._quantising.neighbour(model, version, channel, actor)).number
+            version = (await self._quantising.neighbour(Audience(model, channel, population), version, actor)).number
             # Looked at above; since then the model has changed by that very neighbour.
             call = replace(call, expected_revision=None)
-        prepared = self._verbs.prepare(model, version, channel, actor, call)
+        prepared = self._verbs.prepare(model, version, channel, actor, call, population)
         with self._store.reading() as connection:
             after = self._version(connection, model, prepared.number)
             before = self._version(connection, model, prepared.head) if prepared.head else after
@@ -119,8 +132,8 @@ class Releasing:
     def details(self, releases: Sequence[PublishedRelease]) -> list[ReleaseDetails]:
         """What there is to tell of each."""
         with self._store.reading() as connection:
-            heads = {(row.model, row.channel): row.number for row in connection.execute(sa.select(HEADS))}
-            return [self._details(connection, release, heads) for release in releases]
+            found = heads.read(connection)
+            return [self._details(connection, release, found) for release in releases]
 
     def one(self, model: str, number: int) -> ReleaseDetails:
         """One release; raises `NotFound`."""
@@ -130,14 +143,12 @@ class Releasing:
 
     # Inside.
 
-    def _details(
-        self, connection: sa.Connection, release: PublishedRelease, heads: Mapping[tuple[str, str], int]
-    ) -> ReleaseDetails:
+    def _details(self, connection: sa.Connection, release: PublishedRelease, found: Heads) -> ReleaseDetails:
         version = self._registry.version(connection, release.model, release.version)
         manifest = self._registry.manifest(version.bundle)
         files = manifest.files.values()
-        standing = ""
-        if heads.get((release.model, release.channel)) == release.number:
+        standing, head_of = "", found.populations_at(release.model, release.channel, release.number)
+        if head_of:
             standing = "head"
         elif self._verbs is not None:
             standing = self._verbs.standing(connection, release.model, release.number)
@@ -152,6 +163,7 @@ class Releasing:
             },
             deltas=self._from_earlier(connection, release, version.bundle),
             standing=standing,
+            head_of=tuple(population for population in head_of if population != EVERYBODY),
         )
 
     def _from_earlier(

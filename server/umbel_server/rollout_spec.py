@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from umbel import fields as checks
 from umbel.clock import DAY
@@ -19,6 +19,21 @@ from umbel_server.gates import GatePolicy
 from umbel_server.json_text import like, texts, to_text
 
 LADDER: Final = (1.0, 5.0, 25.0, 100.0)
+EVERYBODY: Final = ""
+"""In place of a population: all of a channel's."""
+
+
+class Audience(NamedTuple):
+    """Whom a release is for: the devices of a population that follow a channel of a model."""
+
+    model: str
+    channel: str
+    population: str = EVERYBODY
+
+    def __str__(self) -> str:
+        """As in messages."""
+        whose = f" of population {self.population!r}" if self.population != EVERYBODY else ""
+        return f"channel {self.channel!r}{whose}"
 
 
 class Promotion(Enum):
@@ -126,6 +141,11 @@ class RolloutSpec:
                 "an experiment's arms must be releases of their own, newer than what devices have, and the newest of "
                 "them must be `release`: devices only ever move to higher numbers"
             )
+
+    @property
+    def audience(self) -> Audience:
+        """Whose devices it moves."""
+        return Audience(self.model, self.channel, self.population)
 
     @property
     def takes_everybody(self) -> bool:

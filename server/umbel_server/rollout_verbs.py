@@ -25,7 +25,7 @@ from umbel_server.repository import Freshness
 from umbel_server.requests import ANY, Call, enter, note
 from umbel_server.rollout import Rollout, Stage
 from umbel_server.rollout_records import RolloutRecord
-from umbel_server.rollout_spec import RolloutSpec
+from umbel_server.rollout_spec import EVERYBODY, Audience, RolloutSpec
 from umbel_server.steering import Steering
 from umbel_server.store import Store
 from umbel_server.waves import wave_of
@@ -179,15 +179,20 @@ class RolloutVerbs:
                 audit.append(connection, now, actor, "release.lift", model, request_id=call.request_id)
         self._steering.look()
 
-    def prepare(self, model: str, version: int, channel: str, actor: str, call: Call = ANY) -> Prepared:
-        """Make a version a release, with the one to go back with, listed and signed if the keys lie here."""
-        now = self._clock.now()
+    def prepare(
+        self, model: str, version: int, channel: str, actor: str, call: Call = ANY, population: str = EVERYBODY
+    ) -> Prepared:
+        """Make a version a release, with the one to go back with, listed and signed if the keys lie here.
+
+        What to go back to is what a population has; without one, the newest that any of the channel has.
+        """
+        now, audience = self._clock.now(), Audience(model, channel, population)
         with self._store.transaction() as connection:
             before = enter(connection, call, actor, "release.prepare", model, now)
             if before is not None:
                 prepared = Prepared(*json.loads(before))
             else:
-                prepared = self._desk.prepare(connection, model, version, channel, actor, now, call=call)
+                prepared = self._desk.prepare(connection, version, audience, actor, now, call=call)
                 note(connection, call, json.dumps(astuple(prepared)))
         self._desk.settle(now)
         return prepared
@@ -255,8 +260,9 @@ class RolloutVerbs:
         now: float,
         call: Call = ANY,
     ) -> int:
-        prepared = self._desk.prepare(connection, model, version, channel, actor, now, way_back=False, call=call)
-        self._desk.open(connection, model, channel, prepared.number)
+        everybody = Audience(model, channel)
+        prepared = self._desk.prepare(connection, version, everybody, actor, now, way_back=False, call=call)
+        self._desk.open(connection, everybody, prepared.number)
         body = {"version": version, "channel": channel, "number": prepared.number}
         audit.append(connection, now, actor, "release.publish", model, body, call.request_id)
         return prepared.number
@@ -315,7 +321,7 @@ class RolloutVerbs:
 
     def _require_ahead(self, connection: sa.Connection, spec: RolloutSpec) -> None:
         lowest = min((arm.release for arm in spec.arms), default=spec.release)
-        self._desk.require_ahead(connection, spec.model, spec.channel, lowest, spec.revert_release)
+        self._desk.require_ahead(connection, spec.audience, lowest, spec.revert_release)
 
     def _prepared(self, model: str, number: int) -> bool:
         with self._store.reading() as connection:

@@ -17,7 +17,7 @@ import structlog
 
 from umbel.clock import Clock
 from umbel.errors import UmbelError, WrongState
-from umbel_server import audit, executions, exposures, health, rollout, rollout_records
+from umbel_server import audit, executions, exposures, heads, health, rollout, rollout_records
 from umbel_server.events import ServerEvent
 from umbel_server.executions import HOLDS_IT, Execution
 from umbel_server.experiments import judge_experiment
@@ -30,7 +30,6 @@ from umbel_server.requests import Call, enter
 from umbel_server.rollout import Rollout, Stage
 from umbel_server.rollout_records import RolloutRecord
 from umbel_server.store import Store
-from umbel_server.tables import HEADS
 from umbel_server.waves import release_for, takes
 
 LEASE_SECONDS: Final = 15.0
@@ -76,9 +75,8 @@ class Steering:
     def look(self) -> None:
         """Read anew what offers rest on."""
         with self._store.reading() as connection:
-            heads = {(row.model, row.channel): row.number for row in connection.execute(sa.select(HEADS))}
             found = rollout_records.let_go(connection)
-            self.offers.standing = standing_of(found, heads, rollout_records.held(connection))
+            self.offers.standing = standing_of(found, heads.read(connection), rollout_records.held(connection))
 
     def reconcile(self, checkpoint: str = "") -> None:
         """Do all that is due, if this is the controller that may."""
@@ -168,7 +166,7 @@ class Steering:
         """Moves to the release whose devices haven't gone back yet."""
         numbers, gone = found.releases, revoked(connection)
         taken = [e for e in executions.of_numbers(connection, found.spec.model, numbers) if e.outcome in HOLDS_IT]
-        head = self.desk.head(connection, found.spec.model, found.spec.channel)
+        head = self.desk.head(connection, found.spec.audience)
         newer = [number for number in {found.spec.revert_release, head} if number > max(numbers)]
         back = executions.of_numbers(connection, found.spec.model, newer)
         returned = {execution.device for execution in back if execution.outcome in HOLDS_IT}
@@ -242,10 +240,10 @@ class Steering:
         return self.change(rollout_id, "start", actor, revision, request_id, rollout.start)
 
     def _end(self, connection: sa.Connection, after: Rollout) -> None:
-        """What a rollout's end means for the channel, if this is its end."""
+        """What a rollout's end means for who got it, if this is its end."""
         spec = after.spec
         if after.stage is Stage.SUCCEEDED and spec.takes_everybody:
-            self.desk.open(connection, spec.model, spec.channel, spec.release)
+            self.desk.open(connection, spec.audience, spec.release)
         if after.stage is Stage.ROLLING_BACK:
             self._begin_going_back(connection, after)
 
@@ -253,8 +251,8 @@ class Steering:
         spec = after.spec
         for number in after.releases:
             executions.withdraw(connection, after.id, number)
-            if spec.revert_release and self.desk.head(connection, spec.model, spec.channel) == number:
-                self.desk.open(connection, spec.model, spec.channel, spec.revert_release)
+            if spec.revert_release:
+                self.desk.take_back(connection, spec.audience, number, spec.revert_release)
 
     def _require_room(self, found: Rollout) -> None:
         """Refuse to start on the word of somebody who was revoked since, for another state of the channel than was
@@ -267,10 +265,9 @@ class Steering:
                     f"{found.approved_by} let rollout {found.id} go, and was revoked since; edit and submit it again, "
                     "so that somebody else may"
                 )
-            self.desk.require_ahead(connection, spec.model, spec.channel, min(found.releases), spec.revert_release)
+            self.desk.require_ahead(connection, spec.audience, min(found.releases), spec.revert_release)
         for other in self._due():
-            same = (other.spec.model, other.spec.channel, other.spec.population)
-            if other.id == found.id or same != (spec.model, spec.channel, spec.population):
+            if other.id == found.id or other.spec.audience != spec.audience:
                 continue
             if other.stage is Stage.PAUSED:
                 supersede = lambda it, now: rollout.supersede(it, found.id)  # noqa: E731

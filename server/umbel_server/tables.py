@@ -254,9 +254,10 @@ LISTED: Final = Table(
 HEADS: Final = Table(
     "channel_heads",
     METADATA,
-    # What a device of the channel gets that no rollout takes.
+    # What a device gets that no rollout takes; under no population: whatever its population.
     Column("model", String(100), primary_key=True),
     Column("channel", String(100), primary_key=True),
+    Column("population", String(100), primary_key=True),
     Column("number", Integer, nullable=False),
 )
 

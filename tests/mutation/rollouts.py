@@ -19,6 +19,7 @@ _STEERING: Final = (
     "tests/rollouts/test_rollout_end_to_end.py",
 )
 _ENDS: Final = ("tests/rollouts/test_ends.py",)
+_POPULATIONS: Final = ("tests/rollouts/test_populations.py",)
 _WEEKS: Final = ("tests/rollouts/test_weeks.py",)
 _CUTS: Final = ("tests/rollouts/test_listing_restart.py",)
 _CONTROLLERS: Final = ("tests/rollouts/test_controller_crashes.py",)
@@ -156,7 +157,7 @@ GUARDS: Final = (
     ),
     *of(
         "server/umbel_server/releases.py", _WEEKS,
-        ("another channel's head", "it.channel == channel and it.number < head", "it.number < head"),
+        ("another channel's head", "numbers = sorted(it.number for it in listed.values() if it.channel == channel)", "numbers = sorted(it.number for it in listed.values())"),
         ("what was dropped doesn't wait", "LISTED.c.number > max(self.listed(it), default=0)", "LISTED.c.number.not_in(self.listed(it))"),
     ),
     *of(
@@ -182,7 +183,6 @@ GUARDS: Final = (
         ("only what is newer", "or wanted.number <= check_in.release:", "or False:"),
         ("who answered isn't asked again", "if known is not None and not _may_be_asked_again(known):", "if False:"),
         ("a stopped rollout offers nothing", "if rollout.offers and takes(rollout, device):", "if rollout.stage not in GOING_BACK and takes(rollout, device):"),
-        ("a population's own rollouts", "if (spec.model, spec.channel, spec.population) != where:", "if False:"),
         ("waves choose", "if rollout.offers and takes(rollout, device):", "if rollout.offers:"),
         ("only who has it goes back", "spec.revert_release and self._has(connection, rollout, device, check_in):", "False:"),
     ),
@@ -203,7 +203,7 @@ GUARDS: Final = (
     *of(
         "server/umbel_server/releases.py", _ENDS,
         ("what its channel has passed", "if release <= head:", "if False:"),
-        ("a way back to what was taken back", "if revert and head and not self._same_content(connection, model, head, revert):", "if False:"),
+        ("a way back to what was taken back", "if revert and head and not self._same_content(connection, audience.model, head, revert):", "if False:"),
     ),
     *of(
         "server/umbel_server/steering.py", _ENDS,
@@ -226,9 +226,25 @@ GUARDS: Final = (
         "server/umbel_server/steering.py", _STEERING,
         ("one rollout moves a device", "            elif other.stage in rollout.GOING_FORWARD:\n", "            elif False:\n"),
         ("nobody is left", "if left and found.spec.revert_release and now < deadline:", "if False:"),
-        ("the channel goes back too", "if spec.revert_release and self.desk.head(connection, spec.model, spec.channel) == number:", "if False:"),
+        ("the channel goes back too", "if spec.revert_release:", "if False:"),
         ("success moves the channel", "if after.stage is Stage.SUCCEEDED and spec.takes_everybody:", "if False:"),
         ("a request is carried out once", "if enter(connection, Call(request_id), actor, action, rollout_id, now) is not None:", "if enter(connection, Call(request_id), actor, action, rollout_id, now) is not None and False:"),
+    ),
+    *of(
+        "server/umbel_server/heads.py", _POPULATIONS,
+        ("what is published is every population's", "max(self.numbers.get(audience, 0), self.numbers.get(everybody, 0))", "self.numbers.get(audience, 0)"),
+        ("what is published takes the place of older heads", "passed = sa.or_(mine, HEADS.c.number < number) if audience.population == EVERYBODY else mine", "passed = mine"),
+        ("of everybody, the newest", "return max(self.of_channel(audience.model, audience.channel), default=0)", "return self.numbers.get(audience, 0)"),
+    ),
+    *of(
+        "server/umbel_server/releases.py", _POPULATIONS,
+        ("an older coordinator's head goes back", "for whose in (audience, audience._replace(population=EVERYBODY)):", "for whose in (audience,):"),
+        ("only who stands there goes back", "if written.get(whose) == number:", "if True:"),
+        ("a rollout's releases stay listed", "for one in named\n", "for one in named[:0]\n"),
+    ),
+    *of(
+        "server/umbel_server/offers.py", _POPULATIONS,
+        ("a rollout moves its own population", "if spec.audience != audience:", "if spec.model != audience.model:"),
     ),
     *of(
         "server/umbel_server/steering.py", _CONTROLLERS,

@@ -37,13 +37,14 @@ from umbel_client.enrolment import new_key
 from umbel_client.examples import Examples
 from umbel_client.trainer import Job, train
 from umbel_models.zoo import bundle_path
+from umbel_server import heads
 from umbel_server.aggregation import LeaderKey
 from umbel_server.blobs import Blobs
 from umbel_server.coordinator import Coordinator
 from umbel_server.gates import GatePolicy
 from umbel_server.keyring import Keyring
 from umbel_server.repository import Repository
-from umbel_server.rollout_spec import RolloutSpec, Wave
+from umbel_server.rollout_spec import Audience, RolloutSpec, Wave
 from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
 from umbel_server.surroundings import Surroundings
@@ -167,19 +168,19 @@ class Fleet:
     def verbs(self) -> Any:
         return self.coordinator.verbs
 
-    def enrol(self, number: int, **parts: Any) -> Device:
+    def enrol(self, number: int, population: str = POPULATION, **parts: Any) -> Device:
         key = new_key()
         identity = Identity(
             private_key=key,
             certificate_chain=b"",
             server_authority=b"",
             release_key=self.signer.public_key,
-            population=POPULATION,
+            population=population,
             device_address="",
             release_root=self.repository.first_root,
         )
         with self.coordinator.store.transaction() as connection:
-            row = {"id": identity.device_id, "population": POPULATION, "enrolled_at": self.clock.now()}
+            row = {"id": identity.device_id, "population": population, "enrolled_at": self.clock.now()}
             connection.execute(DEVICES.insert().values(row | {"runtimes": "", "sdk": "", "visits": 0, "reports": 0}))
         device = self.open(self.folder / f"home-{number}", identity, **parts)
         device.learn_from(*recordings(42, "fleet", number))
@@ -267,9 +268,9 @@ class Fleet:
 
     def begin_rollout(self, name: str, version: int, **spec: Any) -> Any:
         """Prepare, draft, submit, approve, start."""
-        prepared = self.verbs.prepare(MODEL, version, "stable", AUTHOR)
-        with self.coordinator.store.reading() as connection:
-            head = self.coordinator.rollouts.desk.head(connection, MODEL, "stable")  # type: ignore[union-attr]
+        whose = spec.get("population", POPULATION)
+        prepared = self.verbs.prepare(MODEL, version, "stable", AUTHOR, population=whose)
+        head = self.head(whose)
         defaults = {"from_release": head, "revert_release": prepared.revert, "waves": WAVES, "gate": EAGER}
         defaults |= {"model": MODEL, "channel": "stable", "population": POPULATION, "release": prepared.number}
         planned = RolloutSpec(**(defaults | spec))
@@ -277,6 +278,11 @@ class Fleet:
         self.verbs.submit(name, AUTHOR, 0)
         self.verbs.approve(name, SECOND, planned.subject, 1)
         return self.verbs.start(name, AUTHOR, 2).rollout
+
+    def head(self, population: str = POPULATION) -> int:
+        """What a population gets on the stable channel."""
+        with self.coordinator.store.reading() as connection:
+            return heads.read(connection).of(Audience(MODEL, "stable", population))
 
     def id_of(self, index: int) -> str:
         return self.devices[index].id

@@ -13,7 +13,7 @@ from tests.rollouts.fleet import AUTHOR, MODEL, POPULATION, DirectChannel, Fleet
 from umbel.errors import AlreadyExists, NotFound, WrongState
 from umbel_server.repository import role_of
 from umbel_server.rollout import Stage
-from umbel_server.rollout_spec import RolloutSpec, Wave
+from umbel_server.rollout_spec import Audience, RolloutSpec, Wave
 from umbel_server.tables import DEVICES, VERSIONS
 
 EVERYBODY = (Wave(100.0, soak_seconds=10.0, deadline_seconds=3600.0),)
@@ -169,10 +169,10 @@ def test_a_channels_head_never_falls(tmp_path: Path) -> None:
     lower, higher = (fleet.verbs.prepare(MODEL, 1, "stable", AUTHOR).number for _ in range(2))
     desk = fleet.coordinator.rollouts.desk  # type: ignore[union-attr]
     with fleet.coordinator.store.transaction() as connection:
-        desk.open(connection, MODEL, "stable", higher)
+        desk.open(connection, Audience(MODEL, "stable"), higher)
         with pytest.raises(WrongState, match="numbers rise"):
-            desk.open(connection, MODEL, "stable", lower)
-        assert desk.head(connection, MODEL, "stable") == higher
+            desk.open(connection, Audience(MODEL, "stable"), lower)
+        assert desk.head(connection, Audience(MODEL, "stable")) == higher
 
 
 async def test_another_populations_device_is_in_no_wave(fleet: Fleet) -> None:

@@ -21,6 +21,7 @@ from umbel.self_check import verify_golden
 from umbel_server import task_records
 from umbel_server.releasing import Made
 from umbel_server.requests import ANY, Call, revisions
+from umbel_server.rollout_spec import Audience
 from umbel_server.tables import TASKS
 from umbel_server.validation import ValidationPolicy
 from umbel_server.versions import VersionState, delta_of
@@ -42,7 +43,7 @@ def bundle_of(fleet: Fleet, version: int) -> Bundle:
 
 def open_to_all(fleet: Fleet, number: int) -> None:
     with fleet.coordinator.store.transaction() as connection:
-        fleet.coordinator.rollouts.desk.open(connection, MODEL, "stable", number)  # type: ignore[union-attr]
+        fleet.coordinator.rollouts.desk.open(connection, Audience(MODEL, "stable"), number)  # type: ignore[union-attr]
     fleet.steer()
 
 

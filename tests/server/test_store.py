@@ -20,10 +20,11 @@ from tests.databases import empty_database
 from tests.server.driving import Crash, Plug
 from umbel.digests import Digest, digest_of
 from umbel.errors import BadInput, DigestMismatch, MalformedMessage, NotFound, Unavailable, Unreachable, WrongState
-from umbel_server import app
+from umbel_server import app, heads
 from umbel_server import postgresql as patience
 from umbel_server.blobs import AREAS, Blobs
 from umbel_server.postgresql import NO_ANSWER
+from umbel_server.rollout_spec import Audience
 from umbel_server.store import Store
 from umbel_server.tables import METADATA, MODELS
 
@@ -47,6 +48,25 @@ def test_the_migrations_build_exactly_the_tables_that_the_code_names(store: Stor
     with store.reading() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, METADATA) == []
+
+
+def test_the_heads_of_an_older_database_stay_everybodys(opened: Opened, database_url: str) -> None:
+    store = opened(database_url)
+    with store.transaction() as connection:
+        for statement in (
+            "DROP TABLE channel_heads",
+            "CREATE TABLE channel_heads (model VARCHAR(100) NOT NULL, channel VARCHAR(100) NOT NULL, "
+            "number INTEGER NOT NULL, CONSTRAINT pk_channel_heads PRIMARY KEY (model, channel))",
+            "INSERT INTO channel_heads VALUES ('watch', 'stable', 7), ('watch', 'beta', 9)",
+            "UPDATE alembic_version SET version_num = '0007'",
+        ):
+            connection.execute(sa.text(statement))
+    store.close()
+    with opened(database_url).reading() as connection:
+        found = heads.read(connection)
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    assert found.numbers == {Audience("watch", "stable"): 7, Audience("watch", "beta"): 9}
+    assert found.of(Audience("watch", "stable", "wrists")) == 7
 
 
 def test_opening_again_keeps_what_is_there(opened: Opened, database_url: str) -> None:

@@ -14,6 +14,12 @@ from umbel_server.cli.verbs import Session, group, verb
 
 RELEASES: Final = group("releases", "Releases: signed publications of versions, by channel.")
 Channel = Annotated[str, typer.Option("--channel", help="Devices of this channel.")]
+Population = Annotated[
+    str,
+    typer.Option(
+        "--population", help="Go back to what this population has; default: to the newest that any of the channel has."
+    ),
+]
 Release = Annotated[int, typer.Argument(metavar="RELEASE", help="The release's number.", min=1)]
 Encoding = Annotated[
     str,
@@ -30,7 +36,7 @@ _COLUMNS: Final[list[output.Column]] = [
     ("encoding", lambda release: release.encoding),
     ("size", lambda release: output.size(release.size)),
     ("deltas", lambda release: _deltas(release)),
-    ("standing", lambda release: release.standing or "–"),
+    ("standing", lambda release: _standing(release)),
     ("issued (UTC)", lambda release: output.instant(release.issued_at_ms)),
 ]
 
@@ -63,10 +69,17 @@ def publish(session: Session, model: Model, number: Number, channel: Channel = "
 
 @verb(RELEASES, "prepare", "umbel releases prepare smartwatch 3 --encoding int8-delta", changes=True)
 def prepare(
-    session: Session, model: Model, number: Number, channel: Channel = "stable", encoding: Encoding = "full"
+    session: Session,
+    model: Model,
+    number: Number,
+    channel: Channel = "stable",
+    encoding: Encoding = "full",
+    population: Population = "",
 ) -> None:
     """Make a version a release that a rollout can move to, with the release to go back with. Nobody gets it yet."""
-    request = pb.PrepareReleaseRequest(model=model, version=number, channel=channel, encoding=encoding, **session.call)
+    request = pb.PrepareReleaseRequest(
+        model=model, version=number, channel=channel, encoding=encoding, population=population, **session.call
+    )
     answer = session.stub.PrepareRelease(request)
     facts = [("release", str(answer.number)), ("to go back with", str(answer.revert or "–"))]
     facts += [("devices have now", str(answer.head or "–")), ("version", str(answer.release.version))]
@@ -96,11 +109,16 @@ def _facts(release: Any) -> list[tuple[str, str]]:
         ("release", str(release.number)),
         ("version", str(release.version)),
         ("channel", release.channel),
-        ("standing", release.standing or "–"),
+        ("standing", _standing(release)),
         *_sizes(release),
         ("bundle", release.bundle_digest),
         ("issued (UTC)", output.instant(release.issued_at_ms)),
     ]
+
+
+def _standing(release: Any) -> str:
+    whose = f" of {', '.join(release.head_of)}" if release.head_of else ""
+    return f"{release.standing}{whose}" or "–"
 
 
 def _sizes(release: Any) -> list[tuple[str, str]]:

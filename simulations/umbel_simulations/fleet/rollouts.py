@@ -18,7 +18,7 @@ from umbel.successor import successor
 from umbel.weights import Weights
 from umbel_server.executions import HOLDS_IT, of_numbers
 from umbel_server.rollout import Stage
-from umbel_server.rollout_spec import OnFailure, RolloutSpec
+from umbel_server.rollout_spec import Audience, OnFailure, RolloutSpec
 from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.tables import VERSIONS
 from umbel_server.versions import Lineage, Version, VersionState
@@ -111,7 +111,7 @@ class Play:
         steering = self._house.parts.coordinator.rollouts
         assert steering is not None  # noqa: S101
         with self._house.parts.store.reading() as connection:
-            head = steering.desk.head(connection, MODEL, STABLE)
+            head = steering.desk.head(connection, Audience(MODEL, STABLE, POPULATION))
         spec = RolloutSpec(
             MODEL,
             STABLE,
