@@ -20,11 +20,10 @@ NAMES = (
     "large",
     "coordinator",
     "learning",
-    "private_learning",
     "releases",
     "deltas",
 )
-BY_NAME_ONLY = ("fleet", "mixed", "runtime", "simulation")
+BY_NAME_ONLY = ("fleet", "mixed", "private_learning", "runtime", "simulation")
 """These take many minutes, or install other frameworks into environments of their own."""
 
 
