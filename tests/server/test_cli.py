@@ -389,6 +389,13 @@ def test_a_date_in_a_rollouts_file_is_refused(umbel: Umbel, tmp_path: Path) -> N
     assert refused.code == 1 and "POSIX seconds" in refused.err
 
 
+def test_the_steps_of_the_help_can_be_taken(umbel: Umbel, live: Live) -> None:
+    steps = re.findall(r"^\d\. umbel (.+)$", program().help or "", re.MULTILINE)
+    assert steps[0].startswith("init") and steps[1] == "serve"
+    for step in steps[2:5]:
+        done(umbel(*step.replace("BUNDLE_DIR", BUNDLE).split()))
+
+
 def test_the_command_starts_without_loading_the_server(tmp_path: Path) -> None:
     words = "import sys; from umbel_server.cli import program; program()"
     heavy = "print([name for name in ('sqlalchemy', 'onnxruntime', 'flwr', 'torch', 'alembic') if name in sys.modules])"

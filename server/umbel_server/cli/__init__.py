@@ -27,7 +27,7 @@ A first federation:
 
 4. umbel devices tokens create --population watches --count 20 --codes
 
-5. umbel tasks create --name shoulder --population watches --model smartwatch --rounds 15 --goal 16
+5. umbel tasks create --name shoulder --population watches --model smartwatch --rounds 15 --goal 16 --public
 
 6. umbel rounds list --watch
 

@@ -78,7 +78,7 @@ def create_task(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="What all chance is drawn from.")] = None,
 ) -> None:
-    """Create a task; its first round opens at once. docs/how-to/operate-a-coordinator.md shows a whole file."""
+    """Create a task; its first round opens at once. docs/reference/umbel-cli.md shows a whole file."""
     chosen = {
         "name": name,
         "population": population,
