@@ -56,8 +56,8 @@ fix: $(VENV)/.dev-installed ## Mend what format and lint can mend by themselves.
 protos: $(VENV)/.dev-installed ## Generate Python from the protos again, after an edit.
 	@"$(BIN)/python" hatch_build.py
 
-docs: $(VENV)/.dev-installed ## Run every command that the README and the tutorials show.
-	@"$(BIN)/python" -m pytest -q tests/test_docs_commands.py tests/test_docs_links.py $(PYTEST_ARGS)
+docs: $(VENV)/.dev-installed ## Run the commands that the pages show, and hold what they say to the code.
+	@"$(BIN)/python" -m pytest -q tests/test_docs_*.py tests/*/test_*_page.py $(PYTEST_ARGS)
 
 bench: $(VENV)/.dev-installed ## Measure speed, memory and learning, side by side with other ways.
 	@"$(BIN)/python" -m tests.benchmarks $(BENCH_ARGS)
