@@ -182,12 +182,13 @@ async def serving(coordinator: Coordinator) -> AsyncIterator[Peer]:
     own = authority.issue_cert("localhost", "127.0.0.1")
     pair = (own.private_key_pem.bytes(), b"".join(part.bytes() for part in own.cert_chain_pems))
     peer = Peer(coordinator, authority.cert_pem.bytes(), DeviceAuthority())
-    enrol, devices = grpc.aio.server(), grpc.aio.server()
+    # One address, and nobody else's: gRPC would share a port that another test's server has found in the other family.
+    enrol, devices = (grpc.aio.server(options=[("grpc.so_reuseport", 0)]) for _ in range(2))
     rpc.add_EnrolmentServiceServicer_to_server(_Enrolment(peer), enrol)
     rpc.add_DeviceServiceServicer_to_server(_Devices(peer), devices)
     mutual = grpc.ssl_server_credentials([pair], peer.devices.certificate(), require_client_auth=True)
-    peer.enrol_address = f"localhost:{enrol.add_secure_port('localhost:0', grpc.ssl_server_credentials([pair]))}"
-    peer.device_address = f"localhost:{devices.add_secure_port('localhost:0', mutual)}"
+    peer.enrol_address = f"127.0.0.1:{enrol.add_secure_port('127.0.0.1:0', grpc.ssl_server_credentials([pair]))}"
+    peer.device_address = f"127.0.0.1:{devices.add_secure_port('127.0.0.1:0', mutual)}"
     await enrol.start()
     await devices.start()
     try:
