@@ -177,7 +177,7 @@ class ReleaseDesk:
             waiting = self.waiting(connection)
         for model in sorted({release.model for release in waiting}):
             self._name_signers(model, now)
-            if self._can_sign(role_of(model)) and self.repository.has_listing(model):
+            if self._can_sign(role_of(model)):
                 self._sign([release for release in waiting if release.model == model], now)
         if not is_recent(self._renewed_at, now, RENEWAL_SECONDS):
             renew(self.repository, now)

@@ -10,6 +10,8 @@ from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, Fleet, fleet_
 from umbel.clock import DAY
 from umbel.errors import NotFound
 from umbel.visit import CheckIn
+from umbel_models.zoo import bundle_path
+from umbel_server.keyring import Keyring
 from umbel_server.repository import role_of
 from umbel_server.rollout import Stage
 from umbel_server.rollout_spec import RolloutSpec, Wave
@@ -95,3 +97,31 @@ async def test_a_coordinator_with_a_listing_sends_nobody_a_bare_release(fleet: F
     for release in (0, 1):
         asked = CheckIn(POPULATION, ("onnx",), (), offers_work=False, release=release)
         assert (await fleet.coordinator.check_in(fleet.id_of(0), asked)).newest is None
+
+
+OTHER = "other"
+
+
+def settle_another_model(fleet: Fleet) -> None:
+    """A release of a model that had none before is to be signed."""
+    fleet.coordinator.operations.add_model(OTHER, bundle_path("smartwatch"), AUTHOR)
+    fleet.verbs.prepare(OTHER, 1, "stable", AUTHOR)
+    assert fleet.coordinator.rollouts is not None
+    fleet.coordinator.rollouts.desk.settle(fleet.clock.now())
+    assert not fleet.repository.has_listing(OTHER)
+
+
+async def test_a_new_model_waits_for_its_signers_to_be_named_where_the_keys_for_that_are(fleet: Fleet) -> None:
+    for signer in fleet.keys.signers("targets")[1:]:
+        fleet.keys.forget(signer.public_key.keyid)
+    settle_another_model(fleet)
+    assert OTHER not in fleet.repository.models()
+    assert fleet.keys.signers(role_of(OTHER)) == [], "nobody will ever trust a key that was made for it here"
+
+
+async def test_a_model_whose_signers_are_elsewhere_waits_for_their_empty_listing(fleet: Fleet, tmp_path: Path) -> None:
+    signers = Keyring.create(tmp_path / "elsewhere").add(role_of(OTHER))
+    draft = fleet.repository.draft_signers(OTHER, [it.public_key for it in signers], fleet.clock.now())
+    fleet.repository.publish("targets", fleet.repository.sign(draft, "targets"), fleet.clock.now())
+    settle_another_model(fleet)
+    assert fleet.repository.models() == [OTHER, MODEL]
