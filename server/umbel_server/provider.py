@@ -86,16 +86,18 @@ class Provider:
         return stale and not is_recent(known.tried_at, now, PAUSE_SECONDS)
 
     async def _look(self) -> None:
-        known = self._known
-        known.tried_at = self._clock.now()
+        known, begun = self._known, self._clock.now()
         try:
             discovered = _json(await self._get(self._issuer.rstrip("/") + DISCOVERY))
             if discovered.get("issuer") != self._issuer:
                 raise Unavailable("its discovery document is another issuer's")
             known.keys = _keys(_json(await self._get(_https(discovered.get("jwks_uri")))))
-            known.at, known.problem = known.tried_at, ""
+            known.at, known.problem = begun, ""
         except (Unavailable, MalformedMessage, OutOfBounds) as error:
             known.problem = str(error)
+        finally:
+            # Not before: who comes meanwhile wants a look too, and waits for this one.
+            known.tried_at = begun
 
 
 def _json(document: bytes) -> Mapping[str, Any]:

@@ -126,6 +126,8 @@ GUARDS: Final = (
         ("old keys", "if not is_recent(known.at, self._clock.now(), KEPT_SECONDS):", "if False:"),
         ("a withdrawn key", " or not is_recent(known.at, now, FRESH_SECONDS)", ""),
         ("asking again and again", "return stale and not is_recent(known.tried_at, now, PAUSE_SECONDS)", "return stale"),
+        ("one look at a time", "async with self._looking:", "if True:"),
+        ("who comes while there is a look", "            known.tried_at = begun\n", "            pass\n"),
         ("another issuer's document", 'if discovered.get("issuer") != self._issuer:', "if False:"),
         ("how many keys", " or len(entries) > MAX_KEYS:", ":"),
         ("two keys of one id", "    if len(found) != len(named):", "    if False:"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -283,6 +284,13 @@ async def test_keys_are_fetched_once_and_again_only_when_they_are_old(door: Door
     door.clock.ahead = FRESH_SECONDS + 1
     await door.enter(_later(door, FRESH_SECONDS + 1))
     assert len(door.provider.asked) == 4
+
+
+async def test_who_comes_while_the_keys_are_fetched_waits_for_them(door: Door) -> None:
+    """The first calls after a start, or after the provider's keys were replaced, come together."""
+    found = await asyncio.gather(*(door.enter(door.provider.token(subject)) for subject in ("ada", "grace", "ken")))
+    assert [one.actor for one in found] == ["token:ada", "token:grace", "token:ken"]
+    assert len(door.provider.asked) == 2
 
 
 def _later(door: Door, seconds: float) -> str:
