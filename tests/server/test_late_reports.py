@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.server.driving import TASK, SimulatedDevice, World, inline, task, together
+from tests.server.driving import BUNDLE, MODEL, TASK, SimulatedDevice, World, inline, task, together
 from umbel.errors import RoundClosed
+from umbel.update import Aggregate
 from umbel_server import uploads
 from umbel_server.closing import advance
 
@@ -80,6 +82,31 @@ async def test_a_report_that_waits_while_its_round_is_closed_is_too_late(small_w
     await closing
     with pytest.raises(RoundClosed):
         await waiting
+
+
+async def test_a_round_whose_last_moment_comes_while_a_report_is_added_up_is_closed_with_it(small_world: World) -> None:
+    closing: list[asyncio.Task[None]] = []
+
+    async def meanwhile(function: Callable[..., Any], *arguments: Any) -> Any:
+        found = await inline(function, *arguments)
+        if function.__name__ == "add" and small_world.coordinator.runner(TASK).active.reports:  # type: ignore[union-attr]
+            small_world.clock.instant += 101.0
+            closing.append(asyncio.create_task(small_world.coordinator.tick()))
+            await asyncio.sleep(0)  # it goes as far as it can
+        return found
+
+    small_world.offload = meanwhile
+    small_world.restart()
+    await small_world.begin(task(goal=3, rounds=1))
+    expected = Aggregate.zero(BUNDLE.manifest.shared_shapes)
+    devices = small_world.enrol("a", "b")
+    for device, assigned in [(device, await device.assignment()) for device in devices]:
+        expected.accumulate(device.update(assigned))
+        await device.send(device.report(assigned))
+    await closing[0]
+    assert small_world.coordinator.operations.version(MODEL, 2).lineage.cohort == 2
+    wanted = (BUNDLE.shared_weights() + expected.mean()).to_vector()
+    np.testing.assert_allclose(small_world.weights().to_vector(), wanted, rtol=0, atol=1e-6)
 
 
 async def test_what_is_remembered_of_late_uploads_is_bounded(
