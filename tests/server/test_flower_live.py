@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # First, because it loads flwr quietly.
@@ -16,7 +16,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from tests.server.driving import BUNDLE, MODEL, OPERATOR, TASK, SimulatedDevice, World, together
+from tests.server.driving import BUNDLE, MODEL, OPERATOR, TASK, SimulatedDevice, World, inline, together
 from tests.server.driving import task as own_task
 from tests.server.fleets import accuracy, driven, fleet_of, while_they_visit
 from umbel.errors import BadInput, Conflict, NotFound, OutOfBounds, RoundClosed, WeightsMismatch, WrongState
@@ -238,6 +238,58 @@ async def test_a_program_that_gives_up_frees_the_devices_for_the_next(world: Wor
     second = asyncio.create_task(world.coordinator.run_cohort(TASK, order(*devices)))
     await asyncio.sleep(0)
     assert world.coordinator.operations.round(TASK, 1).state is RoundState.ABANDONED
+    assert await together(*devices) == [True, True]
+    await world.coordinator.tick()
+    assert len(await second) == 2
+
+
+async def test_a_report_that_is_added_up_as_its_rounds_time_ends_reaches_the_program(world: World) -> None:
+    ending: list[asyncio.Task[None]] = []
+
+    async def meanwhile(function: Callable[..., Any], *arguments: Any) -> Any:
+        found = await inline(function, *arguments)
+        if function.__name__ == "add" and world.coordinator.runner(TASK).active.reports:  # type: ignore[union-attr]
+            world.clock.instant += 101.0
+            ending.append(asyncio.create_task(world.coordinator.tick()))
+            await asyncio.sleep(0)  # it goes as far as it can
+        return found
+
+    world.offload = meanwhile
+    world.restart()
+    devices = world.enrol("a", "b", "c")
+    await world.begin(driven(goal=3))
+    running = asyncio.create_task(world.coordinator.run_cohort(TASK, order(*devices), 100.0))
+    await asyncio.sleep(0)
+    for device, assigned in [(device, await device.assignment()) for device in devices[:2]]:
+        await device.send(device.report(assigned))
+    await ending[0]
+    assert len(await running) == 2
+
+
+async def test_a_program_that_begins_while_the_one_before_is_handed_its_round_waits_for_that(world: World) -> None:
+    hold, held = asyncio.Event(), asyncio.Event()
+
+    async def slowly(function: Callable[..., Any], *arguments: Any) -> Any:
+        if function.__name__ == "collect" and not held.is_set():
+            held.set()
+            await hold.wait()
+        return await inline(function, *arguments)
+
+    world.offload = slowly
+    world.restart()
+    devices = world.enrol("a", "b")
+    await world.begin(driven(goal=2))
+    first = asyncio.create_task(world.coordinator.run_cohort(TASK, order(*devices)))
+    await asyncio.sleep(0)
+    await together(*devices)
+    ending = asyncio.create_task(world.coordinator.tick())
+    await held.wait()
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    second = asyncio.create_task(world.coordinator.run_cohort(TASK, order(*devices)))
+    await asyncio.sleep(0)
+    hold.set()
+    await ending
     assert await together(*devices) == [True, True]
     await world.coordinator.tick()
     assert len(await second) == 2
