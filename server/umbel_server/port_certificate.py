@@ -6,7 +6,6 @@ theirs.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Final
 
@@ -34,8 +33,7 @@ class PortCertificate:
 
     def __init__(self, authority: Authority, names: Sequence[str], clock: Clock) -> None:
         self._authority, self._names, self._clock = authority, names, clock
-        self._lock = threading.Lock()
-        self._made_at, self._newest = self._made()
+        self._newest = self._made()
 
     def credentials(self, client_authority: bytes | None) -> grpc.ServerCredentials:
         """For one port.
@@ -58,11 +56,12 @@ class PortCertificate:
         )
 
     def _current(self) -> tuple[bytes, bytes]:
-        with self._lock:
-            # Also after a clock that was ahead was set right: what begins in the future is believed by nobody.
-            if not is_recent(self._made_at, self._clock.now(), RENEW_AFTER):
-                self._made_at, self._newest = self._made()
-            return self._newest
+        made_at, newest = self._newest
+        # Also after a clock that was ahead was set right: it may begin in the future, and nobody would believe it. Two
+        # handshakes that come just then may each make one, of which either is good.
+        if not is_recent(made_at, self._clock.now(), RENEW_AFTER):
+            _, newest = self._newest = self._made()
+        return newest
 
     def _made(self) -> tuple[float, tuple[bytes, bytes]]:
         key, now = ec.generate_private_key(ec.SECP256R1()), self._clock.now()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tests.crossing import crossed
 from umbel.bundle import Bundle
 from umbel.errors import InputMismatch, MalformedMessage, NotFinite, NotFound, OutOfBounds
+from umbel_client import sqlite_examples
 from umbel_client.examples import ExampleStore, MemoryExamples, StoreLimits, as_arrays
 from umbel_client.importing import import_npz
 from umbel_client.sqlite_examples import SqliteExamples
@@ -234,6 +237,22 @@ def test_the_share_is_rounded_down_and_nothing_is_in_both(count: int, share: flo
     split = store.split(1.0)
     assert split.held_back.count == int(count * share + 1e-9)
     assert values(split.training) + values(split.held_back) == list(range(count))
+
+
+def test_a_thread_waits_for_another_ones_change_as_long_as_that_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for the 30 seconds only that SQLite waits for another process: reading a large store takes longer."""
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite_examples.sqlite3, "connect", lambda path, **rest: connect(path, **rest | {"timeout": 0}))
+    store = SqliteExamples(tmp_path / "examples.db", StoreLimits(held_back_share=0.0))
+    store.add(x(1), y(0), at=1.0)
+    split, added = crossed(
+        store, sqlite_examples, "held_back_keys", lambda: store.split(2.0), lambda: store.add(x(2), y(0), at=2.0)
+    )
+    assert values(split.training) == [1]
+    assert added.result() == 1
+    assert values(store.split(3.0).training) == [1, 2]
 
 
 # Import.

@@ -33,9 +33,9 @@ GUARDS: Final = (
     ),
     *of(
         "server/umbel_server/port_certificate.py", ("tests/server/test_app.py",),
-        ("a certificate is renewed", "if not is_recent(self._made_at, self._clock.now(), RENEW_AFTER):", "if False:"),
-        ("one certificate for all", "if not is_recent(self._made_at, self._clock.now(), RENEW_AFTER):", "if True:"),
-        ("a certificate of the future", "if not is_recent(self._made_at, self._clock.now(), RENEW_AFTER):", "if self._clock.now() - self._made_at >= RENEW_AFTER:"),
+        ("a certificate is renewed", "if not is_recent(made_at, self._clock.now(), RENEW_AFTER):", "if False:"),
+        ("one certificate for all", "if not is_recent(made_at, self._clock.now(), RENEW_AFTER):", "if True:"),
+        ("a certificate of the future", "if not is_recent(made_at, self._clock.now(), RENEW_AFTER):", "if self._clock.now() - made_at >= RENEW_AFTER:"),
     ),
     *of(
         "server/umbel_server/requests.py", _CALLS,

@@ -1,58 +1,22 @@
-"""A helper's calls come on many threads; one that comes in the midst of another finds nothing half decided.
-
-No test waits for a time: the second call is made when the first is about to read or to write, which goes on once the
-second is done, or stands at the lock.
-"""
+"""A helper's calls come on many threads; one that comes in the midst of another finds nothing half decided."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
+from tests.crossing import Call, crossed
 from tests.private.parties import TASK, Cohort, Party
 from umbel.descriptor import RoundDescriptor, sign_as_leader
 from umbel.errors import AlreadyExists, SetRefused, WrongState
 from umbel.plan import Kind
 
-Call = Callable[[], Any]
 
-
-class Turn:
-    """A helper's lock, which tells that somebody stands at it."""
-
-    def __init__(self, lock: threading.Lock, settled: threading.Event) -> None:
-        self._lock, self._settled = lock, settled
-
-    def __enter__(self) -> None:
-        if self._lock.locked():
-            self._settled.set()
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
-
-
-def crossed(party: Party, step: str, first: Call, second: Call) -> Future[Any]:
-    """What becomes of a second call in the midst of a first one: as that comes to a step of its records."""
-    settled, do = threading.Event(), getattr(party.records, step)
-    coming: list[Future[Any]] = []
-    with pytest.MonkeyPatch.context() as hands, ThreadPoolExecutor(1) as other:
-
-        def late(*arguments: Any) -> Any:
-            hands.setattr(party.records, step, do)
-            coming.append(other.submit(second))
-            coming[0].add_done_callback(lambda _: settled.set())
-            assert settled.wait(60)
-            return do(*arguments)
-
-        hands.setattr(party.helper, "_lock", Turn(party.helper._lock, settled))
-        hands.setattr(party.records, step, late)
-        first()
-    return coming[0]
+def in_the_midst(party: Party, step: str, first: Call, second: Call) -> Future[Any]:
+    """What becomes of a second call as the first one comes to a step of the helper's records."""
+    return crossed(party.helper, party.records, step, first, second)[1]
 
 
 def prepared(cohort: Cohort) -> list[bytes]:
@@ -62,7 +26,7 @@ def prepared(cohort: Cohort) -> list[bytes]:
 def test_two_sets_of_one_round_are_not_both_summed(cohort: Cohort) -> None:
     """Their difference would be one device's update."""
     party, rd, ids = cohort.party, cohort.agreed.rd, prepared(cohort)
-    second = crossed(party, "commit", lambda: party.port.commit(rd, ids), lambda: party.port.commit(rd, ids[1:]))
+    second = in_the_midst(party, "commit", lambda: party.port.commit(rd, ids), lambda: party.port.commit(rd, ids[1:]))
     with pytest.raises(SetRefused):
         second.result()
 
@@ -74,13 +38,13 @@ def test_one_round_is_not_agreed_in_two_ways(party: Party) -> None:
         statement = descriptor.to_bytes()
         return party.port.countersign(statement, sign_as_leader(statement, party.sign.key))
 
-    second = crossed(party, "countersign", lambda: countersign(one), lambda: countersign(other))
+    second = in_the_midst(party, "countersign", lambda: countersign(one), lambda: countersign(other))
     with pytest.raises(AlreadyExists):
         second.result()
 
 
 def test_a_round_that_was_asked_for_late_sets_no_task_back(party: Party) -> None:
-    second = crossed(
+    second = in_the_midst(
         party,
         "offer",
         lambda: party.port.offer_key(TASK, 1, Kind.TRAIN),
@@ -97,7 +61,7 @@ def test_two_rounds_do_not_both_take_the_last_report_that_a_device_may_give(part
     for cohort in (one, other):
         cohort.fill(devices)
     first, late = prepared(one), prepared(other)
-    second = crossed(
+    second = in_the_midst(
         party,
         "commit",
         lambda: party.port.commit(one.agreed.rd, first),
@@ -109,7 +73,7 @@ def test_two_rounds_do_not_both_take_the_last_report_that_a_device_may_give(part
 
 def test_no_seed_is_left_of_a_round_that_is_summed_while_it_is_shown_again(cohort: Cohort) -> None:
     party, ids = cohort.party, prepared(cohort)
-    second = crossed(party, "is_spent", lambda: prepared(cohort), lambda: party.port.commit(cohort.agreed.rd, ids))
+    second = in_the_midst(party, "is_spent", lambda: prepared(cohort), lambda: party.port.commit(cohort.agreed.rd, ids))
     assert second.result().total
     assert party.helper._prepared == {}
 
@@ -119,5 +83,5 @@ def test_a_round_that_is_shown_while_old_ones_are_swept_stops_no_sweep(party: Pa
     for cohort in (one, other):
         cohort.fill(party.devices(4))
     prepared(one)
-    second = crossed(party, "round_by_rd", party.helper.sweep, lambda: prepared(other))
+    second = in_the_midst(party, "round_by_rd", party.helper.sweep, lambda: prepared(other))
     assert len(second.result()) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import weakref
@@ -11,8 +12,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from tests.crossing import crossed
 from tests.protos.watch import WATCH
 from umbel.errors import OutOfBounds
+from umbel.runtime import onnx
 from umbel.runtime.onnx import OnnxRuntime
 
 START = WATCH.shared_weights()
@@ -43,6 +46,13 @@ def test_a_native_session_serves_every_round_and_only_so_many_are_kept(monkeypat
     assert len(made) == 3
 
 
+def test_two_threads_that_need_a_session_at_once_share_one() -> None:
+    runtime = OnnxRuntime()
+    begin = functools.partial(runtime.evaluate, WATCH, START)
+    one, other = crossed(runtime, onnx, "_Native", begin, begin)
+    assert one._native is other.result()._native
+
+
 def test_nothing_of_a_large_model_is_kept_when_its_session_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("umbel.runtime.onnx._SMALL", 0)
     runtime = OnnxRuntime()
@@ -63,6 +73,7 @@ DEVICE = """
 import sys
 import numpy as np
 from umbel.bundle import Bundle
+from umbel.runtime import onnx
 from umbel.runtime.onnx import OnnxRuntime
 from umbel_models.zoo import bundle_path
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from tests.crossing import crossed
 from tests.server.driving import BUNDLE, MODEL, OPERATOR, TASK, SimulatedDevice, World, inline, together
 from tests.server.driving import task as own_task
 from tests.server.fleets import accuracy, driven, fleet_of, while_they_visit
@@ -366,6 +369,24 @@ async def test_a_program_whose_coordinator_stops_is_let_go(world: World) -> None
         await running
     with pytest.raises(WrongState):
         port.device_ids()
+
+
+async def test_a_program_that_asks_while_its_coordinator_stops_is_let_go_too(world: World) -> None:
+    await world.begin(driven())
+    busy = asyncio.new_event_loop()  # and answers nobody any more
+    port = CoordinatorPort(world.coordinator, TASK, busy)
+    told = queue.SimpleQueue[object]()
+
+    def ask() -> None:
+        try:
+            crossed(port, asyncio, "run_coroutine_threadsafe", port.device_ids, port.close)
+        except WrongState as error:
+            told.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    assert "run it again" in str(await asyncio.to_thread(told.get, timeout=20))
+    await asyncio.to_thread(busy.run_until_complete, asyncio.sleep(0))
+    busy.close()
 
 
 @pytest.mark.parametrize(

@@ -100,5 +100,4 @@ class CoordinatorPort:
         except CancelledError:
             raise WrongState("the coordinator stopped while the program waited; run it again") from None
         finally:
-            with self._lock:
-                self._waiting.discard(future)
+            self._waiting.discard(future)
