@@ -69,6 +69,7 @@ def measure(
 
     Raises:
         OutOfBounds: no batch, an empty one, or no turn.
+        ParityFailed: the spec has other weights than the bundle, or trains others.
         UmbelError: a runtime can't run the bundle.
     """
     if not batches or min(batches) < 1 or turns < 1:
@@ -76,8 +77,10 @@ def measure(
     ways = len(runtimes) + (spec is not None)
     if spec is not None:
         from umbel_models.adapters import resolved
+        from umbel_models.parity import require_same_names
 
         spec = resolved(spec)
+        require_same_names(spec, bundle)
     found: list[Speed] = []
     for batch in batches:
         works: dict[tuple[str, str], Work] = {}

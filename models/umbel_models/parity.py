@@ -101,7 +101,8 @@ def check_parity(spec: ModelSpec, bundle: Bundle, runtime: Runtime) -> ParityRep
     return ParityReport(infer, evaluate, short, long)
 
 
-def _require_same_weights(spec: ModelSpec, bundle: Bundle) -> None:
+def require_same_names(spec: ModelSpec, bundle: Bundle) -> Mapping[str, Tensor]:
+    """The weights of a resolved spec by a bundle's names; raises `ParityFailed` if it has others, or trains others."""
     own = {("p_" if spec.trains(name) else "f_") + name: weight for name, weight in spec.module.named_parameters()}
     names = set(own)
     known = {each.name for each in (*bundle.manifest.trainable, *bundle.manifest.frozen)}
@@ -110,6 +111,11 @@ def _require_same_weights(spec: ModelSpec, bundle: Bundle) -> None:
             f"{spec.name!r}: the bundle has other weights, or trains others: {', '.join(sorted(names ^ known))}; "
             "give the spec, and the choice of what is trained, that it was built from"
         )
+    return own
+
+
+def _require_same_weights(spec: ModelSpec, bundle: Bundle) -> None:
+    own = require_same_names(spec, bundle)
     weights = bundle.weights()
     others = [name for name, weight in own.items() if not np.array_equal(weights[name], weight.detach().numpy())]
     if others:

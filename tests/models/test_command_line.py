@@ -137,6 +137,8 @@ def test_a_second_build_takes_its_graphs_from_the_cache_unless_told_not_to(tmp_p
         (["bench", str(bundle_path("digits")), "--batches", "many"], "are no batches"),
         (["bench", str(bundle_path("digits")), "--batches", "0"], "at least one"),
         (["bench", "no-such-folder"], "no bundle"),
+        (["bench", str(bundle_path("digits")), "--against", MLP, "--trainable", "head"], "trains others"),
+        (["bench", str(bundle_path("digits")), "--against", "umbel_models.zoo.digits:cnn"], "has other weights"),
         (["build", "no-colon", "-o", "unused"], "package.module:spec"),
         (["build", "no.such.module:spec", "-o", "unused"], "can't load"),
         (["build", "umbel_models.zoo.digits:nothing", "-o", "unused"], "can't load"),
