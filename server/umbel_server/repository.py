@@ -29,7 +29,7 @@ from tuf.api.metadata import (
 )
 
 from umbel import fields
-from umbel.errors import AlreadyExists, NotFound, SignatureInvalid, WrongState
+from umbel.errors import AlreadyExists, NotFound, OutOfBounds, SignatureInvalid, WrongState
 from umbel.listing import CHECKPOINT, ISSUED_AT, ListedRelease, facts_of, listed_from_target, target_path
 from umbel_server.drafts import S, draft, parse, sign_draft, unborn
 from umbel_server.keyring import RULES, Keyring, KeyStatus, rule_of
@@ -175,16 +175,19 @@ class Repository:
 
         Raises:
             AlreadyExists: it has signers already; rotate them instead.
+            OutOfBounds: fewer than have to sign together, so that nobody could ever release it.
         """
         targets = self._load("targets", Targets)
         if model in self.models():
             raise AlreadyExists(f"model {model!r} has signers already")
         delegations = targets.signed.delegations or Delegations({}, {})
-        rule = RULES["releases"]
+        rule, signers = RULES["releases"], {key.keyid: key for key in keys}
+        if len(signers) < rule.threshold:
+            raise OutOfBounds(f"{rule.threshold} signers have to sign together; name as many different keys, or more")
         role = DelegatedRole(role_of(model), [], rule.threshold, terminating=True, paths=[f"models/{model}/*"])
         delegations.roles = {**(delegations.roles or {}), role.name: role}
         targets.signed.delegations = delegations
-        for key in keys:
+        for key in signers.values():
             targets.signed.add_key(key, role.name)
         return draft(targets, "targets", now)
 

@@ -17,6 +17,7 @@ from umbel.errors import (
     Expired,
     MalformedMessage,
     NotFound,
+    OutOfBounds,
     RollbackRefused,
     SignatureInvalid,
     WrongState,
@@ -163,6 +164,14 @@ def test_a_model_gets_its_signers_once(world: World) -> None:
         world.repository.draft_signers(MODEL, world.keys.public_keys(ROLE), NOW)
 
 
+def test_signers_too_few_to_sign_together_are_refused(world: World) -> None:
+    """One key under two names is one: the model could never be released, nor get other signers."""
+    (key,) = (signer.public_key for signer in world.keys.add("targets", 1))
+    with pytest.raises(OutOfBounds, match="2 signers have to sign together"):
+        world.repository.draft_signers("another", [key, key, key], NOW)
+    assert "another" not in world.repository.models()
+
+
 def test_offline_signatures_may_come_one_after_the_other_from_two_machines(world: World) -> None:
     draft = world.repository.draft_releases([listed(3)], NOW)
     first, second = world.keys.signers(ROLE)[:2]
@@ -242,8 +251,8 @@ def test_a_coordinator_that_stamps_at_this_moment_undoes_no_rotation_of_another_
 ) -> None:
     """`umbel keys rotate` beside `umbel serve`: the old key's private half is gone once its place was taken."""
     coordinator, command = Repository(world.repository._files.folder, world.keys), world.repository
-    new = world.keys.add("targets", 1)[0].public_key
-    draft = command.sign(command.draft_signers("another", [new], NOW), "targets")
+    new = [signer.public_key for signer in world.keys.add("targets", 2)]
+    draft = command.sign(command.draft_signers("another", new, NOW), "targets")
     rotating = threading.Thread(target=lambda: command.publish("targets", draft, NOW))
     write = MetadataFiles.write
 

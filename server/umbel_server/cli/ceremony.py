@@ -47,7 +47,11 @@ def renew(role: Role, draft: Draft = None, state: State = None, as_json: Json = 
     drafted = repository.draft_empty(model, now) if unborn else repository.draft_renewal(role, now)
     if draft is not None:
         write_result(draft, drafted)
-        tell(as_json, {"role": role, "draft": str(draft)}, f"Wrote {draft}; sign it, then `umbel keys publish {role}`")
+        tell(
+            as_json,
+            {"role": role, "draft": str(draft)},
+            f"Wrote {draft}; sign it, then `umbel keys publish {role} {draft}`",
+        )
         return
     try:
         repository.publish(role, repository.sign(drafted, role), now)
@@ -73,7 +77,11 @@ def delegate(
     repository, _ = Folder(state_folder(state)).repository()
     keys = [public_key(signer) for signer in signers]
     write_result(draft, repository.draft_signers(model, keys, SystemClock().now()))
-    tell(as_json, {"model": model, "draft": str(draft)}, f"Wrote {draft}; sign it, then `umbel keys publish targets`")
+    tell(
+        as_json,
+        {"model": model, "draft": str(draft)},
+        f"Wrote {draft}; sign it, then `umbel keys publish targets {draft}`",
+    )
 
 
 def publish(
