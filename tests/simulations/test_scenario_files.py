@@ -33,6 +33,9 @@ kind = "nan"
 share = 0.2
 """
 
+OUTAGE = 'faults.outages = [{{ process = "coordinator", from_hour = 5, until_hour = {} }}]'
+CRASHES = 'faults.crashes = [{{ process = "device", from_hour = 5, until_hour = {} }}]'
+
 
 def written(folder: Path, text: str) -> Path:
     path = folder / "mine.toml"
@@ -99,11 +102,57 @@ def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
             r"rollouts: a wave's soak time must lie between 0 and its deadline",
         ),
         ("[[adversaries]]", "[[rollouts]]\nat_hour = 1\ngate = { alpa = 1 }\n[[adversaries]]", r"no setting 'alpa'"),
+        ('"iid"', '"iid"\nfolder = "here"', 'data: federation = "own" and a folder of archives go together'),
+        (
+            'federation = "digits"',
+            'federation = "own"',
+            'data: federation = "own" and a folder of archives go together',
+        ),
+        ("[data]", 'engine = "fleet"\nalgorithm = { kind = "scaffold" }\n[data]', 'only engine = "cohort" has'),
+        ("[data]", 'population.availability = "trace"\n[data]', 'availability = "trace" and a trace file go together'),
+        ("[data]", 'population.trace = "trace.pkl"\n[data]', 'availability = "trace" and a trace file go together'),
+        *(
+            ("[data]", f"population.time_zones = {zones}\n[data]", "time_zones must name at least one zone")
+            for zones in ([], [0.0, 14.5], [-12.5])
+        ),
+        *(("[data]", f"{OUTAGE.format(hour)}\n[data]", "an outage must end after it began: 5.0 to") for hour in (4, 5)),
+        *(
+            ("[data]", f"rollouts = [{{ at_hour = 1, waves = [{waves}] }}]\n[data]", told)
+            for waves, told in (
+                ("", "rollouts: waves must rise"),
+                ("{ percent = 25 }, { percent = 5 }", "rollouts: waves must rise"),
+                ("{ percent = 25 }, { percent = 25 }", "rollouts: waves must rise"),
+                ("{ percent = 101 }", r"rollouts: .*100"),
+            )
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_key(tmp_path: Path, right: str, wrong: str, told: str) -> None:
     with pytest.raises(BadInput, match=told):
         load(written(tmp_path, GOOD.replace(right, wrong, 1)))
+
+
+@pytest.mark.parametrize(
+    ("right", "edge"),
+    [
+        ("share = 0.2", "share = 0.9"),
+        ("share = 0.2", "share = 0.0"),
+        ("[data]", "population.time_zones = [-12.0, 14.0]\n[data]"),
+        *(("[data]", f"{CRASHES.format(hour)}\n[data]") for hour in (0, 5)),
+        ("[data]", f"{OUTAGE.format(5.1)}\n[data]"),
+        ("[data]", "rollouts = [{ at_hour = 1, waves = [{ percent = 100 }] }]\n[data]"),
+    ],
+)
+def test_what_lies_just_within_the_limits_is_taken(tmp_path: Path, right: str, edge: str) -> None:
+    load(written(tmp_path, GOOD.replace(right, edge, 1)))
+
+
+def test_a_buffer_holds_as_many_reports_as_the_task_counts_at_least(tmp_path: Path) -> None:
+    algorithm = 'engine = "cohort"\nalgorithm = { kind = "fedbuff", buffer = 3 }\n[data]'
+    scenario = load(written(tmp_path, GOOD.replace("[data]", algorithm, 1)))
+    assert changed(scenario, {"task.minimum": 3}).algorithm.buffer == 3
+    with pytest.raises(OutOfBounds, match="a buffer of 3 never holds the 4 reports"):
+        changed(scenario, {"task.minimum": 4})
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
