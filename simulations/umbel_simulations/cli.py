@@ -80,7 +80,7 @@ def run(
 ) -> None:
     """Play a scenario and write its report; the same command goes on after a kill.
 
-    Example: `umbel-simulate run poisoned-fleet --set adversaries.0.share=0.1 -o fewer-liars`
+    Example: umbel-simulate run poisoned-fleet --set adversaries.0.share=0.1 -o fewer-liars
     """
     found = _played(_chosen(scenario, seed, engine, sets), output, workers, fresh)
     _show_run(found, as_json)
@@ -99,7 +99,7 @@ def go_no_go(
 ) -> None:
     """Judge a run against its thresholds; exit code 1 is a no-go. Plays the scenario first, unless it is played.
 
-    Example: `umbel-simulate go-no-go smartwatch && echo launch`
+    Example: umbel-simulate go-no-go smartwatch && echo launch
     """
     from umbel_simulations.judgement import is_go, judge
 
@@ -129,7 +129,7 @@ def compare(
 ) -> None:
     """Put finished runs side by side.
 
-    Example: `umbel-simulate compare before after -o compare.html`
+    Example: umbel-simulate compare before after -o compare.html
     """
     from umbel_simulations.report.figures import measures
     from umbel_simulations.report.page import render_comparison
@@ -162,7 +162,7 @@ def sweep(
 ) -> None:
     """Play every combination of some values, side by side; the same command goes on after a kill.
 
-    Example: `umbel-simulate sweep digits-dirichlet --over data.alpha=0.1,1 --over task.plan.lr=0.02,0.05`
+    Example: umbel-simulate sweep digits-dirichlet --over data.alpha=0.1,1 --over task.plan.lr=0.02,0.05
     """
     from umbel_simulations import sweep as grids
 
@@ -187,7 +187,7 @@ def sweep(
 def list_scenarios(as_json: AsJson = False) -> None:
     """Show the scenarios that come with the package.
 
-    Example: `umbel-simulate list --json`
+    Example: umbel-simulate list --json
     """
     scenarios = [find(name) for name in library()]
     if as_json:
@@ -207,7 +207,7 @@ def schema(
 ) -> None:
     """Print the JSON Schema of scenarios, for editors.
 
-    Example: `umbel-simulate schema > scenario-schema.json`
+    Example: umbel-simulate schema > scenario-schema.json
     """
     from umbel_simulations.schema import reference, schema_text
 
