@@ -104,6 +104,7 @@ def test_waves_that_are_none_are_refused_by_name(
     (tmp_path / "one.toml").write_text("waves = 5\n")
     refused = umbel("rollouts", "create", "r", "--file", str(tmp_path / "one.toml"), "--soak", "60")
     assert refused.code == 1 and "waves is 5" in refused.err and "[[waves]]" in refused.err
+    assert umbel("rollouts", "create", "r", "--model", MODEL, "--soak", "-60").code == 2
 
 
 def test_what_a_file_says_stands_unless_an_option_says_otherwise(

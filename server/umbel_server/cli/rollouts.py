@@ -56,7 +56,7 @@ def create(
     revert: Annotated[int | None, typer.Option("--revert", help="The release to go back with.")] = None,
     from_release: Annotated[int | None, typer.Option("--from", help="What devices have now.")] = None,
     waves: Annotated[str, typer.Option("--waves", help="Per cent of the population, such as 1,5,25,100.")] = "",
-    soak: Annotated[float, typer.Option("--soak", help="Seconds before a wave's gate may pass.")] = -1.0,
+    soak: Annotated[float | None, typer.Option("--soak", help="Seconds before a wave's gate may pass.", min=0)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show which devices each wave would take.")] = False,
 ) -> None:
     """Write a draft of a rollout; nothing moves before it is submitted, approved by somebody else, and started."""
@@ -70,7 +70,7 @@ def create(
     spec |= {name: value for name, value in chosen.items() if value is not None}
     if waves:
         spec["waves"] = _shares(waves)
-    if soak >= 0:
+    if soak is not None:
         usual = [{"percent": share} for share in LADDER]
         spec["waves"] = _soaking(spec.get("waves", usual), soak)
     document = _document(spec)
