@@ -50,6 +50,7 @@ from umbel_server.round import RoundKey, RoundState
 from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
 from umbel_server.surroundings import Surroundings
+from umbel_server.turns import AT_HELPER
 
 PRIVATE: dict[str, Any] = {
     "updates_private": True,
@@ -378,6 +379,30 @@ async def test_a_helper_that_hangs_holds_up_no_other_task(world: PrivateWorld) -
     hangs.set()
     await world.coordinator.tick()
     assert not world.coordinator.runner(TASK).waits_for_helper
+
+
+async def test_few_threads_wait_for_a_helper_that_hangs_however_many_tasks_ask_it(world: PrivateWorld) -> None:
+    """The others are there for devices."""
+    hangs, asking = asyncio.Event(), list[str]()
+
+    async def offload(function: Callable[..., Any], *arguments: Any) -> Any:
+        if function == world.coordinator.private.ask:
+            asking.append(arguments[0].task.name)
+            await hangs.wait()
+        return function(*arguments)
+
+    world.offload = offload
+    world.restart()
+    operations, names = world.coordinator.operations, [f"task-{number}" for number in range(AT_HELPER + 1)]
+    for name in names:
+        operations.add_model(name, bundle_path(MODEL), OPERATOR)
+        operations.create_task(replace(task(**PRIVATE), name=name, population=name, model=name), OPERATOR)
+    for _ in range(2):
+        await world.coordinator.tick(patience=0.01)
+    assert len(asking) == AT_HELPER
+    hangs.set()
+    await world.coordinator.tick()
+    assert not any(world.coordinator.runner(name).waits_for_helper for name in names)
 
 
 async def test_a_helper_that_never_comes_back_costs_the_round_and_its_shares_are_deleted(world: PrivateWorld) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +77,25 @@ async def test_a_device_is_offered_a_delta_from_what_it_holds_to_the_base_of_its
     assert (len(data), digest_of(data)) == (delta.size, delta.digest)
     rebuild(io.BytesIO(data), io.BytesIO(old.read_bytes()), out, base.digest, target)
     assert out.getvalue() == new.read_bytes()
+
+
+async def test_a_delta_that_many_ask_for_at_once_is_made_once(small_world: World) -> None:
+    made: list[Any] = []
+
+    async def slowly(function: Callable[..., Any], *arguments: Any) -> Any:
+        if function.__name__ == "_write":
+            made.append(arguments[-1])
+            await asyncio.sleep(0)
+        return await inline(function, *arguments)
+
+    small_world.offload = slowly
+    small_world.restart()
+    before, _ = first(small_world), add(small_world, 1e-4)
+    await small_world.begin(task(goal=3))
+    devices = small_world.enrol("a", "b", "c")
+    replies = await asyncio.gather(*(device.check_in(held_bundles=(before.bundle,)) for device in devices))
+    assert replies[0].deltas and len({reply.deltas for reply in replies}) == 1
+    assert len(made) == len(set(made))
 
 
 async def test_nothing_is_offered_to_whom_it_cannot_help(small_world: World) -> None:
