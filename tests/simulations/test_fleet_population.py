@@ -25,6 +25,7 @@ from umbel_simulations.fleet.traces import Trace, read_traces
 
 HOUR = 3600.0
 TRACE = {"duration": 100.0, "finish_time": 90.0, "active": [10.0, 50.0], "inactive": [30.0, 80.0]}
+EMPTY: dict[str, list[float]] = {"active": [], "inactive": []}
 
 
 def test_four_times_as_many_devices_are_free_at_the_best_hour_as_at_the_worst() -> None:
@@ -114,6 +115,11 @@ class Attack:
         return os.mkdir, ("owned",)
 
 
+def test_a_trace_may_be_free_from_its_first_moment_to_its_last(tmp_path: Path) -> None:
+    (tmp_path / "traces").write_text(json.dumps({"1": {"duration": 90.0, "active": [0.0], "inactive": [90.0]}}))
+    assert read_traces(tmp_path / "traces") == (Trace(90.0, ((0.0, 90.0),)),)
+
+
 def test_a_trace_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "traces").write_bytes(pickle.dumps({1: Attack()}))
@@ -128,7 +134,12 @@ def test_a_trace_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         {},
         {"1": {}},
         {"1": {**TRACE, "finish_time": -1}},
-        {"1": {**TRACE, "active": [95.0]}},
+        [TRACE],
+        *({"1": {**EMPTY, "duration": length}} for length in (-1.0, 0.0, True, 10**400)),
+        *({"1": {**TRACE, "active": [begin]}} for begin in (95.0, 90.0)),
+        {"1": {**TRACE, "active": [-0.5]}},
+        {"1": {**TRACE, "inactive": [90.5]}},
+        {"1": {**TRACE, "active": ["10"]}},
         {"1": {**TRACE, "inactive": [30.0, float("nan")]}},
         {"1": {**TRACE, "active": "12"}},
         {"1": {**TRACE, "active": {"10": 1}}},

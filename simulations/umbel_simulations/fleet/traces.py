@@ -59,8 +59,8 @@ def read_traces(path: Path) -> tuple[Trace, ...]:
 def _trace(name: str, entry: Any) -> Trace:
     try:
         length = _seconds(entry.get("finish_time") or entry["duration"])
-        begins, ends = (_instants(entry[key]) for key in ("active", "inactive"))
-    except (AttributeError, KeyError, TypeError) as error:
+        begins, ends = ([_seconds(at) for at in entry[key]] for key in ("active", "inactive"))
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:
         raise MalformedMessage(f"trace of {name!r}: needs finish_time, active and inactive ({error!r})") from error
     if length <= 0:
         raise MalformedMessage(f"trace of {name!r}: finish_time is {length}; it must be above 0")
@@ -75,13 +75,7 @@ def _trace(name: str, entry: Any) -> Trace:
     return Trace(length, tuple(intervals))
 
 
-def _instants(values: Any) -> list[float]:
-    if not isinstance(values, list | tuple):
-        raise TypeError(f"{values!r} is no list of seconds")
-    return [_seconds(value) for value in values]
-
-
 def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not math.isfinite(value):
         raise TypeError(f"{value!r} is no number of seconds")
     return float(value)
