@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from umbel.runtime.onnx import OnnxRuntime
 from umbel_models import optimizers, parity
 from umbel_models.compile import compile_model
 from umbel_models.spec import ModelSpec
+from umbel_models.trainable import Head
 from umbel_models.zoo import digits
 
 
@@ -157,12 +159,24 @@ def test_a_bundle_of_other_weights_fails_parity(tmp_path: Path) -> None:
     [
         ({"targets": {"y": torch.arange(5)}}, "batch dimension"),
         ({"inputs": {}}, "batch dimension"),
+        ({"inputs": {"x": torch.tensor(1.0)}, "targets": {"y": torch.tensor(1)}}, "batch dimension"),
         ({"inputs": {"x": torch.randn(1, 6)}, "targets": {"y": torch.zeros(1)}}, "two examples"),
+        *(({"clip_examples": norm}, "a number above zero") for norm in (0.0, -1.0, math.inf, math.nan)),
     ],
 )
 def test_a_spec_that_contradicts_itself_is_refused(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(CannotCompile, match=match):
         spec_of(nn.Linear(6, 3), **changes)
+
+
+def test_two_examples_are_a_batch() -> None:
+    two = {"inputs": {"x": torch.randn(2, 6)}, "targets": {"y": torch.zeros(2)}}
+    assert spec_of(nn.Linear(6, 3), **two).example_count == 2
+
+
+def test_a_choice_that_is_yet_to_be_worked_out_names_no_weight() -> None:
+    with pytest.raises(CannotCompile, match="worked out first"):
+        spec_of(nn.Linear(6, 3), trainable=Head()).trains("weight")
 
 
 def counting() -> nn.Module:

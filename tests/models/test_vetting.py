@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ def test_a_loss_that_pairs_each_output_with_all_targets_is_refused(loss: Loss, t
 def test_losses_that_look_alike_and_are_sound_pass(loss: Loss) -> None:
     require_sound(spec_of(loss=loss))
     require_sound(spec_of(loss=loss, target=torch.zeros(12, 1)))
+
+
+def test_a_model_that_is_right_about_all_of_the_example_batch_passes() -> None:
+    """Its loss is 0, which is twice itself."""
+    spec = spec_of()
+    require_sound(replace(spec, targets={"y": spec.module(*spec.inputs.values()).detach()}))
 
 
 @pytest.mark.parametrize(
