@@ -83,6 +83,7 @@ def test_what_the_data_cant_give_is_refused() -> None:
         Data("digits")
     with pytest.raises(BadInput, match="no single labels"):
         load(Data("shakespeare", partition="dirichlet"), 0)
+    assert len(load(Data("smartwatch", users=20), 0).clients) == 20
     with pytest.raises(OutOfBounds, match="20 natural ones"):
         load(Data("smartwatch", users=21), 0)
 
