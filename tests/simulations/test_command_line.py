@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -125,31 +124,20 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(simulate: Told, tmp_path
 
 
 def test_a_run_without_room_for_its_databases_is_told_in_one_line(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "from umbel_simulations.cli import main; main()",
-        "run",
-        "smartwatch",
-        "-o",
-        "here",
-    ]
-    few = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=few, check=False)
+    few = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+    program = f"{few}; from umbel_simulations.cli import main; main()"
+    command = [sys.executable, "-c", program, "run", "smartwatch", "-o", "here"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n"), "no room" in done.stderr) == (1, 1, True), done.stderr
 
 
-def _as_in_a_terminal() -> None:
-    """A group of its own that listens to Ctrl-C, also where the tests run in the background and don't."""
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_ctrl_c_ends_a_sweep_and_its_processes_with_one_line(tmp_path: Path) -> None:
-    start = "from umbel_simulations.cli import main; main()"
+    # As in a terminal: it listens to Ctrl-C, also where the tests run in the background and don't.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    start = f"{listen}; from umbel_simulations.cli import main; main()"
     long = ("--set", "task.rounds=100000", "--over", "seed=1,2", "-o", str(tmp_path / "grid"))
     command = [sys.executable, "-c", start, "sweep", "digits-dirichlet", *long]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_as_in_a_terminal) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             while len(list(tmp_path.glob("grid/*/state"))) < 2:
                 assert process.poll() is None
