@@ -39,6 +39,8 @@ from umbel_models.vetting import innermost
 
 _SIZES: Final = (1, 2, 3, 5, 8, 16, 33, 64, 100, 256, 1000, 4097, 1 << 20)
 """Batches for which a trace has to hold."""
+_MANY_LAYERS: Final = 32
+"""Modules from which on torch's cache of fake tensors pays: where few layers repeat, its entries cost more."""
 
 Decompositions = Mapping[Any, Callable[..., Any]]
 """ATen operator -> the same in simpler ones."""
@@ -246,6 +248,7 @@ def trace(signature: Signature, module: nn.Module, table: Decompositions) -> Low
     """Trace a signature with these decompositions, whatever operators are left; otherwise as `lower`."""
     sizes = ShapeEnv()
     fake = FakeTensorMode(shape_env=sizes, allow_non_fake_inputs=True)
+    fake.cache_enabled = sum(1 for _ in module.modules()) >= _MANY_LAYERS
     names = list(signature.inputs)
     examples = [_fake_input(fake, t, name in signature.batched) for name, t in signature.inputs.items()]
     outputs: list[str] = []
