@@ -87,7 +87,7 @@ class RolloutVerbs:
 
         Raises:
             NotFound: the releases that it names aren't prepared.
-            WrongState: they were prepared for another state of the channel.
+            WrongState: they were prepared for another channel, or for another state of this one.
             AlreadyExists: there is another rollout of this id.
         """
         now = self._clock.now()
@@ -313,11 +313,18 @@ class RolloutVerbs:
 
     def _require_listed(self, spec: RolloutSpec) -> None:
         numbers = {spec.release, spec.revert_release, *(arm.release for arm in spec.arms)} - {0}
-        missing = sorted(numbers - set(self._desk.listed(spec.model)))
+        listed = self._desk.listed(spec.model)
+        missing = sorted(numbers - set(listed))
         if missing:
             waiting = all(self._prepared(spec.model, number) for number in missing)
             how = self._desk.who_signs(spec.model) if waiting else "`umbel releases prepare`"
             raise NotFound(f"releases {missing} of {spec.model!r} aren't listed and signed: {how}")
+        others = sorted(number for number in numbers if listed[number].channel != spec.channel)
+        if others:
+            raise WrongState(
+                f"releases {others} of {spec.model!r} are of channel {listed[others[0]].channel!r}, not of "
+                f"{spec.channel!r}: `umbel releases prepare {spec.model} VERSION --channel {spec.channel}`"
+            )
 
     def _require_ahead(self, connection: sa.Connection, spec: RolloutSpec) -> None:
         lowest = min((arm.release for arm in spec.arms), default=spec.release)

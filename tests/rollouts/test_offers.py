@@ -164,6 +164,13 @@ def test_a_version_that_was_refused_is_not_released(tmp_path: Path) -> None:
         fleet.verbs.prepare(MODEL, version, "stable", AUTHOR)
 
 
+def test_a_release_of_another_channel_is_in_no_rollout(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    prepared = fleet.verbs.prepare(MODEL, 1, "beta", AUTHOR)
+    with pytest.raises(WrongState, match="of channel 'beta', not of 'stable': `umbel releases prepare"):
+        fleet.verbs.create("r", RolloutSpec(MODEL, "stable", POPULATION, prepared.number), AUTHOR)
+
+
 def test_a_channels_head_never_falls(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path)
     lower, higher = (fleet.verbs.prepare(MODEL, 1, "stable", AUTHOR).number for _ in range(2))
