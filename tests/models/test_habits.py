@@ -157,7 +157,7 @@ def written_over(_: nn.Module, x: Tensor) -> Tensor:
         one_key_for_all,
         whole_numbers_gathered,
         measured,
-        masked_stacks,
+        pytest.param(masked_stacks, marks=pytest.mark.slow),  # a whole stack of encoders
     ],
 )
 def test_a_habit_of_sequence_models_trains_as_in_torch(

@@ -263,7 +263,8 @@ def test_a_lab_wave_takes_the_lab_alone() -> None:
 
 def test_devices_outside_the_group_are_in_no_wave() -> None:
     spec = dataclasses.replace(SPEC, waves=(Wave(100.0),), only=(DEVICES[1], DEVICES[2]))
-    assert [device for device in DEVICES if takes(_running(spec), device)] == [DEVICES[1], DEVICES[2]]
+    rollout = _running(spec)
+    assert [device for device in DEVICES if takes(rollout, device)] == [DEVICES[1], DEVICES[2]]
 
 
 def test_the_places_of_known_devices_never_change() -> None:
