@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs_runner import run
+from tests.server.processes import ALWAYS_READY
 from tests.server.test_cli_releases import next_bundle
 from umbel_models.zoo import bundle_path
 
@@ -40,14 +41,6 @@ $ for key in 1:first 2:second 3:third; do
 ```
 
 """
-ALWAYS = """
-[policy]
-version = 1
-require_idle = false
-require_power = false
-require_unmetered = false
-allow_unknown = ["temperature", "storage"]
-"""
 
 
 def between(page: str, here: str, block: str) -> str:
@@ -58,7 +51,7 @@ def between(page: str, here: str, block: str) -> str:
 @pytest.mark.slow
 def test_the_page_takes_a_release_to_devices_and_back(tmp_path: Path) -> None:
     always = tmp_path / "device.toml"
-    always.write_text(ALWAYS)
+    always.write_text(ALWAYS_READY)
     before = BEFORE.format(first=bundle_path("smartwatch"), next=next_bundle(tmp_path / "next"), always=always)
     page = PAGE.read_text("utf-8").replace("/var/www/umbel", "www")
     page = between(page, "```console\n$ umbel releases prepare smartwatch 7\n$ umbel releases draft", SIGNERS)

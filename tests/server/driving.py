@@ -101,6 +101,22 @@ class World:
         self.store.close()
         self.start()
 
+    def pass_time_while_adding(self, seconds: float) -> list[asyncio.Task[None]]:
+        """Start anew, and let time pass as a second report is added up; the looks at the clock that come with it."""
+        looks: list[asyncio.Task[None]] = []
+
+        async def meanwhile(function: Callable[..., Any], *arguments: Any) -> Any:
+            found = await inline(function, *arguments)
+            if function.__name__ == "add" and self.coordinator.runner(TASK).active.reports:  # type: ignore[union-attr]
+                self.clock.instant += seconds
+                looks.append(asyncio.create_task(self.coordinator.tick()))
+                await asyncio.sleep(0)  # it goes as far as it can
+            return found
+
+        self.offload = meanwhile
+        self.restart()
+        return looks
+
     async def surely(self, act: Callable[[], Awaitable[T]]) -> T:
         """Do something again, on a new process, until it comes through."""
         while True:

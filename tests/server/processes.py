@@ -39,14 +39,15 @@ from umbel_server.task import Task
 MODEL, TASK, POPULATION = "smartwatch", "learn", "wrists"
 HELD_BACK = 7
 _CONFIG = "pace_shortest_seconds = 0.2\npace_idle_seconds = 0.5\n"
-_DEVICE_CONFIG = """
+ALWAYS_READY = """
 [policy]
 version = 1
 require_idle = false
 require_power = false
 require_unmetered = false
 allow_unknown = ["temperature", "storage"]
-
+"""
+_DEVICE_CONFIG = f"""{ALWAYS_READY}
 [personal]
 epochs = 1
 

@@ -247,18 +247,7 @@ async def test_a_program_that_gives_up_frees_the_devices_for_the_next(world: Wor
 
 
 async def test_a_report_that_is_added_up_as_its_rounds_time_ends_reaches_the_program(world: World) -> None:
-    ending: list[asyncio.Task[None]] = []
-
-    async def meanwhile(function: Callable[..., Any], *arguments: Any) -> Any:
-        found = await inline(function, *arguments)
-        if function.__name__ == "add" and world.coordinator.runner(TASK).active.reports:  # type: ignore[union-attr]
-            world.clock.instant += 101.0
-            ending.append(asyncio.create_task(world.coordinator.tick()))
-            await asyncio.sleep(0)  # it goes as far as it can
-        return found
-
-    world.offload = meanwhile
-    world.restart()
+    ending = world.pass_time_while_adding(101.0)
     devices = world.enrol("a", "b", "c")
     await world.begin(driven(goal=3))
     running = asyncio.create_task(world.coordinator.run_cohort(TASK, order(*devices), 100.0))

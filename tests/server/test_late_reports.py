@@ -85,18 +85,7 @@ async def test_a_report_that_waits_while_its_round_is_closed_is_too_late(small_w
 
 
 async def test_a_round_whose_last_moment_comes_while_a_report_is_added_up_is_closed_with_it(small_world: World) -> None:
-    closing: list[asyncio.Task[None]] = []
-
-    async def meanwhile(function: Callable[..., Any], *arguments: Any) -> Any:
-        found = await inline(function, *arguments)
-        if function.__name__ == "add" and small_world.coordinator.runner(TASK).active.reports:  # type: ignore[union-attr]
-            small_world.clock.instant += 101.0
-            closing.append(asyncio.create_task(small_world.coordinator.tick()))
-            await asyncio.sleep(0)  # it goes as far as it can
-        return found
-
-    small_world.offload = meanwhile
-    small_world.restart()
+    closing = small_world.pass_time_while_adding(101.0)
     await small_world.begin(task(goal=3, rounds=1))
     expected = Aggregate.zero(BUNDLE.manifest.shared_shapes)
     devices = small_world.enrol("a", "b")
