@@ -15,8 +15,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from umbel.errors import CannotCompile
 from umbel.manifest import ACCUMULATE
-from umbel_models.optimizers import Optimizer, Reference, Tensors, require_between
+from umbel_models.optimizers import Optimizer, Reference, Tensors
 
 COUNT: Final = "count"
 """Under this name an optimiser is told what the batch counts for."""
@@ -30,7 +31,8 @@ class Accumulated:
     every: int = 4
 
     def __post_init__(self) -> None:
-        require_between("every", self.every, least=1)
+        if not self.every >= 1 or self.every % 1:
+            raise CannotCompile(f"accumulate is {self.every}; it must be a whole number of batches, 1 or more")
 
     @property
     def slots(self) -> tuple[str, ...]:

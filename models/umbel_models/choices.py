@@ -75,11 +75,7 @@ def parse_optimizer(text: str) -> Optimizer:
     mu, every = settings.pop("mu", None), settings.pop("accumulate", None)
     optimizer = build(**settings)
     optimizer = optimizer if mu is None else Proximal(optimizer, mu)
-    if every is None:
-        return optimizer
-    if every < 1 or every != int(every):
-        raise CannotCompile(f"{text!r}: accumulate is {every}; it must be a whole number of batches")
-    return Accumulated(optimizer, int(every))
+    return optimizer if every is None else Accumulated(optimizer, every)
 
 
 def _number(text: str, value: str) -> float:

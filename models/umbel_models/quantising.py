@@ -48,10 +48,13 @@ class Quantise:
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.kinds) - set(KINDS))
-        if unknown or not self.kinds or not self.batches:
+        if unknown or not self.kinds:
             raise CannotCompile(f"can't quantise to {list(self.kinds)}; known are {', '.join(KINDS)}")
-        if not math.isfinite(self.largest_drop):
-            raise CannotCompile(f"the largest drop is {self.largest_drop}; it must be a number")
+        if min(self.batches, default=0) < 1 or self.turns < 1:
+            raise CannotCompile(f"batches are {list(self.batches)} and turns {self.turns}; give at least one of each")
+        if not (math.isfinite(self.largest_drop) and math.isfinite(self.least_gain)):
+            found = f"the largest drop is {self.largest_drop} and the least gain {self.least_gain}"
+            raise CannotCompile(f"{found}; both must be numbers")
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,9 +178,9 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _require_labels(spec: ModelSpec, output: Any) -> None:
-    scores = spec.answers(output)[0]
-    if spec.labels and (len(set(spec.labels)) != len(spec.labels) or scores.shape[-1] != len(spec.labels)):
-        found = f"{len(set(spec.labels))} different labels for {scores.shape[-1]} scores in {spec.outputs[0]!r}"
+    scores = (1, *spec.answers(output)[0].shape[1:])[-1]
+    if spec.labels and (len(set(spec.labels)) != len(spec.labels) or scores != len(spec.labels)):
+        found = f"{len(set(spec.labels))} different labels for {scores} scores in {spec.outputs[0]!r}"
         raise CannotCompile(f"{spec.name!r}: {found}; give one for each")
 
 

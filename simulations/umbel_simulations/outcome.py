@@ -5,7 +5,8 @@ What depends on the machine (`Cost`) stands beside it and isn't part of its dige
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -82,6 +83,13 @@ class Spread:
             return None
         p05, median, p95 = (float(np.quantile(numbers, share)) for share in (0.05, 0.5, 0.95))
         return cls(len(numbers), float(np.mean(numbers)), float(numbers[0]), p05, median, p95, float(numbers[-1]))
+
+
+def mean_of(metrics: Mapping[str, float], what: str) -> float | None:
+    """A metric's mean over the examples; None where it wasn't measured, and where it is no number any more."""
+    count = metrics.get("examples", 0.0)
+    found = metrics[what] / count if count and what in metrics else math.nan
+    return found if math.isfinite(found) else None
 
 
 @with_config(_FORM)

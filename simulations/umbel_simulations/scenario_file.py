@@ -59,7 +59,7 @@ def load(path: Path) -> Scenario:
         tree = tomllib.loads(text)
     except OSError as error:
         raise NotFound(f"can't read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not TOML, not UTF-8, or a number beyond all bounds
         raise MalformedMessage(f"{path.name} isn't TOML: {error}") from error
     return _from_folder(_parse(tree, path.name, toml_lines.lines_of(text)), path.parent)
 

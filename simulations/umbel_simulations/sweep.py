@@ -50,7 +50,7 @@ def values_of(text: str) -> list[Any]:
     """The values of "0.1,0.2" or "iid,natural": TOML values, or plain words, with commas between."""
     try:
         return list(tomllib.loads(f"values = [{text}]")["values"])
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         return [value_of(word) for word in text.split(",")]
 
 
@@ -58,7 +58,7 @@ def value_of(text: str) -> Any:
     """One value: as TOML has it, or a plain word."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         return text.strip()
 
 

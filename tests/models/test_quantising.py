@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,6 +193,18 @@ def test_a_manifest_that_contradicts_itself_is_refused(bundle: Bundle, precision
         replace(bundle.manifest, precision=precision)
 
 
-def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(CannotCompile, match="int4"):
-        Quantise(("int4",))
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ({"kinds": ("int4",)}, "int4"),
+        ({"kinds": ()}, "known are int8"),
+        ({"largest_drop": math.nan}, "largest drop is nan"),
+        ({"least_gain": math.nan}, "least gain nan"),
+        ({"batches": ()}, "at least one of each"),
+        ({"batches": (16, 0)}, "at least one of each"),
+        ({"turns": 0}, "at least one of each"),
+    ],
+)
+def test_a_wish_that_nothing_could_be_measured_by_is_refused(wish: dict[str, Any], told: str) -> None:
+    with pytest.raises(CannotCompile, match=told):
+        Quantise(**wish)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_an_optimizer_moves_weights_as_torch_does(name: str, tmp_path: Path) -> 
         (lambda: Adam(epsilon=0.0), "epsilon"),
         (lambda: Adam(weight_decay=-0.1), "weight_decay"),
         (lambda: Proximal(SGD(), mu=-1.0), "mu"),
-        (lambda: Accumulated(SGD(), 0), "every"),
+        *((lambda every=every: Accumulated(SGD(), every), "accumulate") for every in (0, 2.5, math.inf, math.nan)),
     ],
 )
 def test_settings_that_would_spoil_weights_are_refused(make: Callable[[], Optimizer], setting: str) -> None:

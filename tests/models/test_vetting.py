@@ -260,3 +260,7 @@ def test_labels_that_do_not_fit_the_scores_are_refused(labels: tuple[str, ...]) 
     with pytest.raises(CannotCompile, match="different labels for 3 scores"):
         require_sound(spec_of(nn.Linear(6, 3), F.cross_entropy, target, labels=labels))
     require_sound(spec_of(nn.Linear(6, 3), F.cross_entropy, target, labels=("yes", "no", "maybe")))
+    with pytest.raises(CannotCompile, match="12 different labels for 1 scores"):  # one number for each example
+        require_sound(
+            spec_of(nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)), target=torch.randn(12), labels=(*"abcdefghijkl",))
+        )

@@ -176,6 +176,15 @@ def test_too_few_reports_make_no_version(tiny_bundle: Bundle, tmp_path: Path) ->
     assert outcome.accuracy == outcome.first_accuracy
 
 
+@pytest.mark.parametrize("kind", ["strategy", "scaffold", "fedbuff"])
+def test_where_nobody_has_an_example_to_learn_from_nothing_comes_of_a_round(tiny_bundle: Bundle, kind: str) -> None:
+    told, weights = scenario(Algorithm(kind)), tiny_bundle.shared_weights()  # type: ignore[arg-type]
+    nobody = replace(stage_of(tiny_bundle, told, with_drift=kind == "scaffold"), clients=())
+    make = {"strategy": StrategyRounds, "scaffold": Scaffold, "fedbuff": FedBuff}[kind]
+    found = make(nobody).step(1, weights)
+    assert (found.verdict, found.reported, found.weights) == ("abandoned", 0, weights)
+
+
 def test_reports_of_a_round_that_came_to_nothing_are_wasted(tiny_bundle: Bundle, tmp_path: Path) -> None:
     told = changed(scenario(rounds=2), {"task.goal": 6, "task.minimum": 6})
     setting = tiny.setting(tiny_bundle, users=5)

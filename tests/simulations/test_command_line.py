@@ -243,6 +243,7 @@ def test_values_are_toml_or_plain_words() -> None:
     assert values_of('[1, 2], "a"') == [[1, 2], "a"]
     assert values_of("iid,dirichlet") == ["iid", "dirichlet"]
     assert (value_of("true"), value_of("FedAdam")) == (True, "FedAdam")
+    assert (value_of("9" * 5000), values_of("9" * 5000)) == ("9" * 5000, ["9" * 5000]), "longer than Python reads"
     with pytest.raises(MalformedMessage):
         pair_of("=3")
 

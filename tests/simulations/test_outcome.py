@@ -1,11 +1,12 @@
 """An outcome's text is the same for the same run, and a changed one is found out."""
 
 import dataclasses
+import math
 
 import pytest
 
 from umbel.errors import MalformedMessage
-from umbel_simulations.outcome import Cost, HourOutcome, Outcome, RoundOutcome, Spread, from_json, to_json
+from umbel_simulations.outcome import Cost, HourOutcome, Outcome, RoundOutcome, Spread, from_json, mean_of, to_json
 from umbel_simulations.scenario import Data, Scenario, to_tree
 
 
@@ -41,6 +42,14 @@ def test_a_changed_report_is_refused() -> None:
         from_json(text.replace('"reported":10', '"reported":11'))
     with pytest.raises(MalformedMessage, match=r"outcome\.seed"):
         from_json(text.replace('"seed":3', '"seed":"three"'))
+
+
+def test_a_loss_that_is_no_number_any_more_is_none_measured_and_the_report_is_written() -> None:
+    """A model that has diverged may still be a version: its weights are finite, and so are its golden answers."""
+    assert mean_of({"loss": 3.0, "examples": 4.0}, "loss") == 0.75
+    lost = [mean_of({"loss": loss, "examples": 4.0}, "loss") for loss in (math.inf, -math.inf, math.nan)]
+    assert lost == [mean_of({}, "loss"), mean_of({"loss": 0.0, "examples": 0.0}, "loss"), None] == [None] * 3
+    assert from_json(to_json(dataclasses.replace(an_outcome(), loss=lost[0])))[0].loss is None
 
 
 def test_the_spread_of_nothing_is_none() -> None:

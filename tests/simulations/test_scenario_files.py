@@ -80,6 +80,7 @@ def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
         ('name = "mine"', 'name = "my own"', r"line 1, name is 'my own'"),
         ('name = "mine"', "name = 2025-01-01", "write dates and times as numbers"),
         ("goal = 10", "goal = ", r"mine\.toml isn't TOML: .*line 9"),
+        ("goal = 10", f"goal = {'9' * 5000}", r"mine\.toml isn't TOML: .*5000 digits"),
         (
             "[[adversaries]]",
             '[task.strategy]\nname = "FedAvgg"\n[[adversaries]]',

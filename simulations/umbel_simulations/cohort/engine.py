@@ -33,7 +33,7 @@ from umbel_simulations.cohort.rounds import evaluate, evaluate_each
 from umbel_simulations.cohort.scaffold import Scaffold
 from umbel_simulations.cohort.strategies import StrategyRounds, Trains
 from umbel_simulations.engines import Progress
-from umbel_simulations.outcome import Outcome, RoundOutcome, Spread
+from umbel_simulations.outcome import Outcome, RoundOutcome, Spread, mean_of
 from umbel_simulations.scenario import Scenario, to_tree
 from umbel_simulations.setting import Setting, prepare
 
@@ -153,7 +153,7 @@ class _Run:
             if number < total and central.count > _SAMPLE:
                 central = central.take(slice(None, None, math.ceil(central.count / _SAMPLE)))
             metrics = evaluate(self.stage.pool, self.stage.backend, step.weights, central)
-            accuracy, loss = accuracy_of(metrics), _mean_loss(metrics)
+            accuracy, loss = mean_of(metrics, "correct"), mean_of(metrics, "loss")
         told = RoundOutcome(
             number=number,
             verdict=step.verdict,
@@ -200,9 +200,9 @@ def _outcome(
         hours=rounds[-1].closed_hour if rounds else 0.0,
         rounds=rounds,
         weights=str(digest_of(weights.to_bytes())),
-        accuracy=accuracy_of(last),
-        loss=_mean_loss(last),
-        first_accuracy=accuracy_of(first),
+        accuracy=mean_of(last, "correct"),
+        loss=mean_of(last, "loss"),
+        first_accuracy=mean_of(first, "correct"),
         per_device={name: spread for name, spread in spreads.items() if spread is not None},
         devices=len(federation.clients),
         sessions=sum(one.invited for one in rounds),
@@ -211,18 +211,6 @@ def _outcome(
     )
 
 
-def accuracy_of(metrics: Metrics) -> float | None:
-    """The share of right answers, if the model counts them."""
-    if "correct" not in metrics or not metrics.get("examples"):
-        return None
-    return metrics["correct"] / metrics["examples"]
-
-
-def _mean_loss(metrics: Metrics) -> float | None:
-    found = metrics["loss"] / metrics["examples"] if metrics.get("examples") else math.nan
-    return found if math.isfinite(found) else None
-
-
 def _spread(metrics: Sequence[Metrics]) -> Spread | None:
-    shares = [accuracy_of(one) for one in metrics]
+    shares = [mean_of(one, "correct") for one in metrics]
     return Spread.of(share for share in shares if share is not None)

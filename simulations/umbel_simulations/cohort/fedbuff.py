@@ -60,7 +60,7 @@ class FedBuff:
         self._models[version] = Start(weights)
         while len(self._running) < min(task.goal, len(self._stage.clients)):
             self._start_one(version)
-        arrivals = self._arrivals(version, algorithm.buffer)
+        arrivals = self._arrivals(version, algorithm.buffer) if self._stage.clients else []
         clients = [self._stage.clients[arrival.client] for arrival in arrivals]
         total = np.zeros_like(self._models[version].vector)
         found: list[Report] = []

@@ -24,7 +24,7 @@ from umbel_simulations.fleet.invariants import Audit, file_in_home, release_of
 from umbel_simulations.fleet.member import Member, is_away
 from umbel_simulations.fleet.rollouts import Played
 from umbel_simulations.fleet.sessions import tally
-from umbel_simulations.outcome import HourOutcome, Outcome, RolloutOutcome, RoundOutcome, Spread
+from umbel_simulations.outcome import HourOutcome, Outcome, RolloutOutcome, RoundOutcome, Spread, mean_of
 from umbel_simulations.scenario import Scenario, to_tree
 
 _VERDICTS: Final = {RoundState.COMPLETED: "accepted", RoundState.FAILED: "refused", RoundState.ABANDONED: "abandoned"}
@@ -99,11 +99,11 @@ class _Judge:
 
     def accuracy(self, weights: Weights | None, examples: Examples | None = None) -> float | None:
         """Share of right answers."""
-        return _share(self._metrics(weights, examples), "correct")
+        return mean_of(self._metrics(weights, examples), "correct")
 
     def loss(self, weights: Weights | None) -> float | None:
         """Mean loss."""
-        return _share(self._metrics(weights, None), "loss")
+        return mean_of(self._metrics(weights, None), "loss")
 
     def _metrics(self, weights: Weights | None, examples: Examples | None) -> Metrics:
         if weights is None:
@@ -119,11 +119,6 @@ class _Judge:
         runtime: Runtime = self._crew.runtime
         own = self._first.weights()
         return evaluate(self._first, Weights({**own.arrays, **weights.arrays}), examples, runtime)
-
-
-def _share(metrics: Mapping[str, float], what: str) -> float | None:
-    count = metrics.get("examples", 0.0)
-    return metrics[what] / count if count and what in metrics else None
 
 
 def _round(held: Round, epoch: float, judge: _Judge, crew: Crew) -> RoundOutcome:

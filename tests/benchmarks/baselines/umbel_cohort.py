@@ -9,11 +9,12 @@ from tests.benchmarks.baselines.turns import BATCH, COHORT, RATE, Turns, load
 from umbel.bundle import Bundle
 from umbel_client.examples import NONE, Examples
 from umbel_simulations.cohort.algorithm import Stage
-from umbel_simulations.cohort.engine import accuracy_of, backend_of
+from umbel_simulations.cohort.engine import backend_of
 from umbel_simulations.cohort.pool import Pool
 from umbel_simulations.cohort.rounds import evaluate
 from umbel_simulations.cohort.strategies import StrategyRounds
 from umbel_simulations.data import ClientData, Federation
+from umbel_simulations.outcome import mean_of
 from umbel_simulations.scenario import Data, PlanPart, Scenario, TaskPart
 from umbel_simulations.setting import Setting
 
@@ -41,7 +42,7 @@ def main() -> None:
             weights = step.weights
 
             def accuracy(weights=weights) -> float:  # type: ignore[no-untyped-def]
-                return accuracy_of(evaluate(pool, backend, weights, held_out)) or 0.0
+                return mean_of(evaluate(pool, backend, weights, held_out), "correct") or 0.0
 
             turns.round_done(accuracy)
 
