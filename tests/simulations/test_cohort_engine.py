@@ -185,6 +185,17 @@ def test_where_nobody_has_an_example_to_learn_from_nothing_comes_of_a_round(tiny
     assert (found.verdict, found.reported, found.weights) == ("abandoned", 0, weights)
 
 
+@pytest.mark.parametrize("kind", ["scaffold", "fedbuff"])
+def test_a_step_that_overflows_makes_no_version_and_leaves_nothing_behind(tiny_bundle: Bundle, kind: str) -> None:
+    told, weights = scenario(Algorithm(kind, server_lr=1e41)), tiny_bundle.shared_weights()  # type: ignore[arg-type]
+    stage = stage_of(tiny_bundle, told, with_drift=kind == "scaffold")
+    algorithm = Scaffold(stage) if kind == "scaffold" else FedBuff(stage)
+    before = algorithm.memory()
+    found = algorithm.step(1, weights)
+    assert (found.verdict, found.reason, found.weights) == ("refused", "the step leads to NaN or infinity", weights)
+    assert kind == "fedbuff" or algorithm.memory() == before
+
+
 def test_reports_of_a_round_that_came_to_nothing_are_wasted(tiny_bundle: Bundle, tmp_path: Path) -> None:
     told = changed(scenario(rounds=2), {"task.goal": 6, "task.minimum": 6})
     setting = tiny.setting(tiny_bundle, users=5)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
+
+import numpy as np
 
 from umbel.plan import Kind, Plan
 from umbel.randomness import generator
 from umbel.runtime.signature import resolve_hyperparameters
 from umbel.weights import Weights
 from umbel_server.task import Task
-from umbel_simulations.cohort.clients import Backend
+from umbel_simulations.cohort.clients import Backend, Vector
 from umbel_simulations.cohort.pool import Pool
-from umbel_simulations.cohort.rounds import Call
+from umbel_simulations.cohort.rounds import Call, Report
 from umbel_simulations.data import ClientData
 from umbel_simulations.scenario import Scenario
 from umbel_simulations.setting import Setting
@@ -88,6 +90,31 @@ class Step:
     """Virtual seconds that it took."""
     verdict: str = "accepted"
     reason: str = ""
+
+
+def stepped(
+    stage: Stage, weights: Weights, cohort: Sequence[ClientData], found: Sequence[Report], total: Vector, seconds: float
+) -> Step:
+    """What some reports come to, where the server steps by their mean: nothing if they are too few or overflow.
+
+    Args:
+        stage: whose task and `server_lr` it is.
+        weights: where the step begins.
+        cohort: who was asked.
+        found: who reported.
+        total: what these moved, added up as the algorithm does.
+        seconds: virtual seconds that it took.
+    """
+    nothing = Step(weights, cohort, len(found), len(cohort) - len(found), seconds=seconds)
+    if len(found) < stage.task.minimum:
+        reason = f"{len(found)} reports, the task asks for {stage.task.minimum}"
+        return replace(nothing, verdict="abandoned", reason=reason)
+    with np.errstate(over="ignore", invalid="ignore"):
+        new = weights.to_vector() + np.float32(stage.scenario.algorithm.server_lr / len(found)) * total
+    if not np.isfinite(new).all():
+        return replace(nothing, verdict="refused", reason="the step leads to NaN or infinity")
+    loss = sum(report.count.loss for report in found) / sum(report.count.examples for report in found)
+    return replace(nothing, weights=Weights.from_vector(new, weights.shapes), train_loss=loss)
 
 
 class Algorithm(Protocol):

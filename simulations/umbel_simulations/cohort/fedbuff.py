@@ -22,7 +22,7 @@ import safetensors.numpy
 from umbel.errors import MalformedMessage
 from umbel.randomness import generator
 from umbel.weights import Weights
-from umbel_simulations.cohort.algorithm import Stage, Step
+from umbel_simulations.cohort.algorithm import Stage, Step, stepped
 from umbel_simulations.cohort.clients import Start, Worker
 from umbel_simulations.cohort.rounds import Report, report_of
 from umbel_simulations.data import ClientData
@@ -74,14 +74,7 @@ class FedBuff:
         self._stage.pool.each(arrivals, self._train, take)
         used = {running.version for running in self._running}
         self._models = {step: start for step, start in self._models.items() if step in used}
-        seconds, silent = self._now - began, len(arrivals) - len(found)
-        if len(found) < task.minimum:
-            reason = f"{len(found)} reports, the task asks for {task.minimum}"
-            return Step(weights, clients, len(found), silent, None, seconds, "abandoned", reason)
-        rate = np.float32(algorithm.server_lr / len(found))
-        new = Weights.from_vector(weights.to_vector() + rate * total, weights.shapes)
-        losses = sum(report.count.loss for report in found) / sum(report.count.examples for report in found)
-        return Step(new, clients, len(found), silent, losses, seconds)
+        return stepped(self._stage, weights, clients, found, total, self._now - began)
 
     def memory(self) -> bytes:
         """Who trains from which model."""

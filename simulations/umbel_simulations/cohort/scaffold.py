@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from umbel.errors import BadInput, MalformedMessage
 from umbel.weights import Weights
-from umbel_simulations.cohort.algorithm import Stage, Step
+from umbel_simulations.cohort.algorithm import Stage, Step, stepped
 from umbel_simulations.cohort.clients import Start, Vector, Worker, clipped
 from umbel_simulations.cohort.rounds import Report, chosen, report_of
 from umbel_simulations.data import ClientData
@@ -50,8 +50,8 @@ class Scaffold:
         cohort = chosen(stage.clients, task.goal, task.seed, task.name, number)
         # Clipped after a client's direction is known, or that would be too short.
         call = replace(stage.call(number), plan=replace(stage.plan, clip_norm=0.0))
-        start, lr, clip = weights.to_vector(), stage.hyperparameters["lr"], stage.plan.clip_norm
-        moved, turned = np.zeros_like(start), np.zeros_like(start)
+        lr, clip = stage.hyperparameters["lr"], stage.plan.clip_norm
+        moved, turned = np.zeros_like(self._server), np.zeros_like(self._server)
         # Statistics that a step moves, as batch norm's, follow no gradient.
         corrected = [spec.name for spec in stage.setting.bundle.manifest.trainable]
         found: list[Report] = []
@@ -72,15 +72,11 @@ class Scaffold:
 
         stage.pool.each(cohort, work, take)
         seconds = max(map(stage.seconds, cohort), default=0.0)
-        if len(found) < task.minimum:
-            reason = f"{len(found)} reports, the task asks for {task.minimum}"
-            return Step(weights, cohort, len(found), len(cohort) - len(found), None, seconds, "abandoned", reason)
-        rate = np.float32(self._stage.scenario.algorithm.server_lr / len(found))
-        new = Weights.from_vector(start + rate * moved, weights.shapes)
-        self._server = self._server + turned / np.float32(len(stage.clients))
-        self._clients |= directions
-        losses = sum(report.count.loss for report in found) / sum(report.count.examples for report in found)
-        return Step(new, cohort, len(found), len(cohort) - len(found), losses, seconds)
+        step = stepped(stage, weights, cohort, found, moved, seconds)
+        if step.verdict == "accepted":
+            self._server = self._server + turned / np.float32(len(stage.clients))
+            self._clients |= directions
+        return step
 
     def memory(self) -> bytes:
         """All directions."""
