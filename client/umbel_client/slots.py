@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from umbel.digests import Digest, parse_digest
+from umbel.fields import known
 from umbel.release import Release
 
 TRIES: Final = 3
@@ -144,7 +145,7 @@ class Slots:
 
 
 def slots_from_tree(tree: dict[str, Any]) -> Slots:
-    """Undo `dataclasses.asdict`; what an older version didn't write is absent.
+    """Undo `dataclasses.asdict`; what an older version didn't write is absent, what a newer one added left out.
 
     Raises:
         MalformedMessage, KeyError, TypeError, ValueError: damaged.
@@ -169,5 +170,5 @@ def slots_from_tree(tree: dict[str, Any]) -> Slots:
         if trial is None
         else Trial(str(trial["execution"]), float(trial["since"]), int(trial["tries_left"])),
         blocked=tuple(parse_digest(bundle) for bundle in tree.get("blocked", ())),
-        reverted=None if reverted is None else Reverted(**reverted),
+        reverted=None if reverted is None else Reverted(**known(Reverted, reverted)),
     )

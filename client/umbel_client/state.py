@@ -16,7 +16,7 @@ from typing import Any, Final
 from umbel.clock import DAY
 from umbel.digests import Digest, parse_digest
 from umbel.errors import MalformedMessage
-from umbel.fields import MAX_ENTRIES, as_text
+from umbel.fields import MAX_ENTRIES, as_text, known
 from umbel.visit import Outcome, ReleaseOutcome, SessionRecord
 from umbel_client.files import Disk, read_any
 from umbel_client.idle import History
@@ -231,15 +231,16 @@ def _from_tree(tree: dict[str, Any]) -> DeviceState:
         raise ValueError("too many entries")
     parts: dict[str, Any] = {
         "shapes": {str(shape): int(count) for shape, count in tree["shapes"].items()},
-        "scores": Scores(**tree["scores"]),
+        "scores": Scores(**known(Scores, tree["scores"])),
         "bases": tuple(parse_digest(bundle) for bundle in tree.get("bases", ())),
-        "fetched": Fetched(**tree.get("fetched", {})),
-        "sessions": tuple(SessionRecord(**entry) for entry in tree["sessions"]),
-        "decided": tuple(Decided(**entry) for entry in tree.get("decided", ())),
+        "fetched": Fetched(**known(Fetched, tree.get("fetched", {}))),
+        "sessions": tuple(SessionRecord(**known(SessionRecord, entry)) for entry in tree["sessions"]),
+        "decided": tuple(Decided(**known(Decided, entry)) for entry in tree.get("decided", ())),
         "attempt": (str(tree.get("attempt", ["", 0])[0]), int(tree.get("attempt", ["", 0])[1])),
         "executions": tuple(str(execution) for execution in tree.get("executions", ())),
         "outcomes": tuple(
-            ReleaseOutcome(**{**entry, "outcome": Outcome(entry["outcome"])}) for entry in tree["outcomes"]
+            ReleaseOutcome(**known(ReleaseOutcome, {**entry, "outcome": Outcome(entry["outcome"])}))
+            for entry in tree["outcomes"]
         ),
     }
-    return DeviceState(**{**tree, **parts})
+    return DeviceState(**known(DeviceState, {**tree, **parts}))

@@ -157,13 +157,18 @@ def descriptor_from_bytes(statement: bytes) -> RoundDescriptor:
     """Decode a statement; whoever signed it must be checked apart.
 
     Raises:
-        MalformedMessage: not a descriptor, or one of a suite that isn't known here.
+        MalformedMessage: not a descriptor, or one with a suite or fields that aren't known here.
         OutOfBounds: numbers that don't go together.
         CohortTooSmall: a minimum of one.
     """
     if len(statement) > MAX_DESCRIPTOR_BYTES:
         raise OutOfBounds(f"a round descriptor of {len(statement)} bytes; the limit is {MAX_DESCRIPTOR_BYTES}")
     message = parse(pb.RoundDescriptor, statement)
+    # Each field is a promise that somebody has to keep: one that isn't known here is refused, not left out.
+    size = message.ByteSize()
+    message.DiscardUnknownFields()
+    if message.ByteSize() != size:
+        raise MalformedMessage("the round descriptor has fields that aren't known here; update umbel")
     if message.suite != TWO_AGGREGATORS:
         raise MalformedMessage(f"suite {message.suite[:80]!r} is not known here; update umbel")
     fields.few(message.lanes, "lanes")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sized
-from typing import Final
+from collections.abc import Mapping, Sized
+from dataclasses import fields
+from typing import Any, Final
 
 from umbel.errors import MalformedMessage, NotFinite, OutOfBounds
 
@@ -71,3 +72,8 @@ def few(entries: Sized, what: str) -> None:
     """Check the length of a list or map."""
     if len(entries) > MAX_ENTRIES:
         raise OutOfBounds(f"{len(entries)} entries in {what}; the limit is {MAX_ENTRIES}")
+
+
+def known(kind: type, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a file that the dataclass `kind` has fields for; a newer version may have written others."""
+    return {entry.name: tree[entry.name] for entry in fields(kind) if entry.name in tree}

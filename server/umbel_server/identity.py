@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from umbel.errors import AlreadyExists, MalformedMessage, NotFound
+from umbel.fields import known
 from umbel_server.files import make_private, read_file, write_file
 
 ADDRESSES_FILE: Final = "addresses.json"
@@ -35,7 +36,7 @@ class Addresses:
     def read(cls, state: Path) -> Addresses:
         """What a coordinator wrote into its folder; raises `NotFound` if it isn't running."""
         try:
-            return cls(**json.loads((state / ADDRESSES_FILE).read_bytes()))
+            return cls(**known(cls, json.loads((state / ADDRESSES_FILE).read_bytes())))
         except FileNotFoundError:
             raise NotFound(
                 f"no coordinator is running on {state}; start one with `umbel serve --state {state}`"

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from umbel.successor import successor
 from umbel_client.files import Disk
 from umbel_client.predictor import Answering
 from umbel_client.shelf import Personal, Shelf, Slot, Slots
+from umbel_client.slots import Reverted
 from umbel_models.zoo import bundle_path
 
 PACKAGED = Bundle.open(bundle_path("smartwatch"))
@@ -179,6 +180,16 @@ def test_lost_or_damaged_slots_are_an_empty_shelf(tmp_path: Path) -> None:
     for damage in (b"", b"[]", b"{}", json.dumps({"active": {"model": 1}}).encode()):
         (tmp_path / "slots.json").write_bytes(damage)
         assert Shelf(tmp_path).slots == Slots()
+
+
+def test_slots_that_a_newer_version_wrote_serve_as_far_as_they_are_known(tmp_path: Path) -> None:
+    """Taken for damage, they would leave nothing to answer with, and tidying would remove a person's own weights."""
+    slots = replace(a_shelf_with_one_version(tmp_path), reverted=Reverted("m", 2, "e", "why"))
+    tree = asdict(slots)
+    for part in (tree, tree["active"], tree["reverted"]):
+        part["of_a_newer_version"] = 1
+    (tmp_path / "slots.json").write_text(json.dumps(tree))
+    assert Shelf(tmp_path).slots == slots
 
 
 def test_a_switch_by_another_process_is_seen_at_the_next_look(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from umbel.digests import digest_of
 from umbel.errors import MalformedMessage, NotAllowed, RollbackRefused, SignatureInvalid, UmbelError
 from umbel.messages import release_to_bytes
 from umbel.release import Release, SignedRelease, sign_statement
+from umbel.visit import Outcome, ReleaseOutcome, SessionRecord
 from umbel_client.files import Disk
 from umbel_client.kit import Memory
-from umbel_client.state import DeviceState, Known, load_known
+from umbel_client.state import Decided, DeviceState, Fetched, Known, Scores, load_known, state_to_bytes
 from umbel_client.trust import Seen, Trust
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -127,3 +129,22 @@ def test_a_damaged_history_starts_anew(tmp_path: Path) -> None:
     for damage in (b"", b"{", b"[1]", b'{"visits": 3}'):
         (tmp_path / "state.json").write_bytes(damage)
         assert Memory(tmp_path, Disk()).state == DeviceState()
+
+
+def test_a_history_that_a_newer_version_wrote_is_kept_as_far_as_it_is_known(tmp_path: Path) -> None:
+    """After a downgrade, a device would follow its offers again, and take up a second day's budgets."""
+    state = DeviceState(
+        judged=3,
+        scores=Scores(release=3, serving=0.5),
+        sessions=(SessionRecord("learn", 1, "-v", ""),),
+        outcomes=(ReleaseOutcome("m", 3, Outcome.ADOPTED),),
+        decided=(Decided(1.0, 3, "adopted", ""),),
+        fetched=Fetched(bytes=7),
+        bytes_today=9,
+    )
+    tree = json.loads(state_to_bytes(state))
+    entries = (tree[name][0] for name in ("sessions", "outcomes", "decided"))
+    for part in (tree, tree["scores"], tree["fetched"], *entries):
+        part["of_a_newer_version"] = 1
+    (tmp_path / "state.json").write_text(json.dumps(tree))
+    assert Memory(tmp_path, Disk()).state == state

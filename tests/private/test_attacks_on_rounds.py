@@ -240,6 +240,17 @@ def test_a_helper_keeps_its_own_floors(policy: dict[str, Any], change: dict[str,
         party.agree(party.describe(**change))
 
 
+def test_a_promise_of_a_newer_version_is_refused_and_not_left_out(party: Party) -> None:
+    """An older helper would countersign a cap that it doesn't keep, and the ledger would reckon with it."""
+    good = pb.RoundDescriptor.FromString(party.describe().to_bytes())
+    newer = bytes([0xA2, 0x06, 1, 7])  # field 100, one byte
+    in_a_lane = pb.RoundDescriptor.FromString(good.SerializeToString())
+    in_a_lane.lanes[0].MergeFromString(newer)
+    for statement in (good.SerializeToString() + newer, in_a_lane.SerializeToString()):
+        with pytest.raises(MalformedMessage, match="update umbel"):
+            party.port.countersign(statement, sign_as_leader(statement, party.sign.key))
+
+
 def test_the_suite_can_not_be_downgraded(party: Party) -> None:
     message = pb.RoundDescriptor.FromString(party.describe().to_bytes())
     for suite in ("umbel-2agg/0", "umbel-sealed/1", ""):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.private.parties import NOW, TASK, Party
-from umbel.errors import CohortTooSmall, NotAllowed
+from umbel.errors import CohortTooSmall, NotAllowed, WrongState
 from umbel.plan import Kind
 from umbel_server.helper.records import Records
 from umbel_server.store import Store
@@ -100,6 +102,21 @@ def test_a_database_that_others_could_read_is_closed_to_them(folder: Path) -> No
     (folder / "helper.db").chmod(0o644)
     Records(folder / "helper.db").close()
     assert (folder / "helper.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_store_of_a_newer_version_is_refused_and_an_older_ones_opens(folder: Path) -> None:
+    """An older helper would count a device's sums by tables that the newer one keeps otherwise."""
+    Records(folder / "helper.db").close()
+    for version, opens in ((0, True), (99, False)):
+        with closing(sqlite3.connect(folder / "helper.db")) as database:
+            database.execute(f"PRAGMA user_version = {version}")
+        if opens:
+            Records(folder / "helper.db").close()
+        else:
+            with pytest.raises(WrongState, match="newer version of Umbel"):
+                Records(folder / "helper.db")
+    with closing(sqlite3.connect(folder / "helper.db")) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (99,), "a refusal changes nothing"
 
 
 def test_devices_that_enrol_while_a_round_is_summed_disturb_neither() -> None:

@@ -219,6 +219,9 @@ def test_a_told_end_is_an_orderly_one(tmp_path: Path, number: signal.Signals) ->
             assert "another coordinator runs" in second.communicate(timeout=30)[1], "two would each count half"
             assert second.returncode == 1
         assert Addresses.read(tmp_path / "state") == addresses
+        file = tmp_path / "state" / "addresses.json"
+        file.write_text(json.dumps(json.loads(file.read_bytes()) | {"of_a_newer_version": ""}))
+        assert Addresses.read(tmp_path / "state") == addresses, "an older `umbel` finds a newer coordinator"
         started.send_signal(number)
         _, words = started.communicate(timeout=30)
         assert started.returncode == 0, words

@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from umbel.errors import WrongState
 from umbel.plan import Kind
 from umbel_server.files import make_file_private
 
-_SCHEMA: Final = """
+_VERSION: Final = 1
+"""Of the tables; raised with each change that an older helper would miscount by."""
+_SCHEMA: Final = f"""
+PRAGMA user_version = {_VERSION};
 CREATE TABLE IF NOT EXISTS rounds (
   task TEXT NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL,
   private_key BLOB, rd BLOB UNIQUE, statement BLOB, not_after REAL,
@@ -65,7 +69,11 @@ _FIELDS: Final = "task, round, kind, private_key, rd, statement, ids, answer, si
 
 
 class Records:
-    """The helper's store, for any thread. Every change of a round is one transaction, durable when it returns."""
+    """The helper's store, for any thread. Every change of a round is one transaction, durable when it returns.
+
+    Raises:
+        WrongState: a newer version of Umbel has changed its tables.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         # One connection for all threads: without the lock, one's statements would become part of another's transaction.
@@ -77,6 +85,10 @@ class Records:
         self._connection.execute("PRAGMA synchronous=FULL")
         # Keys and seeds that are deleted are overwritten, not just unlinked.
         self._connection.execute("PRAGMA secure_delete=ON")
+        (version,) = self._row("PRAGMA user_version")
+        if version > _VERSION:
+            self._connection.close()
+            raise WrongState("the helper's store is of a newer version of Umbel; run that one, or restore a backup")
         self._connection.executescript(_SCHEMA)
         self._forget_log()  # the process may have died between a key's end and this
 
