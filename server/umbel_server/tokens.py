@@ -84,7 +84,8 @@ def key_id(token: str, rules: TokenRules) -> str:
     except (PyJWTError, ValueError, TypeError, RecursionError) as error:
         raise TokenRefused("not a JSON Web Token; ask your provider for an access token") from error
     if header.get("alg") not in rules.algorithms or header["alg"] not in ASYMMETRIC:
-        raise TokenRefused(f"the algorithm {str(header.get('alg'))[:20]!r} isn't taken here; {rules.algorithms} are")
+        asked, taken = str(header.get("alg"))[:20], ", ".join(rules.algorithms)
+        raise TokenRefused(f"the algorithm {asked!r} isn't taken here, but {taken}")
     if "crit" in header:
         raise TokenRefused("the token asks for extensions that aren't known here")
     kid = header.get("kid")

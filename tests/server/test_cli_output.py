@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from umbel.v1.admin_pb2 import GetTaskPrivacyResponse
+from umbel.v1.device_pb2 import Plan
 from umbel_server.cli import output
 
 HOSTILE = "broken\x1b[2J\x1b]0;title\x07\r\x9b1Aall is well"
@@ -15,3 +17,10 @@ def test_a_table_shows_words_and_obeys_none(capsys: pytest.CaptureFixture[str]) 
     told = capsys.readouterr().out
     assert all(letter.isprintable() or letter == "\n" for letter in told)
     assert told.count("all is well") == 2 and "second line" in told
+
+
+def test_json_has_words_for_what_json_lacks_and_for_what_a_newer_coordinator_says() -> None:
+    told = output.to_tree(GetTaskPrivacyResponse(epsilon_spent=float("inf"), delta=0.5))
+    assert (told["epsilon_spent"], told["delta"]) == ("Infinity", 0.5)
+    assert output.to_tree(Plan(kind=Plan.KIND_EVALUATE))["kind"] == "evaluate"
+    assert output.to_tree(Plan(kind=9))["kind"] == "9"  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ def moved_away(state: Path, role: str, to: Path) -> list[str]:
 
 def test_a_root_key_is_replaced_with_every_root_key_elsewhere(run: Umbel, state: Path, tmp_path: Path) -> None:
     here = ("--state", str(state))
-    old = done(run("keys", "status", *here, "--json")).json[0]
+    old = done(run("keys", "status", *here, "--json")).json["keys"][0]
     keys = moved_away(state, "root", tmp_path / "safe")
     new = done(run("keys", "new", str(tmp_path / "fresh.key"), "--json")).json["public"]
     draft = str(tmp_path / "root.json")
@@ -85,7 +85,7 @@ def test_a_root_key_is_replaced_with_every_root_key_elsewhere(run: Umbel, state:
     for key in keys[2:4]:
         done(run("keys", "sign", draft, "--key", key))
     done(run("keys", "publish", "root", draft, *here))
-    after = [it["key_id"] for it in done(run("keys", "status", *here, "--json")).json if it["role"] == "root"]
+    after = [it["key_id"] for it in done(run("keys", "status", *here, "--json")).json["keys"] if it["role"] == "root"]
     assert len(after) == 5 and old["key_id"] not in after
 
 

@@ -76,7 +76,10 @@ def export(session: Session, file: Annotated[Path, typer.Argument(metavar="FILE"
         rows.extend(page)
     lines = [json.dumps(output.to_tree(row), ensure_ascii=False) + "\n" for row in reversed(rows)]
     write_result(file, "".join(lines).encode())
-    session.show(pb.VerifyAuditResponse(rows=len(rows)), lambda: f"Wrote {len(rows)} rows to {file}")
+    if session.as_json:
+        output.print_json({"file": str(file), "rows": len(rows)})
+    else:
+        output.console().print(f"Wrote {len(rows)} rows to {file}")
 
 
 @AUDIT.command("check")

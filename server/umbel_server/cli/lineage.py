@@ -27,7 +27,7 @@ def _add(tree: Tree, version: pb.Version, step: pb.LineageStep) -> None:
     branch.add(f"data     {_contract(json.loads(step.data_contract))}")
     if step.HasField("round"):
         branch.add(f"round    {_round(step.round)}")
-        branch.add(f"strategy {version.strategy}; plan {version.plan_json}")
+        branch.add(f"strategy {version.strategy}; plan {output.plan(json.loads(version.plan_json))}")
         branch.add(f"verdict  {version.verdict or '–'}; accuracy {output.share(version)}")
     for release in step.releases:
         back = f", the way back to release {release.content_of}" if release.content_of else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final
@@ -124,8 +125,12 @@ def status(state: State = None, as_json: Json = False) -> None:
     repository, _ = Folder(state_folder(state)).repository()
     found = repository.key_status()
     if as_json:
-        names = ("role", "key_id", "held_here", "offline")
-        output.print_json([{name: getattr(key, name) for name in names} for key in found])
+        # By the names that `umbel releases listing` gives them.
+        keys = [
+            pb.ListingKey(role=it.role, key_id=it.key_id, held_here=it.held_here, belongs_offline=it.offline)
+            for it in found
+        ]
+        output.print_json({"keys": [output.to_tree(key) for key in keys]})
         return
     columns: list[output.Column] = [
         ("role", lambda key: key.role),
@@ -191,7 +196,7 @@ def sign(
     tell(as_json, {"file": str(file)}, f"Added a signature to {file}.")
 
 
-def tell(as_json: bool, facts: dict[str, str], words: str) -> None:
+def tell(as_json: bool, facts: Mapping[str, object], words: str) -> None:
     """Print what was done with files: as JSON, or in words."""
     if as_json:
         output.print_json(facts)

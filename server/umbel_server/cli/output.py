@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from umbel.program import writes_all
+from umbel.v1 import admin_pb2 as pb
 
 PIPE_WIDTH: Final = 300
 _CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -23,7 +25,10 @@ Column = tuple[str, Callable[[Any], str]]
 
 
 def to_tree(message: Message) -> dict[str, Any]:
-    """A message as plain JSON: every field by its name in the proto, numbers as numbers, bytes in base64."""
+    """A message as plain JSON: every field by its name in the proto, numbers as numbers, bytes in base64.
+
+    As in protobuf's own JSON, a number without bounds is a text ("Infinity"): JSON has no word for it.
+    """
     return {field.name: _field(field, message) for field in message.DESCRIPTOR.fields}
 
 
@@ -40,11 +45,27 @@ def _field(field: Any, message: Message) -> Any:
 
 
 def _one(field: Any, value: Any) -> Any:
+    if isinstance(value, pb.Argument):
+        return plain(value)
     if field.message_type is not None:
         return to_tree(value)
     if field.enum_type is not None:
-        return field.enum_type.values_by_number[value].name
+        return _word(field.enum_type, value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def _word(kind: Any, number: int) -> str:
+    """A value of an enum as everybody says it (`KIND_TRAIN` is "train"); of a newer coordinator's, its number."""
+    known = kind.values_by_number.get(number)
+    return known.name.removeprefix(f"{kind.name.upper()}_").lower() if known else str(number)
+
+
+def plain(argument: pb.Argument) -> float | int | bool | str | None:
+    """The one value that an argument holds."""
+    which = argument.WhichOneof("value")
+    return getattr(argument, which) if which else None
 
 
 def print_json(value: Any) -> None:
@@ -125,4 +146,22 @@ def number(value: int) -> str:
 
 def metrics(values: Any) -> str:
     """Metric sums, by name."""
-    return "  ".join(f"{name}={values[name]:g}" for name in sorted(values)) or "–"
+    return settings({name: values[name] for name in sorted(values)})
+
+
+def plan(values: Mapping[str, Any]) -> str:
+    """What a device runs, by the names of a task's file; a 0 means no limit, and is left out."""
+    flat = {name: value for name, value in values.items() if name != "hyperparameters"}
+    flat |= values.get("hyperparameters", {})
+    return settings({name: value for name, value in flat.items() if value})
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """Names with their values, on one line."""
+    return "  ".join(f"{name}={_short(value)}" for name, value in values.items()) or "–"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

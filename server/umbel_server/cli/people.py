@@ -57,6 +57,8 @@ def renew_operator(
 ) -> None:
     """Give an operator's certificate a new term, on the coordinator's machine; an ended one too.
 
+    The first admin's is good for a year again, any other's for `operator_certificate_days`.
+
     Only the certificate has to travel, never the key. Whoever was revoked stays refused.
 
     Example: umbel operators renew ada-identity/certificate.pem
@@ -64,7 +66,7 @@ def renew_operator(
     from umbel.clock import DAY, SystemClock
     from umbel_server.authority import PeerKind, end_of
     from umbel_server.files import read_file, write_file
-    from umbel_server.folder import Folder
+    from umbel_server.folder import FIRST_ADMIN_SECONDS, Folder
     from umbel_server.identity import CERTIFICATE_FILE
     from umbel_server.settings import load_settings
 
@@ -72,11 +74,13 @@ def renew_operator(
     folder, now = Folder(settings.state), SystemClock().now()
     file = path or folder.first_admin
     file = file / CERTIFICATE_FILE if file.is_dir() else file
-    life = settings.operator_certificate_days * DAY
+    is_first = file.resolve() == (folder.first_admin / CERTIFICATE_FILE).resolve()
+    life = FIRST_ADMIN_SECONDS if is_first else settings.operator_certificate_days * DAY
     renewed = folder.authorities().operator.renew(read_file(file), PeerKind.OPERATOR, now, life)
     write_file(file, renewed)
-    until = output.instant(round(end_of(renewed) * 1000))
-    tell(as_json, {"certificate": str(file), "until": until}, f"Wrote {file}, good until {until} UTC")
+    until = round(end_of(renewed) * 1000)
+    words = f"Wrote {file}, good until {output.instant(until)} UTC"
+    tell(as_json, {"certificate": str(file), "until_ms": until}, words)
 
 
 @verb(OPERATORS, "list", "umbel operators list")

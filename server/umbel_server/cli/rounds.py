@@ -118,7 +118,7 @@ def task_privacy(session: Session, name: Name) -> None:
 def _privacy_table(told: pb.GetTaskPrivacyResponse) -> Any:
     rest = max(0.0, told.budget - told.epsilon_spent)
     left = f"{rest:.3g} of {told.budget:.3g}" if told.budget else "no budget was set"
-    facts = [("updates", "only their sums are known" if told.private else "the coordinator reads each one")]
+    facts = [("updates", _who_sees(told.private))]
     facts += [("trust", told.trust)]
     if told.private:
         facts += [
@@ -132,6 +132,10 @@ def _privacy_table(told: pb.GetTaskPrivacyResponse) -> Any:
             ("after another round", f"{told.epsilon_next:.3g}"),
         ]
     return output.table("", [("", lambda fact: fact[0]), ("", lambda fact: fact[1])], facts)
+
+
+def _who_sees(private: bool) -> str:
+    return "only their sums are known" if private else "the coordinator reads each one"
 
 
 def _clip(told: pb.GetTaskPrivacyResponse) -> str:
@@ -164,21 +168,18 @@ def _show_task(session: Session, task: pb.Task) -> None:
         ("minimum", str(task.spec.minimum)),
         ("deadline", f"{task.spec.deadline_seconds:g} s"),
         ("channel", task.spec.channel or "–"),
-        ("plan", _one_line(output.to_tree(task.spec.plan))),
+        ("plan", output.plan(output.to_tree(task.spec.plan))),
         ("arguments", _arguments(task.spec.strategy.arguments)),
         ("validation", _arguments(task.spec.validation)),
+        ("updates", _who_sees(not task.spec.updates_are_public)),
+        ("privacy", _arguments(task.spec.privacy)),
         ("created (UTC)", output.instant(task.created_at_ms)),
     ]
     session.facts(task, facts)
 
 
 def _arguments(arguments: Any) -> str:
-    values = {key: getattr(found, found.WhichOneof("value")) for key, found in sorted(arguments.items())}
-    return _one_line(values)
-
-
-def _one_line(values: dict[str, Any]) -> str:
-    return "  ".join(f"{key}={value}" for key, value in values.items() if value not in ("", {})) or "–"
+    return output.settings({name: output.plain(arguments[name]) for name in sorted(arguments)})
 
 
 TaskOption = Annotated[str, typer.Option("--task", help="Only this task's.")]
@@ -244,5 +245,6 @@ def _print_happening(session: Session, happening: pb.WatchResponse) -> None:
     if session.as_json:
         output.print_json_line(tree)
         return
-    line = f"{output.instant(happening.at_ms)}  {happening.kind:<20} {happening.subject}  {_one_line(tree['detail'])}"
+    told = {name: value for name, value in tree["detail"].items() if value not in ("", {})}
+    line = f"{output.instant(happening.at_ms)}  {happening.kind:<20} {happening.subject}  {output.settings(told)}"
     output.console().print(line, markup=False)
