@@ -9,7 +9,6 @@ proximal term, `accumulate` for steps over several batches.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -80,12 +79,9 @@ def parse_optimizer(text: str) -> Optimizer:
 
 def _number(text: str, value: str) -> float:
     try:
-        number = float(value)
+        return float(value)
     except ValueError as error:
         raise CannotCompile(f"{value!r} in {text!r} is no number") from error
-    if not math.isfinite(number) or number < 0:
-        raise CannotCompile(f"{value!r} in {text!r} must be a number that isn't negative")
-    return number
 
 
 def _names(text: str) -> tuple[str, ...]:

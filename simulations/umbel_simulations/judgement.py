@@ -73,7 +73,7 @@ def _upper(name: str) -> Callable[[Outcome], Number]:
 def megabytes(outcome: Outcome) -> Number:
     """Megabytes, both ways, that nineteen devices in twenty stay within (each way by itself, then added)."""
     ways = [outcome.per_device.get(name) for name in ("bytes_up", "bytes_down")]
-    return sum(way.p95 for way in ways if way) / 1e6 if any(ways) else None
+    return sum(way.p95 for way in ways if way) / 1e6 if all(ways) else None
 
 
 def _epsilon(outcome: Outcome) -> Number:
@@ -100,7 +100,7 @@ def _hours_to_clear(rollout: RolloutOutcome) -> Number:
 def _exposed(outcome: Outcome) -> Number:
     broken = _broken(outcome)
     # One that never began has shown nothing, least of all that it reaches nobody.
-    if not broken or not outcome.devices or any(rollout.started_hour is None for rollout in broken):
+    if not broken or any(rollout.started_hour is None for rollout in broken):
         return None
     return max(rollout.devices_reached for rollout in broken) / outcome.devices
 

@@ -176,6 +176,11 @@ def test_a_run_that_was_cut_off_ends_as_an_unbroken_one(tmp_path: Path) -> None:
         with pytest.raises(Killed):
             runs.play(small(), tmp_path / "broken", workers=1, progress=PullsThePlug(at))
         assert (tmp_path / "broken/state").is_dir() and not (tmp_path / "broken/report.json").exists()
+    checkpoint = tmp_path / "broken/state/cohort.checkpoint"
+    checkpoint.write_bytes(b"half of one")
+    with pytest.raises(MalformedMessage, match="delete it"):
+        runs.play(small(), tmp_path / "broken", workers=2, progress=Silent())
+    checkpoint.unlink()
     resumed = runs.play(small(), tmp_path / "broken", workers=2, progress=Silent())
     assert resumed.outcome.canonical() == whole.outcome.canonical()
     assert runs.play(small(), tmp_path / "broken", workers=1, progress=PullsThePlug(0)).outcome == whole.outcome
@@ -244,12 +249,18 @@ def test_values_are_toml_or_plain_words() -> None:
     assert values_of("iid,dirichlet") == ["iid", "dirichlet"]
     assert (value_of("true"), value_of("FedAdam")) == (True, "FedAdam")
     assert (value_of("9" * 5000), values_of("9" * 5000)) == ("9" * 5000, ["9" * 5000]), "longer than Python reads"
-    with pytest.raises(MalformedMessage):
-        pair_of("=3")
+    assert pair_of(" seed = 1=2 ") == ("seed", "1=2")
+    for text in ("=3", " =3", "seed=", "seed= ", "seed"):
+        with pytest.raises(MalformedMessage, match="write it as"):
+            pair_of(text)
 
 
 def test_each_point_of_a_grid_has_a_folder_of_its_own() -> None:
     found = points(small(), {"task.plan.lr": [0.1, 0.01], "seed": [1, 2, 3]})
     assert len({name_of(point) for point in found}) == len(found) == 6
-    with pytest.raises(BadInput):
-        points(small(), {})
+    texts = ["a b", "a_b", "a/b", "c" * 100, "c" * 101]
+    names = {name_of(point) for point in points(small(), {"description": texts})}
+    assert len(names) == len(texts) and max(map(len, names)) < 100 and not any("/" in name for name in names)
+    for nothing in ({}, {"seed": []}):
+        with pytest.raises(BadInput, match="at least one key with values"):
+            points(small(), nothing)

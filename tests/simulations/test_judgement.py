@@ -84,7 +84,10 @@ def test_what_was_not_measured_is_no_go(name: str) -> None:
 def test_an_engine_without_sessions_has_measured_no_wasted_ones() -> None:
     (check,) = judge(replace(MEASURED, engine="cohort"), Thresholds(wasted_sessions=0.99))
     assert check.found is None and not check.passes
-    assert figures(replace(MEASURED, engine="cohort"))["wasted"] == NONE
+    told = figures(replace(MEASURED, engine="cohort"))
+    assert (told["wasted"], told["dropped"]) == (NONE, NONE)
+    (half,) = judge(replace(MEASURED, per_device={"bytes_up": spread(1.0)}), Thresholds(megabytes_per_device=9.0))
+    assert half.found is None, "what came down wasn't measured"
 
 
 def test_a_broken_release_that_never_began_is_no_go_and_is_told() -> None:
@@ -93,6 +96,14 @@ def test_a_broken_release_that_never_began_is_no_go_and_is_told() -> None:
     checks = judge(both, Thresholds(roll_back_hours=99.0, exposed_devices=1.0))
     assert [check.found for check in checks] == [None, None]
     assert "not-begun" in page.render(both)
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_of_several_broken_releases_the_worst_is_judged(turn: int) -> None:
+    worse = replace(BROKEN, release=4, devices_reached=8, cleared_hour=15.0)
+    both = replace(MEASURED, rollouts=(BROKEN, worse)[::turn])
+    checks = judge(both, Thresholds(roll_back_hours=9.0, exposed_devices=0.1))
+    assert [(check.found, check.passes) for check in checks] == [(10.0, False), (0.2, False)]
 
 
 def test_a_run_without_thresholds_has_no_verdict_and_is_no_go() -> None:

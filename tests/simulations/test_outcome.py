@@ -40,6 +40,8 @@ def test_a_changed_report_is_refused() -> None:
     text = to_json(an_outcome())
     with pytest.raises(MalformedMessage, match="changed after it was written"):
         from_json(text.replace('"reported":10', '"reported":11'))
+    with pytest.raises(MalformedMessage, match=r"outcome\.hours.*finite number"):
+        from_json(text.replace('"hours":0.5', '"hours":Infinity'))
     with pytest.raises(MalformedMessage, match=r"outcome\.seed"):
         from_json(text.replace('"seed":3', '"seed":"three"'))
 

@@ -194,7 +194,14 @@ def test_values_can_be_changed_by_key() -> None:
     scenario = find("poisoned-fleet")
     other = changed(scenario, {"task.plan.lr": 0.5, "adversaries.1.share": 0.2, "seed": 9})
     assert (other.task.plan.lr, other.adversaries[1].share, other.seed) == (0.5, 0.2, 9)
-    for key, value in (("task.plan.lrr", 1), ("tusk.goal", 1), ("adversaries.7.share", 0.1), ("task.goal", "x")):
+    for key, value in (
+        ("task.plan.lrr", 1),
+        ("tusk.goal", 1),
+        ("adversaries.7.share", 0.1),
+        ("adversaries.7", {}),
+        ("seed.of", 1),
+        ("task.goal", "x"),
+    ):
         with pytest.raises(BadInput, match=key.rsplit(".", 1)[0].split(".")[0]):
             changed(scenario, {key: value})
     with pytest.raises(OutOfBounds):
