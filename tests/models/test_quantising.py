@@ -25,7 +25,7 @@ from umbel_client.predictor import Predictor
 from umbel_models.checking import check_bundle
 from umbel_models.compile import compile_model
 from umbel_models.describing import describe
-from umbel_models.quantising import Quantise, Trial
+from umbel_models.quantising import Quantise, Trial, _drop
 from umbel_models.spec import Loss, ModelSpec
 
 ANY_SPEED = Quantise(least_gain=0.0, turns=1, largest_drop=1.0)
@@ -170,6 +170,21 @@ def test_a_trial_that_gives_no_numbers_is_refused() -> None:
     trial = Trial("int8", {1: 2.0}, 0.0, "the accuracy", 4, float("inf"))
     assert trial.objection(Quantise())
     assert not replace(trial, off=0.1).objection(Quantise())
+
+
+def test_a_drop_is_a_share_of_what_counts_or_of_the_loss_whatever_its_sign() -> None:
+    exact, narrow = {"logits": np.full((8, 4), 2.0, np.float32)}, {"logits": np.full((8, 4), 1.5, np.float32)}
+    targets = [torch.zeros(8)]
+    below = replace(dense(), metrics={}, loss=lambda output, y: -output.mean())
+    assert _drop(below, exact, narrow, targets) == (pytest.approx(0.25), "the loss, relatively,")
+    tokens = replace(
+        dense(),
+        metrics={"correct": lambda output, y: output[:, :3].sum() / 2},
+        count=lambda output, y: torch.tensor(24.0),
+    )
+    assert _drop(tokens, exact, narrow, targets) == (pytest.approx(0.25), "the accuracy")
+    trial = Trial("int8", {1: 2.0}, -0.1, "the accuracy", 8, 0.1)
+    assert "loses 0.0000 of the accuracy" in trial.precision().reason
 
 
 def test_nothing_is_said_where_nothing_was_asked(tmp_path: Path) -> None:

@@ -61,6 +61,17 @@ def test_settings_that_would_spoil_weights_are_refused(make: Callable[[], Optimi
         make()
 
 
+@pytest.mark.parametrize("adam", [Adam(0.1), Adam(0.1, beta1=0.9, beta2=0.9)], ids=str)
+def test_adams_reach_is_how_far_a_step_goes_whatever_the_gradient(adam: Adam) -> None:
+    """The first step, and the first gradient after a long time without any."""
+    still, moved = {"moment1": torch.zeros(()), "moment2": torch.zeros(())}, []
+    for steps in (1.0, 1e6):
+        rate = {"lr": torch.tensor(adam.lr)}
+        weight, _ = adam.update(torch.zeros(()), torch.tensor(0.01), still, {"steps": torch.tensor(steps)}, rate)
+        moved.append(abs(float(weight)))
+    assert adam.reach == pytest.approx(max(moved), rel=1e-3)
+
+
 def test_without_the_proximal_term_nothing_of_it_is_in_the_graph(tmp_path: Path) -> None:
     plain = compile_model(replace(digits.mlp(), optimizer=SGD()), tmp_path / "plain").bundle
     pulled = compile_model(replace(digits.mlp(), optimizer=Proximal(SGD())), tmp_path / "pulled").bundle

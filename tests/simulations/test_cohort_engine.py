@@ -53,11 +53,11 @@ class Killed(BaseException):
 
 class KillAfter(Silent):
     def __init__(self, rounds: int) -> None:
-        self._left = rounds
+        self.left = rounds
 
     def step(self, done: float, total: float, hours: float, message: str) -> None:
-        self._left -= 1
-        if not self._left:
+        self.left -= 1
+        if not self.left:
             raise Killed
 
 
@@ -93,8 +93,10 @@ def test_workers_and_kills_leave_no_trace_in_the_outcome(tiny_bundle: Bundle, tm
     for rounds in (2, 3):
         with pytest.raises(Killed):
             played(told, tiny_bundle, tmp_path / "killed", progress=KillAfter(rounds))
-    resumed = played(told, tiny_bundle, tmp_path / "killed", workers=3)
-    assert resumed.digest() == unbroken.digest()
+    # Killed in the second round, and in the third from there: three are on disk, and three are left.
+    left = KillAfter(4)
+    resumed = played(told, tiny_bundle, tmp_path / "killed", workers=3, progress=left)
+    assert (resumed.digest(), left.left) == (unbroken.digest(), 1)
     assert [one.number for one in unbroken.rounds] == [1, 2, 3, 4, 5, 6]
     assert all(one.verdict == "accepted" for one in unbroken.rounds)
 
@@ -174,6 +176,30 @@ def test_too_few_reports_make_no_version(tiny_bundle: Bundle, tmp_path: Path) ->
     outcome = played(told, tiny_bundle, tmp_path)
     assert [one.verdict for one in outcome.rounds] == ["abandoned", "abandoned"]
     assert outcome.accuracy == outcome.first_accuracy
+
+
+def test_who_has_no_example_to_learn_from_is_not_asked(tiny_bundle: Bundle) -> None:
+    setting, backend = tiny.setting(tiny_bundle), OnnxBackend(tiny_bundle)
+    _, *others = setting.federation.clients
+    nothing = ClientData("nothing", tiny.examples(0, 0), tiny.examples(4, 1))
+    setting = replace(setting, federation=replace(setting.federation, clients=(nothing, *others)))
+    assert list(Stage.of(scenario(), setting, backend, Pool(backend, 1)).clients) == others
+
+
+def test_a_client_takes_as_long_as_what_it_trains_on(tiny_bundle: Bundle) -> None:
+    plain = scenario()
+    client = stage_of(tiny_bundle, plain).clients[5]
+    assert client.training.count == 10
+
+    def seconds(**plan: int) -> float:
+        told = changed(plain, {f"task.plan.{key}": value for key, value in plan.items()})
+        return stage_of(tiny_bundle, told).seconds(client)
+
+    whole = seconds()
+    assert seconds(epochs=3) == pytest.approx(3 * whole)
+    assert seconds(max_examples=4, epochs=2) == pytest.approx(0.8 * whole)
+    assert seconds(max_steps=1) == pytest.approx(whole / 3), "one of three batches"
+    assert seconds(max_steps=9) == pytest.approx(whole), "there are only three"
 
 
 @pytest.mark.parametrize("kind", ["strategy", "scaffold", "fedbuff"])

@@ -40,6 +40,7 @@ PLANS = {
     "whole batches": Plan(batch_size=5),
     "a smaller last batch": Plan(batch_size=4, epochs=3),
     "one batch larger than all": Plan(batch_size=64, epochs=2),
+    "stopped before it has seen all": Plan(batch_size=3, max_steps=2),
     "stopped by steps": Plan(batch_size=3, epochs=4, max_steps=7),
     "newest examples only, clipped": Plan(batch_size=3, max_examples=7, clip_norm=0.01, max_weight=4.0),
 }

@@ -200,6 +200,17 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
         runs.read(tmp_path / "mine")
 
 
+def test_a_run_whose_files_have_changed_since_it_began_does_not_go_on(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    trace.write_text("{}")
+    told = small(**{"population.availability": "trace", "population.trace": str(trace)})
+    with pytest.raises(Killed):
+        runs.play(told, tmp_path / "run", workers=1, progress=PullsThePlug(0))
+    trace.write_text("[]")
+    with pytest.raises(AlreadyExists, match="files have changed since"):
+        runs.play(told, tmp_path / "run", workers=1, progress=Silent())
+
+
 @pytest.mark.parametrize("engine", ["cohort", "fleet"])
 def test_a_run_that_never_began_leaves_its_folder_to_the_right_one(tmp_path: Path, engine: str) -> None:
     """As after a mistyped name, or what the engine refuses once it has looked."""

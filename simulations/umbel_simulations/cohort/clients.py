@@ -55,11 +55,11 @@ class Share:
 
     @classmethod
     def of(cls, job: Job, examples: Examples) -> Share:
-        """What a device would make of this job: the same batches, the same weight."""
+        """What a device would make of this job, with one example or more: the same batches, the same weight."""
         plan, count = job.plan, examples.count
         begins, ends = _bounds(count, plan.batch_size, plan.epochs, plan.max_steps)
-        last = int(ends[-1, 0]) if count else 0
-        orders = [job.order(epoch, count) for epoch in range(math.ceil(last / count) if count else 1)]
+        last = int(ends[-1, 0])
+        orders = [job.order(epoch, count) for epoch in range(math.ceil(last / count))]
         rows = orders[0] if len(orders) == 1 else np.concatenate(orders)
         weight = min(float(min(len(ends) * plan.batch_size, count)), plan.max_weight)
         return cls(job, examples, weight, rows[:last], begins, ends)

@@ -62,7 +62,7 @@ class Scaffold:
             return report_of(worker, call.share(client), Start(weights, drift.subset(corrected).arrays))
 
         def take(client: ClientData, report: Report | None) -> None:
-            if report is None or not report.count.steps:
+            if report is None:
                 return
             change = report.delta / np.float32(-report.count.steps * lr) - self._server
             directions[client.name] = self._direction(client) + change
