@@ -45,6 +45,7 @@ lint: $(VENV)/.dev-installed ## Format, lint, types, import contracts, protos: e
 	@"$(BIN)/mypy"
 	@"$(BIN)/lint-imports" --no-cache
 	@"$(BIN)/buf" lint
+	@"$(BIN)/buf" breaking --against tests/vectors/wire.binpb
 	@"$(BIN)/buf" format --diff --exit-code
 	@echo "lint: all checks passed"
 
