@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,33 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from tests.databases import empty_database
 from tests.server.driving import Crash, Plug
 from umbel.digests import Digest, digest_of
 from umbel.errors import BadInput, DigestMismatch, MalformedMessage, NotFound, Unavailable, Unreachable, WrongState
+from umbel.plan import Kind, Plan
 from umbel_server import app, heads
 from umbel_server import postgresql as patience
 from umbel_server.blobs import AREAS, Blobs
+from umbel_server.flower.spec import StrategySpec
+from umbel_server.gates import GatePolicy
 from umbel_server.postgresql import NO_ANSWER
-from umbel_server.rollout_spec import Audience
-from umbel_server.store import Store
+from umbel_server.privacy_settings import PrivacySettings
+from umbel_server.rollout import Rollout, Stage
+from umbel_server.rollout_spec import Audience, ExperimentArm, OnFailure, Promotion, RolloutSpec, Wave
+from umbel_server.store import MIGRATIONS, Store
 from umbel_server.tables import METADATA, MODELS
+from umbel_server.task import Task
+from umbel_server.validation import ValidationPolicy
+from umbel_server.versions import Lineage
 
 ROW = {"name": "model", "next_release": 1, "created_at": 0.1}
+KEPT_AS_JSON = (
+    *(Task, Plan, StrategySpec, ValidationPolicy, PrivacySettings, Lineage),
+    *(Rollout, RolloutSpec, Wave, ExperimentArm, GatePolicy),
+)
 Opened = Callable[..., Store]
 
 
@@ -48,6 +62,17 @@ def test_the_migrations_build_exactly_the_tables_that_the_code_names(store: Stor
     with store.reading() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, METADATA) == []
+
+
+def test_what_is_kept_as_json_changes_with_a_revision_so_that_older_programs_refuse_it_by_name() -> None:
+    """A field that an older coordinator doesn't know would end it in the middle of its work, or its calls.
+
+    Where this fails, add a migration (an empty one, where no table changes), and write its number down here.
+    """
+    names = [[kind.__name__, *sorted(entry.name for entry in fields(kind))] for kind in KEPT_AS_JSON]
+    names += [[kind.__name__, *sorted(value.value for value in kind)] for kind in (Kind, Stage, Promotion, OnFailure)]
+    revision = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+    assert (revision, digest_of(repr(names).encode())[:12]) == ("0008", "03775618496e")
 
 
 def test_the_heads_of_an_older_database_stay_everybodys(opened: Opened, database_url: str) -> None:

@@ -266,7 +266,7 @@ def _show(session: Session, found: pb.Rollout) -> None:
 def _show_preview(session: Session, request: pb.PreviewRolloutRequest) -> None:
     answer = session.stub.PreviewRollout(request)
     columns: list[output.Column] = [
-        ("wave", lambda wave: str(wave.wave)),
+        ("wave", lambda wave: str(wave.wave + 1)),
         ("per cent", lambda wave: f"{wave.percent:g}"),
         ("devices", lambda wave: str(len(wave.devices))),
         ("ids", lambda wave: " ".join(device[:12] for device in wave.devices) or "–"),
