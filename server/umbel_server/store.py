@@ -28,9 +28,9 @@ HASTY: Final = ("journal_mode=MEMORY", "synchronous=OFF", "foreign_keys=ON", "bu
 """How it is opened where only the death of the coordinator's own objects has to be survived: in simulations."""
 KEEP_ALIVE: Final = ("tcp_keepalives_idle = 30", "tcp_keepalives_interval = 10", "tcp_keepalives_count = 3")
 """How soon PostgreSQL finds that a coordinator's machine is gone."""
-_PATIENCE: Final = "SET lock_timeout = '3s'"
+_PATIENCE: Final = "lock_timeout = '3s'"
 """The server may take a moment to see that the coordinator before is gone."""
-_LOCK: Final = sa.text("SELECT pg_advisory_lock(hashtext('umbel'), hashtext(current_schema()))")
+_OF_A_COORDINATOR: Final = "(hashtext('umbel'), hashtext(current_schema()))"
 _STILL_THERE: Final = sa.text("SELECT 1")
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 """SQLSTATE."""
@@ -63,11 +63,14 @@ class Store:
         Raises:
             BadInput: neither a SQLite file nor PostgreSQL.
             Unreachable: the database doesn't answer.
-            WrongState: a newer version of Umbel has changed its tables.
+            WrongState: a newer version of Umbel has changed its tables; another coordinator is on this PostgreSQL.
         """
         engine = _engine(url, PRAGMAS if durable else HASTY)
         try:
             _migrate(engine)
+        except WrongState:
+            engine.dispose()
+            raise
         except sa.exc.DBAPIError as error:
             engine.dispose()
             raise Unreachable(f"the database doesn't open: {error.orig}; check its address and its server") from error
@@ -171,17 +174,12 @@ class _Lock:
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         connection.detach()  # back in the pool it would hold the lock on
         try:
-            for setting in (*(f"SET {one}" for one in KEEP_ALIVE), _PATIENCE):
-                connection.execute(sa.text(setting))
-            connection.execute(_LOCK)
-        except BaseException as error:
+            for setting in KEEP_ALIVE:
+                connection.execute(sa.text(f"SET {setting}"))
+            _take(connection, f"SET {_PATIENCE}", f"SELECT pg_advisory_lock{_OF_A_COORDINATOR}")
+        except BaseException:
             connection.close()
-            if getattr(getattr(error, "orig", None), "sqlstate", "") != _LOCK_NOT_AVAILABLE:
-                raise
-            raise WrongState(
-                "another coordinator uses this database; stop it first, or name another database: two would each "
-                "count half of the reports"
-            ) from None
+            raise
         self._connection = connection
 
     def let_go(self) -> None:
@@ -189,6 +187,20 @@ class _Lock:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _take(connection: sa.Connection, *statements: str) -> None:
+    """Take PostgreSQL's lock of a coordinator; raises `WrongState` where another one has it."""
+    try:
+        for statement in statements:
+            connection.execute(sa.text(statement))
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", "") != _LOCK_NOT_AVAILABLE:
+            raise
+        raise WrongState(
+            "another coordinator uses this database; stop it first, or name another database: two would each "
+            "count half of the reports"
+        ) from None
 
 
 def _engine(url: str, pragmas: Sequence[str]) -> sa.Engine:
@@ -234,5 +246,9 @@ def _migrate(engine: sa.Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            # A newer version must not change the tables under an older one that runs.
+            _take(connection, f"SET LOCAL {_PATIENCE}", f"SELECT pg_advisory_xact_lock{_OF_A_COORDINATOR}")
+            connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

@@ -25,6 +25,7 @@ from umbel.errors import BadInput, DigestMismatch, MalformedMessage, NotFound, U
 from umbel.plan import Kind, Plan
 from umbel_server import app, heads
 from umbel_server import postgresql as patience
+from umbel_server import store as store_module
 from umbel_server.blobs import AREAS, Blobs
 from umbel_server.flower.spec import StrategySpec
 from umbel_server.gates import GatePolicy
@@ -104,13 +105,25 @@ def test_opening_again_keeps_what_is_there(opened: Opened, database_url: str) ->
         assert connection.execute(sa.select(MODELS)).one() == ("model", 1, 0.1)
 
 
-def test_a_postgresql_has_one_coordinator_at_a_time(opened: Opened, postgresql: str) -> None:
+def test_a_postgresql_has_one_coordinator_at_a_time(
+    opened: Opened, postgresql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_PATIENCE", "lock_timeout = '50ms'")
     url = empty_database(postgresql)
     first, second = opened(url), opened(url)
+    with first.transaction() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0007'"))
     with first.alone():
+        with pytest.raises(WrongState, match="another coordinator uses this database"):
+            opened(url)
+        with first.reading() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+        assert found == "0007", "a newer one would change the tables under an older one that runs"
         with pytest.raises(WrongState, match="another coordinator uses this database"), second.alone():
             pass
         assert names(second) == [], "reading is for anybody"
+    with first.transaction() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0008'"))
     with second.alone():
         first.close()
 
