@@ -19,7 +19,7 @@ from umbel.weights import Weights
 from umbel_client.examples import Examples
 from umbel_models.optimizers import SGD
 from umbel_server import flower
-from umbel_simulations.cohort import checkpoint
+from umbel_simulations.cohort import checkpoint, engine
 from umbel_simulations.cohort.algorithm import Stage
 from umbel_simulations.cohort.clients import Start
 from umbel_simulations.cohort.engine import backend_of, play, run
@@ -107,6 +107,18 @@ def test_every_algorithm_learns(tiny_bundle: Bundle, tmp_path: Path, name: str) 
     assert outcome.accuracy is not None
     assert outcome.first_accuracy is not None
     assert outcome.accuracy > max(0.75, outcome.first_accuracy + 0.2)
+
+
+def test_on_the_way_a_sample_is_judged_now_and_then_and_at_the_end_all(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_SAMPLE", 10)
+    outcome = play(scenario(rounds=51), tiny.setting(tiny_bundle), workers=1, progress=Silent(), folder=tmp_path)
+    looks = {one.number: one.accuracy for one in outcome.rounds if one.accuracy is not None}
+    assert list(looks) == [*range(2, 51, 2), 51]
+    assert looks.pop(51) == outcome.accuracy
+    assert all(round(share * 10) == pytest.approx(share * 10) for share in looks.values()), "of 48 examples, ten"
+    assert len(set(looks.values())) > 1
 
 
 @pytest.mark.parametrize("way", ["fine-tune", "head", "interpolate"])

@@ -197,7 +197,7 @@ def _outcome(
         scenario=to_tree(stage.scenario),
         engine=stage.scenario.engine,
         seed=stage.scenario.seed,
-        hours=rounds[-1].closed_hour if rounds else 0.0,
+        hours=rounds[-1].closed_hour,
         rounds=rounds,
         weights=str(digest_of(weights.to_bytes())),
         accuracy=mean_of(last, "correct"),
