@@ -131,9 +131,10 @@ def test_personal_models_are_judged_on_each_users_own_examples(tiny_bundle: Bund
     assert outcome.per_device["personal_accuracy"] != outcome.per_device["accuracy"]
 
 
-def personal_models(bundle: Bundle, **choice: Any) -> list[Weights]:
+def personal_models(bundle: Bundle, max_steps: int = 0, **choice: Any) -> list[Weights]:
     """What each user makes of the first version, by the weights that are judged."""
-    stage, judged = stage_of(bundle, scenario(Algorithm(**choice))), list[Weights]()
+    told = changed(scenario(Algorithm(**choice)), {"task.plan.max_steps": max_steps})
+    stage, judged = stage_of(bundle, told), list[Weights]()
 
     class Judge(OnnxBackend):
         def evaluate(self, weights: Weights, examples: Examples) -> Metrics:
@@ -164,6 +165,8 @@ def test_personal_training_has_epochs_and_a_rate_of_its_own(tiny_bundle: Bundle)
     )
     assert all(far > near for far, near in zip(longer, plain, strict=True))
     assert slower == pytest.approx([0.01 * one for one in plain], rel=0.5)
+    unbound = personal_models(tiny_bundle, max_steps=1, personalisation="fine-tune", personal_epochs=1)
+    assert [(one - base).norm() for one in unbound] == plain, "a round's most steps are the round's"
 
 
 @pytest.mark.parametrize("kind", ["scaffold", "fedbuff"])
@@ -299,6 +302,11 @@ def test_stale_updates_count_less(tiny_bundle: Bundle) -> None:
     versions = [running.version for running in buffered._running]
     assert len(versions) == 5, "the place of the arrival that filled the buffer is taken after the step"
     assert set(versions) == {0, 1}
+    weights = second.weights
+    for number in range(3, 7):
+        weights = buffered.step(number, weights).weights
+    in_use = {running.version for running in buffered._running}
+    assert set(buffered._models) == in_use, "a model that nobody trains from any more is let go"
 
 
 def test_a_buffer_with_fewer_reports_than_the_task_asks_for_makes_no_version(tiny_bundle: Bundle) -> None:
@@ -321,6 +329,15 @@ def test_one_client_at_a_time_and_a_buffer_of_one_is_training_without_staleness(
     for number in range(1, 5):
         before, weights = weights, buffered.step(number, weights).weights
         assert np.abs(weights.to_vector() - before.to_vector()).max() > 1e-3
+
+
+def test_who_trains_twice_from_one_model_sees_its_examples_in_another_order(tiny_bundle: Bundle) -> None:
+    weights, found = tiny_bundle.shared_weights(), []
+    for times in (1, 2):
+        told = changed(scenario(Algorithm("fedbuff", buffer=times)), {"task.minimum": 1, "task.goal": 1})
+        stage = stage_of(tiny_bundle, told)
+        found.append(FedBuff(replace(stage, clients=stage.clients[5:6])).step(1, weights).weights)
+    assert found[0] != found[1], "else the mean of two would be the one"
 
 
 def test_a_round_that_came_to_nothing_is_no_step_of_the_servers_optimiser(tiny_bundle: Bundle) -> None:
