@@ -68,14 +68,18 @@ def test_an_opposite_answer_to_what_only_one_user_has_is_an_answer_too() -> None
 
 
 def test_the_next_free_moment_is_free_and_lasts_until_it_ends() -> None:
+    """Also a hair before it, where the loop may ring."""
+    hair, start = 1e-6, 5 * HOUR
     model = Diurnal(50, np.zeros(50, np.int32), 0.0, 0.25, 4.0, seed=1)
     for device in range(50):
-        begin = model.next_free(device, 5 * HOUR)
+        begin = model.next_free(device, start)
         end = model.free_until(device, begin)
         assert model.free(device, begin)
+        assert model.free(device, begin - hair)
         assert model.free(device, (begin + end) / 2)
         assert not model.free(device, end)
-        assert begin == 5 * HOUR or not model.free(device, begin - 1.0)
+        assert begin == start or not model.free(device, begin - 1.0)
+        assert model.count(begin - hair) == sum(model.free(one, begin - hair) for one in range(50))
 
 
 def test_a_fleet_that_is_always_free_is_free_until_never() -> None:
@@ -92,6 +96,8 @@ def test_speeds_spread_over_two_decades_and_some_clocks_are_wrong(tmp_path: Path
     profiles = [people.profile(device) for device in range(people.count)]
     low, high = np.quantile([profile.speed for profile in profiles], [0.025, 0.975])
     assert np.log10(high / low) == pytest.approx(2.0, abs=0.15)
+    drawn = np.log10([(one.speed, one.down, one.up, one.latency) for one in profiles]).T
+    assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.1, "none of these tells of another"
     wrong = [profile for profile in profiles if profile.clock_error]
     assert len(wrong) / len(profiles) == pytest.approx(0.1, abs=0.02)
     assert max(abs(profile.clock_error) for profile in wrong) <= 24 * HOUR

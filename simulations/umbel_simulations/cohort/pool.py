@@ -73,7 +73,6 @@ class _Line(Generic[T, R]):
         self._begun = 0
         self._taken = 0
         self._waiting: dict[int, R] = {}
-        self._is_taking = False
         self._is_stopped = False
 
     def serve(self, worker: Worker, work: Callable[[Worker, T], R]) -> None:
@@ -103,16 +102,15 @@ class _Line(Generic[T, R]):
     def _done(self, index: int, result: R) -> None:
         """Take all results whose turn it is; one thread at a time, while others go on working."""
         with self._changed:
-            if self._is_taking or index != self._taken or self._is_stopped:
+            # Only one thread at a time has the result whose turn it is: until it is taken, `_taken` stays.
+            if index != self._taken or self._is_stopped:
                 self._waiting[index] = result
                 return
-            self._is_taking = True
         while True:
             self._take(self._items[index], result)
             with self._changed:
                 self._taken = index = index + 1
                 self._changed.notify_all()
                 if index not in self._waiting or self._is_stopped:
-                    self._is_taking = False
                     return
                 result = self._waiting.pop(index)
