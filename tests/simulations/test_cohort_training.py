@@ -152,6 +152,15 @@ def test_any_number_of_workers_gives_the_same_bits(tiny_bundle: Bundle) -> None:
     assert totals[0] == totals[1] == totals[2]
 
 
+@pytest.mark.parametrize("count", [0, 1, 256, 257])
+def test_pieces_that_are_judged_side_by_side_come_to_the_whole(tiny_bundle: Bundle, count: int) -> None:
+    backend, weights, examples = OnnxBackend(tiny_bundle), tiny_bundle.shared_weights(), tiny.examples(count, 1)
+    with Pool(backend, 2) as pool:
+        found = rounds.evaluate(pool, backend, weights, examples)
+    assert found == pytest.approx(backend.evaluate(weights, examples), rel=1e-5)
+    assert found.get("examples", 0.0) == count
+
+
 def test_robust_strategies_get_every_update(tiny_bundle: Bundle) -> None:
     setting, backend = tiny.setting(tiny_bundle, users=30), OnnxBackend(tiny_bundle)
     call, start = rounds.Call(Plan(batch_size=4), "task", 1), Start(tiny_bundle.shared_weights())
