@@ -13,7 +13,6 @@ import pytest
 from tests.simulations import tiny
 from umbel.bundle import Bundle
 from umbel.errors import BadInput, MalformedMessage, OutOfBounds
-from umbel.runtime.onnx import OnnxRuntime
 from umbel.update import Metrics
 from umbel.weights import Weights
 from umbel_client.examples import Examples
@@ -414,16 +413,3 @@ def test_a_memory_that_isnt_the_algorithms_is_refused(tiny_bundle: Bundle) -> No
     for algorithm in (Scaffold(stage), FedBuff(stage)):
         with pytest.raises(MalformedMessage):
             algorithm.restore(b"something else")
-
-
-def test_the_evaluation_in_pieces_is_that_of_the_whole(tiny_bundle: Bundle) -> None:
-    from umbel_client.trainer import evaluate
-    from umbel_simulations.cohort import rounds
-
-    many, weights = tiny.examples(700, 1), tiny_bundle.shared_weights()
-    backend = backend_of(tiny.setting(tiny_bundle))
-    with Pool(backend, 2) as pool:
-        found = rounds.evaluate(pool, backend, weights, many)
-    wanted = evaluate(tiny_bundle, weights, many, OnnxRuntime())
-    assert found["correct"] == wanted["correct"]
-    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)

@@ -152,7 +152,7 @@ def test_any_number_of_workers_gives_the_same_bits(tiny_bundle: Bundle) -> None:
     assert totals[0] == totals[1] == totals[2]
 
 
-@pytest.mark.parametrize("count", [0, 1, 256, 257])
+@pytest.mark.parametrize("count", [0, 1, 257, 700])
 def test_pieces_that_are_judged_side_by_side_come_to_the_whole(tiny_bundle: Bundle, count: int) -> None:
     backend, weights, examples = OnnxBackend(tiny_bundle), tiny_bundle.shared_weights(), tiny.examples(count, 1)
     with Pool(backend, 2) as pool:
