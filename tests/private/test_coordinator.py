@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
 
+from tests.databases import new_sqlite
 from tests.server.driving import (
     MODEL,
     OPERATOR,
@@ -170,7 +171,7 @@ def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'umbel.db'}"
+    return new_sqlite(tmp_path / "umbel.db")
 
 
 async def expected_after_one_round(world: PrivateWorld, devices: list[PrivateDevice]) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.databases import new_sqlite
 from tests.private.test_coordinator import PRIVATE, PrivateWorld
 from tests.server.driving import TASK, Plug, task
 from tests.server.test_restart import created
@@ -89,7 +90,7 @@ def ending(world: BothDie) -> dict[str, Any]:
 @pytest.fixture
 def places(tmp_path: Path) -> Places:
     """Fresh disks, one after another."""
-    return ((f"sqlite:///{tmp_path / f'{number}.db'}", tmp_path / f"blobs-{number}") for number in itertools.count())
+    return ((new_sqlite(tmp_path / f"{number}.db"), tmp_path / f"blobs-{number}") for number in itertools.count())
 
 
 @pytest.fixture(autouse=True)

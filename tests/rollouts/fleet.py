@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.client.recordings import recordings
+from tests.databases import new_sqlite
 from umbel.bundle import Bundle, file_refs
 from umbel.digests import Digest
 from umbel.identity import DeviceId
@@ -142,7 +143,7 @@ class Fleet:
         self.signer, self.leader = ReleaseSigner.generate(), LeaderKey.generate()
         self.keys = Keyring.create(folder / "keys")
         self.repository = Repository.create(folder / "listing", self.keys, self.clock.now())
-        self.url = url or f"sqlite:///{folder / 'umbel.db'}"
+        self.url = url or new_sqlite(folder / "umbel.db")
         self.coordinator = self.restart()
         self.coordinator.operations.add_model(MODEL, bundle_path("smartwatch"), AUTHOR)
         # A population's task says which model it has; nobody trains in these tests.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import new_sqlite
 from umbel.visit import Outcome, ReleaseOutcome
 from umbel_server import executions
 from umbel_server.executions import HOLDS_IT, Execution
@@ -18,7 +19,7 @@ HERS, ITS = "a" * 32, "b" * 32
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """With an offer of release 3 to one device."""
-    made = Store.open(f"sqlite:///{tmp_path / 'umbel.db'}", durable=False)
+    made = Store.open(new_sqlite(tmp_path / "umbel.db"), durable=False)
     with made.transaction() as connection:
         executions.offer(connection, Execution("offer-1", "r", 0, "watch", 3, HERS, offered_at=1.0))
     yield made

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.databases import new_sqlite
 from umbel.errors import BadInput, DigestMismatch, MalformedMessage, SignatureInvalid
 from umbel_server import audit, checkpoints
 from umbel_server.audit import GENESIS, AuditRow
@@ -37,7 +38,7 @@ PUBLIC = KEY.public_key().public_bytes_raw()
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(f"sqlite:///{tmp_path / 'umbel.db'}")
+    opened = Store.open(new_sqlite(tmp_path / "umbel.db"))
     yield opened
     opened.close()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import empty_database
+from tests.databases import empty_database, new_sqlite
 from tests.server.driving import World
 from umbel_server.store import Store
 
@@ -16,13 +16,13 @@ from umbel_server.store import Store
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A fresh database on each of the two."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'umbel.db'}"
+        return new_sqlite(tmp_path / "umbel.db")
     return empty_database(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'umbel.db'}"
+    return new_sqlite(tmp_path / "umbel.db")
 
 
 @pytest.fixture

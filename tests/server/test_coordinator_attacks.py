@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.databases import new_sqlite
 from tests.server.driving import BUNDLE, MODEL, SHAPES, TASK, Report, SimulatedDevice, World, task
 from umbel.digests import digest_of
 from umbel.errors import (
@@ -103,7 +104,7 @@ async def clean_result(world: World) -> bytes:
 @pytest.fixture
 async def expected(tmp_path: Path) -> bytes:
     """What the honest devices alone make."""
-    world = World(f"sqlite:///{tmp_path / 'clean.db'}", tmp_path / "clean")
+    world = World(new_sqlite(tmp_path / "clean.db"), tmp_path / "clean")
     await world.begin(task(rounds=1))
     for device in world.enrol("a", "b"):
         assert await device.visit()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.databases import new_sqlite
 from tests.server.driving import BUNDLE, SHAPES, TASK, Plug, SimulatedDevice, World, task
 from umbel.randomness import generator
 from umbel.update import Aggregate
@@ -62,7 +63,7 @@ def ending(world: World) -> dict[str, Any]:
 @pytest.fixture
 def places(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """Fresh disks, one after another."""
-    return ((f"sqlite:///{tmp_path / f'{number}.db'}", tmp_path / f"blobs-{number}") for number in itertools.count())
+    return ((new_sqlite(tmp_path / f"{number}.db"), tmp_path / f"blobs-{number}") for number in itertools.count())
 
 
 Places = Iterator[tuple[str, Path]]

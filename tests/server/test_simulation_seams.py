@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import new_sqlite
 from tests.server.driving import POPULATION, ManualClock, World, offer
 from umbel.digests import digest_of
 from umbel.errors import CertificateRefused, NotAllowed
@@ -97,7 +98,7 @@ def test_without_steering_everybody_comes_back_at_the_same_pace() -> None:
 
 
 async def test_a_device_that_stays_away_for_a_day_counts_no_more(tmp_path: Path) -> None:
-    world = World(f"sqlite:///{tmp_path / 'umbel.db'}", tmp_path / "blobs")
+    world = World(new_sqlite(tmp_path / "umbel.db"), tmp_path / "blobs")
     fleet = world.coordinator.fleet
     early, late = world.enrol("early", "late")
     fleet.visit(early.id, offer(), world.clock.now())
