@@ -21,6 +21,8 @@ INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c 
 TREES := protos models client server simulations tests .ci hatch_build.py
 WORKERS ?= 2
 PYTEST_ARGS ?=
+# Tests start hundreds of programs; each would compile Umbel's sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo dev test test-all lint fix protos docs bench bench-private bench-deltas bench-runtime bench-simulation mutants mutants-releases tuf-conformance show-secrecy pins clean
 
