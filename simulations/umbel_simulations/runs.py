@@ -1,6 +1,6 @@
 """A run and its folder: what was played, what an interrupted run needs to go on, and the report at the end.
 
-<folder>/scenario.json   what is played here, and digests of the files that it names: anything else is refused
+<folder>/scenario.json   what is played here, by which version, and digests of its files: anything else is refused
 <folder>/state/          the engine's own; deleted when the run is over
 <folder>/report.json     the outcome and what it cost; a finished run isn't played again
 <folder>/report.html     the same for people
@@ -19,6 +19,7 @@ from typing import Final
 from umbel.digests import digest_of_file
 from umbel.errors import AlreadyExists, MalformedMessage, NotFound, UmbelError
 from umbel.holding import held
+from umbel.version import VERSION
 from umbel_server.files import flush
 from umbel_server.json_text import to_text
 from umbel_simulations.engines import Progress, engine
@@ -54,7 +55,7 @@ def play(scenario: Scenario, folder: Path, *, workers: int, progress: Progress, 
         fresh: forget what is in the folder.
 
     Raises:
-        AlreadyExists: the folder holds a run of something else, or of files that have changed since.
+        AlreadyExists: the folder holds a run of something else, of another version, or of changed files.
         WrongState: another process plays in the folder at this moment.
         MalformedMessage: what the folder holds is damaged.
         OSError: the folder can't be made or written to.
@@ -104,7 +105,8 @@ def read(path: Path) -> Run:
 def _claim(folder: Path, scenario: Scenario, fresh: bool) -> None:
     """Make the folder this scenario's own."""
     told, files = folder / _SCENARIO, {str(path): digest_of_file(path) for path in scenario.files()}
-    text = to_text({"scenario": to_tree(scenario), "files": files})
+    # Another version may draw, or add up, otherwise: what it went on with would be no run of either.
+    text = to_text({"scenario": to_tree(scenario), "files": files, "umbel": VERSION})
     if fresh and told.is_file():
         forget(folder / _STATE)
         shutil.rmtree(folder / _STATE, ignore_errors=True)
@@ -113,7 +115,7 @@ def _claim(folder: Path, scenario: Scenario, fresh: bool) -> None:
             old.unlink(missing_ok=True)
     if told.is_file():
         if told.read_bytes() != text.encode():
-            what = "another run, or one whose files have changed since" if files else "another run"
+            what = "another run, one by another version of Umbel, or one whose files have changed since"
             raise AlreadyExists(f"{folder} holds {what}; choose another folder by -o, or begin anew by --fresh")
         return
     if any(path.suffix != _DRAFT for path in folder.iterdir()):

@@ -200,12 +200,17 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
         runs.read(tmp_path / "mine")
 
 
-def test_a_run_whose_files_have_changed_since_it_began_does_not_go_on(tmp_path: Path) -> None:
+def test_a_run_whose_files_or_umbel_have_changed_since_it_began_does_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trace = tmp_path / "trace.json"
     trace.write_text("{}")
     told = small(**{"population.availability": "trace", "population.trace": str(trace)})
     with pytest.raises(Killed):
         runs.play(told, tmp_path / "run", workers=1, progress=PullsThePlug(0))
+    with monkeypatch.context() as changed, pytest.raises(AlreadyExists, match="another version of Umbel"):
+        changed.setattr(runs, "VERSION", "9.9.9")
+        runs.play(told, tmp_path / "run", workers=1, progress=Silent())
     trace.write_text("[]")
     with pytest.raises(AlreadyExists, match="files have changed since"):
         runs.play(told, tmp_path / "run", workers=1, progress=Silent())
