@@ -182,6 +182,8 @@ class Kit:
             self.stopping.set()
             # It still writes here: the next visit may not begin before, nor may whoever deletes this home.
             await asyncio.wait([working])
+            if not working.cancelled():
+                working.exception()  # heard: asyncio would write of one that nobody asked for
             raise
         finally:
             now = self.clock.now()

@@ -69,6 +69,14 @@ def test_another_seed_tells_another_run(tiny_bundle: Bundle, tmp_path: Path) -> 
     assert fleets.played(told, tmp_path).digest() != fleets.played(replace(told, seed=4), tmp_path).digest()
 
 
+def test_a_run_ends_when_its_hours_are_over_though_devices_are_at_work(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """How long they would have worked on is no time in which rounds begin and end without them."""
+    slow = fleets.population(examples_per_second=0.01)
+    found = fleets.played(fleets.scenario(fleets.home_of(tiny_bundle), population=slow, hours=0.25), tmp_path)
+    assert found.trained, "somebody is at work"
+    assert found.hours == max(one.closed_hour for one in found.rounds) == 0.25
+
+
 def test_what_devices_did_for_rounds_that_came_to_nothing_was_wasted(tiny_bundle: Bundle, tmp_path: Path) -> None:
     told = fleets.scenario(fleets.home_of(tiny_bundle), population=fleets.population(devices=2), hours=1.0)
     found = fleets.played(told, tmp_path)

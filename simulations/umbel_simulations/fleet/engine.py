@@ -143,8 +143,10 @@ class Run:
                 pass
             for task in (*jobs, *self._visits):
                 task.cancel()
-            results = await asyncio.gather(*jobs, *self._visits, return_exceptions=True)
+            # A device that is at work has yet to stop, which takes its time: no time of the run, nor of the server.
+            self._clock.stop()
             await self._house.stop()
+            results = await asyncio.gather(*jobs, *self._visits, return_exceptions=True)
             self._raise(results)
             return self._outcome()
         finally:

@@ -98,10 +98,15 @@ class VirtualClock:
     def __init__(self, loop: asyncio.AbstractEventLoop, epoch: float) -> None:
         self._loop = loop
         self.epoch = epoch
+        self._end: float | None = None
 
     def now(self) -> float:
         """The current instant, in POSIX seconds."""
-        return self.epoch + self._loop.time()
+        return self.epoch + self._loop.time() if self._end is None else self._end
+
+    def stop(self) -> None:
+        """Show this instant from now on, whatever has yet to come to its end."""
+        self._end = self.now()
 
 
 class Ahead:
