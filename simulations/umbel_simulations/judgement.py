@@ -100,7 +100,7 @@ def _hours_to_clear(rollout: RolloutOutcome) -> Number:
 def _exposed(outcome: Outcome) -> Number:
     broken = _broken(outcome)
     # One that never began has shown nothing, least of all that it reaches nobody.
-    if not broken or any(rollout.started_hour is None for rollout in broken):
+    if not broken or not outcome.devices or any(rollout.started_hour is None for rollout in broken):
         return None
     return max(rollout.devices_reached for rollout in broken) / outcome.devices
 

@@ -88,6 +88,8 @@ def test_an_engine_without_sessions_has_measured_no_wasted_ones() -> None:
     assert (told["wasted"], told["dropped"]) == (NONE, NONE)
     (half,) = judge(replace(MEASURED, per_device={"bytes_up": spread(1.0)}), Thresholds(megabytes_per_device=9.0))
     assert half.found is None, "what came down wasn't measured"
+    (share,) = judge(replace(MEASURED, devices=0), Thresholds(exposed_devices=0.99))
+    assert share.found is None, "a report that tells no devices tells no share of them"
 
 
 def test_a_broken_release_that_never_began_is_no_go_and_is_told() -> None:
