@@ -18,7 +18,7 @@ from umbel.weights import Weights
 from umbel_client.examples import Examples
 from umbel_models.optimizers import SGD
 from umbel_server import flower
-from umbel_simulations.cohort import checkpoint, engine
+from umbel_simulations.cohort import checkpoint, engine, ray_engine
 from umbel_simulations.cohort.algorithm import Stage
 from umbel_simulations.cohort.clients import Start
 from umbel_simulations.cohort.engine import backend_of, play, run
@@ -30,7 +30,7 @@ from umbel_simulations.cohort.rounds import Call, Cohort, chosen, train
 from umbel_simulations.cohort.scaffold import Scaffold
 from umbel_simulations.cohort.strategies import StrategyRounds
 from umbel_simulations.data import ClientData
-from umbel_simulations.engines import Silent
+from umbel_simulations.engines import Engine, Silent
 from umbel_simulations.outcome import Outcome
 from umbel_simulations.scenario import Algorithm, Data, PlanPart, Scenario, StrategyPart, TaskPart
 from umbel_simulations.scenario_file import changed
@@ -253,10 +253,14 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_bundle: Bundle, tmp_path: P
         played(scenario(rounds=2), tiny_bundle, tmp_path)
 
 
-def test_what_only_a_fleet_has_is_refused(tmp_path: Path) -> None:
-    told = Scenario("liars", "smartwatch", Data("smartwatch"), adversaries=(Adversary("sign-flip", 0.1),))
-    with pytest.raises(BadInput, match='engine = "fleet"'):
-        run(told, workers=1, progress=Silent(), folder=tmp_path)
+@pytest.mark.parametrize("play_it", [run, ray_engine.run], ids=["cohort", "ray"])
+def test_what_only_a_fleet_has_is_refused(tmp_path: Path, play_it: Engine) -> None:
+    liars = replace(scenario(), adversaries=(Adversary("sign-flip", 0.1),))
+    noise = {f"task.privacy.{key}": value for key, value in (("on", True), ("noise_multiplier", 1.0))}
+    noise |= {"task.privacy.metric_bound": 10.0, "task.plan.clip_norm": 1.0}
+    for told, what in ((liars, "adversaries"), (changed(scenario(), noise), "noise_multiplier")):
+        with pytest.raises(BadInput, match=f'{what}.*engine = "fleet"'):
+            play_it(told, workers=1, progress=Silent(), folder=tmp_path)
 
 
 def stage_of(bundle: Bundle, told: Scenario, *, with_drift: bool = False) -> Stage:

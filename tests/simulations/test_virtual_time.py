@@ -10,6 +10,7 @@ import pytest
 
 from umbel.errors import SimulationStuck
 from umbel_simulations.fleet import virtual_time
+from umbel_simulations.fleet.faults import Plug, ProcessKilled
 from umbel_simulations.fleet.sleepers import Sleepers
 from umbel_simulations.fleet.virtual_time import Ahead, VirtualClock, VirtualLoop, run
 
@@ -127,3 +128,15 @@ def test_who_wakes_may_lie_down_again_at_once() -> None:
 
     run(main)
     assert told == [1.0, 2.0, 3.0]
+
+
+def test_a_process_whose_plug_was_pulled_takes_no_other_step() -> None:
+    pulled, later = Plug(), Plug()
+    later.pull_in(1)
+    later("the last")
+    with pytest.raises(ProcessKilled):
+        pulled.pull()
+    for plug in (pulled, later, pulled, later):
+        with pytest.raises(ProcessKilled):
+            plug("after it")
+        assert plug.is_pulled

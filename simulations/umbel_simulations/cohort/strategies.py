@@ -48,7 +48,7 @@ class StrategyRounds:
         # A round lasts as long as its slowest client.
         seconds = max(map(stage.seconds, cohort), default=0.0)
         verdict, reason = "accepted", ""
-        if found.count < task.minimum or not found.weight > 0:
+        if found.count < task.minimum:
             verdict, reason = "abandoned", f"{found.count} reports, the task asks for {task.minimum}"
         else:
             try:
