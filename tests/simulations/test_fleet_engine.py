@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -21,9 +22,9 @@ from umbel_server.privacy_ledger import epsilon
 from umbel_simulations.fleet import virtual_time
 from umbel_simulations.fleet.engine import require_room
 from umbel_simulations.fleet.house import House
-from umbel_simulations.fleet.results import _rollout
+from umbel_simulations.fleet.results import _rollout, _spending
 from umbel_simulations.fleet.rollouts import Played, noisy
-from umbel_simulations.outcome import RolloutEvent
+from umbel_simulations.outcome import RolloutEvent, RoundOutcome
 from umbel_simulations.scenario import PrivacyPart
 from umbel_simulations.world import Adversary, RolloutPlan, Switches
 
@@ -69,11 +70,17 @@ def test_another_seed_tells_another_run(tiny_bundle: Bundle, tmp_path: Path) -> 
     assert fleets.played(told, tmp_path).digest() != fleets.played(replace(told, seed=4), tmp_path).digest()
 
 
+def test_what_was_spent_stays_spent_in_a_round_that_came_to_nothing() -> None:
+    told = [RoundOutcome(number, "accepted", 0.0, 1.0, 1, 1) for number in (1, 2, 3, 4)]
+    spent = [one.epsilon for one in _spending(told, {1: 0.5, 3: 0.75, 4: math.inf})]
+    assert spent == [0.5, 0.5, 0.75, 0.0], "without noise there is no bound that could be told"
+
+
 def test_a_run_ends_when_its_hours_are_over_though_devices_are_at_work(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """How long they would have worked on is no time in which rounds begin and end without them."""
     slow = fleets.population(examples_per_second=0.01)
     found = fleets.played(fleets.scenario(fleets.home_of(tiny_bundle), population=slow, hours=0.25), tmp_path)
-    assert found.trained, "somebody is at work"
+    assert 0 < found.trained < found.sessions, "who is at work for the round that is open has wasted nothing yet"
     assert found.hours == max(one.closed_hour for one in found.rounds) == 0.25
 
 
