@@ -264,3 +264,9 @@ def test_labels_that_do_not_fit_the_scores_are_refused(labels: tuple[str, ...]) 
         require_sound(
             spec_of(nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)), target=torch.randn(12), labels=(*"abcdefghijkl",))
         )
+
+
+def test_a_count_that_does_not_add_over_batches_is_refused() -> None:
+    with pytest.raises(CannotCompile, match="metric 'count' is 1, and 1 when each example comes twice"):
+        require_sound(spec_of(count=lambda output, y: torch.tensor(1.0)))
+    require_sound(spec_of(count=lambda output, y: torch.tensor(float(len(y)))))
