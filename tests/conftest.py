@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.databases import running_postgresql
+
+MEMORY = Path("/dev/shm")
+"""A file system in memory, where Linux has one."""
+ROOM = 4 << 30
+"""Bytes that must be free there; what a test has written goes with it, unless it failed."""
+
+
+def pytest_configure() -> None:
+    """Let tests write in memory where there is room: a quarter of their time went into waiting for a disk."""
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
