@@ -98,6 +98,15 @@ def session_of_report(connection: sa.Connection, report_id: str) -> str | None:
     return found
 
 
+def times_summed(connection: sa.Connection, task: str, device: DeviceId) -> int:
+    """In how many sums of a task a device's report was."""
+    joined = (SESSIONS.c.task == ROUNDS.c.task) & (SESSIONS.c.round == ROUNDS.c.number)
+    joined &= SESSIONS.c.kind == ROUNDS.c.kind
+    own = (SESSIONS.c.device == device) & (SESSIONS.c.state == SessionState.REPORTED.value)
+    query = sa.select(sa.func.count()).select_from(SESSIONS.join(ROUNDS, joined))
+    return connection.scalar(query.where(own, SESSIONS.c.task == task, ROUNDS.c.weight > 0)) or 0
+
+
 def report_delays(connection: sa.Connection, task: str, kind: Kind, limit: int = 200) -> list[tuple[float, float]]:
     """Of a task's last reports: seconds from assignment to report, and from the round's opening to the report."""
     joined = (SESSIONS.c.task == ROUNDS.c.task) & (SESSIONS.c.round == ROUNDS.c.number)

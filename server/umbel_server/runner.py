@@ -129,7 +129,15 @@ class TaskRunner:
             return f"task {self.task.name} asks other devices"
         if self.waits_for_helper:
             return f"task {self.task.name} waits for its helper"
-        return selection.why_not(device, check_in, self.asked, self.active, self._manifest)
+        return selection.why_not(device, check_in, self.asked, self.active, self._manifest) or self._used_up(device)
+
+    def _used_up(self, device: DeviceId) -> str:
+        """Why the helper would leave the device's report out, and a round of such devices would come to nothing."""
+        if not (cap := self.task.privacy.rounds_per_device):
+            return ""
+        with self.tools.store.reading() as connection:
+            summed = round_records.times_summed(connection, self.task.name, device)
+        return f"task {self.task.name} has had the device in as many sums as one may be in" if summed >= cap else ""
 
     def join(self, device: DeviceId, again: RetryWindow) -> Assignment:
         """Give a device a session of the active round; durable when it returns.

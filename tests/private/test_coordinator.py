@@ -460,6 +460,24 @@ async def test_a_cohort_that_the_helper_finds_too_small_costs_the_round_only(wor
     assert "cohort-too-small" in world.round(1).reason
 
 
+async def test_a_device_that_was_in_as_many_sums_as_one_may_be_is_not_asked_again_and_costs_no_round(
+    world: PrivateWorld,
+) -> None:
+    once = PrivacySettings(noise_multiplier=0.01, metric_bound=100.0, rounds_per_device=1)
+    await world.begin(task(**PRIVATE | {"privacy": once}))
+    first, others = world.enrol_private("a", "b", "c", "d"), world.enrol_private("e", "f", "g", "h")
+    assert all(await together(*first))
+    await world.coordinator.tick()
+    world.restart()
+    reply = (await first[0].check_in()).reply
+    assert isinstance(reply, Retry)
+    assert "as many sums as one may be in" in reply.reason
+    assert not any(await together(*first)), "the helper would leave their reports out"
+    assert all(await together(*others))
+    await world.coordinator.tick()
+    assert [world.round(number).state for number in (1, 2)] == [RoundState.COMPLETED] * 2
+
+
 async def test_the_descriptor_is_told_again_after_a_crash_between_signature_and_store(world: PrivateWorld) -> None:
     await world.begin(task(**PRIVATE))
     first = world.coordinator.private.find(RoundKey(TASK, 1))
