@@ -278,7 +278,8 @@ def _show_sweep(results: list[Any], keys: list[str], as_json: bool) -> None:
         return
     from umbel_simulations.terminal import table
 
-    shown = (*keys, "verdict", "accuracy", "worst twentieth", "personal", "wasted", "virtual hours", "real seconds")
+    main = ("verdict", "accuracy", "loss", "worst twentieth", "personal", "wasted", "virtual hours", "real seconds")
+    shown = (*keys, *main)
     _out().print(table(shown, [[str(row.get(column, "")) for column in shown] for row in rows]))
 
 

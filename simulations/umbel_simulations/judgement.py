@@ -113,6 +113,7 @@ def accepted_rounds(outcome: Outcome) -> int:
 _MEASURES: Final[dict[str, tuple[Callable[[Outcome], Number], bool]]] = {
     "accuracy": (lambda outcome: outcome.accuracy, True),
     "fairness_floor": (_worst_twentieth, True),
+    "loss": (lambda outcome: outcome.loss, False),
     "wasted_sessions": (lambda outcome: outcome.wasted_share, False),
     "megabytes_per_device": (megabytes, False),
     "seconds_per_device": (_upper("seconds"), False),

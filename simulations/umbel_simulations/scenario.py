@@ -170,6 +170,8 @@ class Thresholds:
     """Least share of right answers of the last version on held-back examples."""
     fairness_floor: Share | None = None
     """Least share of right answers of the worst twentieth of the devices."""
+    loss: float | None = None
+    """Largest loss of the last version on held-back examples; for models that have no right answers, too."""
     wasted_sessions: Share | None = None
     """Most sessions that trained for nothing, as a share of those that began to train."""
     megabytes_per_device: Positive | None = None

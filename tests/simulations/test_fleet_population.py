@@ -116,6 +116,12 @@ def test_traces_are_read_as_json_and_as_the_pickle_that_fedscale_hands_out(tmp_p
     assert Traced(1, (Trace(90.0, ()),)).next_free(0, 0.0) == NEVER
 
 
+def test_the_trace_that_the_page_shows_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/scenarios.md").read_text("utf-8")
+    (tmp_path / "traces").write_text(page.split("```json\n")[1].split("```")[0])
+    assert read_traces(tmp_path / "traces") == (Trace(172800.0, ((3600.0, 28800.0), (90000.0, 118800.0))),)
+
+
 class Attack:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("owned",)

@@ -29,6 +29,7 @@ MEASURED = Outcome(
     ),
     weights="ab",
     accuracy=0.85,
+    loss=0.4,
     per_device={
         "accuracy": spread(0.5, 0.9),
         "bytes_up": spread(1e6),
@@ -47,6 +48,7 @@ MEASURED = Outcome(
 FOUND = {
     "accuracy": 0.85,
     "fairness_floor": 0.52,
+    "loss": 0.4,
     "wasted_sessions": 0.1,
     "megabytes_per_device": 3.0,
     "seconds_per_device": 19.5,

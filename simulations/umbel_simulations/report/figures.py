@@ -20,6 +20,7 @@ def measures(outcome: Outcome, cost: Cost | None = None) -> dict[str, Measure]:
     found: dict[str, Measure] = {
         "verdict": _verdict(judge(outcome)),
         "accuracy": outcome.accuracy,
+        "loss": outcome.loss,
         "worst twentieth": accuracy.p05 if accuracy else None,
         "personal": personal.mean if personal else None,
         "accepted rounds": accepted_rounds(outcome),
