@@ -152,7 +152,7 @@ class Device:
         """
         predictor = self._answering.current
         if predictor is None:
-            raise WrongState("this device has no model yet; it gets one at its first visit (`await device.wake()`)")
+            raise WrongState("this device has no model yet; a visit (`await device.wake()`) brings what is released")
         return predictor
 
     @property
@@ -198,6 +198,7 @@ class Device:
 
         Raises:
             InputMismatch, NotFinite: not examples of this model, or of another form than those here; nothing was kept.
+            Unavailable: the disk is full, or can't be written to; nothing was kept, try again later.
         """
         inputs, targets = as_arrays(x, INPUT), as_arrays(y, TARGET)
         predictor = self._answering.current
@@ -257,7 +258,7 @@ class Device:
         disk that is full, end the visit and stand in what it returns.
 
         Raises:
-            WrongState: another process is on a visit from this home, or enrolled it anew.
+            WrongState: somebody is on a visit from this home, or enrolled it anew.
         """
         with only_visitor(self._kit.home):
             self._kit.identities.require_current()

@@ -195,10 +195,10 @@ class Kit:
 
 @contextlib.contextmanager
 def only_visitor(home: Path) -> Iterator[None]:
-    """Hold the home for one visit; raises `WrongState` if another process visits from it already."""
+    """Hold the home for one visit; raises `WrongState` if somebody visits from it already."""
     with within(home, "lock").open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise WrongState(f"another process is on a visit from {home}; try again once it is over") from None
+            raise WrongState(f"somebody is on a visit from {home} already; try again once that is over") from None
         yield

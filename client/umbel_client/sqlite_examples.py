@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from umbel.errors import MalformedMessage
+from umbel.errors import MalformedMessage, Unavailable
 from umbel_client.examples import (
     Arrays,
     Form,
@@ -39,6 +39,14 @@ CREATE INDEX IF NOT EXISTS example_at ON example (at, key);
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 INSERT OR IGNORE INTO fact VALUES ('revision', '0'), ('forgotten', '0');
 """
+_MAY_PASS = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+}
+"""Primary codes of SQLite that tell of the disk, its rights or somebody else, not of what the file holds."""
 
 
 class SqliteExamples:
@@ -50,6 +58,7 @@ class SqliteExamples:
 
     Raises:
         MalformedMessage: `path` is something else than an example store.
+        Unavailable: the disk is full, or can't be written to; so does each method.
     """
 
     def __init__(self, path: Path, limits: StoreLimits | None = None) -> None:
@@ -130,6 +139,8 @@ class SqliteExamples:
                 database.execute("PRAGMA cache_size = -512")  # kB; the usual 2 MB would stay with the process
                 yield database
         except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _MAY_PASS:
+                raise Unavailable(f"can't use {self._path} now: {error}; nothing was changed, try again") from error
             raise MalformedMessage(f"{self._path} can't be used as an example store: {error}") from error
 
     @contextmanager

@@ -16,7 +16,7 @@ import pytest
 
 from tests.client.conftest import Bench
 from tests.client.recordings import recordings
-from umbel.errors import MalformedMessage, Unavailable
+from umbel.errors import Unavailable
 from umbel.plan import Plan
 from umbel.visit import Outcome
 from umbel_client.agent import Agent
@@ -90,7 +90,7 @@ async def test_a_release_that_was_given_up_is_told_of_once_the_disk_takes_the_no
     assert device._kit.shelf.slots.reverted is None
 
 
-def test_examples_on_a_full_disk_are_refused_with_the_reason_and_none_is_kept(tmp_path: Path) -> None:
+def test_examples_on_a_full_disk_may_come_again_later_and_none_is_kept(tmp_path: Path) -> None:
     store = SqliteExamples(tmp_path / "examples.sqlite")
     store.add({"x": np.zeros((2, 3))}, {"y": np.zeros(2)}, at=1.0)
     connect = sqlite3.connect
@@ -103,7 +103,7 @@ def test_examples_on_a_full_disk_are_refused_with_the_reason_and_none_is_kept(tm
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlite3, "connect", full)
-        with pytest.raises(MalformedMessage, match="full"):
+        with pytest.raises(Unavailable, match="full; nothing was changed, try again"):
             store.add({"x": np.zeros((500, 3))}, {"y": np.zeros(500)}, at=2.0)
     assert store.stats(3.0).training + store.stats(3.0).held_back == 2
 

@@ -373,13 +373,13 @@ async def test_a_process_that_dies_before_its_history_is_saved_tells_its_session
 
 
 async def test_a_device_without_a_model_says_how_to_get_one(bench: Bench) -> None:
-    with pytest.raises(WrongState, match="first visit"):
+    with pytest.raises(WrongState, match="brings what is released"):
         bench.open().predict(np.zeros((1, 6, 100), np.float32))
 
 
 async def test_only_one_process_visits_from_a_home(bench: Bench) -> None:
     device = bench.open()
-    with only_visitor(bench.home), pytest.raises(WrongState, match="another process"):
+    with only_visitor(bench.home), pytest.raises(WrongState, match="on a visit"):
         await device.wake()
 
 
