@@ -212,10 +212,11 @@ def _device(options: argparse.Namespace) -> Device:
     status_file = getattr(options, "status_file", None)
     return Device.open(
         options.home,
+        identity=load_identity(options.home),  # before anything is made: a mistyped home stays none
         policy=config.policy,
         personal=config.personal,
         status=FileStatus(status_file) if status_file else None,
-        examples=examples_on_disk(_home(options), config.examples),
+        examples=examples_on_disk(options.home, config.examples),
         runtime=runtime_of(config.runtime),
         mirror=mirror_of(config.mirror),
         privacy=config.privacy,

@@ -106,9 +106,9 @@ class Device:
             MalformedMessage, OSError: a file in `home` is damaged, or `home` can't be written to.
         """
         home = Path(home)
-        make_folder(home, 0o700)
         clock, disk = clock or SystemClock(), disk or Disk()
         identities = IdentityKeeper(home, identity or load_identity(home), disk)
+        make_folder(home, 0o700)
         kit = Kit(
             home=home,
             identities=identities,

@@ -155,7 +155,8 @@ class Coordinator:
                         other.abort_sessions_of(device)
                 return CheckInReply(runner.join(device, again), signed, offer)
             reasons.append(reason)
-        return CheckInReply(Retry(again, "; ".join(reasons)[:256] or "no task is running"), signed, offer)
+        nothing = f"no task of population {check_in.population!r} is running"
+        return CheckInReply(Retry(again, ("; ".join(reasons) or nothing)[:256]), signed, offer)
 
     def _publish(self, connection: sa.Connection, version: Version, channel: str, now: float) -> None:
         if self.verbs is not None:

@@ -122,6 +122,13 @@ def test_a_home_that_is_none_is_told_in_one_line(tmp_path: Path, capsys: pytest.
         assert (err.startswith("umbel-device: "), err.count("\n"), "can't" in err) == (True, 1, True), err
 
 
+@pytest.mark.parametrize("words", ["run --once", "why", "status", "predict x.npy", "examples forget --all"])
+def test_a_home_that_was_mistyped_is_not_made(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--home", str(tmp_path / "hoem"), *words.split()]) == 1
+    assert "isn't enrolled" in capsys.readouterr().err
+    assert not (tmp_path / "hoem").exists()
+
+
 @pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
 def test_a_link_planted_where_a_file_will_be_written_leads_nowhere(target: str, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("another's")
