@@ -21,7 +21,7 @@ from umbel_server.fleet import DeviceRecord, Fleet
 from umbel_server.lineage import LineageStep, trace
 from umbel_server.privacy_ledger import PrivacyReport
 from umbel_server.private_rounds import PrivateRounds
-from umbel_server.registry import Model, Registry
+from umbel_server.registry import Model, Registry, require_model
 from umbel_server.requests import ANY, Call, enter
 from umbel_server.rollout_verbs import RolloutVerbs
 from umbel_server.store import Store
@@ -87,8 +87,9 @@ class Operations:
             return self._registry.models(connection)
 
     def versions(self, model: str, limit: int = 100) -> list[Version]:
-        """A model's versions, newest first."""
+        """A model's versions, newest first; raises `NotFound`."""
         with self._store.reading() as connection:
+            require_model(connection, model)
             return self._registry.versions(connection, model, limit)
 
     def version(self, model: str, number: int) -> Version:
@@ -122,8 +123,10 @@ class Operations:
             return self._registry.published(connection, model, published)
 
     def releases(self, model: str = "", limit: int = 100) -> list[PublishedRelease]:
-        """Releases, newest first; of one model or of all."""
+        """Releases, newest first; of one model or of all. Raises `NotFound`."""
         with self._store.reading() as connection:
+            if model:
+                require_model(connection, model)
             return self._registry.releases(connection, model, limit)
 
     def add_holdout(self, data: bytes, actor: str, call: Call = ANY) -> Digest:
@@ -202,8 +205,10 @@ class Operations:
             return requests.revisions(connection, kind, subjects)
 
     def rounds(self, task: str = "", limit: int = 100) -> list[RoundSummary]:
-        """Rounds, newest first; of one task or of all."""
+        """Rounds, newest first; of one task or of all. Raises `NotFound`."""
         with self._store.reading() as connection:
+            if task:
+                task_records.get(connection, task)
             return [found.told(self._private.waits) for found in views.rounds(connection, task, limit)]
 
     def round(self, task: str, number: int) -> RoundSummary:

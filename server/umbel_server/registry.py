@@ -123,7 +123,9 @@ class Registry:
             if enter(connection, call, actor, "model.add", model, now) is not None:
                 return self.version(connection, model, 1)
             if connection.execute(sa.select(MODELS).where(MODELS.c.name == model)).first():
-                raise AlreadyExists(f"a model {model!r} exists already; choose another name")
+                raise AlreadyExists(
+                    f"a model {model!r} exists already; choose another name, or add to it with --parent"
+                )
             connection.execute(MODELS.insert().values(name=model, next_release=1, created_at=now))
             lineage = Lineage(registered_by=actor)
             version = self.add_version(connection, model, None, bundle.manifest, lineage, now, VersionState.ACCEPTED)
@@ -344,3 +346,9 @@ def _release_row(published: PublishedRelease) -> dict[str, object]:
         "signature": published.signed.signature,
         "issued_at": published.issued_at,
     }
+
+
+def require_model(connection: sa.Connection, model: str) -> None:
+    """Raise `NotFound` unless a model is called so."""
+    if connection.scalar(sa.select(MODELS.c.name).where(MODELS.c.name == model)) is None:
+        raise NotFound(f"no model is called {model!r}; `umbel models list` shows what there is")

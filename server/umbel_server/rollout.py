@@ -70,6 +70,8 @@ ALLOWED: Final[Mapping[str, frozenset[Stage]]] = {
     "supersede": frozenset({Stage.PAUSED}),
 }
 """What may be done in which stage; nothing else may."""
+_UNASKED: Final = {"judge", "finish rolling back", "supersede"}
+"""What nobody says by a verb."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +271,13 @@ def _advance(rollout: Rollout, now: float) -> Rollout:
 def _require(action: str, rollout: Rollout) -> None:
     if rollout.stage not in ALLOWED[action]:
         wanted = " or ".join(sorted(stage.value for stage in ALLOWED[action]))
-        raise WrongState(f"can't {action} rollout {rollout.id}: it is {rollout.stage.value}, and has to be {wanted}")
+        possible = ", ".join(
+            verb for verb, stages in ALLOWED.items() if rollout.stage in stages and verb not in _UNASKED
+        )
+        raise WrongState(
+            f"can't {action} rollout {rollout.id}: it is {rollout.stage.value}, and has to be {wanted}; "
+            f"what can be done now: {possible or 'nothing, write another one'}"
+        )
 
 
 def _require_second_person(rollout: Rollout, actor: str) -> None:

@@ -20,6 +20,7 @@ from umbel.listing import ListedRelease
 from umbel_server import audit, executions, rollout, rollout_records
 from umbel_server.fleet import Fleet
 from umbel_server.keyring import KeyStatus
+from umbel_server.registry import require_model
 from umbel_server.releases import Prepared, ReleaseDesk
 from umbel_server.repository import Freshness
 from umbel_server.requests import ANY, Call, enter, note
@@ -162,9 +163,10 @@ class RolloutVerbs:
         )
 
     def hold(self, model: str, actor: str, reason: str, call: Call = ANY) -> None:
-        """Emergency: offer nothing of a model to anybody until it is lifted."""
+        """Emergency: offer nothing of a model to anybody until it is lifted; raises `NotFound`."""
         now = self._clock.now()
         with self._store.transaction() as connection:
+            require_model(connection, model)
             if enter(connection, call, actor, "release.hold", model, now) is None:
                 rollout_records.hold(connection, model, actor, reason, now)
                 audit.append(connection, now, actor, "release.hold", model, {"reason": reason}, call.request_id)

@@ -145,7 +145,7 @@ async def test_the_next_wave_waits_for_its_person_and_refuses_in_every_other_sta
     def promote() -> None:
         fleet.verbs.promote("r", SECOND, fleet.verbs.get("r").rollout.revision)
 
-    with pytest.raises(WrongState, match="has to be awaiting-promotion"):
+    with pytest.raises(WrongState, match="has to be awaiting-promotion; what can be done now: pause, abort"):
         promote()
     for _ in range(3):
         await fleet.visits()

@@ -193,6 +193,8 @@ def test_one_person_stops_takes_back_and_holds(umbel: Umbel, live: Live, world: 
     assert stage(umbel("rollouts", "pause", "r", "--reason", "lunch", "--json")) == "paused"
     assert phone.visit().offer is None
     assert stage(umbel("rollouts", "resume", "r", "--json")) == "running"
+    mistyped = umbel("releases", "hold", MODEL + "s", "--reason", "stop everything")
+    assert mistyped.code == 1 and "`umbel models list`" in mistyped.err, "or somebody takes it for stopped"
     done(umbel("releases", "hold", MODEL, "--reason", "stop everything"))
     assert phone.visit().offer is None
     done(umbel("releases", "lift", MODEL))
@@ -207,6 +209,9 @@ def test_one_person_stops_takes_back_and_holds(umbel: Umbel, live: Live, world: 
     done(umbel("rollouts", "submit", "d"))
     assert stage(umbel("rollouts", "deny", "d", "--reason", "no", "--json", *grace)) == "denied"
     assert umbel("rollouts", "submit", "d").code == 1 and denied["stage"] == "draft"
+    for words in (("versions", "list", "other"), ("models", "show", "other"), ("releases", "list", "other")):
+        assert "no model is called 'other'" in umbel(*words).err
+    assert "no task is called 'other'" in umbel("rounds", "list", "--task", "other").err
 
 
 def test_a_person_who_saw_an_older_revision_changes_nothing_and_a_call_made_again_is_done_once(
