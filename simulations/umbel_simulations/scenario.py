@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -227,13 +228,13 @@ class Scenario:
     """What must hold before a launch."""
 
     def __post_init__(self) -> None:
-        if sum(adversary.share for adversary in self.adversaries) > 1:
+        if math.fsum(adversary.share for adversary in self.adversaries) > 1:
             raise OutOfBounds("adversaries: their shares together are more than the whole population")
-        for adversary in self.adversaries:
+        for place, adversary in enumerate(self.adversaries):
             if adversary.share and not round(adversary.share * self.population.devices):
                 raise OutOfBounds(
-                    f"adversaries: a share of {adversary.share:g} of {self.population.devices} devices is nobody; "
-                    "ask for a larger share, or for more devices"
+                    f"adversaries.{place}: a share of {adversary.share:g} of {self.population.devices} devices is "
+                    "nobody; ask for a larger share, or for more devices"
                 )
         if self.engine == "fleet" and self.algorithm != Algorithm():
             raise BadInput('algorithm: only engine = "cohort" has algorithms of its own; the fleet runs the product')

@@ -157,7 +157,8 @@ def _known_part(path: toml_lines.Path, tree: Any) -> toml_lines.Path:
 def _place_of(message: str, lines: Mapping[toml_lines.Path, int]) -> str:
     """The line of the first key that a message of a part names, or of the part itself: "task: minimum 5 …"."""
     part, _, rest = message.partition(": ")
-    inside = {path: line for path, line in lines.items() if path[0] == part}
+    above = part.split(".")
+    inside = {path: line for path, line in lines.items() if [*map(str, path[: len(above)])] == above}
     for word in re.findall(r"[a-z_]+", rest):
         for path, line in inside.items():
             if path[-1] == word:

@@ -17,8 +17,10 @@ import pytest
 from tests.server.live import MODEL, POPULATION, TASK, Live, serving
 from umbel.bundle import Bundle
 from umbel.errors import BadInput
+from umbel.v1.admin_pb2 import LineageStep
 from umbel_client.enrolment import EnrolmentCode
 from umbel_models.zoo import bundle_path
+from umbel_server import admin
 from umbel_server.admin_messages import task_from_message
 from umbel_server.cli import main, program
 from umbel_server.cli.output import size
@@ -137,7 +139,9 @@ def test_the_way_from_a_bundle_to_a_published_version(umbel: Umbel, live: Live, 
     assert done(umbel("audit", "verify", "--json")).json["intact"]
 
 
-def test_every_list_is_a_table_for_people_and_json_for_programs(umbel: Umbel, live: Live, tmp_path: Path) -> None:
+def test_every_list_is_a_table_for_people_and_json_for_programs(
+    umbel: Umbel, live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done(umbel("models", "add", BUNDLE, "--name", MODEL))
     done(
         umbel(
@@ -168,6 +172,13 @@ def test_every_list_is_a_table_for_people_and_json_for_programs(umbel: Umbel, li
     ):
         assert isinstance(done(umbel(*words, "--json")).json, dict), words
         assert done(umbel(*words)).out.strip(), words
+    # A coordinator of another version may leave out what is shown: that is one line too, and no traceback.
+    monkeypatch.setattr(admin, "lineage_to_message", lambda step: LineageStep())
+    for trace in (live.parts.coordinator.operations.trace, lambda model, number: ()):
+        monkeypatch.setattr(live.parts.coordinator.operations, "trace", trace)
+        told = umbel("versions", "lineage", MODEL, "2")
+        assert told.code == 1
+        assert re.fullmatch(r"umbel: this umbel can't make out the coordinator's answer .*same version\?\n", told.err)
 
 
 def test_a_task_is_written_down_in_a_file(umbel: Umbel, tmp_path: Path) -> None:

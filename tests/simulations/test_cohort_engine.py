@@ -292,6 +292,14 @@ def test_scaffold_needs_momentum_switched_off(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.to_vector(), wanted.to_vector(), atol=1e-6)
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-50])
+def test_scaffold_needs_a_rate(tiny_bundle: Bundle, rate: float) -> None:
+    """Its directions are steps divided by their rate, in float32: those of no length would be no number."""
+    stage = stage_of(tiny_bundle, scenario(Algorithm("scaffold")), with_drift=True)
+    with pytest.raises(BadInput, match=r"set task\.plan\.lr"):
+        Scaffold(replace(stage, plan=replace(stage.plan, hyperparameters={"lr": rate})))
+
+
 def test_stale_updates_count_less(tiny_bundle: Bundle) -> None:
     """With a staleness exponent so large that a stale update counts nothing, fresh ones alone move the model."""
     told = scenario(Algorithm("fedbuff", buffer=2, staleness=200.0))

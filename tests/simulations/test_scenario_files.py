@@ -72,7 +72,7 @@ def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
         ),
         ("share = 0.2", "share = 2", r"line 21, adversaries\.1\.share is 2"),
         ("share = 0.2", "share = 0.95", r"line 15: adversaries: their shares together"),
-        ("share = 0.2", "share = 0.004", r"adversaries: a share of 0\.004 of 100 devices is nobody"),
+        ("share = 0.2", "share = 0.004", r"line 21: adversaries\.1: a share of 0\.004 of 100 devices is"),
         ('kind = "nan"', 'kind = "nam"', r"line 20, adversaries\.1\.kind is 'nam': it should be 'sign-flip'"),
         ('federation = "digits"\n', "", r"line 4, data\.federation: it is missing"),
         ('"iid"', '"natural"', r"line 6: data: the digits have no natural users; choose partition"),
@@ -138,6 +138,10 @@ def test_a_mistake_is_named_with_its_line_and_key(tmp_path: Path, right: str, wr
     [
         ("share = 0.2", "share = 0.9"),
         ("share = 0.2", "share = 0.0"),
+        (
+            GOOD[GOOD.index("share = 0.1") :],
+            '[[adversaries]]\nkind = "lazy"\n'.join(f"share = {share}\n" for share in (0.56, 0.34, 0.1)),
+        ),
         ("[data]", "population.time_zones = [-12.0, 14.0]\n[data]"),
         *(("[data]", f"{CRASHES.format(hour)}\n[data]") for hour in (0, 5)),
         ("[data]", f"{OUTAGE.format(5.1)}\n[data]"),

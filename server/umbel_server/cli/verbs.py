@@ -18,6 +18,7 @@ import typer
 from google.protobuf.message import Message
 from rich.live import Live
 
+from umbel.errors import MalformedMessage
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
 from umbel_server.cli import output
 from umbel_server.cli.connection import Caller, connect, state_folder, token_of
@@ -115,6 +116,17 @@ def until_interrupted() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _understood() -> Iterator[None]:
+    """A coordinator of another version may leave out of an answer what a verb shows: that is no traceback."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        raise MalformedMessage(
+            f"this umbel can't make out the coordinator's answer ({error!r}); are both of the same version?"
+        ) from error
+
+
 _SHARED: Final = tuple(
     inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
     for name, annotation, default in (
@@ -175,7 +187,8 @@ def verb(
             folder = Path() if server and not caller.needs_folder else state_folder(state)
             with connect(folder, caller, server) as (stub, who):
                 call = _call(options) if changes else {}
-                function(Session(stub, who, folder, as_json, call), **options)
+                with _understood():
+                    function(Session(stub, who, folder, as_json, call), **options)
 
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
         taken = (*parameters, *(_CHANGING if changes else ()), *_SHARED)

@@ -33,12 +33,17 @@ class Scaffold:
     """See the module.
 
     Raises:
-        BadInput: clients would train with momentum, whose velocity the correction would bypass.
+        BadInput: clients would train with momentum, whose velocity the correction would bypass; or at a rate of 0, by
+            which nothing can be divided.
     """
 
     def __init__(self, stage: Stage) -> None:
         if stage.hyperparameters.get("momentum"):
             raise BadInput("algorithm: SCAFFOLD corrects plain gradient descent; set task.plan.momentum = 0.0")
+        if not np.float32(stage.hyperparameters["lr"]):
+            raise BadInput(
+                "algorithm: SCAFFOLD learns directions from steps, and a rate of 0 takes none; set task.plan.lr"
+            )
         self._stage = stage
         shapes = stage.setting.bundle.manifest.shared_shapes
         self._server: Vector = Weights.zeros(shapes).to_vector()

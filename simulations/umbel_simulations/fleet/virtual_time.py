@@ -32,8 +32,6 @@ class _Jumps(selectors.BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """What is ready now; if nothing is, `timeout` seconds have passed."""
-        if timeout == 0:
-            return []
         if timeout is None:
             raise SimulationStuck(
                 "every task waits and no timer is set: something waits for what nobody will do; "
