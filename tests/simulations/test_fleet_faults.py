@@ -13,15 +13,24 @@ from tests.simulations import fleets, tiny
 from umbel.bundle import Bundle
 from umbel.clock import SystemClock
 from umbel.errors import InvariantBroken
+from umbel.plan import Kind, Plan
 from umbel.runtime.onnx import OnnxRuntime
 from umbel.visit import ReportBegin
+from umbel_client import trainer
+from umbel_client.examples import Split
+from umbel_client.trainer import Job
 from umbel_server import privacy_ledger
 from umbel_server.aggregation import PlainSum
-from umbel_server.round import Round
+from umbel_server.round import Round, Session, SessionState
 from umbel_server.runner import TaskRunner
+from umbel_simulations.data import ClientData
 from umbel_simulations.fleet.channel import CALL_SECONDS
 from umbel_simulations.fleet.faults import Fate, crash_times
+from umbel_simulations.fleet.invariants import Audit
+from umbel_simulations.fleet.member import expected_seconds
+from umbel_simulations.fleet.rollouts import Played
 from umbel_simulations.fleet.time_of_device import DeviceTime, PacedRuntime
+from umbel_simulations.outcome import RolloutEvent
 from umbel_simulations.scenario import PrivacyPart
 from umbel_simulations.world import Crash, Faults, Outage, Process, RolloutPlan, WaveStep
 
@@ -105,7 +114,33 @@ def test_a_process_dies_once_whoever_of_it_notices(tiny_bundle: Bundle, tmp_path
 
 def test_crashes_that_could_come_only_after_the_run_never_come() -> None:
     assert crash_times(Crash("device", 3, from_hour=30.0), 0, 24 * 3600.0, 1) == []
-    assert all(3600.0 <= at <= 7200.0 for at in crash_times(Crash("device", 9, 1.0, 5.0), 0, 7200.0, 1))
+    for until in (5.0, 0.0):
+        times = crash_times(Crash("device", 9, 1.0, until), 0, 7200.0, 1)
+        assert len(times) == 9
+        assert all(3600.0 <= at <= 7200.0 for at in times)
+
+
+ALONE = ClientData("one", tiny.examples(7, 1), tiny.examples(4, 2))
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(batch_size=4, epochs=3),
+        Plan(batch_size=4, epochs=3, max_steps=3),
+        Plan(batch_size=64, epochs=9, max_steps=2),
+        Plan(batch_size=2, max_examples=5, max_steps=90),
+        Plan(Kind.EVALUATE, batch_size=4),
+    ],
+    ids=str,
+)
+def test_what_a_plan_is_expected_to_take_is_what_it_takes(tiny_bundle: Bundle, plan: Plan) -> None:
+    """Else a device's time would stand still until the expected end, long after its work was done."""
+    time = DeviceTime(SystemClock(), 0.0)
+    time.begin()
+    job = Job(plan, "task", 1, "device")
+    trainer.run(job, tiny_bundle, Split(ALONE.training, ALONE.held_back), PacedRuntime(OnnxRuntime(), time, 10.0), time)
+    assert time.spent == pytest.approx(expected_seconds(plan, ALONE, 10.0))
 
 
 def test_a_message_that_is_later_than_anybody_waits_still_arrives() -> None:
@@ -150,6 +185,61 @@ def test_outages_that_overlap_last_until_the_last_one_ends(tiny_bundle: Bundle, 
     found = fleets.played(fleets.scenario(fleets.home_of(tiny_bundle), faults=Faults(outages=outages)), tmp_path)
     assert [hour.sessions > 0 for hour in found.hourly[:2]] == [False, True]
     assert next(one for one in found.rounds if one.reported).closed_hour > 1.5
+
+
+REQUIRE = Audit.require
+
+
+def _counted(audit: Audit) -> list[Session]:
+    return [one for one in audit.rounds[0].sessions.values() if one.sequence is not None]
+
+
+def _with_round(audit: Audit, **changes: Any) -> None:
+    audit.rounds = (replace(audit.rounds[0], **changes), *audit.rounds[1:])
+
+
+def _with_session(audit: Audit, **changes: Any) -> None:
+    first = _counted(audit)[0]
+    _with_round(audit, sessions={**audit.rounds[0].sessions, first.id: replace(first, **changes)})
+
+
+def _with_release_taken_back(audit: Audit) -> None:
+    event = RolloutEvent(1.0, "rolled-back: fail\ndevices left on it: 0")
+    played = Played(RolloutPlan(1.0), "rollout-1", stage="rolled-back", events=[event], numbers=(0,))
+    audit._played = (played,)
+
+
+UNTRUE: dict[str, Callable[[Audit], object]] = {
+    "counts a device twice": lambda audit: _with_session(audit, device=_counted(audit)[1].device),
+    "numbers its reports wrongly": lambda audit: _with_session(audit, sequence=99),
+    "counts a session that is expired": lambda audit: _with_session(audit, state=SessionState.EXPIRED),
+    "counts a report that its device never sent": lambda audit: _with_session(audit, id="another"),
+    "1 reports were acknowledged": lambda audit: audit._books.acknowledged("another"),
+    "weighs 0, its 6 reports weigh": lambda audit: _with_round(audit, weight=0.0),
+    "was completed with 6 of 7 reports": lambda audit: _with_round(audit, minimum=7),
+    "12 devices still answer with release": _with_release_taken_back,
+    "nothing failed inside the coordinator: it broke": lambda audit: audit._house.failures.append("it broke\n"),
+}
+
+
+def test_whatever_the_books_hold_that_did_not_happen_is_found(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_untrue_books(audit: Audit) -> tuple[str, ...]:
+        for words, make_untrue in UNTRUE.items():
+            kept, failures = dict(vars(audit)), list(audit._house.failures)
+            told = set(audit._books.acknowledgements)
+            make_untrue(audit)
+            with pytest.raises(InvariantBroken, match=words):
+                REQUIRE(audit)
+            vars(audit).update(kept)
+            audit._books.acknowledgements, audit._house.failures = told, failures
+        return REQUIRE(audit)
+
+    monkeypatch.setattr(Audit, "require", with_untrue_books)
+    told = fleets.scenario(fleets.home_of(tiny_bundle))
+    found = fleets.played(replace(told, task=replace(told.task, rounds=1, evaluate_candidates=True)), tmp_path)
+    assert len(found.invariants) == 8
 
 
 async def _late_reports_count_twice(self: TaskRunner, held: Round, begin: ReportBegin) -> None:

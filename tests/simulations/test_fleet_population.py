@@ -25,10 +25,11 @@ from umbel_simulations.fleet.traces import Trace, read_traces
 
 HOUR = 3600.0
 TRACE = {"duration": 100.0, "finish_time": 90.0, "active": [10.0, 50.0], "inactive": [30.0, 80.0]}
+DIURNAL = {"availability": "diurnal", "mean_availability": 0.25, "day_night_swing": 4.0}
 EMPTY: dict[str, list[float]] = {"active": [], "inactive": []}
 
 
-def test_four_times_as_many_devices_are_free_at_the_best_hour_as_at_the_worst() -> None:
+def test_four_times_as_many_devices_are_free_at_the_best_hour_as_at_the_worst(tmp_path: Path) -> None:
     devices = 20_000
     model = Diurnal(devices, np.zeros(devices, np.int32), 0.0, 0.25, 4.0, seed=1)
     counts = [model.count(hour * HOUR) for hour in range(24)]
@@ -38,6 +39,16 @@ def test_four_times_as_many_devices_are_free_at_the_best_hour_as_at_the_worst() 
     assert int(np.argmax(counts)) in (1, 2, 3)
     elsewhere = Diurnal(devices, np.full(devices, 8 * 60, np.int32), 0.0, 0.25, 4.0, seed=1)
     assert int(np.argmax([elsewhere.count(hour * HOUR) for hour in range(24)])) in (17, 18, 19)
+    evening = fleets.scenario(tmp_path, start_hour=20.0, population=fleets.population(devices=5000, **DIURNAL))
+    late = People(evening).availability
+    assert int(np.argmax([late.count(hour * HOUR) for hour in range(24)])) in (5, 6, 7), "its first hour is eight"
+
+
+def test_who_is_rarely_free_is_so_some_day() -> None:
+    model = Diurnal(50, np.zeros(50, np.int32), 0.0, mean=0.02, swing=4.0, seed=1)
+    begins = [model.next_free(device, 0.0) for device in range(50)]
+    assert 10 * 24 * HOUR < max(begins) < NEVER
+    assert all(model.free(device, begin) for device, begin in enumerate(begins))
 
 
 def test_more_freedom_than_a_day_has_room_for_is_refused() -> None:
@@ -96,16 +107,21 @@ def test_speeds_spread_over_two_decades_and_some_clocks_are_wrong(tmp_path: Path
     profiles = [people.profile(device) for device in range(people.count)]
     low, high = np.quantile([profile.speed for profile in profiles], [0.025, 0.975])
     assert np.log10(high / low) == pytest.approx(2.0, abs=0.15)
+    medians = np.median([(one.speed, one.down, one.up, one.latency) for one in profiles], axis=0)
+    assert medians == pytest.approx([20.0, 20e6 / 8, 5e6 / 8, 0.05], rel=0.1)
+    slowest, usual = np.quantile([profile.latency for profile in profiles], [0.975, 0.5])
+    assert np.log10(slowest / usual) == pytest.approx(0.5, abs=0.05), "half of the network's one decade"
     drawn = np.log10([(one.speed, one.down, one.up, one.latency) for one in profiles]).T
     assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.1, "none of these tells of another"
     wrong = [profile for profile in profiles if profile.clock_error]
     assert len(wrong) / len(profiles) == pytest.approx(0.1, abs=0.02)
-    assert max(abs(profile.clock_error) for profile in wrong) <= 24 * HOUR
+    errors = [profile.clock_error / HOUR for profile in wrong]
+    assert -24.0 <= min(errors) < -20.0 < 20.0 < max(errors) <= 24.0
     assert {profile.utc_offset_minutes for profile in profiles} == {0, -480, 345}, "as in UTC-8"
 
 
 def test_traces_are_read_as_json_and_as_the_pickle_that_fedscale_hands_out(tmp_path: Path) -> None:
-    (tmp_path / "traces.json").write_text(json.dumps({"7": TRACE}))
+    (tmp_path / "traces.json").write_text("\ufeff\n" + json.dumps({"7": TRACE}))
     (tmp_path / "traces.pkl").write_bytes(pickle.dumps({7: TRACE}))
     wanted = (Trace(90.0, ((10.0, 30.0), (50.0, 80.0))),)
     assert read_traces(tmp_path / "traces.json") == read_traces(tmp_path / "traces.pkl") == wanted
@@ -125,6 +141,19 @@ def test_the_trace_that_the_page_shows_is_read(tmp_path: Path) -> None:
 class Attack:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("owned",)
+
+
+def test_traces_are_followed_in_turn_in_the_order_of_their_names(tmp_path: Path) -> None:
+    """Each from the instant at which an interval begins, in whatever order these stand, until before it ends."""
+    late = {"duration": 90.0, "active": [70.0, 40.0], "inactive": [60.0]}
+    (tmp_path / "traces").write_text(json.dumps({"2": late, "10": TRACE}))
+    model = Traced(3, read_traces(tmp_path / "traces"))
+    assert [[model.free(device, at) for at in (10.0, 30.0, 45.0, 69.0, 89.0)] for device in range(3)] == [
+        [True, False, False, True, False],
+        [False, False, True, False, True],
+        [True, False, False, True, False],
+    ]
+    assert [model.next_free(1, at) for at in (0.0, 40.0, 60.0, 90.0)] == [40.0, 40.0, 70.0, 130.0]
 
 
 def test_a_trace_may_be_free_from_its_first_moment_to_its_last(tmp_path: Path) -> None:
@@ -162,8 +191,9 @@ def test_traces_that_make_no_sense_are_refused(tmp_path: Path, wrong: object) ->
     (tmp_path / "traces").write_text(json.dumps(wrong))
     with pytest.raises(MalformedMessage):
         read_traces(tmp_path / "traces")
-    with pytest.raises(NotFound):
-        read_traces(tmp_path / "missing")
+    for nothing in (tmp_path / "missing", tmp_path):
+        with pytest.raises(NotFound):
+            read_traces(nothing)
 
 
 @settings(max_examples=100, deadline=None)

@@ -32,10 +32,11 @@ def test_events_come_in_the_order_of_their_time() -> None:
             told.append((loop.time(), name))
 
     async def main(loop: VirtualLoop) -> None:
-        await asyncio.gather(one(loop, "slow", 5.0), one(loop, "fast", 2.0))
+        await asyncio.gather(one(loop, "slow", 5.0), one(loop, "fast", 2.0), one(loop, "sudden", 1e-4))
 
     run(main)
-    assert told == [(2.0, "fast"), (4.0, "fast"), (5.0, "slow"), (6.0, "fast"), (10.0, "slow"), (15.0, "slow")]
+    assert [name for _, name in told] == ["sudden"] * 3 + ["fast", "fast", "slow", "fast", "slow", "slow"]
+    assert [at for at, _ in told] == pytest.approx([1e-4, 2e-4, 3e-4, 2.0, 4.0, 5.0, 6.0, 10.0, 15.0])
 
 
 def test_waiting_for_what_nobody_will_do_is_an_error_and_not_a_hang() -> None:
@@ -92,6 +93,48 @@ def test_work_that_runs_ahead_is_joined_at_the_same_moment_for_any_number_of_thr
     assert told == [(round(10.0 + number * 0.1, 6), number) for number in range(5)]
     aside = workers > 1 and not worthwhile
     assert all(name.startswith("training") == aside for name in threads), "what is quick pays on no thread"
+
+
+def test_work_whose_visit_was_cancelled_does_not_go_on_behind_anybodys_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtual_time, "WORTHWHILE", 0.0)
+    begun, may_end, done = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        may_end.wait(10.0)
+        done.set()
+
+    async def main(loop: VirtualLoop) -> bool:
+        ahead = Ahead(2)
+        visit = asyncio.ensure_future(ahead(work, 10.0))
+        await asyncio.sleep(1.0)
+        begun.wait(10.0)
+        visit.cancel()
+        threading.Timer(0.01, may_end.set).start()
+        await asyncio.gather(visit, return_exceptions=True)
+        was_done = done.is_set()
+        ahead.close()
+        return was_done
+
+    assert run(main)
+
+
+def test_what_still_waits_when_a_run_ends_is_told_so() -> None:
+    told: list[str] = []
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(100.0)
+        finally:
+            told.append("ended")
+
+    async def main(loop: VirtualLoop) -> None:
+        waiting.append(asyncio.ensure_future(waits()))
+        await asyncio.sleep(1.0)
+
+    waiting: list[asyncio.Task[None]] = []
+    run(main)
+    assert told == ["ended"]
 
 
 def test_sleepers_wake_when_they_are_due_whoever_lay_down_first() -> None:

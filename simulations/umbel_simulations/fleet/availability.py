@@ -108,7 +108,7 @@ class Diurnal:
         block = self._block(device, time)
         for later in range(block, block + _LOOK_AHEAD_DAYS * _BLOCKS_A_DAY):
             if not self._is_free(device, later):
-                return max(time, self._begin(device, later))
+                return self._begin(device, later)
         return NEVER
 
     def count(self, time: float) -> int:

@@ -20,8 +20,6 @@ class Books:
         self.check_ins: Counter[int] = Counter()
         self.sessions: Counter[int] = Counter()
         self.reports: Counter[int] = Counter()
-        self.refusals: Counter[str] = Counter()
-        """By an error's code."""
         self.faults: Counter[str] = Counter()
         self.senders: defaultdict[str, set[DeviceId]] = defaultdict(set)
         """Session -> devices that have sent a report for it."""

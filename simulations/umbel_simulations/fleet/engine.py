@@ -34,7 +34,6 @@ from umbel_server.task import TaskState
 from umbel_simulations.data import Federation
 from umbel_simulations.engines import Progress
 from umbel_simulations.fleet.adversaries import who_lies
-from umbel_simulations.fleet.availability import NEVER
 from umbel_simulations.fleet.books import Books
 from umbel_simulations.fleet.crew import Crew
 from umbel_simulations.fleet.entropy import device_key
@@ -221,7 +220,7 @@ class Run:
             self._wake_at(member, self._people.availability.next_free(member.index, float(first[member.index])))
 
     def _wake_at(self, member: Member, due: float) -> None:
-        if due < min(NEVER, self._scenario.hours * 3600.0):
+        if due < self._scenario.hours * 3600.0:
             self._sleepers.add(due, member)
 
     def _begin_visit(self, member: Member) -> None:
@@ -243,8 +242,6 @@ class Run:
         if visit is not None and crash is not None:
             # It was over before the crash came, which is the next one's.
             self._device_crashes.insert(0, crash)
-        if visit is not None and visit.error is not None:
-            self._books.refusals[visit.error.code] += 1
         for play in self._plays:
             play.see(member.identity.device_id, release_of(member))
         self._wake_at(member, awake.next_due(visit))
@@ -289,7 +286,7 @@ class Run:
 
     async def _crash(self, crash: Crash, times: list[float]) -> None:
         for at in times:
-            await asyncio.sleep(max(0.0, at - self._loop.time()))
+            await asyncio.sleep(at - self._loop.time())
             match crash.process:
                 case "device":
                     self._device_crashes.append(crash.down_seconds)

@@ -73,7 +73,7 @@ class Weather:
         )
 
     def _pause(self) -> float:
-        return float(self._chance.exponential(max(self._faults.delay_seconds, 1e-3)))
+        return float(self._chance.exponential(self._faults.delay_seconds))
 
 
 def crash_times(crash: Crash, place: int, seconds: float, seed: int) -> list[float]:

@@ -96,7 +96,8 @@ class Audit:
         if self._task.updates_private:
             return
         for held in self.rounds:
-            if held.state not in (RoundState.COMPLETED, RoundState.FAILED) or not held.weight:
+            # One that failed may have had no sum.
+            if held.state is not RoundState.COMPLETED and not (held.state is RoundState.FAILED and held.weight):
                 continue
             plan = self._task.plan_for(held.key.kind)
             reported = [session.device for session in held.sessions.values() if session.sequence is not None]

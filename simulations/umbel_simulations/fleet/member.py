@@ -238,7 +238,8 @@ def expected_seconds(plan: Plan, client: ClientData, speed: float) -> float:
     if plan.kind is Kind.EVALUATE:
         return judged / speed
     count = min(client.training.count, plan.max_examples or client.training.count)
-    trained = count * plan.epochs
-    if plan.max_steps:
-        trained = min(trained, plan.max_steps * plan.batch_size)
-    return (judged + trained) / speed
+    batches = max(1, -(-count // plan.batch_size))
+    steps = min(plan.epochs * batches, plan.max_steps or plan.epochs * batches)
+    # Each epoch's last batch is as small as what is left.
+    whole, begun = divmod(steps, batches)
+    return (judged + whole * count + min(begun * plan.batch_size, count)) / speed

@@ -46,7 +46,7 @@ def outcome_of(
     states = [file_in_home(member, "state.json") for member in members.values()]
     sessions = tally(members.values(), states, audit.rounds, lambda member: is_away(crew, member))
     epoch, ledger = crew.clock.epoch, audit.ledger()
-    told = [one for one in audit.rounds if one.key.kind is Kind.TRAIN] or audit.rounds
+    told = [one for one in audit.rounds if one.key.kind is Kind.TRAIN]
     rounds = tuple(_spending((_round(one, epoch, judge, crew) for one in told), audit.epsilons()))
     weights = judge.newest().shared_weights()
     return Outcome(

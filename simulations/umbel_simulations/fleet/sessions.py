@@ -63,8 +63,9 @@ def tally(
             counted |= {one.id for one in held.sessions.values() if one.sequence is not None}
     trained = sum(count for shape, count in shapes.items() if _TRAINED in shape)
     dropped = sum(count for shape, count in shapes.items() if _INTERRUPTED in shape and _ACCEPTED not in shape)
+    undecided = still_open - counted
     for member, session, shape in _open_sessions(members):
-        if session in still_open - counted:
+        if session in undecided:
             continue
         trained += _TRAINED in shape
         dropped += session not in counted and is_away(member)

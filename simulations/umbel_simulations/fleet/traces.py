@@ -7,15 +7,18 @@ hands out, which is read without running anything that it may carry.
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from umbel.errors import MalformedMessage, NotFound
+
+_BEFORE_JSON: Final = b" \t\r\n" + codecs.BOM_UTF8
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class Trace:
     length: float
     """Seconds after which it repeats."""
     intervals: tuple[tuple[float, float], ...]
-    """Beginnings and ends, rising, in seconds from 0 to `length`."""
+    """Beginnings, rising, each with the next end, in seconds from 0 to `length`."""
 
 
 class _Plain(pickle.Unpickler):
@@ -48,7 +51,7 @@ def read_traces(path: Path) -> tuple[Trace, ...]:
     except OSError as error:
         raise NotFound(f"no trace file at {path} ({error.strerror})") from None
     try:
-        tree = json.loads(data) if data[:1] in (b"{", b"[") else _Plain(io.BytesIO(data)).load()
+        tree = json.loads(data) if data.lstrip(_BEFORE_JSON)[:1] in (b"{", b"[") else _Plain(io.BytesIO(data)).load()
     except Exception as error:  # damaged pickles fail in any way that there is
         raise MalformedMessage(f"{path} is neither JSON nor a plain pickle: {error}") from error
     if not isinstance(tree, dict) or not tree:
@@ -69,8 +72,6 @@ def _trace(name: str, entry: Any) -> Trace:
         end = min((at for at in ends if at > begin), default=length)
         if not 0 <= begin < end <= length:
             raise MalformedMessage(f"trace of {name!r}: free from {begin} to {end}, outside of 0 to {length}")
-        if intervals and begin < intervals[-1][1]:
-            continue
         intervals.append((begin, end))
     return Trace(length, tuple(intervals))
 
