@@ -79,7 +79,8 @@ def _ticks(scale: _Scale, most: int = 6) -> list[float]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    # As many figures as it takes to tell one tick from the next, and none of a float's own rounding.
+    return f"{value:.10g}"
 
 
 def _axes(across: _Scale, up: _Scale, x_label: str, y_label: str) -> str:

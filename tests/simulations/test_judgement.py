@@ -7,7 +7,7 @@ import pytest
 from umbel_simulations.judgement import is_go, judge
 from umbel_simulations.outcome import Cost, Outcome, RolloutEvent, RolloutOutcome, RoundOutcome, Spread
 from umbel_simulations.report import page
-from umbel_simulations.report.figures import NONE, figures, measures
+from umbel_simulations.report.figures import NONE, check_rows, figures, measures, number
 from umbel_simulations.scenario import Data, Scenario, Thresholds, to_tree
 
 
@@ -125,6 +125,12 @@ def test_figures_in_words_are_the_measures_and_measures_are_numbers() -> None:
     assert (words["accepted rounds"], numbers["accepted rounds"], numbers["rounds"]) == ("1 of 2", 1, 2)
     assert (words["real seconds"], words["peak memory"]) == ("1.3", "100 MB")
     assert {label for label, value in numbers.items() if isinstance(value, str)} == {"verdict"}
+    assert measures(replace(MEASURED, epsilon=0.0))["epsilon"] is None
+    assert [number(value) for value in (None, 0.0, 3.0, 0.12345, 12.345, 1234.56)] == [
+        NONE, "0", "3", "0.123", "12.35", "1,235",
+    ]  # fmt: skip
+    checks = judge(MEASURED, Thresholds(accuracy=0.9, epsilon=3.0))
+    assert check_rows(checks) == [("accuracy", "≥ 0.9", "0.85", "fails"), ("epsilon", "≤ 3", "2", "holds")]
 
 
 def test_a_broken_release_that_somebody_still_has_is_no_go() -> None:
@@ -143,7 +149,21 @@ def test_a_page_that_shows_a_part_of_what_there_was_says_so() -> None:
     text = page.render(replace(MEASURED, rounds=many, shapes={f"-{place}": place for place in range(30)}))
     assert "The first 200 of 1,234 rounds" in text
     assert "Session shapes: the 20 commonest of 30" in text
+    assert "<td>-29</td>" in text and "<td>-9</td>" not in text
     assert "<summary>Rounds<" in page.render(MEASURED)
+
+
+def test_a_gates_reasons_are_shown_once_though_they_stand_in_each_later_event() -> None:
+    events = tuple(RolloutEvent(hour, f"{what}\n  margin: worse") for hour, what in ((8.0, "stops"), (9.0, "is back")))
+    text = page.render(replace(MEASURED, rollouts=(replace(BROKEN, events=events),)))
+    assert text.count("margin: worse") == 1
+    assert "stops" in text and "is back" in text
+
+
+def test_a_comparison_names_its_runs_or_how_many_there_are() -> None:
+    titles = {count: page.render_comparison({f"r{place}": MEASURED for place in range(count)}) for count in (3, 4)}
+    assert "<title>r0 and r1 and r2" in titles[3]
+    assert "<title>4 runs" in titles[4]
 
 
 def test_a_page_shows_all_that_a_run_was_and_nothing_of_it_is_taken_for_html() -> None:
@@ -160,3 +180,7 @@ def test_a_page_shows_all_that_a_run_was_and_nothing_of_it_is_taken_for_html() -
         assert told in text
     assert "<script" not in text and "<bad>" not in text
     assert "No-go" in page.render(replace(MEASURED, accuracy=0.1))
+    in_the_open = page.render(replace(MEASURED, epsilon=0.0))
+    assert "Privacy spent" not in in_the_open
+    nothing_right = replace(MEASURED, rounds=(*MEASURED.rounds, RoundOutcome(3, "accepted", 2.0, 3.0, 9, 8, 0.0)))
+    assert "<title>all: 3, 0<" in page.render(nothing_right)
