@@ -11,10 +11,12 @@ import pytest
 from umbel.bundle import Bundle
 from umbel.errors import AlreadyExists, BadInput, InputMismatch, MalformedMessage, NotFinite, NotFound, OutOfBounds
 from umbel.manifest import TensorSpec
+from umbel_client.examples import Examples
 from umbel_models.zoo import bundle_path
 from umbel_models.zoo.features import CONTEXT, FLIGHT_FEATURES, TOKENS, decode
 from umbel_simulations import runs
 from umbel_simulations.data import Federation, load
+from umbel_simulations.data.load import _cut
 from umbel_simulations.engines import Silent
 from umbel_simulations.scenario import Data, Scenario
 from umbel_simulations.scenario_file import find
@@ -69,9 +71,21 @@ def test_digits_are_cut_without_losing_one(partition: str) -> None:
     assert all(client.held_back.count >= 1 for client in federation.clients)
 
 
+def test_what_a_user_holds_back_of_data_that_were_cut_is_left_to_chance() -> None:
+    """Else it would be the last of its rows, which may be of another kind."""
+    pool = Examples({"x": np.arange(200)}, {"y": np.zeros(200)}, 200)
+    users = _cut(pool, Data("digits", partition="iid"), seed=1)
+    assert len(users) == 20
+    assert any(user.held_back.inputs["x"].min() < user.training.inputs["x"].max() for user in users)
+
+
 def test_natural_data_can_be_cut_anew_and_shortened() -> None:
     natural, cut = load(Data("smartwatch"), 0), load(Data("smartwatch", partition="dirichlet", users=7), 0)
     assert _rows(cut) == _rows(natural) - natural.central.count
+    assert natural.central.count == sum(client.held_back.count for client in natural.clients)
+    sizes = sorted(client.training.count for client in natural.clients)
+    many = load(Data("smartwatch", most_examples=sizes[-1] - 1), 0)
+    assert sorted(client.training.count for client in many.clients) == [*sizes[:-1], sizes[-1] - 1]
     few = load(Data("smartwatch", users=3, most_examples=10), 0)
     assert [client.training.count for client in few.clients] == [10, 10, 10]
     newest = natural.clients[0].training.inputs["x"][-10:]
@@ -184,8 +198,17 @@ def test_archives_that_are_no_users_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"there is no \.npz"):
         load(own, 0)
     _archive(tmp_path / "a.npz", 4)
-    with pytest.raises(OutOfBounds, match=r"nobody in .* holds an example back"):
+    with pytest.raises(OutOfBounds, match=r"none of the users holds an example back"):
         load(own, 0)
+    _archive(tmp_path / "b.npz", 10)
+    assert load(own, 0).central.count == 2
+    with pytest.raises(OutOfBounds, match=r"none of the users holds an example back"):
+        load(replace(own, users=1), 0)
+    _archive(tmp_path / "b.npz", 4, held_back=np.ones(4, bool))
+    (tmp_path / "a.npz").unlink()
+    with pytest.raises(OutOfBounds, match="0 examples can't be cut"):
+        load(replace(own, partition="iid"), 0)
+    _archive(tmp_path / "a.npz", 4)
     _archive(tmp_path / "b.npz", 10, x=np.zeros((10, 3), np.float32))
     with pytest.raises(InputMismatch, match=r"b\.npz isn't like a\.npz"):
         load(own, 0)

@@ -61,3 +61,6 @@ def test_too_many_users_for_the_data_are_refused() -> None:
     for cut in KINDS.values():
         with pytest.raises(OutOfBounds, match="fewer users"):
             cut(np.zeros(20, np.int64), 5, generator(0))
+    with pytest.raises(OutOfBounds, match="fewer users or labels"):
+        by_label(np.zeros(99, np.int64), 4, 5, generator(0))
+    assert [len(part) for part in by_label(np.zeros(100, np.int64), 4, 5, generator(0))] == [25] * 4

@@ -23,8 +23,8 @@ class ClientData:
 
     @classmethod
     def split(cls, name: str, examples: Examples) -> ClientData:
-        """Hold back the last fifth of a user's examples, one at least."""
-        cut = examples.count - max(1, int(examples.count * HELD_BACK_SHARE))
+        """Hold back the last fifth of a user's examples, of which there are five or more."""
+        cut = examples.count - int(examples.count * HELD_BACK_SHARE)
         return cls(name, examples.take(slice(cut)), examples.take(slice(cut, None)))
 
 

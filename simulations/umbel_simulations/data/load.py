@@ -33,7 +33,7 @@ def load(data: Data, seed: int) -> Federation:
         NotFound: the package that holds the data isn't installed; or there is nothing of one's own.
         MalformedMessage, InputMismatch, NotFinite: one's own data are no examples; see `load_users`.
         BadInput: a partition by labels of data that have none.
-        OutOfBounds: more users than there can be.
+        OutOfBounds: more users than there can be; or nobody holds anything back to judge by.
     """
     if data.partition == "natural":
         clients = _keep(_natural(data), data.users)
@@ -41,6 +41,8 @@ def load(data: Data, seed: int) -> Federation:
     else:
         pool, central = _pooled(data)
         clients = _cut(pool, data, seed)
+    if not central.count:
+        raise OutOfBounds("data: none of the users holds an example back to judge by; give one of them five or more")
     return Federation(data.federation, tuple(_at_most(client, data.most_examples) for client in clients), central)
 
 

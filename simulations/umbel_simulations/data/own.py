@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from umbel.errors import InputMismatch, NotFound, OutOfBounds, UmbelError
+from umbel.errors import InputMismatch, NotFound, UmbelError
 from umbel_client.examples import Examples, MemoryExamples, form_of, require_form
 from umbel_client.importing import import_npz
 from umbel_simulations.data.federation import ClientData
@@ -19,7 +19,6 @@ def load_users(folder: Path) -> list[ClientData]:
 
     Raises:
         NotFound: no such folder, or no archive in it.
-        OutOfBounds: nobody holds anything back to judge by.
         MalformedMessage: a file that isn't such an archive.
         InputMismatch: a user's examples don't fit together, or to those of the others.
         NotFinite: NaN or infinity in them.
@@ -28,8 +27,6 @@ def load_users(folder: Path) -> list[ClientData]:
     if not paths:
         raise NotFound(f"data: there is no .npz in {folder}; put one there for each user")
     users = [_user(path) for path in paths]
-    if not any(user.held_back.count for user in users):
-        raise OutOfBounds(f"data: nobody in {folder} holds an example back to judge by; give one user five or more")
     first = _whole(users[0])
     for path, user in zip(paths, users, strict=True):
         try:

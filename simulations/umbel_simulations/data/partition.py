@@ -73,7 +73,7 @@ def by_label(labels: NDArray[Any], users: int, labels_per_user: int, chance: np.
 
 
 def _require_enough(count: int, parts: int) -> None:
-    if parts < 1 or count < parts * LEAST:
+    if count < parts * LEAST:
         raise OutOfBounds(
             f"data: {count} examples can't be cut into {parts} parts of at least {LEAST}; ask for fewer users or labels"
         )
