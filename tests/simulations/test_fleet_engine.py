@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 import subprocess
 import sys
@@ -12,18 +14,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.protos.examples import WORK
+from tests.server.test_round import fresh, heard, joined
 from tests.simulations import fleets
 from umbel.bundle import Bundle
 from umbel.clock import SystemClock
 from umbel.errors import OutOfBounds
+from umbel.messages import check_in_reply_to_message
 from umbel.randomness import generator
+from umbel.visit import Assignment
 from umbel.weights import Weights
 from umbel_server.privacy_ledger import epsilon
+from umbel_server.round import RoundState
 from umbel_simulations.fleet import virtual_time
 from umbel_simulations.fleet.engine import require_room
+from umbel_simulations.fleet.homes import Packed
 from umbel_simulations.fleet.house import House
+from umbel_simulations.fleet.member import Member
 from umbel_simulations.fleet.results import _rollout, _spending
 from umbel_simulations.fleet.rollouts import Played, noisy
+from umbel_simulations.fleet.sessions import Tally, tally
 from umbel_simulations.outcome import RolloutEvent, RoundOutcome
 from umbel_simulations.scenario import PrivacyPart
 from umbel_simulations.world import Adversary, RolloutPlan, Switches
@@ -106,6 +116,33 @@ def test_who_was_taken_away_at_work_has_wasted_it_though_it_could_not_tell_yet(
     assert sum(found.shapes.values()) < found.sessions, "some have not come back"
     assert found.dropped >= 0.8 * found.faults["taken away"] > 0
     assert found.wasted >= found.dropped * 0.9
+
+
+def holding(session: str, **homes: str) -> Member:
+    """A device that hasn't ended a session; `cut_off` or `home` names where that stands, and its shape."""
+    assert isinstance(WORK.reply, Assignment)
+    answer = check_in_reply_to_message(replace(WORK, reply=replace(WORK.reply, session_id=session)))
+    told = {"assignment": base64.b64encode(answer.SerializeToString()).decode()}
+    packed = {
+        where: Packed((("session/session.json", json.dumps(told | {"shape": shape}).encode()),))
+        for where, shape in homes.items()
+    }
+    return Member(0, None, **packed)  # type: ignore[arg-type]
+
+
+def test_a_session_is_judged_by_what_became_of_it_and_of_its_round() -> None:
+    open_now = heard(joined(joined(fresh(), "heard"), "at-work"), "heard")
+    accepted, refused = (heard(joined(joined(fresh(), name), "taken"), name) for name in ("counted", "in-vain"))
+    rounds = (open_now, replace(accepted, state=RoundState.COMPLETED), replace(refused, state=RoundState.FAILED))
+    members = (
+        holding("s-heard", home="-v[]+"),
+        holding("s-at-work", cut_off="-v["),
+        holding("s-taken", cut_off="-v[", home="-"),
+    )
+    # One that was interrupted and came back in time counts; one that only checked in was none.
+    shapes = {"-v[]+^": 2, "-v[!": 1, "-v[!]+^": 1, "-v": 3}
+    found = tally(members, [{"shapes": shapes}, {}], rounds, lambda member: True)
+    assert found == Tally(dict(sorted(shapes.items())), trained=4 + 2, wasted=4, dropped=1 + 1)
 
 
 def test_energy_is_what_work_and_traffic_take(tiny_bundle: Bundle, tmp_path: Path) -> None:
