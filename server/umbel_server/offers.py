@@ -21,14 +21,13 @@ from umbel_server import executions
 from umbel_server.executions import HOLDS_IT, WAITING, WITHDRAWN, Execution
 from umbel_server.heads import Heads
 from umbel_server.releases import ReleaseDesk
-from umbel_server.rollout import Rollout, Stage
+from umbel_server.rollout import GOING_BACK, Rollout, Stage
 from umbel_server.rollout_spec import Audience
 from umbel_server.signing import ReleaseSigner
 from umbel_server.store import Store
 from umbel_server.waves import is_held_back, release_for, takes, wave_of
 
 OFFER_SECONDS: Final = 3_600.0
-GOING_BACK: Final = (Stage.ROLLING_BACK, Stage.ROLLED_BACK)
 
 
 @dataclass(frozen=True, slots=True)

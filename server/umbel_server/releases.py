@@ -21,6 +21,7 @@ from umbel_server.registry import Registry
 from umbel_server.renewal import renew
 from umbel_server.repository import Repository, role_of
 from umbel_server.requests import ANY, Call, answered, enter, require_revision
+from umbel_server.rollout import GOING_BACK
 from umbel_server.rollout_spec import EVERYBODY, Audience
 from umbel_server.store import Store
 from umbel_server.tables import LISTED, RELEASES, VERSIONS
@@ -83,10 +84,13 @@ class ReleaseDesk:
             NotFound: there is no release `revert`.
         """
         head = self.head(connection, audience)
+        ended = [it for it in rollout_records.let_go(connection) if it.stage in GOING_BACK]
+        # Some of its devices went back with these, whatever the others stand at.
+        passed = max([head, *(it.spec.revert_release for it in ended if it.spec.audience == audience)])
         where = f"{audience.model} VERSION --channel {audience.channel} --population {audience.population}"
         again = f"`umbel releases prepare {where}` makes both anew"
-        at = f"{audience} is at release {head} already"
-        if release <= head:
+        at = f"{audience} is at release {passed} already"
+        if release <= passed:
             raise WrongState(f"{at}, and devices only move to higher ones, not to {release}; {again}")
         if revert and head and not self._same_content(connection, audience.model, head, revert):
             raise WrongState(f"{at}, and release {revert} brings back something else than that; {again}")

@@ -53,6 +53,8 @@ UNDER_WAY: Final = frozenset({Stage.RUNNING, Stage.AWAITING_PROMOTION, Stage.PAU
 GOING_FORWARD: Final = UNDER_WAY - {Stage.ROLLING_BACK}
 """Two of these on one channel would pull at the same devices; going back gives way to whatever is newer."""
 
+GOING_BACK: Final = frozenset({Stage.ROLLING_BACK, Stage.ROLLED_BACK})
+
 ALLOWED: Final[Mapping[str, frozenset[Stage]]] = {
     "edit": frozenset({Stage.DRAFT, Stage.PENDING_APPROVAL, Stage.SCHEDULED}),
     "submit": frozenset({Stage.DRAFT}),

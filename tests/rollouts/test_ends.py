@@ -204,6 +204,16 @@ async def test_a_release_that_its_channel_has_passed_is_not_rolled_out(fleet: Fl
     assert "only move to higher ones" in record.judgement, "whoever asks `explain` reads why it waits"
 
 
+async def test_a_release_that_was_taken_back_is_not_rolled_out_again_by_the_same_words(fleet: Fleet) -> None:
+    """Devices that went back stand above it, and would never move there."""
+    begun = fleet.begin_rollout("r", fleet.good_version(), waves=(Wave(50.0, 10.0, 3600.0), *EVERYBODY))
+    await fleet.visits()
+    fleet.verbs.stop("r", "abort", AUTHOR, "wrong labels")
+    assert fleet.head() < begun.spec.release
+    with pytest.raises(WrongState, match=rf"at release {begun.spec.revert_release} already.*`umbel releases prepare"):
+        fleet.verbs.create("again", begun.spec, AUTHOR)
+
+
 async def test_a_population_without_tasks_keeps_its_model_after_its_rollout(fleet: Fleet) -> None:
     found = await succeeded(fleet, "r")
     offers = fleet.coordinator.rollouts.offers  # type: ignore[union-attr]

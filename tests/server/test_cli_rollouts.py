@@ -187,6 +187,7 @@ def test_a_rollout_from_a_dry_run_to_its_promotion_takes_two_people(
 def test_one_person_stops_takes_back_and_holds(umbel: Umbel, live: Live, world: tuple[Phone, list[str], str]) -> None:
     phone, grace, spec = world
     done(umbel("rollouts", "create", "r", "--file", spec))
+    denied = done(umbel("rollouts", "create", "d", "--file", spec, "--json")).json
     done(umbel("rollouts", "submit", "r"))
     done(umbel("rollouts", "approve", "r", *grace))
     done(umbel("rollouts", "start", "r"))
@@ -205,7 +206,6 @@ def test_one_person_stops_takes_back_and_holds(umbel: Umbel, live: Live, world: 
     shown = done(umbel("rollouts", "show", "r", "--json")).json
     assert (shown["stage"], shown["light"]) == ("rolled-back", "red")
     assert "ceiling: 1 of 1 devices failed" in done(umbel("rollouts", "explain", "r")).out
-    denied = done(umbel("rollouts", "create", "d", "--file", spec, "--json")).json
     done(umbel("rollouts", "submit", "d"))
     assert stage(umbel("rollouts", "deny", "d", "--reason", "no", "--json", *grace)) == "denied"
     assert umbel("rollouts", "submit", "d").code == 1 and denied["stage"] == "draft"
