@@ -385,7 +385,7 @@ class Repository:
             return cast("Metadata[S]", parse(self.file(f"{version}.snapshot.json")))
         meta = self._load("snapshot", Snapshot).signed.meta.get(f"{role}.json")
         if meta is None:
-            raise NotFound(f"{role} has no metadata yet; name the model's signers first")
+            raise NotFound(f"{role!r} has nothing to sign by hand; root, targets and listed releases-MODEL have")
         return cast("Metadata[S]", parse(self.file(f"{meta.version}.{role}.json")))
 
 

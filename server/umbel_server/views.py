@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from umbel.errors import NotFound
 from umbel.plan import Kind
 from umbel.update import Metrics
-from umbel_server import fleet, task_records
+from umbel_server import fleet, heads, task_records
 from umbel_server.json_text import from_text
 from umbel_server.registry import Registry
 from umbel_server.round import RoundKey, RoundState, SessionState, bytes_per_weight
@@ -136,6 +136,10 @@ def status(connection: sa.Connection, registry: Registry, now: float) -> StatusS
 
 
 def _newest_releases(connection: sa.Connection, registry: Registry) -> list[PublishedRelease]:
+    """What devices get; where no listing keeps the heads of channels, that is the newest release of each."""
+    stand = {(at.model, at.channel, number) for at, number in heads.read(connection).numbers.items()}
+    if stand:
+        return [registry.published(connection, model, number) for model, _, number in sorted(stand)]
     newest: dict[tuple[str, str], PublishedRelease] = {}
     for release in registry.releases(connection, limit=1_000):
         if release.channel not in (TRAINING, CANDIDATE):

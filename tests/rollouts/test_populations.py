@@ -69,6 +69,15 @@ async def test_what_is_published_reaches_every_population(fleet: Fleet) -> None:
         assert heads.read(connection).numbers == {Audience(MODEL, "stable"): number}
 
 
+async def test_status_tells_what_devices_get_and_not_what_is_only_prepared(fleet: Fleet) -> None:
+    before = fleet.head()
+    fleet.verbs.prepare(MODEL, fleet.good_version(), "stable", AUTHOR)
+    assert [one.number for one in fleet.coordinator.operations.status().newest_releases] == [before]
+    rolled = await rolled_out(fleet, "r")
+    told = fleet.coordinator.operations.status().newest_releases
+    assert [one.number for one in told] == [before, rolled.release], "one population moved, the other stays"
+
+
 async def test_each_population_goes_back_to_what_it_had(fleet: Fleet) -> None:
     first = await rolled_out(fleet, "wrists-first")
     second = await rolled_out(fleet, "ankles-next", ANKLES)
