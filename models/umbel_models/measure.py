@@ -68,13 +68,13 @@ def measure(
         progress: told after each turn.
 
     Raises:
-        OutOfBounds: no batch, an empty one, or no turn.
+        OutOfBounds: no batch, an empty one, no turn, or nothing to measure.
         ParityFailed: the spec has other weights than the bundle, or trains others.
         UmbelError: a runtime can't run the bundle.
     """
-    if not batches or min(batches) < 1 or turns < 1:
-        raise OutOfBounds(f"batches are {list(batches)} and turns {turns}; give at least one of each")
     ways = len(runtimes) + (spec is not None)
+    if not batches or min(batches) < 1 or turns < 1 or not ways:
+        raise OutOfBounds(f"batches are {list(batches)}, turns {turns}, runtimes {ways}; give at least one of each")
     if spec is not None:
         from umbel_models.adapters import resolved
         from umbel_models.parity import require_same_names

@@ -7,18 +7,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from click.testing import Result
 from torch import Tensor
 from typer.testing import CliRunner
 
-from umbel.errors import CannotCompile
+from umbel.bundle import Bundle
+from umbel.errors import CannotCompile, OutOfBounds
+from umbel.runtime.onnx import OnnxRuntime
 from umbel_models.accumulation import Accumulated
 from umbel_models.choices import parse_optimizer, parse_trainable
 from umbel_models.cli import app
-from umbel_models.measure import torch_works
+from umbel_models.measure import Speed, _examples, _runtime_works, measure, ratios, torch_works
 from umbel_models.optimizers import SGD, Adam, Proximal
 from umbel_models.trainable import Head, LoRA, Named, every_weight
 from umbel_models.zoo import bundle_path, digits
@@ -142,10 +144,22 @@ def test_bench_compares_with_torch_where_it_is_given_and_measures_alone_where_no
     told = json.loads(against.stdout)
     assert set(told) == {"bundle", *(f"{way} batch {size}" for way in ("onnx", "litert", "torch") for size in (1, 3))}
     assert told["onnx batch 3"]["train_times_torch"] > 0
-    alone = runner.invoke(app, ["bench", folder, "--batches", "2", "--turns", "1"])
+    alone = runner.invoke(app, ["bench", folder, "--batches", "9", "--turns", "1"])
     assert alone.exit_code == 0, alone.output
     assert "torch" not in alone.stdout
-    assert "litert batch 2" in alone.stdout
+    assert "litert batch 9" in alone.stdout, "more than there are golden examples"
+
+
+def test_what_is_measured_of_a_runtime_moves_nothing_and_is_told_in_times_of_torch() -> None:
+    bundle = Bundle.open(bundle_path("digits"))
+    (train, _) = _runtime_works(bundle, OnnxRuntime(), *_examples(bundle, None, 9)).values()
+    assert len({train() for _ in range(3)}) == 1, "the loss stays as it is"
+    speeds = [Speed("torch", 1, 6.0, 2.0), Speed("onnx", 1, 3.0, 0.5), Speed("onnx", 2, 1.0, 1.0)]
+    assert ratios(speeds) == {("onnx", 1): (2.0, 4.0)}
+    nothing: list[dict[str, Any]] = [{"batches": ()}, {"batches": (1, 0)}, {"turns": 0}, {"runtimes": ()}]
+    for wrong in nothing:
+        with pytest.raises(OutOfBounds, match="at least one of each"):
+            measure(bundle, **({"runtimes": [OnnxRuntime()]} | wrong))
 
 
 def test_what_is_measured_of_torch_are_whole_batches_and_moves_nothing() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -145,6 +146,25 @@ def test_a_wrong_optimizer_is_caught_by_the_gate(tmp_path: Path, monkeypatch: py
         lambda self, weights: optimizers.TorchOptimizer(torch.optim.SGD(weights, 1.5 * self.lr)),
     )
     refuse(replace(digits.mlp(), optimizer=optimizers.SGD(0.05)), ParityFailed, r"train \(step 1\): 'p_", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([1.0, math.nan], [1.0, 1.0]),
+        ([1.0, 1.0], [1.0, math.nan]),
+        ([math.nan], [math.nan]),
+        ([1.0, 1.1], [1.0, 1.0]),
+        ([110.0, 1.0], [100.0, 1.0]),
+        ([1.0], [1.0, 1.0]),
+    ],
+)
+def test_the_gate_lets_no_other_number_through_nor_one_that_is_none(found: list[float], expected: list[float]) -> None:
+    with pytest.raises(ParityFailed, match=r"infer: 'y'"):
+        parity._compare("infer", "y", np.array(found), np.array(expected), 0.05)
+    close = np.array([1.0, 104.0, 3.0])
+    assert parity._compare("infer", "y", close, np.array([3.0, 100.0, 3.0]), 0.05) == pytest.approx(0.04)
+    assert parity._compare("infer", "y", close, np.array([3.0, 100.0, 3.0]), 0.03, np.array([0.0, 1.0, 0.0])) == 0.03
 
 
 def test_a_bundle_of_other_weights_fails_parity(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from umbel_models.zoo import bundle_path
 from umbel_models.zoo.features import CONTEXT, FLIGHT_FEATURES, TOKENS, decode
 from umbel_simulations import runs
 from umbel_simulations.data import Federation, load
+from umbel_simulations.data.files import inside
 from umbel_simulations.data.load import _cut
 from umbel_simulations.engines import Silent
 from umbel_simulations.scenario import Data, Scenario
@@ -52,13 +53,15 @@ def test_shakespeare_has_at_least_450_natural_users_who_predict_the_next_charact
     assert "A little more than kin" in decode(x[0])
     assert max(int(client.training.inputs["x"].max()) for client in federation.clients) < TOKENS
     spoken = "".join(decode(client.training.inputs["x"].ravel()) for client in federation.clients)
-    assert not set("\\_[]") & set(spoken), "stage directions or Markdown are among what is spoken"
+    assert not set("\\_[]") & set(spoken) and "ACT II" not in spoken, (
+        "headings, stage directions or Markdown are among what is spoken"
+    )
 
 
 def test_flights_has_aeroplanes_with_at_least_a_hundred_flights() -> None:
     federation = load(Data("flights"), seed=0)
     assert len(federation.clients) > 1000
-    assert min(client.training.count + client.held_back.count for client in federation.clients) >= 100
+    assert min(client.training.count + client.held_back.count for client in federation.clients) == 100
     x, y = federation.central.inputs["x"], federation.central.targets["y"]
     assert x.shape[1:] == (len(FLIGHT_FEATURES),) and x.dtype == np.float32
     assert set(np.unique(y)) == {0.0, 1.0} and 0.15 < float(y.mean()) < 0.3
@@ -98,6 +101,9 @@ def test_what_the_data_cant_give_is_refused() -> None:
     with pytest.raises(BadInput, match="no single labels"):
         load(Data("shakespeare", partition="dirichlet"), 0)
     assert len(load(Data("smartwatch", users=20), 0).clients) == 20
+    for module in ("umbel_simulations", "umbel_nowhere"):
+        with pytest.raises(NotFound, match="the package umbel-none"):
+            inside(module, "umbel-none", "data/none.csv")
     with pytest.raises(OutOfBounds, match="20 natural ones"):
         load(Data("smartwatch", users=21), 0)
 
@@ -205,6 +211,7 @@ def test_archives_that_are_no_users_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(OutOfBounds, match=r"none of the users holds an example back"):
         load(replace(own, users=1), 0)
     _archive(tmp_path / "b.npz", 4, held_back=np.ones(4, bool))
+    assert load(own, 0).central.count == 4
     (tmp_path / "a.npz").unlink()
     with pytest.raises(OutOfBounds, match="0 examples can't be cut"):
         load(replace(own, partition="iid"), 0)

@@ -34,7 +34,8 @@ from umbel_simulations.fleet.member import Member
 from umbel_simulations.fleet.results import _rollout, _spending
 from umbel_simulations.fleet.rollouts import Played, noisy
 from umbel_simulations.fleet.sessions import Tally, tally
-from umbel_simulations.outcome import RolloutEvent, RoundOutcome
+from umbel_simulations.outcome import RolloutEvent, RoundOutcome, from_json, to_json
+from umbel_simulations.report.page import render
 from umbel_simulations.scenario import PrivacyPart
 from umbel_simulations.world import Adversary, RolloutPlan, Switches
 
@@ -92,6 +93,18 @@ def test_a_run_ends_when_its_hours_are_over_though_devices_are_at_work(tiny_bund
     found = fleets.played(fleets.scenario(fleets.home_of(tiny_bundle), population=slow, hours=0.25), tmp_path)
     assert 0 < found.trained < found.sessions, "who is at work for the round that is open has wasted nothing yet"
     assert found.hours == max(one.closed_hour for one in found.rounds) == 0.25
+
+
+def test_a_run_before_anybody_has_looked_in_has_an_outcome_and_a_page(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Devices that look in once in a hundred hours don't all do so at its beginning."""
+    rare = fleets.population(check_in_hours=100.0)
+    told = fleets.scenario(fleets.home_of(tiny_bundle), population=rare, hours=0.1, rollouts=(RolloutPlan(5.0),))
+    found = fleets.played(told, tmp_path)
+    assert (found.sessions, found.wasted_share, found.dropped_share) == (0, None, None)
+    assert found.accuracy == found.first_accuracy is not None
+    assert [one.ending for one in found.rollouts] == ["not-begun"]
+    assert from_json(to_json(found)) == (found, None)
+    assert "not-begun" in render(found)
 
 
 def test_what_devices_did_for_rounds_that_came_to_nothing_was_wasted(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -240,6 +240,7 @@ def test_whatever_the_books_hold_that_did_not_happen_is_found(
     told = fleets.scenario(fleets.home_of(tiny_bundle))
     found = fleets.played(replace(told, task=replace(told.task, rounds=1, evaluate_candidates=True)), tmp_path)
     assert len(found.invariants) == 8
+    assert [one.verdict for one in found.rounds] == ["accepted"], "one that only judges a candidate isn't told"
 
 
 async def _late_reports_count_twice(self: TaskRunner, held: Round, begin: ReportBegin) -> None:

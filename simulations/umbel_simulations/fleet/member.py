@@ -140,8 +140,6 @@ class Awake:
             due = visit.next_wake - self._profile.clock_error - crew.clock.epoch
         if member.taken[0] <= now:
             due = max(due, member.taken[1])
-            if now >= member.taken[1]:
-                member.taken = (NEVER, NEVER)
         return crew.people.availability.next_free(member.index, max(due, now + _SHORTEST_NAP))
 
     # The seams.
