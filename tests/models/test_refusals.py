@@ -15,8 +15,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from umbel.bundle import Bundle
-from umbel.errors import CannotCompile, OperatorNotSupported, ParityFailed
+from umbel.errors import CannotCompile, OperatorNotSupported, ParityFailed, RuntimeFailure
+from umbel.runtime import InferSession
 from umbel.runtime.onnx import OnnxRuntime
+from umbel.weights import Weights
 from umbel_models import optimizers, parity
 from umbel_models.compile import compile_model
 from umbel_models.spec import ModelSpec
@@ -148,6 +150,11 @@ def test_a_wrong_optimizer_is_caught_by_the_gate(tmp_path: Path, monkeypatch: py
     refuse(replace(digits.mlp(), optimizer=optimizers.SGD(0.05)), ParityFailed, r"train \(step 1\): 'p_", tmp_path)
 
 
+class _GivesUp(OnnxRuntime):
+    def infer(self, bundle: Bundle, weights: Weights) -> InferSession:
+        raise RuntimeFailure("gave up")
+
+
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
@@ -172,6 +179,8 @@ def test_a_bundle_of_other_weights_fails_parity(tmp_path: Path) -> None:
     with pytest.raises(ParityFailed, match=r"other numbers in .*torch.manual_seed"):
         parity.check_parity(digits.mlp(seed=1), Bundle.open(tmp_path), OnnxRuntime())
     assert parity.check_parity(digits.mlp(), bundle, OnnxRuntime()).infer < 1e-5
+    with pytest.raises(ParityFailed, match="the compiled graphs don't run: gave up"):
+        parity.check_parity(digits.mlp(), bundle, _GivesUp())
 
 
 @pytest.mark.parametrize(

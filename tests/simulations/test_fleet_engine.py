@@ -114,6 +114,7 @@ def test_what_devices_did_for_rounds_that_came_to_nothing_was_wasted(tiny_bundle
     assert not any(one.verdict == "accepted" for one in found.rounds), "three are the fewest"
     assert found.wasted == sum(given_up) > 0
     assert found.trained - found.wasted <= 2, "the round that was open at the end"
+    assert [hour.available for hour in found.hourly] == [2], "the second hour never began"
 
 
 def test_who_was_taken_away_at_work_has_wasted_it_though_it_could_not_tell_yet(

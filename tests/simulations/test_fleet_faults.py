@@ -25,9 +25,10 @@ from umbel_server.round import Round, Session, SessionState
 from umbel_server.runner import TaskRunner
 from umbel_simulations.data import ClientData
 from umbel_simulations.fleet.channel import CALL_SECONDS
+from umbel_simulations.fleet.engine import Run
 from umbel_simulations.fleet.faults import Fate, crash_times
 from umbel_simulations.fleet.invariants import Audit
-from umbel_simulations.fleet.member import expected_seconds
+from umbel_simulations.fleet.member import Awake, expected_seconds
 from umbel_simulations.fleet.rollouts import Played
 from umbel_simulations.fleet.time_of_device import DeviceTime, PacedRuntime
 from umbel_simulations.outcome import RolloutEvent
@@ -55,10 +56,14 @@ def test_a_coordinator_that_dies_as_a_rollout_begins_comes_back_and_goes_on(
 ) -> None:
     crashes = (Crash("coordinator", from_hour=0.3999, until_hour=0.3999),)
     rollout = RolloutPlan(0.4, content="unloadable", waves=fleets.WAVES, gate=fleets.GATE)
-    told = fleets.scenario(fleets.home_of(tiny_bundle), faults=Faults(crashes=crashes), rollouts=(rollout,))
+    next_one = replace(rollout, at_hour=0.5, on_failure="pause")
+    told = fleets.scenario(fleets.home_of(tiny_bundle), faults=Faults(crashes=crashes), rollouts=(rollout, next_one))
     found = fleets.played(told, tmp_path)
     assert found.faults["coordinator killed"] == 1
-    assert [one.ending for one in found.rollouts] == ["rolled-back"]
+    first, second = found.rollouts
+    assert (first.ending, second.ending) == ("rolled-back", "paused")
+    assert 0.5 < (first.ended_hour or 0.0) <= (second.started_hour or 0.0), "one waits for the other"
+    assert len(first.events) == len({event.what.partition(":")[0] for event in first.events}), "each stage is told once"
 
 
 def test_who_has_a_release_has_reached_it_though_nobody_could_be_told(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -241,6 +246,18 @@ def test_whatever_the_books_hold_that_did_not_happen_is_found(
     found = fleets.played(replace(told, task=replace(told.task, rounds=1, evaluate_candidates=True)), tmp_path)
     assert len(found.invariants) == 8
     assert [one.verdict for one in found.rounds] == ["accepted"], "one that only judges a candidate isn't told"
+
+
+@pytest.mark.parametrize(("inside", "name"), [(Awake, "visit"), (Run, "_count_the_free")])
+def test_what_fails_inside_a_device_or_the_engine_comes_out(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: type, name: str
+) -> None:
+    async def fails(self: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(inside, name, fails)
+    with pytest.raises(InvariantBroken, match=r"(?s)failed inside .*planted"):
+        fleets.played(fleets.scenario(fleets.home_of(tiny_bundle), hours=0.1), tmp_path)
 
 
 async def _late_reports_count_twice(self: TaskRunner, held: Round, begin: ReportBegin) -> None:
