@@ -155,7 +155,7 @@ class Coordinator:
                         other.abort_sessions_of(device)
                 return CheckInReply(runner.join(device, again), signed, offer)
             reasons.append(reason)
-        nothing = f"no task of population {check_in.population!r} is running"
+        nothing = f"no round is open for population {check_in.population!r}"
         return CheckInReply(Retry(again, ("; ".join(reasons) or nothing)[:256]), signed, offer)
 
     def _publish(self, connection: sa.Connection, version: Version, channel: str, now: float) -> None:

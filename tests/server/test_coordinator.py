@@ -103,7 +103,7 @@ async def test_without_work_there_is_a_window_and_a_reason(world: World) -> None
     (device,) = world.enrol("a")
     reply = (await device.check_in()).reply
     assert isinstance(reply, Retry)
-    assert reply.reason == f"no task of population {POPULATION!r} is running", "a mistyped population is seen"
+    assert reply.reason == f"no round is open for population {POPULATION!r}", "a mistyped population is seen"
     await world.begin(task(goal=1))
     await device.visit()
     assert isinstance((await device.check_in()).reply, Retry)

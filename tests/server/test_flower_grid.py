@@ -74,6 +74,17 @@ def test_an_unmodified_server_app_runs_and_learns_the_line(grid: DeviceGrid) -> 
     np.testing.assert_allclose(results[0].arrays["p_slope"].numpy(), TRUE, atol=0.05)
 
 
+def test_a_whole_state_of_a_torch_module_is_taken_and_what_no_device_trains_comes_back(grid: DeviceGrid) -> None:
+    """A `state_dict` under torch's names counts the batches of its norms in integers, and holds frozen weights too."""
+    named = {name.partition("_")[2]: array for name, array in model().items()}
+    others = {"norm.num_batches_tracked": Array(np.array(3)), "frozen.weight": Array(np.ones(2, np.float32))}
+    state = ArrayRecord(named | others)
+    result = flower.FedAvg(min_available_nodes=8).start(grid, state, num_rounds=2)
+    assert set(result.arrays) == set(state)
+    assert result.arrays["norm.num_batches_tracked"].numpy() == pytest.approx(3), "as Flower averages it"
+    assert abs(result.arrays["slope"].numpy() - TRUE).max() < abs(TRUE).max(), "the rest has learned"
+
+
 def test_metrics_are_means_weighed_by_examples(port: InProcessPort, grid: DeviceGrid) -> None:
     result = flower.FedAvg(min_available_nodes=8, fraction_evaluate=1.0).start(grid, model(), num_rounds=1)
     order = port.orders[-1]

@@ -28,7 +28,7 @@ from umbel_server.flower.engine import from_record, to_record
 from umbel_server.validation import TRAINING_METRICS, ReportRules, require_report
 
 # isort: split
-from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 _log = logging.getLogger(__name__)
@@ -169,20 +169,24 @@ class DeviceGrid(Grid):
         kind = _kind(message.metadata.message_type)
         plan = _planned(replace(self._plan, kind=kind), config)
         # Sorted, because Flower's sample comes in an order that nobody could repeat.
-        given, shapes = from_record(records[0]), self._port.shapes()
-        names = _names(given, shapes)
+        shapes = self._port.shapes()
+        names = _names(records[0], shapes)
+        given = from_record(ArrayRecord({name: records[0][name] for name in names.values()}))
         require_shapes({name: given[names[name]].shape for name in names}, shapes)
         weights = Weights({name: given[names[name]] for name in names})
         round_number = int(cast("int", config.get(_ROUND, 1)))
         return CohortOrder(plan, weights, tuple(sorted(asked)), round_number), names
 
 
-def _names(given: Weights, shapes: Shapes) -> dict[str, str]:
-    """A bundle says `p_conv.weight` where torch says `conv.weight`; a program may use either, for all alike."""
+def _names(given: ArrayRecord, shapes: Shapes) -> dict[str, str]:
+    """A bundle says `p_conv.weight` where torch says `conv.weight`; a program may use either, for all alike.
+
+    A torch module's `state_dict` may hold more than devices train: frozen weights, counters of batch norm.
+    """
     plain = {name: name.partition("_")[2] for name in shapes}
-    if set(plain.values()) == set(given.arrays) and len(set(plain.values())) == len(plain):
+    if set(plain.values()) <= set(given) and len(set(plain.values())) == len(plain):
         return plain
-    return {name: name for name in given.arrays}
+    return {name: name for name in given}
 
 
 def _number(device: DeviceId) -> int:
@@ -243,7 +247,10 @@ def _replies(
         content = RecordDict({"metrics": metrics, "config": ConfigRecord()})
         if order.plan.kind is Kind.TRAIN:
             trained = order.weights + update.delta
-            content["arrays"] = to_record(Weights({names[name]: array for name, array in trained.arrays.items()}))
+            # What devices don't train goes back as it came.
+            arrays = ArrayRecord(dict(next(iter(asked[device].content.array_records.values()))))
+            arrays.update(to_record(Weights({names[name]: array for name, array in trained.arrays.items()})))
+            content["arrays"] = arrays
         replies.append(Message(content, reply_to=asked[device]))
     return replies
 
