@@ -95,16 +95,20 @@ def test_crashes_that_fall_due_together_all_come_and_each_is_counted_once(
     assert [one.verdict for one in found.rounds].count("accepted") == 4
 
 
-def test_a_helper_that_was_killed_stays_away_as_long_as_the_scenario_says(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    told = fleets.scenario(fleets.home_of(tiny_bundle))
-    told = replace(told, task=replace(told.task, privacy=PrivacyPart(on=True)))
-    crash = Crash("helper", until_hour=1e-4, down_seconds=2 * 3600.0)
-    calm, away = (
-        fleets.played(replace(told, faults=faults), tmp_path) for faults in (Faults(), Faults(crashes=(crash,)))
-    )
-    assert calm.hours < 1.0
-    assert 2.0 < away.hours < 3.5
-    assert [one.verdict for one in away.rounds].count("accepted") == 4
+@pytest.mark.parametrize(
+    "faults",
+    [
+        Faults(crashes=(Crash("helper", until_hour=1e-4, down_seconds=1800.0),)),
+        Faults(outages=(Outage("helper", 0.0, 0.5),)),
+    ],
+    ids=["killed", "cut off"],
+)
+def test_a_helper_stays_away_as_long_as_the_scenario_says(tiny_bundle: Bundle, tmp_path: Path, faults: Faults) -> None:
+    """Without that, four rounds take seven minutes."""
+    told = fleets.scenario(fleets.home_of(tiny_bundle), faults=faults)
+    found = fleets.played(replace(told, task=replace(told.task, privacy=PrivacyPart(on=True))), tmp_path)
+    assert 0.5 < found.hours < 1.2
+    assert [one.verdict for one in found.rounds].count("accepted") == 4
 
 
 def test_a_process_dies_once_whoever_of_it_notices(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -40,11 +40,7 @@ class HelperHouse:
         self._seed, self._clock, self._leader = scenario.seed, clock, leader.for_helper()
         self._records = Records(path)
         self._keys = signing_key(self._seed, "helper"), signing_key(self._seed, "helper's authority")
-        self._policy = HelperPolicy(
-            self._leader.public,
-            minimum_cohort=smallest_cohort(scenario),
-            max_reports_per_task=scenario.task.privacy.rounds_per_device,
-        )
+        self._policy = HelperPolicy(self._leader.public, minimum_cohort=smallest_cohort(scenario))
         self._generation = 0
         self._dies: list[float] = []
         """For how many seconds it stays away, each time that is still to come."""
