@@ -37,7 +37,7 @@ from umbel_simulations.fleet.sessions import Tally, tally
 from umbel_simulations.outcome import RolloutEvent, RoundOutcome, from_json, to_json
 from umbel_simulations.report.page import render
 from umbel_simulations.scenario import PrivacyPart
-from umbel_simulations.world import Adversary, RolloutPlan, Switches
+from umbel_simulations.world import Adversary, Crash, Faults, RolloutPlan, Switches
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,8 @@ def test_a_run_before_anybody_has_looked_in_has_an_outcome_and_a_page(tiny_bundl
 
 def test_what_devices_did_for_rounds_that_came_to_nothing_was_wasted(tiny_bundle: Bundle, tmp_path: Path) -> None:
     told = fleets.scenario(fleets.home_of(tiny_bundle), population=fleets.population(devices=2), hours=1.0)
-    found = fleets.played(told, tmp_path)
+    found = fleets.played(replace(told, faults=Faults(crashes=(Crash("leader"),))), tmp_path)
+    assert found.faults == {}, "it dies with a sum in its hands, or not at all"
     given_up = [one.reported for one in found.rounds if one.verdict == "abandoned"]
     assert not any(one.verdict == "accepted" for one in found.rounds), "three are the fewest"
     assert found.wasted == sum(given_up) > 0
@@ -175,10 +176,16 @@ def test_what_a_scenario_switches_off_is_off(tiny_bundle: Bundle, tmp_path: Path
     switches = (Switches(), Switches(pace_steering=False), Switches(abort_before_upload=False))
     on, unsteered, unasked = (fleets.played(replace(told, server=one), tmp_path) for one in switches)
     assert sum(hour.check_ins for hour in unsteered.hourly) != sum(hour.check_ins for hour in on.hourly)
-    assert unasked.bytes_up > 1.1 * on.bytes_up
+    assert 1.1 * on.bytes_up < unasked.bytes_up
+    calm = fleets.scenario(fleets.home_of(tiny_bundle))
+    calm = replace(calm, task=replace(calm.task, rounds=1))
+    asked, not_asked = (fleets.played(replace(calm, server=one), tmp_path).bytes_up for one in switches[::2])
+    assert not_asked == pytest.approx(asked, rel=0.02), "where all are wanted, as much goes up"
     for switch in (Switches(), Switches(adaptive_deadline=False)):
-        house = House(tmp_path / str(switch), replace(told, server=switch), SystemClock(), Counter(), [])
+        often = replace(told, server=switch, population=fleets.population(check_in_hours=0.005))
+        house = House(tmp_path / str(switch), often, SystemClock(), Counter(), [])
         assert house._settings.adaptive_deadlines is switch.adaptive_deadline
+        assert (house._settings.pace_shortest_seconds, house._settings.pace_idle_seconds) == (18.0, 18.0)
         house.close()
 
 

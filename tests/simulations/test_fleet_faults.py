@@ -159,6 +159,18 @@ def test_a_message_that_is_later_than_anybody_waits_still_arrives() -> None:
     assert Fate(lost=True, late=CALL_SECONDS + 1.0, overtaken=5.0).behind(CALL_SECONDS) is None
 
 
+def test_messages_take_their_time_and_nobody_waits_for_one_longer_than_half_a_minute(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    far = fleets.population(latency_seconds=8.0, network_decades=0.0)
+    told = fleets.scenario(fleets.home_of(tiny_bundle), hours=0.5)
+    found = fleets.played(replace(told, population=far), tmp_path)
+    assert [one.verdict for one in found.rounds] == ["accepted"] * 4
+    assert all(one.closed_hour - one.opened_hour > 60 / 3600 for one in found.rounds)
+    late = fleets.played(replace(told, faults=Faults(delay=1.0, delay_seconds=60.0)), tmp_path)
+    assert sum(one.reported for one in late.rounds) == 0 < late.sessions
+
+
 def test_only_what_can_come_twice_is_told_to_have_come_twice(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """A whole call, or a report: no answer, and no part of a download."""
     told = fleets.scenario(fleets.home_of(tiny_bundle), faults=Faults(duplicate=1.0, delay_seconds=1.0))

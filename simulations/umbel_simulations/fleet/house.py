@@ -186,14 +186,13 @@ class House:
         self.generation += 1
         self._counts["coordinator killed"] += 1
         self._rounds.cancel()
-        self.spawn(self._come_back(dead))
+        self.spawn(self._come_back())
 
-    async def _come_back(self, dead: int) -> None:
+    async def _come_back(self) -> None:
         await asyncio.sleep(self._down_seconds)
-        if self.generation == dead + 1:
-            self.parts.store.close()
-            self._build()
-            self.start()
+        self.parts.store.close()
+        self._build()
+        self.start()
 
     # What devices call.
 
