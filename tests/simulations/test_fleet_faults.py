@@ -30,7 +30,7 @@ from umbel_simulations.fleet.faults import Fate, crash_times
 from umbel_simulations.fleet.invariants import Audit
 from umbel_simulations.fleet.member import Awake, expected_seconds
 from umbel_simulations.fleet.rollouts import Played
-from umbel_simulations.fleet.time_of_device import DeviceTime, PacedRuntime
+from umbel_simulations.fleet.time_of_device import DeviceTime, PacedRuntime, SharedSessions
 from umbel_simulations.outcome import RolloutEvent
 from umbel_simulations.scenario import PrivacyPart
 from umbel_simulations.world import Crash, Faults, Outage, Process, RolloutPlan, WaveStep
@@ -199,6 +199,16 @@ def test_a_slow_release_takes_eight_times_as_long(tiny_bundle: Bundle) -> None:
         paced.train(tiny_bundle, tiny_bundle.weights()).step(tiny.examples(6, 1).inputs, tiny.examples(6, 1).targets)
         spent.append(time.spent)
     assert spent == pytest.approx([(8 / 3 + 6) / 10, 8 * (8 / 3 + 6) / 10])
+
+
+def test_devices_share_the_sessions_that_were_asked_for_last(tiny_bundle: Bundle) -> None:
+    shared = SharedSessions(OnnxRuntime(), keep=2)
+    one, two, three = (tiny_bundle.weights().scaled(factor) for factor in (1.0, 2.0, 3.0))
+    first, second = shared.infer(tiny_bundle, one), shared.infer(tiny_bundle, two)
+    assert shared.infer(tiny_bundle, one) is first
+    shared.infer(tiny_bundle, three)
+    assert shared.infer(tiny_bundle, one) is first
+    assert shared.infer(tiny_bundle, two) is not second, "two are kept"
 
 
 def test_outages_that_overlap_last_until_the_last_one_ends(tiny_bundle: Bundle, tmp_path: Path) -> None:

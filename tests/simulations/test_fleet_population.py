@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from tests.simulations import fleets
 from umbel.errors import MalformedMessage, NotFound, OutOfBounds
 from umbel_client.examples import NONE, Examples
 from umbel_simulations.data import ClientData, Federation
-from umbel_simulations.fleet.adversaries import flipped
+from umbel_simulations.fleet.adversaries import flipped, who_lies
 from umbel_simulations.fleet.availability import NEVER, Diurnal, Traced
 from umbel_simulations.fleet.engine import ends_of
 from umbel_simulations.fleet.population import People
 from umbel_simulations.fleet.traces import Trace, read_traces
+from umbel_simulations.world import Adversary
 
 HOUR = 3600.0
 TRACE = {"duration": 100.0, "finish_time": 90.0, "active": [10.0, 50.0], "inactive": [30.0, 80.0]}
@@ -76,6 +78,12 @@ def test_an_opposite_answer_to_what_only_one_user_has_is_an_answer_too() -> None
     rare = Examples({}, {"label": np.array([4, 0])}, 2)
     ends = ends_of(Federation("all", (ClientData("one", rare, NONE),), Examples({}, {"label": np.array([1, 2])}, 2)))
     assert flipped(rare, ends).targets["label"].tolist() == [0, 4]
+
+
+def test_each_adversary_has_its_share_and_nobody_is_two_of_them() -> None:
+    liars = who_lies((Adversary("lazy", 0.25), Adversary("nan", 0.5)), 20, seed=1)
+    assert Counter(one.kind for one in liars.values()) == {"lazy": 5, "nan": 10}
+    assert liars != who_lies((Adversary("lazy", 0.25), Adversary("nan", 0.5)), 20, seed=2)
 
 
 def test_the_next_free_moment_is_free_and_lasts_until_it_ends() -> None:

@@ -85,7 +85,7 @@ class Member:
     seconds: float = 0.0
     """Spent working."""
     sessions: int = 0
-    loot: list[Any] = field(default_factory=list)
+    loot: list[bytes] = field(default_factory=list)
     """What a replaying one has kept."""
 
 

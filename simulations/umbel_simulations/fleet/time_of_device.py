@@ -85,7 +85,7 @@ class Working:
         try:
             return await self._ahead(work, least)
         finally:
-            await self._sleep(max(0.0, self._time.end() - least))
+            await self._sleep(self._time.end() - least)
 
 
 class SharedSessions:
