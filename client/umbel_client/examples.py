@@ -190,9 +190,13 @@ def held_back_keys(records: Sequence[Record], share: float) -> set[int]:
     """Which examples are held back: those tagged so, and of the untagged ones the newest share (rounded down)."""
     tagged = {record.key for record in records if record.held_back}
     untagged = sorted((r for r in records if r.held_back is None), key=lambda r: (r.at, r.key))
+    return tagged | {record.key for record in untagged[len(untagged) - newest_of(len(untagged), share) :]}
+
+
+def newest_of(untagged: int, share: float) -> int:
+    """How many of so many untagged examples are held back."""
     # A hair above, so that 0.2 of 5 is 1 in binary fractions too.
-    newest = math.floor(len(untagged) * share + 1e-9)
-    return tagged | {record.key for record in untagged[len(untagged) - newest :]}
+    return math.floor(untagged * share + 1e-9)
 
 
 def surplus_keys(records: Sequence[Record], limits: StoreLimits, now: float) -> list[int]:
@@ -201,12 +205,17 @@ def surplus_keys(records: Sequence[Record], limits: StoreLimits, now: float) -> 
     count, size = len(records), sum(record.size for record in records)
     gone = []
     for record in oldest_first:
-        expired = bool(limits.max_age_seconds) and record.at < now - limits.max_age_seconds
-        if not expired and count <= limits.max_examples and size <= limits.max_bytes:
+        if not is_surplus(limits, count, size, now - record.at):
             break
         gone.append(record.key)
         count, size = count - 1, size - record.size
     return gone
+
+
+def is_surplus(limits: StoreLimits, count: int, size: float, age: float) -> bool:
+    """Whether the oldest of so many examples, with so many bytes in all, has to go; its age in seconds."""
+    expired = bool(limits.max_age_seconds) and age > limits.max_age_seconds
+    return expired or count > limits.max_examples or size > limits.max_bytes
 
 
 class Stack:

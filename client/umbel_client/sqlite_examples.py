@@ -25,9 +25,10 @@ from umbel_client.examples import (
     form_of,
     held_back_keys,
     held_back_tags,
+    is_surplus,
+    newest_of,
     require_batch,
     require_form,
-    stats_of,
     surplus_keys,
 )
 
@@ -99,7 +100,16 @@ class SqliteExamples:
         """How much there is; see `ExampleStore`."""
         with self._transaction() as database:
             self._drop_surplus(database, now)
-            return stats_of(_records(database), self._limits.held_back_share)
+            # Counted where they lie: a record of each in Python takes ten times as long, in an app's event loop.
+            groups = database.execute(
+                "SELECT subject, held_back, count(*), sum(size) FROM example GROUP BY subject, held_back"
+            ).fetchall()
+        subjects: dict[str, int] = {}
+        for who, _, count, _ in groups:
+            subjects[who] = subjects.get(who, 0) + count
+        untagged = sum(count for _, tag, count, _ in groups if tag is None)
+        held = sum(count for _, tag, count, _ in groups if tag) + newest_of(untagged, self._limits.held_back_share)
+        return StoreStats(sum(subjects.values()) - held, held, sum(size for *_, size in groups), subjects)
 
     def forget(self, subject: str | None) -> int:
         """Delete examples; see `ExampleStore`. Their pages are overwritten (SQLite's `secure_delete`)."""
@@ -127,6 +137,9 @@ class SqliteExamples:
         database.execute("INSERT OR REPLACE INTO fact VALUES ('form', ?)", (json.dumps(form),))
 
     def _drop_surplus(self, database: sqlite3.Connection, now: float) -> None:
+        count, size, oldest = database.execute("SELECT count(*), total(size), min(at) FROM example").fetchone()
+        if not is_surplus(self._limits, count, size, now - oldest if count else 0.0):
+            return
         _delete(database, surplus_keys(_records(database), self._limits, now))
 
     @contextmanager

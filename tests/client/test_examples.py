@@ -172,6 +172,21 @@ def test_a_file_that_is_no_store_is_told(tmp_path: Path) -> None:
         SqliteExamples(path)
 
 
+def test_one_example_more_and_a_count_read_no_example_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app calls both in its event loop, with up to a hundred thousand examples."""
+    store = SqliteExamples(tmp_path / "examples.sqlite", StoreLimits(max_examples=4, max_age_seconds=10.0))
+    store.add(x(1, 2, 3), y(1, 2, 3), at=1.0, subject="anna")
+    with monkeypatch.context() as patch:
+        patch.setattr("umbel_client.sqlite_examples._records", lambda database: pytest.fail("they were read"))
+        store.add(x(4), y(4), at=2.0)
+        assert store.stats(11.0).subjects == {"anna": 3, "": 1}
+    store.add(x(5), y(5), at=3.0)
+    assert store.stats(3.0).subjects == {"anna": 2, "": 2}, "the oldest goes, beyond the quota"
+    assert store.stats(11.5).subjects == {"": 2}, "and what is too old"
+
+
 def test_a_share_of_everything_is_no_split() -> None:
     with pytest.raises(OutOfBounds):
         StoreLimits(held_back_share=1.0)

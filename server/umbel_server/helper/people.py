@@ -78,7 +78,7 @@ class People:
     def revoke(self, public_key: bytes) -> None:
         """Shut a participant out of all sums from now on; raises `NotFound`."""
         if not self._records.revoke(public_key, self._clock.now()):
-            raise NotFound("no participant has this key")
+            raise NotFound("no participant has this key, or it was revoked before")
 
     def _certify(self, population: str, public_key: bytes) -> ParticipantCertificate:
         return issue(population, public_key, self._clock.now() + self._life, self._authority)
