@@ -64,10 +64,16 @@ def test_more_freedom_than_a_day_has_room_for_is_refused() -> None:
 
 def test_wrong_answers_are_answers_that_there_are() -> None:
     """The opposite ones: of classes, of yes and no as numbers, and of any other number."""
-    targets = {"label": np.array([1, 2, 3]), "late": np.float32([0, 1, 1]), "hours": np.float32([2.0, 3.0, 6.0])}
+    targets = {
+        "label": np.array([1, 2, 3]),
+        "marked": np.array([-100, 0, 4]),
+        "late": np.float32([0, 1, 1]),
+        "hours": np.float32([2.0, 3.0, 6.0]),
+    }
     ends = ends_of(Federation("all", (), Examples({}, targets, 3)))
     wrong = flipped(Examples({}, targets, 3), ends).targets
     assert wrong["label"].tolist() == [2, 1, 0]
+    assert wrong["marked"].tolist() == [-100, 4, 0], "what marks that there is nothing to learn stays"
     assert wrong["late"].tolist() == [1.0, 0.0, 0.0]
     assert wrong["hours"].tolist() == [6.0, 5.0, 2.0]
     assert all(wrong[name].dtype == array.dtype for name, array in targets.items())

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from umbel.bundle import Bundle
 from umbel.digests import digest_of
@@ -60,8 +62,13 @@ def flipped(examples: Examples, ends: Mapping[str, float]) -> Examples:
         examples: what a device has.
         ends: by target, the least and the greatest answer, added up.
     """
-    wrong = {name: np.asarray(ends[name] - array, array.dtype) for name, array in examples.targets.items()}
-    return replace(examples, targets=wrong)
+    return replace(examples, targets={name: _opposite(array, ends[name]) for name, array in examples.targets.items()})
+
+
+def _opposite(answers: NDArray[Any], ends: float) -> NDArray[Any]:
+    # Classes count from 0: what lies below marks that there is nothing to learn, and no lie would be believed.
+    given = answers >= 0 if answers.dtype.kind == "i" else True
+    return np.where(given, ends - answers, answers).astype(answers.dtype)
 
 
 class _Lying:
