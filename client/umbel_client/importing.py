@@ -31,7 +31,7 @@ def import_npz(
     arrays = _read(path)
     inputs, targets = _named(arrays, INPUT), _named(arrays, TARGET)
     if not inputs or not targets:
-        raise MalformedMessage(f"{path} has arrays {sorted(arrays)}; it needs `x` and `y`")
+        raise MalformedMessage(f"{path} has arrays {sorted(arrays)}; it needs `x` and `y`, or `x/NAME` and `y/NAME`")
     require_batch(inputs, targets)
     if manifest is not None:
         require_examples(manifest, inputs, targets)

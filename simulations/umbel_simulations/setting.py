@@ -128,8 +128,11 @@ def fitted(federation: Federation, bundle: Bundle) -> Federation:
         for client in federation.clients
     )
     for client in clients:
-        for examples in (client.training, client.held_back):
-            require_labels(manifest, examples.targets)
+        try:
+            for examples in (client.training, client.held_back):
+                require_labels(manifest, examples.targets)
+        except InputMismatch as error:
+            raise InputMismatch(f"{client.name}: {error}") from error
     return Federation(federation.name, clients, _shaped(federation.central, specs))
 
 

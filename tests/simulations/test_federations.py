@@ -129,6 +129,9 @@ def test_pixels_in_a_row_become_the_images_that_a_model_takes() -> None:
     for wrong in (replace(image, shape=(None, 9, 9)), replace(image, dtype="int64"), replace(image, name="pixels")):
         with pytest.raises(InputMismatch):
             fitted(federation, replace(bundle, manifest=replace(bundle.manifest, inputs=(wrong,))))
+    few = replace(bundle, manifest=replace(bundle.manifest, labels=bundle.manifest.labels[:9]))
+    with pytest.raises(InputMismatch, match=r"user\d+: target 'y' holds 9"):
+        fitted(federation, few)
 
 
 def test_a_model_that_nobody_has_is_refused_with_those_that_are_there() -> None:

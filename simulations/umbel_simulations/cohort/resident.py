@@ -151,7 +151,7 @@ class OnnxWorker:
             self._seed[()] = share.job.hyperparameters(self._manifest)[SEED]
         if self._graph.gathers:
             binding.input(graphs.EACH_ACCUMULATE, self._gathered(share))
-        with failures_of(self._what):
+        with failures_of(f"{self._what}, for {share.job.device}"):
             self._session.run_with_iobinding(binding.native)
 
     def _gathered(self, share: Share) -> NDArray[np.float32]:
