@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from tests.simulations import tiny
 from umbel.bundle import Bundle
 from umbel.clock import SystemClock
-from umbel.errors import BadInput, InputMismatch, NotFinite, OutOfBounds
+from umbel.errors import BadInput, InputMismatch, NotFinite, OutOfBounds, RuntimeFailure
 from umbel.plan import Plan
 from umbel.runtime.onnx import OnnxRuntime
 from umbel.update import Aggregate, Update
@@ -318,3 +318,13 @@ def test_batches_are_those_that_a_device_takes(plan: Plan, count: int) -> None:
     bounds = zip(share.begins.ravel(), share.ends.ravel(), strict=True)
     assert [list(share.rows[begin:end]) for begin, end in bounds] == wanted
     assert len(share.rows) == sum(map(len, wanted))
+
+
+def test_what_the_training_graph_refuses_is_told_with_its_user(tiny_bundle: Bundle) -> None:
+    """Rows that aren't there stand for whatever an embedding doesn't have."""
+    client = tiny.setting(tiny_bundle).federation.clients[0]
+    share = rounds.Call(Plan(), "task", 1).share(client)
+    with pytest.raises(RuntimeFailure, match=f"for {client.name}: .*out of data bounds"):
+        OnnxBackend(tiny_bundle).worker().train(
+            [replace(share, rows=share.rows + 1_000)], Start(tiny_bundle.shared_weights())
+        )
