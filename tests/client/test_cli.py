@@ -176,7 +176,7 @@ async def test_refusals_say_what_to_do_and_exit_with_one(user: User, tmp_path: P
     await user.enrols()
     assert "--again" in await user.types("enrol", "--code", user.peer.code().to_text(), code=1)
     assert "was used" in await user.types("enrol", "--again", "--code", user.peer.code().to_text(), code=1)
-    assert "first visit" in await user.types("predict", user.archive(), code=1)
+    assert "brings what is released" in await user.types("predict", user.archive(), code=1)
     assert "no file at" in await user.types("examples", "import", tmp_path / "missing.npz", code=1)
     (user.home / "device.toml").write_text("[policy]\nversion = 1\nrequire_idel = true\n")
     assert "require_idel" in await user.types("why", code=1)

@@ -202,7 +202,7 @@ GUARDS: Final = (
     ),
     *of(
         "server/umbel_server/releases.py", _ENDS,
-        ("what its channel has passed", "if release <= head:", "if False:"),
+        ("what its channel has passed", "if release <= passed:", "if False:"),
         ("a way back to what was taken back", "if revert and head and not self._same_content(connection, audience.model, head, revert):", "if False:"),
     ),
     *of(
