@@ -14,8 +14,8 @@ from tests.databases import running_postgresql
 
 MEMORY = Path("/dev/shm")
 """A file system in memory, where Linux has one."""
-ROOM = 4 << 30
-"""Bytes that must be free there; what a test has written goes with it, unless it failed."""
+ROOM = 1 << 30
+"""Bytes that must be free there: many times what tests hold at once, as a test's files go with it unless it failed."""
 
 
 def pytest_configure() -> None:
