@@ -478,6 +478,18 @@ async def test_a_device_that_was_in_as_many_sums_as_one_may_be_is_not_asked_agai
     assert [world.round(number).state for number in (1, 2)] == [RoundState.COMPLETED] * 2
 
 
+async def test_a_round_that_came_to_no_sum_uses_nobody_up(world: PrivateWorld) -> None:
+    once = PrivacySettings(noise_multiplier=0.01, metric_bound=100.0, rounds_per_device=1)
+    await world.begin(task(**PRIVATE | {"privacy": once}))
+    devices = world.enrol_private("a", "b", "c", "d")
+    for device in devices[:2]:
+        world.people.revoke(device.pinned.certificate.public_key)
+    assert all(await together(*devices))
+    await world.coordinator.tick()
+    assert world.round(1).state is RoundState.FAILED
+    assert isinstance((await devices[3].check_in()).reply, Assignment)
+
+
 async def test_the_descriptor_is_told_again_after_a_crash_between_signature_and_store(world: PrivateWorld) -> None:
     await world.begin(task(**PRIVATE))
     first = world.coordinator.private.find(RoundKey(TASK, 1))
