@@ -19,7 +19,7 @@ ROOM = 1 << 30
 
 
 def pytest_configure() -> None:
-    """Let tests write in memory where there is room: a quarter of their time went into waiting for a disk."""
+    """Let tests write in memory where there is room: some waited for a disk for a quarter of their time."""
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 

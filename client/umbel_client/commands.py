@@ -275,6 +275,8 @@ def _or_file(text: str) -> str:
         return Path(text[1:]).expanduser().read_text().strip()
     except OSError as error:
         raise NotFound(f"can't read {text[1:]} ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise MalformedMessage(f"{text[1:]} isn't text: {error}") from None
 
 
 def _in_words(value: Any) -> str:

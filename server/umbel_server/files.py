@@ -86,10 +86,18 @@ def read_file(path: Path) -> bytes:
         raise NotFound(f"{path} isn't there{'' if path.parent.is_dir() else made}") from None
 
 
+def read_text(path: Path) -> str:
+    """Read a whole file of text; raises `NotFound` or `MalformedMessage`."""
+    try:
+        return read_file(path).decode()
+    except UnicodeDecodeError as error:
+        raise MalformedMessage(f"{path} isn't text: {error}") from error
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; raises `NotFound` or `MalformedMessage`."""
     try:
-        return tomllib.loads(read_file(path).decode())
+        return tomllib.loads(read_text(path))
     except ValueError as error:
         raise MalformedMessage(f"{path} isn't TOML: {error}") from error
 

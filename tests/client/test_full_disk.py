@@ -122,6 +122,13 @@ def test_a_home_that_is_none_is_told_in_one_line(tmp_path: Path, capsys: pytest.
         assert (err.startswith("umbel-device: "), err.count("\n"), "can't" in err) == (True, 1, True), err
 
 
+def test_a_code_that_is_no_text_or_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_bytes(b"\xea\xff")
+    for file, says in (("file", "isn't text"), ("missing", "No such file")):
+        assert main(["--home", str(tmp_path / "home"), "enrol", "--code", f"@{tmp_path / file}"]) == 1
+        assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", ["run --once", "why", "status", "predict x.npy", "examples forget --all"])
 def test_a_home_that_was_mistyped_is_not_made(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--home", str(tmp_path / "hoem"), *words.split()]) == 1

@@ -84,11 +84,22 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(umbel: Umbel, live: Live
         ("init", f"{file}/inside"),
         ("tasks", "create", "--file", str(tmp_path)),
         ("operators", "add", "ada", "--role", "viewer", "--out", file),
-        ("helper", "init", str(tmp_path / "helper"), "--leader", f"@{tmp_path}/missing"),
     ):
         result = umbel(*words)
         assert (result.code, result.err.count("\n")) == (1, 1), result.err
         assert result.err.startswith("umbel: can't use "), result.err
+
+
+def test_a_file_that_holds_no_text_or_is_not_there_is_told_in_one_line(run: Umbel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\xea\xff")
+    for file, says in ((tmp_path / "file", "isn't text"), (tmp_path / "missing", "isn't there")):
+        for words in (
+            ("audit", "check", str(file)),
+            ("helper", "init", str(tmp_path / "helper"), "--leader", f"@{file}"),
+        ):
+            result = run(*words)
+            assert (result.code, result.err.count("\n")) == (1, 1), result.err
+            assert f"{file} {says}" in result.err
 
 
 def test_only_what_init_makes_is_said_to_come_from_it(run: Umbel, tmp_path: Path) -> None:

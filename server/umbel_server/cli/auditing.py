@@ -12,7 +12,7 @@ from umbel.errors import DigestMismatch
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.verbs import Json, Session, group, verb
-from umbel_server.files import read_file, write_result
+from umbel_server.files import read_text, write_result
 
 AUDIT: Final = group("audit", "The audit: who did what, in a chain that shows later changes.")
 
@@ -97,8 +97,8 @@ def check(
     """
     from umbel_server.audit_copy import check_copy
 
-    notes = read_file(checkpoints).decode() if checkpoints else ""
-    rows, witnessed = check_copy(read_file(file).decode(), notes, key)
+    notes = read_text(checkpoints) if checkpoints else ""
+    rows, witnessed = check_copy(read_text(file), notes, key)
     if as_json:
         output.print_json({"rows": rows, "checkpoints": witnessed})
     else:

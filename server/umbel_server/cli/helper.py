@@ -16,6 +16,7 @@ import typer
 from umbel.errors import Unavailable
 from umbel_server.cli import output
 from umbel_server.cli.verbs import Json
+from umbel_server.files import read_text
 
 if TYPE_CHECKING:
     from umbel_server.helper.program import HelperParts
@@ -47,7 +48,7 @@ def init(
     from umbel_server.addresses import host_and_port
     from umbel_server.helper.folder import HelperFolder, HelperSettings
 
-    key = Path(leader[1:]).read_text().strip() if leader.startswith("@") else leader
+    key = read_text(Path(leader[1:])).strip() if leader.startswith("@") else leader
     host, port = host_and_port(address)
     listens = host if host in ("127.0.0.1", "::1", "localhost") else "0.0.0.0"  # noqa: S104 - a service of its own machine
     settings = HelperSettings(leader=key, host=listens, port=port, minimum_cohort=minimum_cohort)
@@ -128,7 +129,7 @@ def revoke(
 
     Example: umbel helper revoke --state helper-state @token
     """
-    given = Path(token[1:]).read_text().strip() if token.startswith("@") else token
+    given = read_text(Path(token[1:])).strip() if token.startswith("@") else token
     with _opened(state) as parts:
         public_key = parts.people.holder_of(given)
         parts.people.revoke(public_key)
