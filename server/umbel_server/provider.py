@@ -67,7 +67,7 @@ class Provider:
 
         Raises:
             TokenRefused: the provider has no such key.
-            Unavailable: the provider's keys can't be had, and none that are known are young enough.
+            Unavailable: the provider's keys can't be had, and those that are known are too old or others.
         """
         if self._wants_a_look(kid):
             async with self._looking:
@@ -76,6 +76,10 @@ class Provider:
         known = self._known
         if not is_recent(known.at, self._clock.now(), KEPT_SECONDS):
             raise Unavailable(f"the keys of {self._issuer} can't be had: {known.problem}; try again later")
+        if kid not in known.keys and known.problem:
+            raise Unavailable(
+                f"the token's key isn't known, and {self._issuer} can't be asked: {known.problem}; try again later"
+            )
         if kid not in known.keys:
             raise TokenRefused("the token is signed with a key that its provider doesn't have (any more)")
         return known.keys[kid]
@@ -90,7 +94,9 @@ class Provider:
         try:
             discovered = _json(await self._get(self._issuer.rstrip("/") + DISCOVERY))
             if discovered.get("issuer") != self._issuer:
-                raise Unavailable("its discovery document is another issuer's")
+                raise Unavailable(
+                    f"its discovery document is another issuer's, {str(discovered.get('issuer'))[:200]!r}"
+                )
             known.keys = _keys(_json(await self._get(_https(discovered.get("jwks_uri")))))
             known.at, known.problem = begun, ""
         except (Unavailable, MalformedMessage, OutOfBounds) as error:

@@ -110,7 +110,8 @@ def verify(token: str, key: Mapping[str, Any], rules: TokenRules, now: float) ->
     key_id(token, rules)
     claims = _signed_claims(token, key)
     if claims.get("iss") != rules.issuer:
-        raise TokenRefused("the token is from another issuer than the one that this coordinator trusts")
+        named = str(claims.get("iss"))[:200]
+        raise TokenRefused(f"the token's issuer is {named!r}; the one that this coordinator trusts is {rules.issuer!r}")
     if rules.audience not in _texts(claims.get("aud")):
         raise TokenRefused(f"the token isn't meant for this coordinator: its audience isn't {rules.audience!r}")
     for claim, value in rules.require.items():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -18,6 +19,7 @@ from tests.server.test_admin import METHODS, SERVICE, call, expect_no_refusal_of
 from umbel import errors
 from umbel.v1 import admin_pb2 as pb
 from umbel.v1 import admin_pb2_grpc
+from umbel_server.cli.connection import caller_of
 from umbel_server.roles import ALLOWED, Role
 
 
@@ -155,6 +157,27 @@ def test_umbel_takes_a_token_by_option_by_environment_and_from_a_file(
     refused_one = umbel("devices", "tokens", "create", "--population", "p", *state, "--token-file", str(file))
     assert refused_one.returncode == 1
     assert "yours is viewer" in refused_one.stderr
+
+
+@pytest.mark.parametrize(
+    "named,words",
+    [
+        ({"token": ""}, "--token holds no token"),
+        ({"file": "\n"}, "token.txt holds no token"),
+        ({"file": "a\nb\n"}, "token.txt holds no token"),
+        ({"token": "a", "identity": Path("admin")}, "name one"),
+        ({"token": "a", "file": "b"}, "name one"),
+    ],
+    ids=str,
+)
+def test_whoever_got_no_token_after_all_never_calls_as_the_folders_admin(
+    tmp_path: Path, named: dict[str, Any], words: str
+) -> None:
+    file = tmp_path / "token.txt" if "file" in named else None
+    if file:
+        file.write_text(named["file"])
+    with pytest.raises(errors.BadInput, match=words):
+        caller_of(named.get("identity"), named.get("token"), file, None)
 
 
 def umbel(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -44,7 +44,7 @@ class Caller:
     identity: Path | None = None
     """The folder of an identity; `None` for the first admin's."""
     token: str = ""
-    """Of the team's identity provider; goes before an identity."""
+    """Of the team's identity provider, in place of an identity."""
     authority: Path | None = None
     """With a token: the coordinator's server authority, PEM; `None` for the one in the coordinator's folder."""
 
@@ -99,9 +99,23 @@ def _address(state: Path, caller: Caller) -> str:
     return addresses.tokens if caller.token else addresses.admin
 
 
-def token_of(text: str, file: Path | None) -> str:
-    """The token to call with: as given, or the content of a file; "" for none. Raises `NotFound`."""
-    return text.strip() or (read_file(file).decode(errors="replace").strip() if file else "")
+def caller_of(identity: Path | None, token: str | None, token_file: Path | None, authority: Path | None) -> Caller:
+    """Whom these options and variables say to call as.
+
+    Raises:
+        NotFound: the token's file isn't there.
+        BadInput: two are named; or what is named holds no token, and nobody is to call as somebody else then.
+    """
+    if sum(named is not None for named in (identity, token, token_file)) > 1:
+        raise BadInput(
+            "name one to call with: an identity, a token or a token's file; UMBEL_… in the environment count"
+        )
+    if token is None and token_file is None:
+        return Caller(identity)
+    text = (token if token_file is None else read_file(token_file).decode(errors="replace")) or ""
+    if not text.strip() or not text.strip().isascii() or not text.strip().isprintable():
+        raise BadInput(f"{token_file or '--token'} holds no token; a token is one line of ASCII, get a new one")
+    return Caller(token=text.strip(), authority=authority)
 
 
 def _raised(error: grpc.RpcError, address: str, who: Identity) -> UmbelError:

@@ -21,7 +21,7 @@ from rich.live import Live
 from umbel.errors import MalformedMessage
 from umbel.v1.admin_pb2_grpc import AdminServiceStub
 from umbel_server.cli import output
-from umbel_server.cli.connection import Caller, connect, state_folder, token_of
+from umbel_server.cli.connection import caller_of, connect, state_folder
 from umbel_server.identity import Addresses, Identity
 
 REFRESH_SECONDS: Final = 1.0
@@ -41,7 +41,7 @@ _IdentityOption = Annotated[
 ]
 _ServerOption = Annotated[str, typer.Option("--server", envvar="UMBEL_SERVER", help="host:port of the admin port.")]
 _TokenOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--token", envvar="UMBEL_TOKEN", help="A token of the team's identity provider, to call with instead."
     ),
@@ -133,7 +133,7 @@ _SHARED: Final = tuple(
         ("state", State, None),
         ("identity", _IdentityOption, None),
         ("server", _ServerOption, ""),
-        ("token", _TokenOption, ""),
+        ("token", _TokenOption, None),
         ("token_file", _TokenFileOption, None),
         ("server_authority", _AuthorityOption, None),
         ("as_json", Json, False),
@@ -177,13 +177,13 @@ def verb(
             state: Path | None,
             identity: Path | None,
             server: str,
-            token: str,
+            token: str | None,
             token_file: Path | None,
             server_authority: Path | None,
             as_json: bool,
             **options: Any,
         ) -> None:
-            caller = Caller(identity, token_of(token, token_file), server_authority)
+            caller = caller_of(identity, token, token_file, server_authority)
             folder = Path() if server and not caller.needs_folder else state_folder(state)
             with connect(folder, caller, server) as (stub, who):
                 call = _call(options) if changes else {}
