@@ -24,6 +24,7 @@ from umbel.release import Release, SignedRelease
 from umbel.self_check import verify_golden
 from umbel.visit import Outcome, ReleaseOutcome
 from umbel.weights import Weights
+from umbel_client.examples import Split
 from umbel_client.fetching import fetch_bundle
 from umbel_client.kit import Kit
 from umbel_client.listing import Listing
@@ -196,15 +197,12 @@ class Adoption:
 
         def test() -> Comparison:
             verify_golden(kit.runtime, bundle)
+            return kit.learning(bundle, judged)
+
+        def judged(split: Split) -> Comparison:
+            present = self._present(slots)
             return judge_release(
-                bundle,
-                self._present(slots),
-                kit.split(bundle),
-                kit.personal,
-                kit.runtime,
-                kit.clock,
-                kit.device,
-                kit.against_going_on,
+                bundle, present, split, kit.personal, kit.runtime, kit.clock, kit.device, kit.against_going_on
             )
 
         tested = await kit.work(test)

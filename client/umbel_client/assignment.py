@@ -14,6 +14,7 @@ from umbel.release import Release
 from umbel.sealing import SignedDescriptor, seal
 from umbel.update import Update
 from umbel.visit import Event, RetryWindow
+from umbel_client.examples import Split
 from umbel_client.fetching import fetch_bundle
 from umbel_client.kit import Kit
 from umbel_client.private import require_sealing, seal_privately, verify_round
@@ -86,23 +87,19 @@ class Assignments:
         return self._folder.keep_sealed(session, sealed), sealed
 
     def _train(self, session: Session, bundle: Bundle, release: Release) -> bytes:
-        kit = self._kit
-        revision = kit.examples.revision()
+        revision = self._kit.examples.revision()
+        update = self._kit.learning(bundle, lambda split: self._learnt(session, bundle, split, revision))
+        return self._seal(session, update, release)
+
+    def _learnt(self, session: Session, bundle: Bundle, split: Split, revision: int) -> Update:
+        kit, job = self._kit, session.job(self._kit.device)
+        progress = self._folder.progress(revision, split.count)
         try:
-            update = run(
-                session.job(kit.device),
-                bundle,
-                kit.split(bundle),
-                kit.runtime,
-                kit.clock,
-                kit.against_going_on,
-                self._folder.progress(revision),
-            )
+            return run(job, bundle, split, kit.runtime, kit.clock, kit.against_going_on, progress)
         except Stopped as stopped:
             if kit.examples.revision() == revision:
-                self._folder.keep_progress(stopped.progress, revision)
+                self._folder.keep_progress(stopped.progress, revision, split.count)
             raise
-        return self._seal(session, update, release)
 
     def _seal(self, session: Session, update: Update, release: Release) -> bytes:
         kit, assignment = self._kit, session.assignment

@@ -389,6 +389,7 @@ class Device:
         state, now = self._kit.memory.state, self._kit.clock.now()
         next_wake = window.draw(generator("wake", self._kit.device, state.visits), now)
         words = f"{error.code}: {error}" if error else self._adoption.refusal
+        reasons += state.left_out_in_words if release or session else ()
         visits = state.visits + 1
         self._kit.memory.note(replace(state, next_wake=next_wake, visits=visits, failures=failures, last_error=words))
         return Visit(ending, now, next_wake, reasons, release, session, error)

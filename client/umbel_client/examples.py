@@ -66,6 +66,11 @@ class Split:
     training: Examples
     held_back: Examples
 
+    @property
+    def count(self) -> int:
+        """How many there are in all."""
+        return self.training.count + self.held_back.count
+
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:

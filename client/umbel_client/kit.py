@@ -7,14 +7,14 @@ import contextlib
 import fcntl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from umbel.bundle import Bundle
 from umbel.clock import Clock
 from umbel.descriptor import TWO_AGGREGATORS
-from umbel.errors import Interrupted, WrongState
+from umbel.errors import InputMismatch, Interrupted, RuntimeFailure, WrongState
 from umbel.identity import DeviceId
 from umbel.runtime import Runtime
 from umbel.sealing import SEALED
@@ -30,6 +30,7 @@ from umbel_client.private import Pinned, Pinning, PrivacyPolicy
 from umbel_client.shelf import Shelf
 from umbel_client.state import DeviceState, Known, load_known, save_known, state_from_bytes, state_to_bytes
 from umbel_client.status import StatusSource
+from umbel_client.usable import usable
 
 if TYPE_CHECKING:
     from umbel_client.http_mirror import Mirror
@@ -158,15 +159,28 @@ class Kit:
         if against:
             raise Interrupted(f"put off: {'; '.join(against)}")
 
-    def split(self, bundle: Bundle) -> Split:
-        """The examples as they are now, for a model; raises `InputMismatch` for labels that it doesn't have.
+    def learning(self, bundle: Bundle, work: Callable[[Split], T]) -> T:
+        """The result of `work` on the examples that a model can use; the rest, if any, is left out and counted.
 
-        They may have come before any model did.
+        They may have come before the model did, or hold numbers that its graphs alone know to be too large.
+
+        Raises:
+            InputMismatch, RuntimeFailure: as `work` does, or for labels that the model doesn't have: it can use all of
+                the examples, or none.
         """
-        found = self.examples.split(self.clock.now())
-        for part in (found.training, found.held_back):
-            require_labels(bundle.manifest, part.targets)
-        return found
+        found, left_out = self.examples.split(self.clock.now()), 0
+        try:
+            for part in (found.training, found.held_back):
+                require_labels(bundle.manifest, part.targets)
+            result = work(found)
+        except (InputMismatch, RuntimeFailure):
+            kept = usable(found, bundle, self.runtime, self.require_free)
+            left_out = found.count - kept.count
+            if left_out in (0, found.count):
+                raise
+            result = work(kept)
+        self.memory.note(replace(self.memory.state, left_out=left_out))
+        return result
 
     async def work(self, task: Callable[[], T]) -> T:
         """Run heavy work off the event loop and book its time; a cancelled visit stops it within a step, and waits.

@@ -54,7 +54,12 @@ def describe(
         "serving_accuracy": scores.serving,
         "judged_release": scores.release,
         "judged_examples": scores.examples,
-        "examples": {"training": held.training, "held_back": held.held_back, "bytes": held.bytes},
+        "examples": {
+            "training": held.training,
+            "held_back": held.held_back,
+            "bytes": held.bytes,
+            "left_out": state.left_out,
+        },
         "visits": state.visits,
         "contributions": state.contributions,
         "last_contribution": state.last_contribution,

@@ -132,21 +132,23 @@ class SessionFolder:
             return None
         return data
 
-    def keep_progress(self, progress: Progress, revision: int) -> None:
-        """Keep a run that was stopped on the way, with the revision of the examples that it ran on."""
+    def keep_progress(self, progress: Progress, revision: int, count: int) -> None:
+        """Keep a run that was stopped on the way, with the revision and number of the examples that it ran on."""
         tensors = {f"weights/{name}": array for name, array in progress.weights.arrays.items()}
         tensors |= {f"slots/{name}": array for name, array in progress.slots.arrays.items()}
-        sums = np.array([revision, progress.steps, progress.loss, progress.examples, progress.seconds], np.float64)
+        sums = np.array(
+            [revision, count, progress.steps, progress.loss, progress.examples, progress.seconds], np.float64
+        )
         self._disk.write(self._progress, safetensors.numpy.save({**tensors, "sums": sums}), durable=False)
 
-    def progress(self, revision: int) -> Progress | None:
+    def progress(self, revision: int, count: int) -> Progress | None:
         """The run that was stopped on the way; None if there is none, or the examples have changed since."""
         try:
             tensors = safetensors.numpy.load(self._progress.read_bytes())
-            kept, steps, loss, examples, seconds = tensors["sums"].tolist()
+            *kept, steps, loss, examples, seconds = tensors["sums"].tolist()
         except (OSError, ValueError, KeyError, safetensors.SafetensorError):
             return None
-        if int(kept) != revision:
+        if kept != [revision, count]:
             return None
         return Progress(
             int(steps), _group(tensors, "weights/"), _group(tensors, "slots/"), loss, int(examples), seconds

@@ -114,9 +114,16 @@ class DeviceState:
     bytes_up: int = 0
     bytes_down: int = 0
     fetched: Fetched = Fetched()
+    left_out: int = 0
+    """Examples that the last work couldn't use, as its model has no room for their numbers."""
     bases: tuple[Digest, ...] = ()
     """Bundles that training started from, newest first: still on the shelf, they make the next one's fetch short."""
     last_error: str = ""
+
+    @property
+    def left_out_in_words(self) -> tuple[str, ...]:
+        """Why the last work had fewer examples than there are; nothing if it had all."""
+        return (f"examples left out, as their numbers aren't the model's: {self.left_out}",) if self.left_out else ()
 
     def history(self, training_examples: int, now: float) -> History:
         """What an idle policy wants to know."""

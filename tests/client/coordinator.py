@@ -72,12 +72,14 @@ class Coordinator:
         *,
         channel: str = STABLE,
         number: int = 0,
+        labels: tuple[str, ...] | None = None,
         spoil: Callable[[bytes], bytes] | None = None,
     ) -> SignedRelease:
         """Sign a new release of the packaged model, with other weights if given; channel "candidate" isn't newest.
 
         Args:
             weights, channel, number: of the release.
+            labels: of its model, if other than they are.
             spoil: what a hostile publisher makes of the graph that answers.
         """
         parent = Bundle.open(bundle_path("smartwatch"))
@@ -85,6 +87,8 @@ class Coordinator:
         if weights is not None:
             manifest, changed = successor(parent, weights, OnnxRuntime())
             files |= changed
+        if labels is not None:
+            manifest = replace(manifest, labels=labels)
         if spoil is not None:
             name = parent.graph_file("onnx", "infer")
             files[name] = spoil(files[name])

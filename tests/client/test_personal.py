@@ -20,6 +20,7 @@ from umbel.plan import Plan
 from umbel.release import Release, sign_statement
 from umbel.visit import Outcome
 from umbel_client import ALWAYS, Device, Ending, IdlePolicy, PersonalSettings
+from umbel_client.agent import status_of
 from umbel_client.personal import Comparison, score
 from umbel_models.zoo import bundle_path
 
@@ -251,20 +252,36 @@ async def test_what_does_not_fit_the_model_is_refused_where_it_is_handed_over(be
     assert device.kit.examples.stats(0.0).training == 0
 
 
-async def test_labels_that_came_before_the_model_are_named_when_it_comes(bench: Bench) -> None:
-    bench.coordinator.publish()
+@pytest.mark.parametrize("labels", [PACKAGED.manifest.labels, ()], ids=["by labels", "by the graph"])
+async def test_examples_that_a_model_cannot_use_are_left_out_and_told(bench: Bench, labels: tuple[str, ...]) -> None:
+    bench.coordinator.publish(labels=labels)
     bench.coordinator.tasks = [Plan(), Plan()]
-    device = bench.device_with_examples()
-    device.learn_from(recordings(1)[0], np.array([7]), subject="typo")
+    device = bench.device_with_examples(20, personal=PersonalSettings(epochs=1))
+    x, y = recordings(1)
+    device.learn_from(x, y + 100, subject="typo", held_back=True)
+    device.learn_from(x, y + 100, subject="typo", held_back=False)
+    visit = await device.wake()
+    assert visit.ending is Ending.CONTRIBUTED and device.answers_with
+    assert visit.reasons == ("examples left out, as their numbers aren't the model's: 2",)
+    assert status_of(device)["examples"]["left_out"] == 2
+    with_them = next(iter(bench.coordinator.updates.values()))
+    device.forget("typo")
+    bench.clock.instant = visit.next_wake
+    again = await device.wake()
+    assert again.ending is Ending.CONTRIBUTED and not again.reasons
+    assert list(bench.coordinator.updates.values())[1].weight == with_them.weight
+
+
+async def test_examples_none_of_which_a_model_can_use_are_named(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [Plan()]
+    device = bench.open()
+    device.learn_from(recordings(3)[0], np.array([7, 7, 7]))
     refused = await device.wake()
     assert isinstance(refused.error, InputMismatch)
     assert refused.release is not None and refused.release.outcome is Outcome.FAILED
     for told in (str(refused.error), refused.release.reason):
         assert "target 'y' holds 7; this model has labels 0 to 6" in told
-    device.forget("typo")
-    bench.clock.instant = refused.next_wake
-    again = await device.wake()
-    assert again.ending is Ending.CONTRIBUTED and device.answers_with
 
 
 async def test_probabilities_are_ranked_by_label_and_sum_to_one(bench: Bench) -> None:

@@ -273,7 +273,7 @@ async def test_interrupted_training_goes_on_and_ends_as_an_unbroken_run(bench: B
     assert visit.ending is Ending.INTERRUPTED
     assert "in use" in str(visit.error)
     again = bench.open(personal=settings)
-    assert again._sessions.progress(again.kit.examples.revision()) is not None
+    assert again._sessions.progress(again.kit.examples.revision(), 70) is not None
     visit = await again.wake()
     assert visit.session is not None and visit.session.shape == "-v[!v[]+^"
     [resumed] = bench.coordinator.updates.values()
@@ -288,7 +288,7 @@ async def _unbroken_update(bench: Bench, settings: PersonalSettings) -> Any:
     [assignment] = bench.coordinator.open.values()
     bundle = device.kit.shelf.bundle(device.kit.shelf.slots.active.bundle, "onnx")  # type: ignore[union-attr]
     job = Session(assignment, "0" * 32).job(device.id)
-    return run(job, bundle, device.kit.split(bundle), device.kit.runtime, bench.clock)
+    return run(job, bundle, device.kit.examples.split(0.0), device.kit.runtime, bench.clock)
 
 
 async def test_new_examples_make_an_interrupted_run_start_anew(bench: Bench) -> None:
@@ -298,7 +298,7 @@ async def test_new_examples_make_an_interrupted_run_start_anew(bench: Bench) -> 
     device = bench.device_with_examples(personal=settings, policy=IDLE_ONLY, status=StopsAfter(IN_TRAINING))
     await device.wake()
     device.learn_from(*recordings(7, "later"))
-    assert device._sessions.progress(device.kit.examples.revision()) is None
+    assert device._sessions.progress(device.kit.examples.revision(), 77) is None
     assert (await bench.open(personal=settings).wake()).ending is Ending.CONTRIBUTED
 
 
