@@ -34,7 +34,9 @@ def test_the_way_of_a_quantised_release(umbel: Umbel, live: Live, tmp_path: Path
     nothing = umbel("releases", "prepare", MODEL, "2", "--encoding", "int8-delta")
     assert nothing.code == 1 and "nobody has a release" in nothing.err
 
-    first = done(umbel("releases", "publish", MODEL, "1", "--json")).json
+    published = done(umbel("releases", "publish", MODEL, "1", "--json"))
+    first = published.json
+    assert "note" not in published.err, "the first of all"
     assert (first["encoding"], first["standing"], first["deltas"]) == ("full", "head", [])
     small = done(umbel("releases", "prepare", MODEL, "2", "--encoding", "int8-delta", "--json")).json
     assert small["release"]["encoding"] == "int8-delta"
@@ -52,6 +54,14 @@ def test_the_way_of_a_quantised_release(umbel: Umbel, live: Live, tmp_path: Path
     assert "int8-delta" in listed and f"from {first['number']}" in listed
 
     exact = done(umbel("releases", "prepare", MODEL, "2", "--json")).json
+    unknown = done(umbel("releases", "prepare", MODEL, "2", "--channel", "bta", "--population", "wrsts", "--json"))
+    assert unknown.json["revert"] == 0
+    assert "no other recent release is on channel 'bta'; they are on stable\n" in unknown.err
+    assert "no device of population 'wrsts' is enrolled yet" in unknown.err
+    assert "on channel 'bta'" not in done(umbel("releases", "publish", MODEL, "2", "--channel", "bta")).err
+    assert "on channel 'gamma'; they are on bta, stable" in (
+        done(umbel("releases", "publish", MODEL, "2", "--channel", "gamma")).err
+    )
     assert (exact["release"]["encoding"], exact["release"]["version"]) == ("full", 2)
     version = done(umbel("versions", "show", MODEL, "3", "--json")).json
     assert (version["state"], version["parent"]) == ("quantised", 2)

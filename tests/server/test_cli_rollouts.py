@@ -90,10 +90,15 @@ def written(result: Result) -> Any:
     return json.loads(done(result).json["spec"])
 
 
-def test_a_soak_time_alone_leaves_the_usual_waves(umbel: Umbel, world: tuple[Phone, list[str], str]) -> None:
+def test_a_soak_time_alone_leaves_the_usual_waves_and_a_population_without_devices_is_told(
+    umbel: Umbel, world: tuple[Phone, list[str], str]
+) -> None:
     chosen = ("--model", MODEL, "--population", POPULATION, "--release", "2", "--soak", "60", "--dry-run", "--json")
-    preview = done(umbel("rollouts", "create", "r", *chosen)).json
-    assert [wave["percent"] for wave in preview["waves"]] == [1.0, 5.0, 25.0, 100.0]
+    preview = done(umbel("rollouts", "create", "r", *chosen))
+    assert [wave["percent"] for wave in preview.json["waves"]] == [1.0, 5.0, 25.0, 100.0]
+    assert not preview.err
+    mistyped = done(umbel("rollouts", "create", "r", *chosen, "--population", "wrsts"))
+    assert "no device of population 'wrsts' is enrolled yet; `umbel devices list`" in mistyped.err
 
 
 def test_waves_that_are_none_are_refused_by_name(

@@ -9,6 +9,7 @@ import typer
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
 from umbel_server.cli.models import Limit, Model, Number
+from umbel_server.cli.notes import note_channel, note_population
 from umbel_server.cli.rollouts import Reason
 from umbel_server.cli.verbs import Session, group, verb
 
@@ -65,6 +66,7 @@ def publish(session: Session, model: Model, number: Number, channel: Channel = "
     answer = session.stub.Publish(pb.PublishRequest(model=model, version=number, channel=channel, **session.call))
     found = session.stub.GetRelease(pb.GetReleaseRequest(model=model, number=answer.release.number)).release
     session.facts(found, _facts(found))
+    note_channel(session, model, channel, [found.number])
 
 
 @verb(RELEASES, "prepare", "umbel releases prepare smartwatch 3 --encoding int8-delta", changes=True)
@@ -84,6 +86,8 @@ def prepare(
     facts = [("release", str(answer.number)), ("to go back with", str(answer.revert or "–"))]
     facts += [("devices have now", str(answer.head or "–")), ("version", str(answer.release.version))]
     session.facts(answer, [*facts, *_sizes(answer.release)])
+    note_channel(session, model, channel, [answer.number, answer.revert])
+    note_population(session, population)
 
 
 @verb(RELEASES, "hold", "umbel releases hold smartwatch --reason 'bad labels'", changes=True)

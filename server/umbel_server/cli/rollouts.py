@@ -12,6 +12,7 @@ from umbel.errors import MalformedMessage
 from umbel.release import STABLE
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.cli import output
+from umbel_server.cli.notes import note_population
 from umbel_server.cli.verbs import Session, Watch, group, verb
 from umbel_server.cli.waves import counts_in_words, facts_table, picture, spec_of, wave_in_words
 from umbel_server.files import read_toml
@@ -76,9 +77,10 @@ def create(
     document = _document(spec)
     if dry_run:
         _show_preview(session, pb.PreviewRolloutRequest(spec=document))
-        return
-    request = pb.CreateRolloutRequest(id=rollout, spec=document, **session.call)
-    _show(session, session.stub.CreateRollout(request).rollout)
+    else:
+        request = pb.CreateRolloutRequest(id=rollout, spec=document, **session.call)
+        _show(session, session.stub.CreateRollout(request).rollout)
+    note_population(session, spec["population"])
 
 
 @verb(ROLLOUTS, "edit", "umbel rollouts edit shoulder-7 --file rollout.toml", changes=True)
