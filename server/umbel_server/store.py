@@ -206,21 +206,24 @@ def _take(connection: sa.Connection, *statements: str) -> None:
 def _engine(url: str, pragmas: Sequence[str]) -> sa.Engine:
     try:
         parsed = make_url(url)
-        backend = parsed.get_backend_name()
-    except sa.exc.ArgumentError as error:
-        raise BadInput(f"not a database address: {url!r}; use sqlite:///PATH or postgresql+psycopg://…") from error
-    if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
+    except (sa.exc.ArgumentError, ValueError):
+        # Not what is wrong with it: that may be a part of its password.
+        raise BadInput(
+            "not a database's address; use sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST:PORT/NAME, with %XX "
+            "in place of characters such as @ in a password"
+        ) from None
+    if parsed.drivername == "sqlite" and parsed.database not in (None, "", ":memory:"):
         with suppress(OSError):  # whatever is wrong with its place, connecting tells it better
             make_file_private(Path(parsed.database))
         engine = sa.create_engine(parsed, hide_parameters=True)
         sa.event.listen(engine, "connect", lambda connection, entry: _prepare_sqlite(connection, pragmas))
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
-    if backend == "postgresql":
+    if parsed.drivername in ("postgresql", "postgresql+psycopg"):
         from umbel_server.postgresql import engine_at
 
         return engine_at(parsed)
-    raise BadInput(f"a store is a SQLite file or PostgreSQL, not {parsed.render_as_string()!r}")
+    raise BadInput(f"a store is sqlite:///PATH or postgresql+psycopg://…, not {parsed.render_as_string()!r}")
 
 
 def _prepare_sqlite(connection: Any, pragmas: Sequence[str]) -> None:

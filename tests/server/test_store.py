@@ -315,11 +315,16 @@ def test_what_is_written_while_reading_is_lost(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "nonsense", "sqlite://", "sqlite:///:memory:", "mysql://somewhere/db", "oracle://x"]
+    "url",
+    [
+        *("", "nonsense", "sqlite://", "sqlite:///:memory:", "mysql://somewhere/db", "oracle://x"),
+        *("postgresql+psycopg://umbel:p@x:s3cret@h/d", "postgresql+asyncpg://umbel:s3cret@h/d", "umbel:s3cret@h/d"),
+    ],
 )
-def test_an_address_of_no_store_is_refused(url: str) -> None:
-    with pytest.raises(BadInput):
+def test_an_address_of_no_store_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(BadInput, match="sqlite:///PATH or postgres") as refused:
         Store.open(url)
+    assert "s3cret" not in str(refused.value)
 
 
 def test_a_database_that_does_not_open_says_so(tmp_path: Path) -> None:
