@@ -38,6 +38,7 @@ from umbel_server.fleet import Fleet
 from umbel_server.keyring import Keyring
 from umbel_server.offers import Offers
 from umbel_server.operations import Operations
+from umbel_server.passing import tell
 from umbel_server.private_rounds import PrivateRounds
 from umbel_server.quantising import Quantising
 from umbel_server.registry import Registry
@@ -288,9 +289,9 @@ class Coordinator:
                 try:
                     await self.tick(self._beat.patience)
                     failures = 0
-                except Exception:  # noqa: BLE001 - whatever it was, the next try must go on
+                except Exception as error:  # noqa: BLE001 - whatever it was, the next try must go on
                     failures += 1
-                    _log.exception("tick failed", failures=failures)
+                    tell(_log, "tick failed", error, failures=failures)
                 await self._pause(self._beat.tick * min(2**failures, 64))
         finally:
             await self._turns.stop()

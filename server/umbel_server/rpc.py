@@ -23,7 +23,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from umbel.errors import ERROR_KEY, UmbelError, Unavailable
 from umbel.messages import parse
-from umbel_server.passing import may_pass
+from umbel_server.passing import may_pass, tell
 
 C = TypeVar("C")
 
@@ -177,10 +177,10 @@ def _bearer(context: grpc.aio.ServicerContext[Any, Any]) -> str:
 
 async def _refuse(context: grpc.aio.ServicerContext[Any, Any], method: MethodDescriptor, error: Exception) -> NoReturn:
     if may_pass(error):
-        _log.error("disk or database don't do", method=method.full_name, exc_info=error)
+        tell(_log, "disk or database don't do", error, method=method.full_name)
         error = Unavailable("its disk or its database doesn't do just now; its log tells more. Try again later")
     elif not isinstance(error, UmbelError):
-        _log.error("unexpected error", method=method.full_name, exc_info=error)
+        tell(_log, "unexpected error", error, method=method.full_name)
         error = UmbelError("the coordinator failed inside; its log tells more. Try again later")
     await context.abort(
         grpc.StatusCode[error.status.name],

@@ -209,8 +209,8 @@ def _engine(url: str, pragmas: Sequence[str]) -> sa.Engine:
     except (sa.exc.ArgumentError, ValueError):
         # Not what is wrong with it: that may be a part of its password.
         raise BadInput(
-            "not a database's address; use sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST:PORT/NAME, with %XX "
-            "in place of characters such as @ in a password"
+            "not a database's address; use sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST:PORT/NAME, with "
+            "%40 in place of an @ in the password"
         ) from None
     if parsed.drivername == "sqlite" and parsed.database not in (None, "", ":memory:"):
         with suppress(OSError):  # whatever is wrong with its place, connecting tells it better

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from tests.server.test_cli import Umbel, done
 from tests.server.test_cli import live as live
 from tests.server.test_cli import run as run
 from tests.server.test_cli import umbel as umbel
+from umbel_server import passing
 from umbel_server.authority import PeerKind
 from umbel_server.cli.serving import log_to_stderr
 from umbel_server.folder import Folder
@@ -44,6 +46,19 @@ def test_the_log_tells_what_failed_and_not_the_values_of_variables(
     told = capsys.readouterr().err
     assert "Traceback" in told and "a token of 12 letters" in told
     assert "hush" * 3 not in told and "locals" not in told
+
+
+def test_a_database_that_is_away_takes_a_line_of_the_log_and_a_mistake_takes_more(
+    logging: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_to_stderr("info")
+    full = OSError(28, "No space left on device")
+    gone = sa.exc.OperationalError("UPDATE", {}, sqlite3.OperationalError("server closed\n\tthe connection"))
+    passing.tell(structlog.get_logger(), "tick failed", ExceptionGroup("some", [full, gone]), failures=1)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "No space left on device; server closed the connection" in told
+    passing.tell(structlog.get_logger(), "tick failed", ExceptionGroup("some", [full, ValueError("odd")]))
+    assert "| ValueError: odd\n" in capsys.readouterr().err
 
 
 def test_a_log_on_a_full_disk_stops_nothing(logging: None, monkeypatch: pytest.MonkeyPatch) -> None:
