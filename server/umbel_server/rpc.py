@@ -178,7 +178,7 @@ def _bearer(context: grpc.aio.ServicerContext[Any, Any]) -> str:
 async def _refuse(context: grpc.aio.ServicerContext[Any, Any], method: MethodDescriptor, error: Exception) -> NoReturn:
     if may_pass(error):
         tell(_log, "disk or database don't do", error, method=method.full_name)
-        error = Unavailable("its disk or its database doesn't do just now; its log tells more. Try again later")
+        error = Unavailable("the server's disk or database doesn't do just now; its log tells more. Try again later")
     elif not isinstance(error, UmbelError):
         tell(_log, "unexpected error", error, method=method.full_name)
         error = UmbelError("the coordinator failed inside; its log tells more. Try again later")
