@@ -33,6 +33,7 @@ from umbel_server.folder import Folder
 from umbel_server.gateway import DeviceGateway, EnrolmentGateway
 from umbel_server.helper.remote import RemoteHelper
 from umbel_server.identity import Addresses
+from umbel_server.key_audit import KeyAudit
 from umbel_server.operators import Operators
 from umbel_server.passing import may_pass
 from umbel_server.port_certificate import PortCertificate
@@ -75,12 +76,14 @@ def build(settings: Settings, clock: Clock, around: Surroundings | None = None) 
         NotFound: `umbel init` hasn't been at the folder.
         NotAllowed: settings that the production profile refuses.
         Unreachable: the database doesn't answer.
+        WrongState: the database is of another folder.
     """
     folder, around, card = Folder(settings.state), around or Surroundings(), settings.helper_card
     _require_profile(settings)
     authorities, signer, leader = folder.authorities(), folder.signer(), folder.leader_key()
     listing = folder.repository()
     store = Store.open(settings.effective_database_url, around.on_step, durable=settings.durable)
+    KeyAudit(store, listing[0]).require_ours()
     attestation = AcceptAll() if settings.accepts_unattested else RefuseAll()
     life = settings.device_certificate_days * DAY
     access = Access(store, authorities, attestation, clock, life, around.beat.look)

@@ -6,10 +6,12 @@ nobody tells the coordinator, which sees for itself what its listing says by now
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 import sqlalchemy as sa
 
+from umbel.errors import WrongState
 from umbel_server import audit
 from umbel_server.repository import Repository
 from umbel_server.store import Store
@@ -32,6 +34,21 @@ class KeyAudit:
         self._store = store
         self._repository = repository
         self._looked_at = -1
+
+    def require_ours(self) -> None:
+        """Make sure that the log is of the listing's coordinator: another one's folder has neither its keys nor blobs.
+
+        Raises:
+            WrongState: it tells of other first keys.
+        """
+        first = sa.select(AUDIT.c.body_json).where(AUDIT.c.action == PUBLISHED, AUDIT.c.object == "root/1")
+        with self._store.reading() as connection:
+            told = connection.scalar(first.order_by(AUDIT.c.sequence).limit(1))
+        if told is not None and json.loads(told) != self._repository.keys_named("root", 1):
+            raise WrongState(
+                "the database is of a coordinator with another folder; start that folder (or its backup), or name an "
+                "empty database"
+            )
 
     def look(self, now: float) -> None:
         """A row for each version of `root` and `targets` that has none yet, such as `root/3`.

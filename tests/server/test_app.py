@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import ssl
 import stat
@@ -21,7 +22,16 @@ from cryptography import x509
 
 from tests.databases import empty_database
 from tests.server.live import MovedClock, serving
-from umbel.errors import AlreadyExists, CertificateRefused, EnrolmentRefused, NotFound, OutOfBounds, Unavailable
+from umbel.clock import SystemClock
+from umbel.errors import (
+    AlreadyExists,
+    CertificateRefused,
+    EnrolmentRefused,
+    NotFound,
+    OutOfBounds,
+    Unavailable,
+    WrongState,
+)
 from umbel.v1 import admin_pb2 as pb
 from umbel.v1 import device_pb2
 from umbel_server.addresses import from_here, host_and_port, joined
@@ -142,6 +152,19 @@ def test_certificates_and_state_outlive_the_process(tmp_path: Path) -> None:
         assert {found.id: bool(found.revoked_at_ms) for found in devices} == {device.id: False, revoked.id: True}
 
 
+def test_a_database_of_another_folder_is_refused_before_anything_is_written_to_it(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        Folder.create(tmp_path / name, (), time.time())
+    first = load_settings(tmp_path / "first")
+    for _ in range(2):  # an empty one is anybody's, and then its folder's
+        parts = build(first, SystemClock())
+        assert parts.coordinator.rollouts is not None
+        parts.coordinator.rollouts.reconcile()
+        parts.store.close()
+    with pytest.raises(WrongState, match="another folder"):
+        build(load_settings(tmp_path / "second", database_url=first.effective_database_url), SystemClock())
+
+
 def test_a_coordinator_that_has_run_for_more_than_a_year_is_still_believed(tmp_path: Path) -> None:
     with serving(tmp_path / "state", ahead=-400 * 86_400.0) as live:
         with pytest.raises(grpc.RpcError, match=r"CERTIFICATE_VERIFY_FAILED|certificate has expired"):
@@ -254,8 +277,8 @@ def test_two_folders_on_one_postgresql_are_one_too_many_until_the_first_is_kille
     tmp_path: Path, postgresql: str
 ) -> None:
     database = ("--database-url", empty_database(postgresql))
-    for name in ("first", "second"):
-        Folder.create(tmp_path / name, (), time.time())
+    Folder.create(tmp_path / "first", (), time.time())
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
     with process(tmp_path / "first", *database) as started:
         assert started.stdout is not None
         assert json.loads(started.stdout.readline())["device"]
