@@ -8,14 +8,17 @@ bundle within float tolerance: the same optimisers, the same masks of dropout, t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
 
 from umbel.bundle import Bundle, file_refs, write_bundle
 from umbel.errors import RuntimeFailure, UmbelError
@@ -34,12 +37,14 @@ from umbel.weights import Weights
 from umbel_models.adapters import resolved
 from umbel_models.compile import golden_of, manifest_of
 from umbel_models.dropout import drawing_in_torch
+from umbel_models.normalisation import batch_norm, batch_norm_untracked
 from umbel_models.parity import to_numpy
 from umbel_models.signatures import SUM_PREFIX, Named, Signature, State, signatures
 from umbel_models.spec import ModelSpec
 from umbel_models.vetting import copied, own_copy, require_sound, without_fast_path
 
 NAME: Final = "torch"
+_BATCH_NORM: Final = signature(F.batch_norm)
 
 
 def write_uncompiled(spec: ModelSpec, directory: Path) -> Bundle:
@@ -116,7 +121,8 @@ class EagerRuntime:
         """What has moved after one training step, and `loss`."""
         self._spec.module.train()
         train, zero = self._signatures["train"], torch.zeros(())
-        with _failures("train", self._spec.name), drawing_in_torch(zero, zero):
+        alone = len(named[next(iter(train.batched))]) == 1
+        with _failures("train", self._spec.name), drawing_in_torch(zero, zero), _Alone() if alone else nullcontext():
             if train.each is not None:
                 named = named | _summed(train.each, named, train.batched)
             moved = train.function(named)
@@ -192,6 +198,23 @@ class EagerTrain:
     def slots(self) -> Weights:
         """A copy of the optimiser's slots as they are now."""
         return Weights({name: self._now[name].numpy().copy() for name in self._slots})
+
+
+class _Alone(TorchFunctionMode):
+    """Batch norm of an example by itself, as graphs have it: torch refuses that, and a user's last batch may be one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.batch_norm:
+            return func(*args, **(kwargs or {}))
+        given = _BATCH_NORM.bind(*args, **(kwargs or {}))
+        given.apply_defaults()
+        x, mean, variance, weight, bias, training, momentum, epsilon = given.args
+        if not training or x.numel() > x.shape[1]:
+            return func(*args, **(kwargs or {}))
+        if mean is not None:
+            with torch.no_grad():
+                batch_norm(x, weight, bias, mean, variance, training, momentum, epsilon)
+        return batch_norm_untracked(x, weight, bias, training, momentum, epsilon)[0]
 
 
 def _tensors(arrays: Arrays) -> Named:

@@ -174,7 +174,7 @@ def sweep(
     tried = grids.sweep(found, folder, parallel=parallel, workers=workers, fresh=fresh)
     with _stoppable():
         for done, result in enumerate(tried, start=1):
-            told = ", ".join(f"{key}={value}" for key, value in result.point.values.items())
+            told = ", ".join(f"{key}={_cell(value)}" for key, value in result.point.values.items())
             _err().print(f"{done} of {len(found)}: {told}{': ' + result.error if result.error else ''}", soft_wrap=True)
             results.append(result)
     results.sort(key=lambda result: found.index(result.point))
@@ -280,7 +280,12 @@ def _show_sweep(results: list[Any], keys: list[str], as_json: bool) -> None:
 
     main = ("verdict", "accuracy", "loss", "worst twentieth", "personal", "wasted", "virtual hours", "real seconds")
     shown = (*keys, *main)
-    _out().print(table(shown, [[str(row.get(column, "")) for column in shown] for row in rows]))
+    _out().print(table(shown, [[_cell(row.get(column, "")) for column in shown] for row in rows]))
+
+
+def _cell(value: Any) -> str:
+    """A value as JSON has it, words without their quotes."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _checks_tree(found: Run) -> list[dict[str, Any]]:

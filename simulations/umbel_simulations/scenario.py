@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, with_config
 
 from umbel.bundle import MANIFEST_FILE
-from umbel.errors import BadInput, OutOfBounds
+from umbel.errors import BadInput, NotFound, OutOfBounds
 from umbel.plan import Plan
 from umbel_server.flower.spec import StrategySpec
 from umbel_server.privacy_settings import PrivacySettings
@@ -230,11 +230,14 @@ class Scenario:
     def __post_init__(self) -> None:
         if math.fsum(adversary.share for adversary in self.adversaries) > 1:
             raise OutOfBounds("adversaries: their shares together are more than the whole population")
+        left = devices = self.population.devices
         for place, adversary in enumerate(self.adversaries):
-            if adversary.share and not round(adversary.share * self.population.devices):
+            left -= (whose := min(round(adversary.share * devices), left))
+            if adversary.share and not whose:
                 raise OutOfBounds(
-                    f"adversaries.{place}: a share of {adversary.share:g} of {self.population.devices} devices is "
-                    "nobody; ask for a larger share, or for more devices"
+                    f"adversaries.{place}: a share of {adversary.share:g} of {devices} devices is nobody"
+                    + ("" if left else " beside those before it, whose shares are rounded")
+                    + "; ask for a larger share, or for more devices"
                 )
         if self.engine == "fleet" and self.algorithm != Algorithm():
             raise BadInput('algorithm: only engine = "cohort" has algorithms of its own; the fleet runs the product')
@@ -249,8 +252,14 @@ class Scenario:
             raise type(error)(f"task: {error}") from error
 
     def files(self) -> list[Path]:
-        """What it names and doesn't hold: its users' archives, its trace, the manifest of its bundle."""
+        """What it names and doesn't hold: its users' archives, its trace, the manifest of its bundle.
+
+        Raises:
+            NotFound: there is no such trace; an engine that plays none must not take a wrong name either.
+        """
         named = [Path(self.model) / MANIFEST_FILE, Path(self.population.trace or ".")]
+        if self.population.trace and not named[1].is_file():
+            raise NotFound(f"no trace file at {named[1]}")
         users = sorted(Path(self.data.folder).glob("*.npz")) if self.data.folder else []
         return [path for path in (*named, *users) if path.is_file()]
 

@@ -11,16 +11,23 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from umbel.bundle import MANIFEST_FILE
 from umbel.errors import BadInput, MalformedMessage, NotFound, UmbelError
 from umbel_simulations import toml_lines
 from umbel_simulations.scenario import SCENARIOS, Scenario, to_tree
 from umbel_simulations.schema import keys_at
+from umbel_simulations.world import Crash, Outage, RolloutPlan
 
 LIBRARY: Final = Path(__file__).parent / "scenarios"
 
+_SEVERAL: Final[Mapping[tuple[str, ...], TypeAdapter[Any]]] = {
+    ("rollouts",): TypeAdapter(RolloutPlan),
+    ("faults", "crashes"): TypeAdapter(Crash),
+    ("faults", "outages"): TypeAdapter(Outage),
+}
+"""Tables of which there may be several, and that refuse things by themselves."""
 _NO_LINES: Final[Mapping[toml_lines.Path, int]] = {}
 
 
@@ -121,7 +128,7 @@ def _parse(tree: dict[str, Any], source: str, lines: Mapping[toml_lines.Path, in
         told = [_told(one, tree, lines) for one in error.errors(include_url=False)]
         raise MalformedMessage("\n".join(f"{source}, {one}" for one in told)) from error
     except UmbelError as error:
-        place = _place_of(str(error), lines)
+        place = _place_of(str(error), tree, lines)
         raise (type(error) if isinstance(error, BadInput) else BadInput)(f"{source}{place}: {error}") from error
     except TypeError as error:
         raise MalformedMessage(f"{source}: {error}; write dates and times as numbers of hours or seconds") from error
@@ -154,13 +161,28 @@ def _known_part(path: toml_lines.Path, tree: Any) -> toml_lines.Path:
     return path
 
 
-def _place_of(message: str, lines: Mapping[toml_lines.Path, int]) -> str:
+def _place_of(message: str, tree: dict[str, Any], lines: Mapping[toml_lines.Path, int]) -> str:
     """The line of the first key that a message of a part names, or of the part itself: "task: minimum 5 …"."""
     part, _, rest = message.partition(": ")
-    above = part.split(".")
+    above = list(map(str, _entry_that_tells(message, tree))) or part.split(".")
     inside = {path: line for path, line in lines.items() if [*map(str, path[: len(above)])] == above}
     for word in re.findall(r"[a-z_]+", rest):
         for path, line in inside.items():
             if path[-1] == word:
                 return f", line {line}"
     return f", line {min(inside.values())}" if inside else ""
+
+
+def _entry_that_tells(message: str, tree: dict[str, Any]) -> toml_lines.Path:
+    """The first of several tables of a kind that by itself is refused with the same words; () where none is."""
+    for path, kind in _SEVERAL.items():
+        entries: Any = tree
+        for key in path:
+            entries = entries.get(key) if isinstance(entries, dict) else None
+        for place, entry in enumerate(entries if isinstance(entries, list) else ()):
+            try:
+                kind.validate_json(json.dumps(entry))
+            except (UmbelError, ValidationError) as error:
+                if str(error) == message:
+                    return (*path, place)
+    return ()

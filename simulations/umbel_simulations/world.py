@@ -181,7 +181,7 @@ class RolloutPlan:
     """When it begins."""
     content: Literal["trained", "noisy", "unloadable", "slow"] = "trained"
     """The newest accepted version, or a broken one: weights with noise, a graph that doesn't load, a slow one."""
-    noise: Positive = 1.0
+    noise: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """For "noisy": standard deviation of what is added to each weight, as a multiple of the weights' own."""
     waves: tuple[WaveStep, ...] = (WaveStep(1.0), WaveStep(5.0), WaveStep(25.0), WaveStep(100.0))
     """Its steps."""

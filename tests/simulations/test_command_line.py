@@ -88,7 +88,10 @@ def test_what_makes_no_sense_is_2(simulate: Told) -> None:
 
 
 def test_sweep_plays_a_grid_and_compare_puts_its_runs_side_by_side(simulate: Told, tmp_path: Path) -> None:
-    grid = ("--over", "data.alpha=0.1,10", "--over", "data.partition=dirichlet", "-o", "grid", "--parallel", "1")
+    grid = (
+        "--over", "data.alpha=0.1,10", "--over", "data.partition=dirichlet", "-o", "grid", "--parallel", "1",
+        "--over", "task.strategy={name='FedAvgM', arguments={server_momentum=0.5}}",
+    )  # fmt: skip
     code, out, err = simulate("sweep", "digits-dirichlet", *SMALL, *grid, "--json")
     assert (code, [row["data.alpha"] for row in json.loads(out)]) == (0, [0.1, 10]), err
     folders = sorted(str(path) for path in (tmp_path / "grid").iterdir())
@@ -98,7 +101,7 @@ def test_sweep_plays_a_grid_and_compare_puts_its_runs_side_by_side(simulate: Tol
     assert "run [red] of [link=x]" in simulate("compare", "run [red] of [link=x]")[1], "brackets are no markup"
     assert (tmp_path / "both.html").read_text().count("<polyline") == 10
     code, out, _ = simulate("sweep", "digits-dirichlet", *SMALL, *grid)
-    assert code == 0 and "data.alpha" in out
+    assert code == 0 and "data.alpha" in out and '{"name": "FedAvgM"' in out
     code, _, err = simulate("sweep", "digits-dirichlet", *SMALL, *grid, "--seed", "2")
     assert code == 1 and "begin anew by --fresh" in err
     code, out, _ = simulate("sweep", "digits-dirichlet", *SMALL, *grid, "--seed", "2", "--fresh")
@@ -219,7 +222,8 @@ def test_a_run_whose_files_or_umbel_have_changed_since_it_began_does_not_go_on(
 @pytest.mark.parametrize("engine", ["cohort", "fleet"])
 def test_a_run_that_never_began_leaves_its_folder_to_the_right_one(tmp_path: Path, engine: str) -> None:
     """As after a mistyped name, or what the engine refuses once it has looked."""
-    for wrong in ({"model": "digit"}, {"data.users": 1000}, {"task.plan.mu": 0.5}):
+    no_trace = {"population.availability": "trace", "population.trace": "nowhere.json"}
+    for wrong in ({"model": "digit"}, {"data.users": 1000}, {"task.plan.mu": 0.5}, no_trace):
         with pytest.raises(UmbelError):
             runs.play(small(engine=engine, **wrong), tmp_path / "run", workers=1, progress=Silent())
     told = small(engine=engine, hours=0.01)

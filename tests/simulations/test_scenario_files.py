@@ -73,6 +73,11 @@ def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
         ("share = 0.2", "share = 2", r"line 21, adversaries\.1\.share is 2"),
         ("share = 0.2", "share = 0.95", r"line 15: adversaries: their shares together"),
         ("share = 0.2", "share = 0.004", r"line 21: adversaries\.1: a share of 0\.004 of 100 devices is"),
+        (
+            GOOD[GOOD.index("[[adversaries]]") :],
+            '[[adversaries]]\nkind = "lazy"\nshare = 0.25\n' * 4 + "[population]\ndevices = 6\n",
+            r"line 26: adversaries\.3: a share of 0\.25 of 6 devices is nobody beside those before it",
+        ),
         ('kind = "nan"', 'kind = "nam"', r"line 20, adversaries\.1\.kind is 'nam': it should be 'sign-flip'"),
         ('federation = "digits"\n', "", r"line 4, data\.federation: it is missing"),
         ('"iid"', '"natural"', r"line 6: data: the digits have no natural users; choose partition"),
@@ -90,6 +95,21 @@ def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
             "[[adversaries]]",
             '[[faults.crashes]]\nprocess = "device"\nfrom_hour = 5\nuntil_hour = 3\n[[adversaries]]',
             r"line 15: faults: crashes can't come from hour 5.0 until hour 3.0",
+        ),
+        (
+            "[[adversaries]]",
+            '[[faults.crashes]]\nprocess = "device"\n' * 2 + "from_hour = 5\nuntil_hour = 2\n[[adversaries]]",
+            r"line 17: faults: crashes can't come from hour 5.0 until hour 2.0",
+        ),
+        (
+            "[[adversaries]]",
+            "[[rollouts]]\nat_hour = 1\n[[rollouts]]\nat_hour = 2\ngate = { alpa = 1 }\n[[adversaries]]",
+            r"line 19: rollouts: a gate has no setting 'alpa'",
+        ),
+        (
+            "[[adversaries]]",
+            '[[rollouts]]\nat_hour = 1\ncontent = "noisy"\nnoise = 1e39\n[[adversaries]]',
+            r"line 18, rollouts\.0\.noise is 1e\+39: it should be less than or equal to 1000",
         ),
         ("lr = 0.1", "epochs = 1000000000", r"line 13, task\.plan\.epochs is 1000000000"),
         (

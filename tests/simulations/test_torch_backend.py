@@ -93,7 +93,7 @@ def test_torch_judges_and_answers_as_the_graphs_do(tmp_path: Path) -> None:
 
 
 class Normed(tiny.Dense):
-    """Keeps statistics, which a step moves without a gradient."""
+    """Keeps statistics, which a step moves without a gradient; of one example torch itself knows none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +111,10 @@ def test_scaffold_corrects_weights_and_leaves_statistics_alone_whatever_trains(t
     ended = []
     for bundle, own in zip(bundles, (None, spec), strict=True):
         setting = Setting(bundle, tiny.setting(bundle).federation, own)
-        told = Scenario("normed", "normed", Data("smartwatch"), engine="cohort", algorithm=Algorithm("scaffold"))
+        task = TaskPart(plan=PlanPart(batch_size=4))  # the last batch of some users is one example
+        told = Scenario(
+            "normed", "normed", Data("smartwatch"), engine="cohort", task=task, algorithm=Algorithm("scaffold")
+        )
         backend = backend_of(setting, with_drift=True)
         weights = bundle.shared_weights()
         with Pool(backend, 1) as pool:
@@ -211,12 +214,17 @@ def test_what_torch_throws_says_where(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_torch_refuses_is_told_with_its_user(tmp_path: Path) -> None:
-    """Five examples in batches of four leave one, which has no variance."""
-    spec = replace(tiny.spec(SGD(lr=0.1)), module=Normed())
+    """Five examples in batches of four leave one."""
+
+    class Paired(tiny.Dense):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x - x.roll(1, 0) if len(x) > 1 else F.instance_norm(x[:, :, None]))
+
+    spec = replace(tiny.spec(SGD(lr=0.1)), module=Paired())
     bundle = write_uncompiled(spec, tmp_path)
     user = tiny.setting(bundle).federation.clients[0]
     share = rounds.Call(PLAN, "task", 1).share(user)
-    with pytest.raises(RuntimeFailure, match=r"user00, with 5 examples in batches of 4: .* more than 1 value"):
+    with pytest.raises(RuntimeFailure, match=r"user00, with 5 examples in batches of 4: .* more than 1 spatial"):
         TorchBackend(bundle, spec).worker().train([share], Start(bundle.shared_weights()))
 
 

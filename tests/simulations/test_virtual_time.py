@@ -23,6 +23,15 @@ def test_a_year_passes_at_once() -> None:
     assert run(main) == pytest.approx(1000.0 + 365 * 86_400)
 
 
+def test_what_takes_longer_than_all_time_ends_with_it() -> None:
+    async def main(loop: VirtualLoop) -> float:
+        await asyncio.sleep(1e300)
+        await asyncio.sleep(1e300)
+        return loop.time()
+
+    assert run(main) == pytest.approx(2.0**32)
+
+
 def test_events_come_in_the_order_of_their_time() -> None:
     told: list[tuple[float, str]] = []
 

@@ -12,6 +12,7 @@ import selectors
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import Context
 from typing import Any, Final, TypeVar
 
 from umbel.errors import SimulationStuck
@@ -19,6 +20,8 @@ from umbel.errors import SimulationStuck
 T = TypeVar("T")
 _RESOLUTION: Final = 1e-6
 """Seconds; timers that are nearer to each other come together."""
+_LATEST: Final = 2.0**32
+"""Seconds, 136 years: what would come later comes then. A float tells instants that are twice as late apart no more."""
 WORTHWHILE: Final = 0.02
 """Seconds of a processor that work has to take for a thread to pay."""
 
@@ -73,6 +76,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._jumps.now
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As asyncio does, for instants that this time can show."""
+        return super().call_at(min(when, _LATEST), callback, *args, context=context)
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
         """Run it now: a thread would go on while time jumps."""
