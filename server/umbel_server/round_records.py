@@ -107,19 +107,35 @@ def times_summed(connection: sa.Connection, task: str, device: DeviceId) -> int:
     return connection.scalar(query.where(own, SESSIONS.c.task == task, ROUNDS.c.weight > 0)) or 0
 
 
-def report_delays(connection: sa.Connection, task: str, kind: Kind, limit: int = 200) -> list[tuple[float, float]]:
-    """Of a task's last reports: seconds from assignment to report, and from the round's opening to the report."""
+def session_times(connection: sa.Connection, task: str, kind: Kind, limit: int = 200) -> list[float]:
+    """Seconds that a task's last sessions took.
+
+    One that ran out of time counts as if it had reported at its end: it would have taken at least as long. Without
+    these nobody who is slower than a limit could ever move it.
+    """
+    ended = (SessionState.REPORTED.value, SessionState.EXPIRED.value)
+    query = (
+        sa.select(SESSIONS.c.assigned_at, SESSIONS.c.deadline, SESSIONS.c.ended_at, SESSIONS.c.sequence)
+        .where(SESSIONS.c.task == task, SESSIONS.c.kind == kind.value, SESSIONS.c.state.in_(ended))
+        .order_by(SESSIONS.c.round.desc(), SESSIONS.c.ended_at.desc(), SESSIONS.c.id)
+        .limit(limit)
+    )
+    rows = connection.execute(query)
+    return [(row.deadline if row.sequence is None else row.ended_at) - row.assigned_at for row in rows]
+
+
+def report_delays(connection: sa.Connection, task: str, kind: Kind, limit: int = 200) -> list[float]:
+    """Seconds from their rounds' openings to a task's last reports."""
     joined = (SESSIONS.c.task == ROUNDS.c.task) & (SESSIONS.c.round == ROUNDS.c.number)
     joined &= SESSIONS.c.kind == ROUNDS.c.kind
     query = (
-        sa.select(SESSIONS.c.ended_at, SESSIONS.c.assigned_at, ROUNDS.c.opened_at)
+        sa.select(SESSIONS.c.ended_at, ROUNDS.c.opened_at)
         .join(ROUNDS, joined)
         .where(SESSIONS.c.task == task, SESSIONS.c.kind == kind.value, SESSIONS.c.sequence.is_not(None))
         .order_by(SESSIONS.c.round.desc(), SESSIONS.c.sequence.desc())
         .limit(limit)
     )
-    found = connection.execute(query)
-    return [(row.ended_at - row.assigned_at, row.ended_at - row.opened_at) for row in found]
+    return [row.ended_at - row.opened_at for row in connection.execute(query)]
 
 
 def _facts(held: Round) -> tuple[object, ...]:

@@ -303,6 +303,7 @@ class TaskRunner:
     def open(self, connection: sa.Connection, key: RoundKey, base: Base, now: float) -> Round:
         """Write a new round into the caller's transaction."""
         task = self.asked
+        times = round_records.session_times(connection, task.name, key.kind)
         delays = round_records.report_delays(connection, task.name, key.kind)
         longest, pace = task.deadline_seconds, self.tools.pace
         opened = Round(
@@ -311,9 +312,9 @@ class TaskRunner:
             goal=task.goal,
             minimum=task.minimum,
             slots=task.slots,
-            session_seconds=selection.adapted(pace, [taken for taken, _ in delays], selection.SESSION_FACTOR, longest),
+            session_seconds=selection.adapted(pace, times, selection.SESSION_FACTOR, longest),
             opened_at=now,
-            due=now + selection.adapted(pace, [delay for _, delay in delays], selection.ROUND_FACTOR, longest),
+            due=now + selection.adapted(pace, delays, selection.ROUND_FACTOR, longest),
             deadline=now + longest,
             weights=self.tools.registry.bundle(base.bundle).manifest.shared_numbers if key.kind is Kind.TRAIN else 0,
         )
@@ -350,9 +351,9 @@ class TaskRunner:
             connection, self.task.model, active.base.release
         )
         self._manifest: Manifest = self.tools.registry.bundle(active.base.bundle).manifest
-        delays = sorted(taken for taken, _ in round_records.report_delays(connection, self.task.name, held.key.kind))
-        if delays:
-            self.typical_seconds = delays[len(delays) // 2]
+        times = sorted(round_records.session_times(connection, self.task.name, held.key.kind))
+        if times:
+            self.typical_seconds = times[len(times) // 2]
 
     @property
     def waits_for_helper(self) -> bool:

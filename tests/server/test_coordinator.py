@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -205,6 +206,28 @@ async def test_a_session_that_ran_out_of_time_makes_room_for_another(small_world
     assert await devices[8].visit()
     sessions = small_world.coordinator.operations.round(TASK, 2).sessions
     assert sessions == {SessionState.EXPIRED: 1, SessionState.REPORTED: 8}
+
+
+async def test_devices_that_are_often_too_slow_are_given_longer(small_world: World) -> None:
+    quick, slow = small_world.enrol(*"abcdefgh"), small_world.enrol("sloth", "snail")
+    await small_world.begin(task(goal=8, minimum=6, rounds=3, over_selection=1.0, deadline_seconds=1000.0))
+    reports = [device.report(await device.assignment()) for device in quick]
+    small_world.clock.instant += 2
+    for device, report in zip(quick, reports, strict=True):
+        await device.send(report)
+    await small_world.coordinator.tick()
+    for _ in range(2):
+        await together(*quick[:6])
+        late = [device.report(await device.assignment()) for device in slow]
+        small_world.clock.instant += 20
+        for device, report in zip(slow, late, strict=True):
+            with suppress(RoundClosed):
+                await device.send(report)
+        small_world.clock.instant += UPLOAD_GRACE_SECONDS
+        await small_world.coordinator.tick()
+    second, third = (small_world.coordinator.operations.round(TASK, number).sessions for number in (2, 3))
+    assert second == {SessionState.REPORTED: 6, SessionState.EXPIRED: 2}, "8 seconds, by those that were heard"
+    assert third == {SessionState.REPORTED: 8}, "32, by those that ran out of time too"
 
 
 async def test_an_operator_pauses_resumes_and_stops(world: World) -> None:

@@ -280,5 +280,15 @@ def test_rounds_of_one_number_are_each_tasks_own(small_world: World) -> None:
         round_records.set_pending_state(connection, keys[0], SEALED)
         assert [round_records.pending_state(connection, key) for key in keys] == [SEALED, None, None, None]
         assert [round_records.load(connection, key).key for key in keys] == list(keys)  # type: ignore[union-attr]
-        assert sorted(round_records.report_delays(connection, "a", Kind.TRAIN)) == [(3.0, 3.0), (3.0, 23.0)]
-        assert round_records.report_delays(connection, "b", Kind.TRAIN) == [(3.0, 13.0)]
+        assert sorted(round_records.report_delays(connection, "a", Kind.TRAIN)) == [3.0, 23.0]
+        assert round_records.report_delays(connection, "b", Kind.TRAIN) == [13.0]
+        assert round_records.session_times(connection, "a", Kind.TRAIN) == [3.0, 3.0]
+        # One that runs out of time would have taken longer; one that its round's end cut short says nothing.
+        late = round_records.load(connection, keys[0])
+        assert late is not None
+        asked = late.assign("late", DeviceId("late"), "token", 4.0).assign("cut", DeviceId("cut"), "token", 40.0)
+        round_records.save(connection, late, after := asked.expire(99.0), 99.0)
+        round_records.save(connection, after, after.abandon("enough", 99.5), 99.5)
+        assert after.session("late").state is SessionState.EXPIRED
+        assert sorted(round_records.session_times(connection, "a", Kind.TRAIN)) == [3.0, 3.0, 50.0]
+        assert sorted(round_records.report_delays(connection, "a", Kind.TRAIN)) == [3.0, 23.0]
