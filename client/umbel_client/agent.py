@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from umbel.clock import DAY
-from umbel.errors import WrongState
+from umbel.errors import Unavailable, WrongState
 from umbel.holding import held
 from umbel_client.device import Device
 from umbel_client.private import in_words
@@ -128,8 +128,8 @@ class Agent:
         os._exit(1)
 
     def write_status(self) -> None:
-        """Leave `status.json` in the device's home, unless its disk is full."""
-        with suppress(OSError):
+        """Leave `status.json` in the device's home, unless its disk is full, or takes nothing."""
+        with suppress(OSError, Unavailable):
             write_report(self._device.kit.home, status_of(self._device), self._device.kit.disk)
 
     async def _sleep(self, seconds: float) -> None:

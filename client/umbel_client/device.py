@@ -103,7 +103,7 @@ class Device:
 
         Raises:
             NotFound: `home` isn't enrolled.
-            MalformedMessage, OSError: a file in `home` is damaged, or `home` can't be written to.
+            MalformedMessage, OSError: a file in `home` is damaged, or `home` can't be read, or made.
         """
         home = Path(home)
         clock, disk = clock or SystemClock(), disk or Disk()
@@ -229,11 +229,9 @@ class Device:
 
     def verdict(self) -> Verdict:
         """May this device work now, and if not, why not, in words."""
-        now = self._kit.clock.now()
-        held = self._kit.examples.stats(now)
-        return self._kit.policy.verdict(
-            self._kit.status.read(), self._kit.memory.state.history(held.training, now), now
-        )
+        kit, now = self._kit, self._kit.clock.now()
+        history = kit.memory.state.history(kit.examples.stats(now).training, now)
+        return kit.policy.verdict(kit.status.read(), history, now)
 
     def stop(self) -> None:
         """End a visit that is under way within one training step; it goes on at the next. From any thread."""
@@ -260,30 +258,32 @@ class Device:
         Raises:
             WrongState: somebody is on a visit from this home, or enrolled it anew.
         """
-        with only_visitor(self._kit.home):
-            self._kit.identities.require_current()
-            self._kit.stopping.clear()
-            self._kit.memory.refresh()
-            self._answering.follow()
-            with suppress(OSError):  # a full disk: proved at the next visit
-                self._prove()
+        try:
+            with only_visitor(self._kit.home):
+                return await self._woken()
+        except OSError as error:  # a disk that takes no lock takes nothing of a visit
+            return self._fail(error)
+
+    async def _woken(self) -> Visit:
+        self._kit.identities.require_current()
+        self._kit.stopping.clear()
+        self._kit.memory.refresh()
+        self._answering.follow()
+        with suppress(OSError):  # a full disk: proved at the next visit
+            self._prove()
+        before = self._kit.traffic
+        try:
             verdict = self.verdict()
             if isinstance(verdict, Waiting):
-                visit = self._leave(Ending.WAITED, WAITING_WINDOW, reasons=verdict.reasons)
-                self._kit.memory.keep(self._kit.memory.state)
-                return visit
-            before = self._kit.traffic
-            try:
-                return await self._visit(verdict)
-            except Interrupted as error:
-                return self._leave(Ending.INTERRUPTED, retry_window(error, 1), error=error)
-            except UmbelError as error:
-                return self._fail(error)
-            except OSError as error:
-                return self._fail(Unavailable(f"{unusable(error)}; the next visit goes on"))
-            finally:
-                self._book(before.up, before.down)
-                await self._kit.channel.close()
+                return self._leave(Ending.WAITED, WAITING_WINDOW, reasons=verdict.reasons)
+            return await self._visit(verdict)
+        except Interrupted as error:
+            return self._leave(Ending.INTERRUPTED, retry_window(error, 1), error=error)
+        except (UmbelError, OSError) as error:
+            return self._fail(error)
+        finally:
+            self._book(before.up, before.down)
+            await self._kit.channel.close()
 
     async def _visit(self, verdict: Eligible) -> Visit:
         await self._renew_certificate()
@@ -371,9 +371,10 @@ class Device:
         record = ended.session.record(ended.error)
         return self._leave(ending, ended.window, release=release, session=record, error=ended.error)
 
-    def _fail(self, error: UmbelError) -> Visit:
+    def _fail(self, error: UmbelError | OSError) -> Visit:
+        told = error if isinstance(error, UmbelError) else Unavailable(f"{unusable(error)}; the next visit goes on")
         failures = self._kit.memory.state.failures + 1
-        return self._leave(Ending.FAILED, retry_window(error, failures), error=error, failures=failures)
+        return self._leave(Ending.FAILED, retry_window(told, failures), error=told, failures=failures)
 
     def _leave(
         self,
@@ -387,12 +388,13 @@ class Device:
         failures: int = 0,
     ) -> Visit:
         state, now = self._kit.memory.state, self._kit.clock.now()
-        next_wake = window.draw(generator("wake", self._kit.device, state.visits), now)
+        due = window.draw(generator("wake", self._kit.device, state.visits), now)
         words = f"{error.code}: {error}" if error else self._adoption.refusal
         reasons += state.left_out_in_words if release or session else ()
-        visits = state.visits + 1
-        self._kit.memory.note(replace(state, next_wake=next_wake, visits=visits, failures=failures, last_error=words))
-        return Visit(ending, now, next_wake, reasons, release, session, error)
+        self._kit.memory.note(
+            replace(state, next_wake=due, visits=state.visits + 1, failures=failures, last_error=words)
+        )
+        return Visit(ending, now, due, reasons, release, session, error)
 
     def _book(self, up: int, down: int) -> None:
         """Book the visit's traffic, and save with it what was noted on the way."""

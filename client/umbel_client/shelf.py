@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -253,10 +254,11 @@ class Shelf:
     def _verified(self, path: Path, digest: Digest) -> None:
         if not os.path.isfile(path):  # noqa: PTH113 - as in `holds`
             raise BundleInvalid(f"blob {digest} isn't on this device's shelf; fetch the bundle again")
-        if digest_of_file(path) != digest:
-            path.unlink()
+        is_whole = digest_of_file(path) == digest
+        with suppress(OSError):  # a disk that takes nothing: there what is whole can be used, and no more be fetched
+            os.utime(path) if is_whole else path.unlink()
+        if not is_whole:
             raise DigestMismatch(f"blob {digest} on this device's shelf is damaged; it was removed, fetch it again")
-        os.utime(path)
 
 
 def _own_weights(slots: Slots) -> set[str]:

@@ -6,13 +6,13 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 
-from umbel.errors import MalformedMessage, Unavailable
+from umbel.errors import MalformedMessage, Unavailable, unusable
 from umbel_client.examples import (
     Arrays,
     Form,
@@ -59,16 +59,18 @@ class SqliteExamples:
 
     Raises:
         MalformedMessage: `path` is something else than an example store.
-        Unavailable: the disk is full, or can't be written to; so does each method.
+
+    Each method raises `Unavailable` while the disk is full, or can't be written to.
     """
 
     def __init__(self, path: Path, limits: StoreLimits | None = None) -> None:
         self._path = path
         self._limits = limits or StoreLimits()
         self._lock = threading.Lock()
-        path.touch(mode=0o600)
-        with self._connected() as database:
-            database.executescript(_SCHEMA)
+        self._is_made = False
+        # A device whose disk takes nothing answers all the same: who asks for examples is told.
+        with suppress(Unavailable), self._connected():
+            pass
 
     def add(self, inputs: Arrays, targets: Arrays, *, at: float, subject: str = "", held_back: HeldBack = None) -> int:
         """Keep some examples; see `ExampleStore`."""
@@ -146,11 +148,18 @@ class SqliteExamples:
     def _connected(self) -> Iterator[sqlite3.Connection]:
         # A connection for each use: an app, its agent and a command may have the file open together.
         try:
+            if not self._is_made:
+                self._path.touch(mode=0o600)
             with self._lock, closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as database:
                 database.execute("PRAGMA secure_delete = ON")
                 database.execute("PRAGMA synchronous = FULL")
                 database.execute("PRAGMA cache_size = -512")  # kB; the usual 2 MB would stay with the process
+                if not self._is_made:
+                    database.executescript(_SCHEMA)
+                    self._is_made = True
                 yield database
+        except OSError as error:
+            raise Unavailable(f"{unusable(error)}; nothing was changed, try again") from error
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _MAY_PASS:
                 raise Unavailable(f"can't use {self._path} now: {error}; nothing was changed, try again") from error

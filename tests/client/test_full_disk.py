@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import os
 import sqlite3
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +42,50 @@ class Small(Disk):
             self.room -= 1
             if self.room < 0:
                 raise OSError(errno.ENOSPC, "No space left on device", step.removeprefix("write "))
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Take away the right to write in a folder; from root too, in this thread, where Linux says what root may."""
+    libc, header, may = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, may) == 0
+    modes = {path: path.stat().st_mode for path in (folder, *folder.rglob("*"))}
+    for path, mode in modes.items():
+        path.chmod(mode & 0o7555)
+    before, may[0] = may[0], may[0] & ~0b110  # without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(header, may) == 0
+    try:
+        yield
+    finally:
+        may[0] = before
+        assert libc.capset(header, may) == 0
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+async def test_a_device_whose_disk_takes_nothing_answers_and_says_that_it_learns_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.coordinator.publish()
+    await bench.device_with_examples(5).wake()
+
+    def refused(path: Path, times: object = None) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, "utime", refused)  # which the owner of a file may on every disk that takes anything
+    with read_only(bench.home):
+        device = bench.open()
+        assert device.predict(recordings(2)[0])["logits"].shape == (2, 7)
+        with pytest.raises(Unavailable, match=r"examples\.sqlite.*nothing was changed"):
+            device.learn_from(*recordings(2))
+        visit = await device.wake()
+        assert (visit.ending, type(visit.error)) == (Ending.FAILED, Unavailable), visit.error
+        Agent(device, lambda visit: None).write_status()
+        device.rest()
+    monkeypatch.undo()
+    device.learn_from(*recordings(2))
+    assert device.kit.examples.stats(0.0).training == 6
+    assert (await device.wake()).ending is Ending.RESTED
 
 
 @pytest.mark.parametrize("room", range(0, 12, 2))
