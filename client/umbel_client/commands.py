@@ -11,8 +11,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from umbel.clock import SystemClock
 from umbel.errors import BadInput, MalformedMessage, NotFound, UmbelError
 from umbel.helper_card import HelperCard
@@ -23,7 +21,7 @@ from umbel_client.device import Device
 from umbel_client.enrolment import EnrolmentCode, load_identity
 from umbel_client.files import Disk
 from umbel_client.idle import Waiting
-from umbel_client.importing import import_npz
+from umbel_client.importing import import_npz, read_inputs
 from umbel_client.kit import Memory
 from umbel_client.opening import examples_on_disk, mirror_of, runtime_of
 from umbel_client.private import in_words, load_pinned
@@ -117,7 +115,7 @@ def status(options: argparse.Namespace) -> int:
 def predict(options: argparse.Namespace) -> int:
     """Answer for the inputs in a file."""
     with closing(_device(options)) as device:
-        return _answer(device, _load_inputs(options.file), options)
+        return _answer(device, read_inputs(options.file), options)
 
 
 def _answer(device: Device, inputs: Any, options: argparse.Namespace) -> int:
@@ -132,16 +130,6 @@ def _answer(device: Device, inputs: Any, options: argparse.Namespace) -> int:
     for name, array in device.predict(inputs).items():
         _say(json.dumps({name: array.tolist()}) if options.json else f"{name}\n{array}")
     return 0
-
-
-def _load_inputs(path: Path) -> Any:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except FileNotFoundError:
-        raise NotFound(f"no file at {path}") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise MalformedMessage(f"{path} isn't a NumPy file of plain arrays: {error}") from error
 
 
 def examples_import(options: argparse.Namespace) -> int:

@@ -387,13 +387,11 @@ class Device:
         error: UmbelError | None = None,
         failures: int = 0,
     ) -> Visit:
-        state, now = self._kit.memory.state, self._kit.clock.now()
-        due = window.draw(generator("wake", self._kit.device, state.visits), now)
+        kit, state, now = self._kit, self._kit.memory.state, self._kit.clock.now()
+        due = window.draw(generator("wake", kit.device, state.visits), now)
         words = f"{error.code}: {error}" if error else self._adoption.refusal
         reasons += state.left_out_in_words if release or session else ()
-        self._kit.memory.note(
-            replace(state, next_wake=due, visits=state.visits + 1, failures=failures, last_error=words)
-        )
+        kit.memory.note(replace(state, next_wake=due, visits=state.visits + 1, failures=failures, last_error=words))
         return Visit(ending, now, due, reasons, release, session, error)
 
     def _book(self, up: int, down: int) -> None:

@@ -1,4 +1,4 @@
-"""Examples from a file: a NumPy archive (`.npz`), read without running anything that stands in it."""
+"""Examples and inputs from a file: NumPy's (`.npy`, `.npz`), read without running anything that stands in it."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def import_npz(
         NotFinite: NaN or infinity in them.
     """
     arrays = _read(path)
+    if isinstance(arrays, np.ndarray):
+        raise MalformedMessage(f"{path} holds one array; it needs to be an archive with `x` and `y`")
     inputs, targets = _named(arrays, INPUT), _named(arrays, TARGET)
     if not inputs or not targets:
         raise MalformedMessage(f"{path} has arrays {sorted(arrays)}; it needs `x` and `y`, or `x/NAME` and `y/NAME`")
@@ -42,18 +44,32 @@ def import_npz(
         raise InputMismatch(f"{path}: {error}") from error
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def read_inputs(path: Path) -> Arrays | np.ndarray:
+    """What a model is to answer for: an array, or arrays by name, in an archive named `x/NAME` or by their names alone.
+
+    Raises:
+        NotFound: there is no such file.
+        MalformedMessage: neither `.npy` nor `.npz`.
+    """
+    arrays = _read(path)
+    return arrays if isinstance(arrays, np.ndarray) else _below(INPUT, arrays) or arrays
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise NotFound(f"no file at {path}") from None
     except (ValueError, OSError, zipfile.BadZipFile, AttributeError, EOFError, KeyError) as error:
-        raise MalformedMessage(f"{path} isn't a NumPy archive of plain arrays: {error}") from error
+        raise MalformedMessage(f"{path} isn't a NumPy file of plain arrays: {error}") from error
 
 
 def _named(arrays: Arrays, letter: str) -> dict[str, np.ndarray]:
-    if letter in arrays:
-        return {letter: arrays[letter]}
+    return {letter: arrays[letter]} if letter in arrays else _below(letter, arrays)
+
+
+def _below(letter: str, arrays: Arrays) -> dict[str, np.ndarray]:
     prefix = letter + "/"
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

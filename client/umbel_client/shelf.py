@@ -254,11 +254,13 @@ class Shelf:
     def _verified(self, path: Path, digest: Digest) -> None:
         if not os.path.isfile(path):  # noqa: PTH113 - as in `holds`
             raise BundleInvalid(f"blob {digest} isn't on this device's shelf; fetch the bundle again")
-        is_whole = digest_of_file(path) == digest
-        with suppress(OSError):  # a disk that takes nothing: there what is whole can be used, and no more be fetched
-            os.utime(path) if is_whole else path.unlink()
-        if not is_whole:
+        # A disk that takes nothing: what is whole there can be used all the same.
+        if digest_of_file(path) != digest:
+            with suppress(OSError):
+                path.unlink()
             raise DigestMismatch(f"blob {digest} on this device's shelf is damaged; it was removed, fetch it again")
+        with suppress(OSError):
+            os.utime(path)
 
 
 def _own_weights(slots: Slots) -> set[str]:

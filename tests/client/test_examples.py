@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from umbel.bundle import Bundle
 from umbel.errors import InputMismatch, MalformedMessage, NotFinite, NotFound, OutOfBounds
 from umbel_client import sqlite_examples
 from umbel_client.examples import ExampleStore, MemoryExamples, StoreLimits, as_arrays
-from umbel_client.importing import import_npz
+from umbel_client.importing import import_npz, read_inputs
 from umbel_client.sqlite_examples import SqliteExamples
 from umbel_models.zoo import bundle_path
 
@@ -312,6 +313,9 @@ def test_several_inputs_are_imported_by_name(tmp_path: Path) -> None:
     store = MemoryExamples(StoreLimits(held_back_share=0.0))
     assert import_npz(store, path, at=1.0) == 3
     assert sorted(store.split(1.0).training.inputs) == ["motion", "pulse"]
+    assert sorted(read_inputs(path)) == ["motion", "pulse"], "what was learned from can be asked about"
+    np.savez(path, pulse=np.zeros((3, 2)), motion=np.zeros((3, 4)))
+    assert sorted(read_inputs(path)) == ["motion", "pulse"]
 
 
 def test_archives_that_are_none_are_refused(tmp_path: Path) -> None:
@@ -319,8 +323,13 @@ def test_archives_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         import_npz(store, tmp_path / "missing.npz", at=1.0)
     bad = tmp_path / "bad.npz"
-    bad.write_bytes(b"PK but no archive")
-    with pytest.raises(MalformedMessage):
+    bad.write_bytes(b"PK\x03\x04 but no archive")
+    for read in (read_inputs, partial(import_npz, store, at=1.0)):
+        with pytest.raises(MalformedMessage):
+            read(bad)
+    with bad.open("wb") as file:
+        np.save(file, np.zeros((2, 1)))
+    with pytest.raises(MalformedMessage, match="holds one array"):
         import_npz(store, bad, at=1.0)
     np.savez(bad, x=np.zeros((2, 1)))
     with pytest.raises(MalformedMessage, match="needs `x` and `y`"):
