@@ -22,7 +22,7 @@ import structlog
 
 from umbel.clock import Clock, is_recent
 from umbel.digests import Digest
-from umbel.errors import NotFound, RoundClosed
+from umbel.errors import NotFound, RoundClosed, WrongState
 from umbel.identity import DeviceId
 from umbel.offer import SignedOffer
 from umbel.release import SignedRelease
@@ -323,7 +323,13 @@ class Coordinator:
             records = task_records.everything(connection)
             pending = round_records.pending_states(connection)
         for record in records:
-            self._runners[record.task.name] = TaskRunner(self._tools, record)
+            try:
+                self._runners[record.task.name] = TaskRunner(self._tools, record)
+            except NotFound as error:
+                raise WrongState(
+                    f"the folder lacks files that the database names for task {record.task.name!r}; put both back as "
+                    "they were at one moment, see docs/how-to/operate-a-coordinator.md"
+                ) from error
             self._blobs.keep_states(record.task.name, record.strategy_state, *pending)
         rounds = [held for runner in self._runners.values() for held in runner.rounds.values()]
         counted = {

@@ -11,6 +11,7 @@ import pytest
 
 from tests.databases import new_sqlite
 from tests.server.driving import BUNDLE, SHAPES, TASK, Plug, SimulatedDevice, World, task
+from umbel.errors import WrongState
 from umbel.randomness import generator
 from umbel.update import Aggregate
 from umbel_server import flower
@@ -123,6 +124,16 @@ async def test_on_each_database_it_ends_bit_equal(database_url: str, tmp_path: P
     unbroken = ending((await run(*next(places), planned, set()))[0])
     world, _ = await run(database_url, tmp_path / "blobs", planned, {3, 9, 13, 17, 21, 28})
     assert ending(world) == unbroken
+
+
+@pytest.mark.usefixtures("quick_disk")
+async def test_a_folder_older_than_its_database_is_told_as_that(places: Places) -> None:
+    world = World(*next(places), SIGNER, LEADER)
+    await created(world, task())
+    for file in (world.blobs_path / "bundles").iterdir():
+        file.unlink()
+    with pytest.raises(WrongState, match="the folder lacks files"):
+        world.restart()
 
 
 @pytest.mark.usefixtures("quick_disk")
