@@ -15,10 +15,11 @@ from typing import Protocol
 from umbel.bundle import Bundle
 from umbel.delta import is_worth_it
 from umbel.digests import Digest
-from umbel.errors import DigestMismatch, UmbelError, Unavailable, Unreachable
+from umbel.errors import DigestMismatch, NotFound, UmbelError, Unavailable, Unreachable
 from umbel.file_delta import FileDelta
 from umbel.manifest import FileRef, Manifest
 from umbel.release import Release
+from umbel_client.http_mirror import Mirror
 from umbel_client.kit import Kit
 from umbel_client.shelf import Shelf
 from umbel_client.state import Fetched
@@ -54,7 +55,7 @@ class _Fetching:
         self._offload = kit.offload
         self._require_free = kit.require_free
         self._channel = kit.channel
-        self._mirror = kit.mirror
+        self._mirror, self._trusts_parts = kit.mirror, kit.mirror is None
         self._shelf = kit.shelf
         self._runtime = kit.runtime.name
         self.fetched = Fetched()
@@ -85,15 +86,28 @@ class _Fetching:
         for delta in self._deltas:
             if self._saves(delta, ref) and await self._rebuilt(delta, ref):
                 return
-        if self._mirror is not None:
-            with suppress(UmbelError):
-                await self._whole(self._mirror, ref)
-                return
+        if self._mirror is not None and await self._is_mirrored(self._mirror, ref):
+            return
+        if not self._trusts_parts:
             # Where the coordinator goes on from other bytes than it would have sent, they are thrown away here.
             with suppress(DigestMismatch):
                 await self._whole(self._channel, ref)
                 return
         await self._whole(self._channel, ref)
+
+    async def _is_mirrored(self, mirror: Mirror, ref: FileRef) -> bool:
+        """Fetch a file from the mirror, if it can; one that stands still or lies isn't asked for the next file."""
+        before = self.fetched.bytes
+        try:
+            await self._whole(mirror, ref)
+        except NotFound:
+            return False
+        except UmbelError:
+            self._mirror = None
+            return False
+        finally:
+            self.fetched += Fetched(from_mirror=self.fetched.bytes - before)
+        return True
 
     async def _whole(self, source: Source, ref: FileRef) -> None:
         await fetch_blob(source, self._shelf, ref.digest, ref.size, self._came)

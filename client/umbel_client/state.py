@@ -65,6 +65,8 @@ class Fetched:
     """Of files that were here already when a new bundle listed them."""
     spared_by_runtime: int = 0
     """Of graphs for runtimes that this device doesn't run."""
+    from_mirror: int = 0
+    """Of `bytes`, those that a mirror gave."""
 
     def __add__(self, other: Fetched) -> Fetched:
         return Fetched(*(getattr(self, name) + getattr(other, name) for name in Fetched.__slots__))

@@ -104,7 +104,7 @@ async def test_metadata_and_files_come_from_the_mirror_and_nothing_from_the_coor
         state = fleet.devices[0].kit.memory.state
     assert channel(fleet).traffic.down == 0
     assert {path.split("/")[1] for path, _ in asked} == {"listing", "blobs"}
-    assert mirror.came > state.fetched.bytes > 0
+    assert mirror.came > state.fetched.bytes == state.fetched.from_mirror > 0
     assert state.bytes_today == mirror.came, "what comes from a mirror counts against the day's budget too"
 
 
@@ -145,13 +145,14 @@ async def test_a_mirror_that_tampers_and_then_falls_silent_holds_nobody_back(fle
 
 async def test_truncated_content_of_a_mirror_goes_on_from_the_coordinator(fleet: Fleet) -> None:
     fleet.steer()
-    with serving(mirrored(fleet), cut_after=1_000) as (address, _):
+    with serving(mirrored(fleet), cut_after=1_000) as (address, asked):
         with_mirror(fleet, address)
         await fleet.devices[0].wake()
     assert 0 not in fleet.releases()
+    assert sum(path.startswith("/blobs/") for path, _ in asked) == 1, "what failed once isn't waited for at each file"
     fetched = fleet.devices[0].kit.memory.state.fetched
     whole = sum(path.stat().st_size for path in fleet.devices[0].kit.shelf.path("0" * 64).parent.glob("[0-9a-f]*"))
-    assert fetched.bytes == whole, "not a byte came twice"
+    assert (fetched.bytes, fetched.from_mirror) == (whole, 1_000), "not a byte came twice"
 
 
 async def test_a_mirror_that_is_gone_holds_nobody_back(fleet: Fleet) -> None:
