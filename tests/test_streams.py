@@ -24,12 +24,14 @@ def test_standard_output_without_all_letters_is_enough(tmp_path: Path, words: li
     json.loads(done.stdout)
 
 
-def test_a_table_comes_out_with_question_marks_for_letters_that_are_not_there(tmp_path: Path) -> None:
+def test_signs_that_are_not_there_come_out_plainly_and_json_loses_no_letter(tmp_path: Path) -> None:
     code = (
         "from umbel_server.cli.output import console; from umbel.program import take_streams\n"
-        "take_streams(); console().print('a – b')"
+        "from umbel_models.printing import show\n"
+        "take_streams(); console().print('≥ 0.5 – ü'); show({'name': 'ü'}, as_json=True)"
     )
-    assert _run(tmp_path, ["-c", code], PYTHONIOENCODING="ascii").stdout == "a ? b\n"
+    table, _, tree = _run(tmp_path, ["-c", code], PYTHONIOENCODING="ascii").stdout.partition("\n")
+    assert (table, json.loads(tree)) == (">= 0.5 - ?", {"name": "ü"})
 
 
 @pytest.mark.parametrize("words", PROGRAMS.values(), ids=PROGRAMS)

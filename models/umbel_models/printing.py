@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from umbel.program import writes_all
+
 
 @contextmanager
 def stages(count: int) -> Iterator[Callable[[str], None]]:
@@ -32,7 +34,7 @@ def stages(count: int) -> Iterator[Callable[[str], None]]:
 def show(result: dict[str, Any], as_json: bool) -> None:
     """Print a result on standard output."""
     if as_json:
-        sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=not writes_all(sys.stdout)) + "\n")
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)

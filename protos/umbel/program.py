@@ -6,9 +6,14 @@ it is first imported, so that a function would come late.
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
+from typing import Final
+
+_PLAINLY: Final = {"≥": ">=", "≤": "<=", "–": "-", "…": "..."}
+"""What tables say by signs that not every terminal has."""
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -17,7 +22,8 @@ def take_streams() -> None:
     """Make standard output and error fit to be written to, whatever the program was started with.
 
     A stream that was closed leads nowhere; its number must not go to the next file that is opened (a database, say),
-    for whatever is printed would go into that. Letters that a terminal lacks come out as question marks.
+    for whatever is printed would go into that. Of the signs that a terminal lacks, a few come out in plain
+    letters, the rest as question marks.
     """
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(spare, True)
@@ -27,7 +33,14 @@ def take_streams() -> None:
         if stream is None:
             setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115 - as long as the program
         elif isinstance(stream, io.TextIOWrapper) and name == "stdout" and not writes_all(stream):
-            stream.reconfigure(errors="replace")
+            codecs.register_error("plainly", _plainly)
+            stream.reconfigure(errors="plainly")
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAINLY.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
 def writes_all(stream: object) -> bool:

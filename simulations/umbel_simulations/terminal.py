@@ -20,7 +20,7 @@ _LINES_EVERY_SECONDS: Final = 10.0
 
 
 class Bar:
-    """Progress as a bar with virtual and real time; into a file or a pipe, a line now and then.
+    """Progress as a bar with virtual and real time; where nothing can be drawn over, a line now and then.
 
     Args:
         name: of the run.
@@ -33,7 +33,7 @@ class Bar:
         self._next_line = time.monotonic() + _LINES_EVERY_SECONDS
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        if console.is_terminal:
+        if console.is_terminal and not console.is_dumb_terminal:
             self._bar = Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(),

@@ -1,5 +1,6 @@
 """`umbel-simulate`: real runs of the cohort engine, small; what goes wrong is told with an exit code of its own."""
 
+import io
 import json
 import os
 import shutil
@@ -11,13 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from umbel.errors import AlreadyExists, BadInput, MalformedMessage, NotFound, UmbelError, WrongState
-from umbel_simulations import cli, runs
+from umbel_simulations import cli, runs, terminal
 from umbel_simulations.engines import Silent
 from umbel_simulations.scenario import Scenario
 from umbel_simulations.scenario_file import changed, find
 from umbel_simulations.sweep import name_of, pair_of, points, value_of, values_of
+from umbel_simulations.terminal import Bar
 
 Told = Callable[..., tuple[int, str, str]]
 SMALL = ("--set", "task.rounds=4", "--set", "data.users=10", "--set", "thresholds.accepted_rounds=4")
@@ -152,6 +155,14 @@ def test_ctrl_c_ends_a_sweep_and_its_processes_with_one_line(tmp_path: Path) -> 
             os.killpg(process.pid, signal.SIGKILL)
             raise
     assert (process.returncode, err) == (130, "Stopped; the same command goes on.\n")
+
+
+def test_a_terminal_on_which_nothing_can_be_drawn_over_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "_LINES_EVERY_SECONDS", 0.0)
+    written = io.StringIO()
+    with Bar("mine", Console(file=written, force_terminal=True, _environ={"TERM": "dumb"})) as bar:
+        bar.step(1, 2, 0.5, "round 1")
+    assert written.getvalue() == "mine: 50%, virtual 0.50 h, round 1\n"
 
 
 def test_list_shows_the_library(simulate: Told) -> None:
