@@ -116,9 +116,7 @@ class Coordinator:
         self.verbs: RolloutVerbs | None = None
         quantising = None if listing is None else self._take_listing(*listing, signer)
         self.releasing = Releasing(store, self.registry, self.deltas, self.verbs, quantising)
-        self.operations = Operations(
-            store, blobs, self.registry, self.fleet, clock, self.take_up, self.private, self.verbs, witness
-        )
+        self.operations = Operations(self._tools, self.fleet, self.take_up, self.verbs, witness)
 
     def _take_listing(self, repository: Repository, keys: Keyring, signer: ReleaseSigner) -> Quantising:
         """Steer rollouts, and define releases, by a listing."""

@@ -9,22 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from umbel.bundle import Bundle
-from umbel.clock import Clock
 from umbel.digests import Digest
 from umbel.errors import AlreadyExists, BadInput, Conflict
 from umbel.plan import Kind
 from umbel_server import audit, fleet, requests, task_records, views
 from umbel_server.adaptive_clip import first_clip
-from umbel_server.blobs import Blobs
 from umbel_server.checkpoints import Witness
 from umbel_server.fleet import DeviceRecord, Fleet
 from umbel_server.lineage import LineageStep, trace
 from umbel_server.privacy_ledger import PrivacyReport
-from umbel_server.private_rounds import PrivateRounds
-from umbel_server.registry import Model, Registry, require_model
+from umbel_server.registry import Model, require_model
 from umbel_server.requests import ANY, Call, enter
 from umbel_server.rollout_verbs import RolloutVerbs
-from umbel_server.store import Store
+from umbel_server.runner import Tools
 from umbel_server.task import Task, TaskState
 from umbel_server.task_records import TaskRecord
 from umbel_server.versions import PublishedRelease, Version
@@ -36,23 +33,20 @@ class Operations:
 
     def __init__(
         self,
-        store: Store,
-        blobs: Blobs,
-        registry: Registry,
+        tools: Tools,
         devices: Fleet,
-        clock: Clock,
         take_up: Callable[[str], None],
-        private: PrivateRounds,
         verbs: RolloutVerbs | None = None,
         witness: Witness | None = None,
     ) -> None:
-        self._store = store
-        self._blobs = blobs
-        self._registry = registry
+        self._store = tools.store
+        self._blobs = tools.blobs
+        self._registry = tools.registry
+        self._clock = tools.clock
+        self._runtime = tools.runtime.name
+        self._private = tools.private
         self._fleet = devices
-        self._clock = clock
         self._take_up = take_up
-        self._private = private
         self._verbs = verbs
         self._witness = witness
 
@@ -280,6 +274,11 @@ class Operations:
         wanted = "train" if task.plan.kind is Kind.TRAIN else "evaluate"
         if not any(wanted in signatures for signatures in manifest.graphs.values()):
             raise BadInput(f"model {task.model!r} has no {wanted!r} graph; compile it with one")
+        if task.plan.kind is Kind.TRAIN and self._runtime not in manifest.graphs:
+            raise BadInput(
+                f"model {task.model!r} has no graphs for {self._runtime!r}, on which new versions are tried before "
+                f"they count; compile it for that too (--runtime {self._runtime},…): devices fetch only what they run"
+            )
         unknown = set(task.plan_for(Kind.TRAIN).hyperparameters) - set(manifest.hyperparameters)
         if unknown and task.plan.kind is Kind.TRAIN:
             known = ", ".join(sorted(manifest.hyperparameters)) or "none"

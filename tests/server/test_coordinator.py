@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.server.driving import BUNDLE, MODEL, OPERATOR, POPULATION, TASK, World, offer, task, together
+from umbel.bundle import Bundle
 from umbel.digests import digest_of
 from umbel.errors import AlreadyExists, BadInput, Conflict, NotAllowed, NotFound, OutOfBounds, RoundClosed, WrongState
 from umbel.plan import Kind, Plan
@@ -261,6 +262,12 @@ async def test_what_cannot_be_run_is_refused_before_a_round_begins(world: World)
         operations.create_task(task(validation=ValidationPolicy(holdout="0" * 64)), OPERATOR)
     with pytest.raises(BadInput, match="hyper-parameters"):
         operations.create_task(task(plan=Plan(hyperparameters={"nonsense": 1.0})), OPERATOR)
+    graphs = {"litert": BUNDLE.manifest.graphs["litert"]}
+    files = {name: ref for name, ref in BUNDLE.manifest.files.items() if not name.endswith(".onnx")}
+    tiny = Bundle(replace(BUNDLE.manifest, graphs=graphs, files=files), {name: BUNDLE.paths[name] for name in files})
+    world.coordinator.registry.add_model("tiny", tiny, OPERATOR, 0.0)
+    with pytest.raises(BadInput, match="no graphs for 'onnx'"):
+        operations.create_task(replace(task(), model="tiny"), OPERATOR)
     for changes in (
         {"over_selection": 0.9}, {"over_selection": 101.0}, {"rounds": 0}, {"rounds": 1_000_001},
         {"deadline_seconds": math.nan}, {"deadline_seconds": math.inf}, {"deadline_seconds": 0.5},
