@@ -152,7 +152,8 @@ class Device:
         """
         predictor = self._answering.current
         if predictor is None:
-            raise WrongState("this device has no model yet; a visit (`await device.wake()`) brings what is released")
+            it = "has no model yet" if self._kit.shelf.slots.active is None else "lacks parts of its model"
+            raise WrongState(f"this device {it}; a visit (`await device.wake()`) brings what is released")
         return predictor
 
     @property

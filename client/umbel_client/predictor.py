@@ -142,12 +142,14 @@ class Answering:
     def follow(self) -> None:
         """Let the slots' content answer, if it has changed since the last look; else the best of what is left.
 
-        A release on trial pays one of its tries first, on disk; one that doesn't load is given up at once.
+        A release on trial pays one of its tries first, on disk; one that doesn't load is given up at once, unless this
+        device runs another runtime by now: a visit fetches its graphs.
         """
         slots = self._shelf.slots
         if slots.serving == self._serving and self.well:
             return
-        if slots.trial is not None:
+        is_tried = slots.trial is not None and not self._lacks_graphs(slots)
+        if is_tried:
             try:
                 slots = self._shelf.change(Slots.loading)
             except OSError:
@@ -155,12 +157,20 @@ class Answering:
                 self._load(slots.revert())
                 self.well = False
                 return
-        if not self._load(slots) and slots.trial is not None:
+        if not self._load(slots) and is_tried:
             slots = self._shelf.change(
                 lambda now: now.give_up("it doesn't load, or answers otherwise than its maker saw")
             )
             self._load(slots)
         self._serving = slots.serving
+
+    def _lacks_graphs(self, slots: Slots) -> bool:
+        """Whether the active release has graphs for this runtime that aren't here."""
+        try:
+            graphs = self._shelf.manifest(slots.active.bundle).files_for(self._runtime.name) if slots.active else {}
+        except UmbelError:
+            return False
+        return not all(self._shelf.holds(ref.digest) for ref in graphs.values())
 
     def healthy(self) -> None:
         """What answers now has proved that it can: a release on trial gets its tries back, once a process."""

@@ -15,9 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.client.recordings import recordings
 from tests.power_cut import PowerCut
-from tests.rollouts.fleet import AUTHOR, MODEL, Fleet, fleet_of
+from tests.rollouts.fleet import AUTHOR, MODEL, QUICK, Fleet, fleet_of
 from umbel.digests import digest_of
-from umbel.errors import RuntimeFailure
+from umbel.errors import RuntimeFailure, WrongState
+from umbel.runtime.litert import LiteRTRuntime
 from umbel_client import PersonalSettings
 from umbel_client.agent import Agent, Until
 from umbel_client.files import Disk
@@ -156,6 +157,22 @@ async def test_a_bundle_that_rots_on_trial_is_given_up_at_once(fleet: Fleet) -> 
     fleet.reopen(0)
     assert fleet.releases() == [good]
     assert active.bundle in fleet.devices[0].kit.shelf.slots.blocked
+
+
+async def test_a_device_that_changes_its_runtime_in_a_trial_blames_no_release(fleet: Fleet) -> None:
+    number = fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
+    await fleet.visits()
+    device = fleet.reopen(0, runtime=LiteRTRuntime())
+    for _ in range(TRIES):
+        with pytest.raises(WrongState, match="lacks parts of its model"):
+            device.predict(recordings(1)[0])
+        device = fleet.reopen(0, runtime=LiteRTRuntime())
+    await fleet.visits()
+    assert (device.answers_with, device.kit.shelf.slots.blocked) == (f"release {number}", ())
+    fleet.clock.instant += QUICK.trial_seconds + 1
+    await fleet.visits()
+    await fleet.visits()
+    assert told(fleet)[number] == "committed"
 
 
 @pytest.mark.parametrize("name", ["manifest", "weights.safetensors"])
