@@ -150,8 +150,7 @@ class Device:
         Raises:
             WrongState: no release has been adopted yet.
         """
-        predictor = self._answering.current
-        if predictor is None:
+        if (predictor := self._answering.current) is None:
             it = "has no model yet" if self._kit.shelf.slots.active is None else "lacks parts of its model"
             raise WrongState(f"this device {it}; a visit (`await device.wake()`) brings what is released")
         return predictor
