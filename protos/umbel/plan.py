@@ -6,8 +6,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from umbel.errors import OutOfBounds
+from umbel.fields import MAX_COUNT
+
+_BOUNDS: Final = {
+    "epochs": (0, 2**32 - 1),
+    "batch_size": (1, 2**32 - 1),
+    "max_steps": (0, 2**32 - 1),
+    "max_examples": (0, MAX_COUNT),
+    "min_examples": (0, MAX_COUNT),
+    "seed": (0, 2**64 - 1),
+}
+"""Least and greatest that travel."""
 
 
 class Kind(Enum):
@@ -47,11 +59,9 @@ class Plan:
     """The task's seed; a device draws from (seed, task, round, device)."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise OutOfBounds(f"batch_size is {self.batch_size}; it must be at least 1")
-        for name in ("epochs", "max_steps", "max_examples", "min_examples", "seed"):
-            if getattr(self, name) < 0:
-                raise OutOfBounds(f"{name} is {getattr(self, name)}; it can't be negative")
+        for name, (least, most) in _BOUNDS.items():
+            if not least <= getattr(self, name) <= most:
+                raise OutOfBounds(f"{name} is {getattr(self, name)}; it must lie between {least} and {most}")
         numbers = {
             "max_seconds": self.max_seconds,
             "clip_norm": self.clip_norm,

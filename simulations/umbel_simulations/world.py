@@ -48,11 +48,11 @@ class Population:
     """Median time of a message there and back."""
     drop_out: Share = 0.08
     """Share of the sessions in which a device is taken away before it has reported."""
-    check_in_hours: Positive = 1.0
+    check_in_hours: Annotated[float, Field(ge=0.001)] = 1.0
     """How often a free device looks in, unless it was told when to come back."""
     wrong_clocks: Share = 0.0
     """Share of devices whose clock is wrong."""
-    clock_error_hours: NotNegative = 24.0
+    clock_error_hours: Annotated[float, Field(ge=0, le=1_000_000)] = 24.0
     """How wrong, at most, either way."""
     watts: NotNegative = 2.0
     """Power drawn by training, for the estimate of energy."""

@@ -216,10 +216,11 @@ def test_a_spoilt_plan_is_refused(spoil: Spoil, error: type[UmbelError]) -> None
     refuse(messages.plan_to_message(examples.PLAN), messages.plan_from_message, spoil, error)
 
 
-@pytest.mark.parametrize("field", ["epochs", "max_steps", "max_examples", "min_examples", "seed"])
-def test_a_plan_counts_nothing_below_zero(field: str) -> None:
-    with pytest.raises(OutOfBounds, match=field):
-        replace(examples.PLAN, **{field: -1})
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "max_steps", "max_examples", "min_examples", "seed"])
+def test_a_plan_counts_nothing_below_zero_nor_beyond_what_travels(field: str) -> None:
+    for count in (-1, 2**64, 2**32 if field in ("epochs", "batch_size", "max_steps") else 2**64):
+        with pytest.raises(OutOfBounds, match=field):
+            replace(examples.PLAN, **{field: count})
 
 
 # Releases.

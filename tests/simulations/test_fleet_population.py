@@ -189,6 +189,7 @@ def test_a_trace_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         {},
         {"1": {}},
         {"1": {**TRACE, "finish_time": -1}},
+        {"1": {"finish_time": 1e-9, "active": [0.0], "inactive": [1e-10]}},
         [TRACE],
         *({"1": {**EMPTY, "duration": length}} for length in (-1.0, 0.0, True, 10**400)),
         *({"1": {**TRACE, "active": [begin]}} for begin in (95.0, 90.0)),

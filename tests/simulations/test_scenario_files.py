@@ -111,6 +111,9 @@ def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
             '[[rollouts]]\nat_hour = 1\ncontent = "noisy"\nnoise = 1e39\n[[adversaries]]',
             r"line 18, rollouts\.0\.noise is 1e\+39: it should be less than or equal to 1000",
         ),
+        ("lr = 0.1", "max_steps = 4294967296", r"line 13: task: max_steps is 4294967296; it must lie between"),
+        ("[[adversaries]]", "[population]\ncheck_in_hours = 1e-9\n[[adversaries]]", "line 16, population.check_in_h"),
+        ("[[adversaries]]", "[population]\nclock_error_hours = 1e9\n[[adversaries]]", "line 16, population.clock_er"),
         ("lr = 0.1", "epochs = 1000000000", r"line 13, task\.plan\.epochs is 1000000000"),
         (
             "[[adversaries]]",

@@ -65,8 +65,8 @@ def _trace(name: str, entry: Any) -> Trace:
         begins, ends = ([_seconds(at) for at in entry[key]] for key in ("active", "inactive"))
     except (AttributeError, KeyError, TypeError, OverflowError) as error:
         raise MalformedMessage(f"trace of {name!r}: needs finish_time, active and inactive ({error!r})") from error
-    if length <= 0:
-        raise MalformedMessage(f"trace of {name!r}: finish_time is {length}; it must be above 0")
+    if length < 1:
+        raise MalformedMessage(f"trace of {name!r}: finish_time is {length}; it must be a second at least")
     intervals: list[tuple[float, float]] = []
     for begin in sorted(begins):
         end = min((at for at in ends if at > begin), default=length)
