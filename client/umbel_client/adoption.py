@@ -30,6 +30,7 @@ from umbel_client.kit import Kit
 from umbel_client.listing import Listing
 from umbel_client.offered import Offered, believe, find_listed, verify_offered
 from umbel_client.personal import Comparison, judge_release
+from umbel_client.predictor import Answering
 from umbel_client.slots import TRIES, Personal, Slot, Slots, Trial
 from umbel_client.state import Known, Scores
 from umbel_client.trust import Trust
@@ -148,6 +149,26 @@ class Adoption:
             self.refusal = as_text(f"{error.code}: {error}")
         self._switched()
         memory.put(replace(memory.state, judged_examples=revision))
+
+    def prove(self, answering: Answering) -> None:
+        """Commit a release whose trial is over, and note one that was given up, for the next check-in."""
+        kit, slots = self._kit, self._kit.shelf.slots
+        trial, active = slots.trial, slots.active
+        if slots.reverted is not None:
+            gone = slots.reverted
+            told = ReleaseOutcome(gone.model, gone.number, Outcome.REVERTED, gone.reason, gone.execution)
+            kit.memory.put(kit.memory.state.with_outcome(told, kit.clock.now()))
+            kit.shelf.change(Slots.told)
+        elif trial is not None and active is not None and answering.well:
+            answering.healthy()
+            now = kit.clock.now()
+            if now < trial.since:
+                kit.shelf.change(lambda slots: slots.tried_from(now))
+            elif now - trial.since >= kit.personal.trial_seconds:
+                done = ReleaseOutcome(active.model, active.number, Outcome.COMMITTED, execution=trial.execution)
+                # As above, what will be told goes first: dying in between tells it twice, never not at all.
+                kit.memory.put(kit.memory.state.with_outcome(done, now))
+                kit.shelf.change(Slots.commit)
 
     async def _release_of(self, slot: Slot, listing: Listing) -> Release:
         """An adopted release; its manifest may be gone from the shelf."""

@@ -26,7 +26,6 @@ from umbel.visit import (
     Assignment,
     CheckIn,
     CheckInReply,
-    Outcome,
     ReleaseOutcome,
     Retry,
     RetryWindow,
@@ -48,7 +47,6 @@ from umbel_client.predictor import Answering, Outputs, Predictor
 from umbel_client.private import Pinning, PrivacyPolicy
 from umbel_client.session import Session, SessionFolder
 from umbel_client.shelf import Shelf
-from umbel_client.slots import Slots
 from umbel_client.status import StatusSource
 from umbel_client.visits import WAITING_WINDOW, Ending, Visit
 
@@ -270,7 +268,7 @@ class Device:
         self._kit.memory.refresh()
         self._answering.follow()
         with suppress(OSError):  # a full disk: proved at the next visit
-            self._prove()
+            self._adoption.prove(self._answering)
         before = self._kit.traffic
         try:
             verdict = self.verdict()
@@ -313,26 +311,6 @@ class Device:
             return await self._adoption.follow(listing, answer.offer, answer.deltas)
         await self._adoption.reconsider(listing, serving_well=self._answering.well)
         return None
-
-    def _prove(self) -> None:
-        """Commit a release whose trial is over, and note one that was given up, for the next check-in."""
-        kit, slots = self._kit, self._kit.shelf.slots
-        trial, active = slots.trial, slots.active
-        if slots.reverted is not None:
-            gone = slots.reverted
-            told = ReleaseOutcome(gone.model, gone.number, Outcome.REVERTED, gone.reason, gone.execution)
-            kit.memory.put(kit.memory.state.with_outcome(told, kit.clock.now()))
-            kit.shelf.change(Slots.told)
-        elif trial is not None and active is not None and self._answering.well:
-            self._answering.healthy()
-            now = kit.clock.now()
-            if now < trial.since:
-                kit.shelf.change(lambda slots: slots.tried_from(now))
-            elif now - trial.since >= kit.personal.trial_seconds:
-                done = ReleaseOutcome(active.model, active.number, Outcome.COMMITTED, execution=trial.execution)
-                # As above, what will be told goes first: dying in between tells it twice, never not at all.
-                kit.memory.put(kit.memory.state.with_outcome(done, now))
-                kit.shelf.change(Slots.commit)
 
     async def _renew_certificate(self) -> None:
         identity = self._kit.identity

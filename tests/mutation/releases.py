@@ -116,7 +116,7 @@ GUARDS: Final = (
         ("tries come back with an answer", "replace(self.trial, tries_left=TRIES)", "self.trial"),
     ),
     *of(
-        "client/umbel_client/device.py", (*_SHELF, "tests/client/test_in_the_wild.py"),
+        "client/umbel_client/adoption.py", (*_SHELF, "tests/client/test_in_the_wild.py"),
         ("a trial's time", "elif now - trial.since >= kit.personal.trial_seconds:", "elif True:"),
         ("a trial that begins ahead", "if now < trial.since:", "if False:"),
     ),
