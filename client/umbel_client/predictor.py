@@ -1,4 +1,4 @@
-"""One inference on the device: the session is already open, the weights are bound. No network, no lock."""
+"""One inference on the device: the session is already open, the weights are bound. No network."""
 
 from __future__ import annotations
 

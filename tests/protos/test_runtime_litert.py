@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,22 @@ def test_binding_leaves_only_the_inputs_open_and_works_out_what_it_can() -> None
     before = schema.ModelT.InitFromPackedBuf(graph, 0)
     assert [entry.name for entry in bound.signatureDefs[0].inputs] == [b"x"]
     assert len(bound.subgraphs[0].operators) < len(before.subgraphs[0].operators)
+
+
+def test_threads_that_ask_at_once_get_their_own_answers() -> None:
+    session = LiteRTRuntime().infer(WATCH, WATCH.shared_weights())
+    asked = [batch(size)[0] for size in (1, 2, 3, 4) * 25]
+    expected = [session(inputs) for inputs in asked]
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(session, asked))
+    finally:
+        sys.setswitchinterval(usual)
+    for mine, alone in zip(found, expected, strict=True):
+        for name in alone:
+            np.testing.assert_array_equal(mine[name], alone[name])
 
 
 def test_a_damaged_graph_is_a_runtime_failure(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """The `Runtime` seam: whatever can run a bundle's graphs.
 
 Device, coordinator and compiler run the same graphs through it, so it stands on the ground floor
-(`docs/decisions/0002-runtime-on-the-ground-floor.md`). A session belongs to one thread at a time; a runtime may be
-shared. Weights given to a session are the shared ones (trainable and buffers), with or without the frozen ones,
-which always come from the bundle.
+(`docs/decisions/0002-runtime-on-the-ground-floor.md`). A session belongs to one thread at a time, but one that
+answers, which any thread may ask; a runtime may be shared. Weights given to a session are the shared ones (trainable
+and buffers), with or without the frozen ones, which always come from the bundle.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -198,12 +199,15 @@ class LiteRTInfer:
         self._check = BatchCheck("input", bundle.manifest.inputs)
         self._names = [spec.name for spec in bundle.manifest.outputs]
         self._graph = _graph(bundle, "infer", {}, threads, bind_weights(bundle, weights))
+        self._alone = Lock()
+        """An interpreter has one place for what it is given: of two threads, one would get the other's answers."""
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """The model's outputs for a batch; see `InferSession`."""
         self._check(inputs)
-        self._graph.run(inputs)
-        return {name: self._graph.output(name) for name in self._names}
+        with self._alone:
+            self._graph.run(inputs)
+            return {name: self._graph.output(name) for name in self._names}
 
 
 class LiteRTEvaluate:
