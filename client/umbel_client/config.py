@@ -64,7 +64,7 @@ def load_config(home: Path, path: Path | None = None) -> DeviceConfig:
             raise NotFound(f"no settings at {path}")
         return DeviceConfig()
     try:
-        tree = tomllib.loads(file.read_text())
+        tree = tomllib.loads(file.read_bytes().decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MalformedMessage(f"{file} isn't TOML: {error}") from error
     defaults = DeviceConfig()

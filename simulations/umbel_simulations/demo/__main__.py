@@ -10,8 +10,11 @@ from types import FrameType
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 
-from umbel.errors import UmbelError
+from umbel.errors import UmbelError, unusable
+from umbel.holding import held
+from umbel.program import take_streams
 from umbel_simulations.demo.board import rollout_table, summary
 from umbel_simulations.demo.page import megabytes
 from umbel_simulations.demo.results import Results
@@ -22,17 +25,23 @@ _ABOUT = "Start a coordinator and a fleet of device processes on this machine, a
 
 def main() -> int:
     """Run the demo; returns 0, or 1 when something refused, or 130 after Ctrl-C."""
+    take_streams()
     options = _options()
-    console = Console()
-    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console(emoji=False)
+    for ends in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ends) is signal.SIG_DFL:
+            signal.signal(ends, _interrupt)
     try:
-        with Live(console=console, refresh_per_second=4, transient=False) as live:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        alone = held(options.folder, f"another demo runs in {options.folder}; end it, or choose a folder by --folder")
+        with alone, Live(console=console, refresh_per_second=4, transient=False) as live:
             results = run(options, live)
     except KeyboardInterrupt:
         console.print("stopped; nothing is left running")
         return 130
-    except UmbelError as error:
-        console.print(f"[red]the demo failed:[/] {error}", highlight=False)
+    except (UmbelError, OSError) as error:
+        words = str(error) if isinstance(error, UmbelError) else unusable(error)
+        console.print(f"[red]the demo failed:[/] {escape(words)}", highlight=False)
         return 1
     _tell(console, results, options.folder)
     return 0
@@ -59,13 +68,14 @@ def _options() -> Options:
 def _tell(console: Console, results: Results, folder: Path) -> None:
     console.print(summary(results))
     console.print(rollout_table(results))
+    here = escape(str(folder))
     console.print(
         f"\n{len(results.rounds)} rounds in {results.seconds:.0f} s; {megabytes(results.bytes_up)} up, "
-        f"{megabytes(results.bytes_down)} down; report: {folder / 'report.html'}",
+        f"{megabytes(results.bytes_down)} down; report: {here}/report.html",
         highlight=False,
     )
     newest = max(entry.version for entry in results.rounds)
-    console.print(f"\nEverything lies in {folder}. What to try next:", highlight=False)
+    console.print(f"\nEverything lies in {here}. What to try next:", highlight=False)
     for command, meaning in (
         (f"umbel serve --state {folder / 'state'}", "the coordinator again, as it was"),
         (
@@ -75,7 +85,7 @@ def _tell(console: Console, results: Results, folder: Path) -> None:
         (f"umbel-device --home {folder / 'devices' / results.devices[0].name} status", "what a device holds"),
         ("docs/tutorials/first-federation.md", "your own data and your own model"),
     ):
-        console.print(f"  {command}\n      [dim]{meaning}[/]", highlight=False, soft_wrap=True)
+        console.print(f"  {escape(command)}\n      [dim]{meaning}[/]", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from umbel.v1 import admin_pb2 as pb
+from umbel_simulations import terminal
 from umbel_simulations.demo.page import device_row, megabytes
 from umbel_simulations.demo.results import Results
 
@@ -71,7 +72,7 @@ def summary(results: Results) -> RenderableType:
     """The table per device that a run ends with."""
     table = Table(title="Accuracy on each device's held-back windows", title_justify="left", header_style="bold")
     for heading in ("device", "train", "held", "global", "personal", "runtime", "memory"):
-        table.add_column(heading, justify="left" if heading == "device" else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if heading == "device" else "right", overflow="fold")
     for device in results.devices:
         table.add_row(*device_row(device))
     table.add_section()
@@ -84,10 +85,13 @@ def summary(results: Results) -> RenderableType:
 
 def rollout_table(results: Results) -> RenderableType:
     """How the rollouts ended."""
-    table = Table(title="Rollouts", title_justify="left", header_style="bold")
-    for heading in ("rollout", "release", "ended", "in wave", "devices at most", "devices left on it", "seconds"):
-        table.add_column(heading, justify="left" if heading in ("rollout", "ended") else "right", no_wrap=True)
-    for one in results.rollouts:
-        numbers = (one.wave, one.most_devices, one.devices_left)
-        table.add_row(one.rollout, str(one.release), one.stage, *map(str, numbers), f"{one.seconds:.1f}")
-    return table
+    head = ("rollout", "release", "ended", "in wave", "devices at most", "devices left on it", "seconds")
+    rows = [
+        (
+            one.rollout,
+            *map(str, (one.release, one.stage, one.wave, one.most_devices, one.devices_left)),
+            f"{one.seconds:.1f}",
+        )
+        for one in results.rollouts
+    ]
+    return terminal.table(head, rows, title=Text("Rollouts"))

@@ -11,7 +11,7 @@ from umbel_simulations import markup
 from umbel_simulations.charts import Series, line_chart
 from umbel_simulations.demo.results import DeviceResult, Results
 
-_TEMPLATE: Final = Template(files(__package__).joinpath("page.html").read_text())
+_TEMPLATE: Final = Template(files(__package__).joinpath("page.html").read_text("utf-8"))
 
 
 def render(results: Results) -> str:

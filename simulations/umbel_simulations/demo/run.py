@@ -99,7 +99,7 @@ def run(options: Options, live: Live) -> Results:
         audit_rows = int(operator.call("audit", "verify")["rows"])
     results = Results(_rounds(board), devices, time.monotonic() - began, trust, ended, audit_rows)
     results.write_json(options.folder / "report.json")
-    (options.folder / "report.html").write_text(render(results))
+    (options.folder / "report.html").write_text(render(results), encoding="utf-8")
     return results
 
 
@@ -126,7 +126,6 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("report.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
