@@ -17,7 +17,7 @@ from umbel.errors import BadInput
 from umbel.plan import Plan
 from umbel.update import Update
 from umbel.weights import Weights
-from umbel_server.flower.simulation import Request
+from umbel_server.flower.simulation import Request, ray_of
 from umbel_simulations.cohort import rounds
 from umbel_simulations.cohort.clients import Start
 from umbel_simulations.cohort.pool import Pool
@@ -86,6 +86,11 @@ def test_whoever_answers_the_sum_is_the_same(tiny_bundle: Bundle, wants_singles:
     assert (there.count, there.weight, there.metrics) == (here.count, here.weight, here.metrics)
     if not wants_singles:
         assert np.array_equal(there.aggregate.total, here.aggregate.total)  # type: ignore[union-attr]
+
+
+def test_a_cluster_that_runs_is_joined_with_the_processors_that_it_has() -> None:
+    assert ray_of(2, "")["num_cpus"] == 2
+    assert "num_cpus" not in ray_of(2, "10.0.0.1:6379"), "Ray refuses to join with a number of processors"
 
 
 def test_an_algorithm_that_ray_doesnt_run_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Any node can do any request: a request says itself whose examples it is about, s
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from umbel_server.flower.compat import identify_task
 
 # isort: split
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app.typing import ConfigRecordValues
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -53,7 +55,7 @@ def on_ray(main: Callable[[Ask], None], work: str, nodes: int, workers: int) -> 
         main: is given the means to ask.
         work: a `Work`, as `module:function`; imported in each actor.
         nodes: how many requests may be on their way at a time.
-        workers: actors on this machine, a core each.
+        workers: actors on this machine, a core each; where `RAY_ADDRESS` names a cluster, it says how many.
 
     Raises:
         NotFound: Ray isn't installed.
@@ -80,7 +82,7 @@ def on_ray(main: Callable[[Ask], None], work: str, nodes: int, workers: int) -> 
             num_supernodes=nodes,
             backend_config={
                 "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-                "init_args": {"num_cpus": workers, "include_dashboard": False, "log_to_driver": False},
+                "init_args": ray_of(workers, os.environ.get("RAY_ADDRESS", "")),
             },
         )
     except RuntimeError as error:
@@ -88,6 +90,12 @@ def on_ray(main: Callable[[Ask], None], work: str, nodes: int, workers: int) -> 
             raise RuntimeFailure(f"Flower's simulation runtime gave up, its log tells more: {error}") from error
     if failures:
         raise failures[0]
+
+
+def ray_of(workers: int, address: str) -> dict[str, ConfigRecordValues]:
+    """What Ray is begun with: so many processors of this machine, or those of the cluster that runs at an address."""
+    begun: dict[str, ConfigRecordValues] = {"log_to_driver": False}
+    return begun if address else begun | {"num_cpus": workers, "include_dashboard": False}
 
 
 def client_app(work: str) -> ClientApp:
@@ -151,7 +159,8 @@ def _ask_some(grid: Grid, ids: Sequence[int], requests: Sequence[Request]) -> li
     found: dict[int, Update | None] = {}
     for reply in grid.send_and_receive(messages):
         if reply.has_error():
-            raise RuntimeFailure(f"an actor failed: {reply.error.reason}")
+            reason = " ".join(str(reply.error.reason).split())[:300]
+            raise RuntimeFailure(f"an actor failed: {reason}; the same again goes on from the last checkpoint")
         found[places[reply.metadata.src_node_id]] = _update(reply.content)
     if len(found) != len(requests):
         raise RuntimeFailure(f"{len(requests) - len(found)} of {len(requests)} requests got no answer")
