@@ -149,7 +149,7 @@ class Device:
             WrongState: no release has been adopted yet.
         """
         if (predictor := self._answering.current) is None:
-            it = "has no model yet" if self._kit.shelf.slots.active is None else "lacks parts of its model"
+            it = "has no model yet" if self._kit.shelf.slots.active is None else "can't use its model now"
             raise WrongState(f"this device {it}; a visit (`await device.wake()`) brings what is released")
         return predictor
 

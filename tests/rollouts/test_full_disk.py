@@ -60,7 +60,7 @@ async def test_a_first_release_that_cannot_be_counted_answers_once_it_can(
     await fleet.visits()
     with monkeypatch.context() as patch:
         fills_up_at(patch, 0)
-        with pytest.raises(WrongState, match="no model yet"):
+        with pytest.raises(WrongState, match="use its model now"):
             fleet.reopen(0).predict(recordings(1)[0])
     assert fleet.reopen(0).answers_with
 

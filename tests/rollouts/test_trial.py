@@ -164,7 +164,7 @@ async def test_a_device_that_changes_its_runtime_in_a_trial_blames_no_release(fl
     await fleet.visits()
     device = fleet.reopen(0, runtime=LiteRTRuntime())
     for _ in range(TRIES):
-        with pytest.raises(WrongState, match="lacks parts of its model"):
+        with pytest.raises(WrongState, match="can't use its model now"):
             device.predict(recordings(1)[0])
         device = fleet.reopen(0, runtime=LiteRTRuntime())
     await fleet.visits()
