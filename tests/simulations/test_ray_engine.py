@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import pytest
 
 from tests.simulations import tiny
 from umbel.bundle import Bundle
-from umbel.errors import BadInput
+from umbel.errors import BadInput, RuntimeFailure
 from umbel.plan import Plan
 from umbel.update import Update
 from umbel.weights import Weights
@@ -90,7 +91,11 @@ def test_whoever_answers_the_sum_is_the_same(tiny_bundle: Bundle, wants_singles:
 
 def test_a_cluster_that_runs_is_joined_with_the_processors_that_it_has() -> None:
     assert ray_of(2, "")["num_cpus"] == 2
-    assert "num_cpus" not in ray_of(2, "10.0.0.1:6379"), "Ray refuses to join with a number of processors"
+    with socket.create_server(("127.0.0.1", 0)) as cluster:
+        address = f"127.0.0.1:{cluster.getsockname()[1]}"
+        assert "num_cpus" not in ray_of(2, address), "Ray refuses to join with a number of processors"
+    with pytest.raises(RuntimeFailure, match=f"no cluster of Ray answers at {address}"):
+        ray_of(2, address)
 
 
 def test_an_algorithm_that_ray_doesnt_run_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ Any node can do any request: a request says itself whose examples it is about, s
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from flwr.serverapp import Grid, ServerApp
 
 Value = str | int | float
 _ARRAYS, _CONFIG, _METRICS, _WEIGHT = "arrays", "config", "metrics", "weight"
+_CLUSTER_SECONDS: Final = 10.0
 _NODES_SECONDS: Final = 180.0
 """How long the nodes may take to appear."""
 
@@ -93,7 +95,17 @@ def on_ray(main: Callable[[Ask], None], work: str, nodes: int, workers: int) -> 
 
 
 def ray_of(workers: int, address: str) -> dict[str, ConfigRecordValues]:
-    """What Ray is begun with: so many processors of this machine, or those of the cluster that runs at an address."""
+    """What Ray is begun with: so many processors of this machine, or those of the cluster that runs at an address.
+
+    Raises:
+        RuntimeFailure: nobody listens at the address; Ray would wait for ever there, and not even end when told to.
+    """
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), _CLUSTER_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise RuntimeFailure(f"no cluster of Ray answers at {address}, as RAY_ADDRESS says: {error}") from error
     begun: dict[str, ConfigRecordValues] = {"log_to_driver": False}
     return begun if address else begun | {"num_cpus": workers, "include_dashboard": False}
 
