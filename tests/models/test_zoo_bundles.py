@@ -58,7 +58,8 @@ def test_compiling_a_packaged_model_again_gives_the_same_graphs_and_numbers(name
         np.testing.assert_allclose(again.golden().outputs[name], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("net", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
+@pytest.mark.slow  # the quick tests compare with packaged bundles, which another process made
+@pytest.mark.parametrize("net", ["mlp", "cnn"])
 def test_the_bytes_do_not_depend_on_the_process(tmp_path: Path, net: str) -> None:
     script = "import torch; torch.set_num_threads(1); from umbel_models.cli import main; main()"
     arguments = ["build", f"umbel_models.zoo.digits:{net}", "-o", str(tmp_path / "there"), "--runtime", "onnx,litert"]

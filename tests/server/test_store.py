@@ -129,8 +129,9 @@ def test_a_postgresql_has_one_coordinator_at_a_time(
 
 
 def test_a_coordinator_whose_connection_was_cut_holds_its_database_again_or_hears_who_took_it(
-    opened: Opened, postgresql: str
+    opened: Opened, postgresql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(store_module, "_PATIENCE", "lock_timeout = '50ms'")
     url = empty_database(postgresql)
     first, second = opened(url), opened(url)
 
