@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +66,28 @@ def test_rays_actors_come_to_the_same_weights_as_threads(tmp_path: Path, own: bo
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert found["ray"] == found["cohort"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_on_ray_that_waits_for_answers(tmp_path: Path) -> None:
+    # As in a terminal: it listens to Ctrl-C, also where the tests run in the background and don't.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    start = f"{listen}; from umbel_simulations.cli import main; main()"
+    long = ("--engine", "ray", "--set", "task.rounds=100000", "-o", str(tmp_path / "run"))
+    command = [sys.executable, "-c", start, "run", "digits-dirichlet", *long]
+    with (tmp_path / "told").open("w+") as told:
+        process = subprocess.Popen(command, stderr=told, start_new_session=True)
+        try:
+            while not any(tmp_path.glob("run/state/*")):
+                assert process.poll() is None
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        told.seek(0)
+        assert told.read().rstrip().endswith("Stopped; the same command goes on.")
 
 
 @pytest.mark.parametrize("wants_singles", [False, True])

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import socket
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from threading import Event
 from typing import Final, cast
 
 import numpy as np
@@ -34,6 +34,7 @@ _ARRAYS, _CONFIG, _METRICS, _WEIGHT = "arrays", "config", "metrics", "weight"
 _CLUSTER_SECONDS: Final = 10.0
 _NODES_SECONDS: Final = 180.0
 """How long the nodes may take to appear."""
+_POLL_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,12 @@ def on_ray(main: Callable[[Ask], None], work: str, nodes: int, workers: int) -> 
         raise NotFound("the engine 'ray' needs Ray: pip install 'umbel[simulate-ray]'")
     from flwr.simulation import run_simulation
 
-    server, failures = ServerApp(), list[BaseException]()
+    server, failures, over = ServerApp(), list[BaseException](), Event()
 
     @server.main()
     def run(grid: Grid, _context: Context) -> None:
         try:
-            main(_asking(grid, nodes))
+            main(_asking(grid, nodes, over))
         except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
             failures.append(error)
 
@@ -90,6 +91,8 @@ def on_ray(main: Callable[[Ask], None], work: str, nodes: int, workers: int) -> 
     except RuntimeError as error:
         if not failures:
             raise RuntimeFailure(f"Flower's simulation runtime gave up, its log tells more: {error}") from error
+    finally:
+        over.set()
     if failures:
         raise failures[0]
 
@@ -138,26 +141,26 @@ def _answer(message: Message, work: Work) -> Message:
     return Message(content, reply_to=message)
 
 
-def _asking(grid: Grid, nodes: int) -> Ask:
+def _asking(grid: Grid, nodes: int, over: Event) -> Ask:
     ids: list[int] = []
-    for _ in range(round(_NODES_SECONDS * 10)):
+    for _ in range(round(_NODES_SECONDS / _POLL_SECONDS)):
         ids = sorted(grid.get_node_ids())
         if len(ids) >= nodes:
             break
-        time.sleep(0.1)
+        _go_on_soon(over)
     else:
         raise RuntimeFailure(f"{len(ids)} of {nodes} nodes appeared within {_NODES_SECONDS:.0f} seconds")
 
     def ask(requests: Sequence[Request]) -> list[Update | None]:
         found: list[Update | None] = []
         for at in range(0, len(requests), len(ids)):
-            found += _ask_some(grid, ids, requests[at : at + len(ids)])
+            found += _ask_some(grid, ids, requests[at : at + len(ids)], over)
         return found
 
     return ask
 
 
-def _ask_some(grid: Grid, ids: Sequence[int], requests: Sequence[Request]) -> list[Update | None]:
+def _ask_some(grid: Grid, ids: Sequence[int], requests: Sequence[Request], over: Event) -> list[Update | None]:
     identify_task()
     places = {node: place for place, node in enumerate(ids[: len(requests)])}
     messages = [
@@ -169,14 +172,29 @@ def _ask_some(grid: Grid, ids: Sequence[int], requests: Sequence[Request]) -> li
         for node, request in zip(ids, requests, strict=False)
     ]
     found: dict[int, Update | None] = {}
-    for reply in grid.send_and_receive(messages):
+    for reply in _replies(grid, messages, over):
         if reply.has_error():
             reason = " ".join(str(reply.error.reason).split())[:300]
             raise RuntimeFailure(f"an actor failed: {reason}; the same again goes on from the last checkpoint")
         found[places[reply.metadata.src_node_id]] = _update(reply.content)
-    if len(found) != len(requests):
-        raise RuntimeFailure(f"{len(requests) - len(found)} of {len(requests)} requests got no answer")
     return [found[place] for place in range(len(requests))]
+
+
+def _replies(grid: Grid, messages: Sequence[Message], over: Event) -> Iterator[Message]:
+    """As `grid.send_and_receive`, which goes on waiting where the runtime was interrupted, and keeps its process."""
+    waiting = set(grid.push_messages(messages))
+    while True:
+        for reply in grid.pull_messages(waiting):
+            waiting.discard(reply.metadata.reply_to_message_id)
+            yield reply
+        if not waiting:
+            return
+        _go_on_soon(over)
+
+
+def _go_on_soon(over: Event) -> None:
+    if over.wait(_POLL_SECONDS):
+        raise RuntimeFailure("Flower's simulation runtime has ended")
 
 
 def _update(content: RecordDict) -> Update | None:
