@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from umbel.errors import UmbelError, unusable
+from umbel.home import in_home
 from umbel.memory import give_back_what_is_freed
 from umbel.program import take_streams
 from umbel_client import commands
@@ -28,9 +29,9 @@ _EXIT: Final = "exit codes: 0 done, 1 refused or failed (the reason on stderr), 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     take_streams()
-    options = _parser().parse_args(arguments)
-    give_back_what_is_freed()
     try:
+        options = _parser().parse_args(arguments)
+        give_back_what_is_freed()
         return int(options.command(options))
     except UmbelError as error:
         sys.stderr.write(f"umbel-device: {error}\n")
@@ -48,11 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "umbel-device", description=_ABOUT, epilog=_EXIT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = os.environ.get("UMBEL_DEVICE_HOME") or "~/.umbel/device"
     parser.add_argument(
         "--home",
-        type=lambda text: Path(text).expanduser(),
-        default=Path(default).expanduser(),
+        type=in_home,
+        default=os.environ.get("UMBEL_DEVICE_HOME") or "~/.umbel/device",
         help="the device's folder (default: $UMBEL_DEVICE_HOME, or ~/.umbel/device)",
     )
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

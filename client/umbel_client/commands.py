@@ -14,6 +14,7 @@ from typing import Any
 from umbel.clock import SystemClock
 from umbel.errors import BadInput, MalformedMessage, NotFound, UmbelError
 from umbel.helper_card import HelperCard
+from umbel.home import in_home
 from umbel.manifest import Manifest
 from umbel_client import enrolling
 from umbel_client.config import load_config
@@ -260,7 +261,7 @@ def _or_file(text: str) -> str:
     if not text.startswith("@"):
         return text
     try:
-        return Path(text[1:]).expanduser().read_text().strip()
+        return in_home(text[1:]).read_text().strip()
     except OSError as error:
         raise NotFound(f"can't read {text[1:]} ({error.strerror})") from None
     except UnicodeDecodeError as error:

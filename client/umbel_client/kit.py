@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from umbel.bundle import Bundle
 from umbel.clock import Clock
 from umbel.descriptor import TWO_AGGREGATORS
-from umbel.errors import InputMismatch, Interrupted, RuntimeFailure, WrongState
+from umbel.errors import InputMismatch, Interrupted, RuntimeFailure
+from umbel.holding import locked
 from umbel.identity import DeviceId
 from umbel.runtime import Runtime
 from umbel.sealing import SEALED
@@ -210,9 +210,6 @@ class Kit:
 @contextlib.contextmanager
 def only_visitor(home: Path) -> Iterator[None]:
     """Hold the home for one visit; raises `WrongState` if somebody visits from it already."""
-    with within(home, "lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WrongState(f"somebody is on a visit from {home} already; try again once that is over") from None
+    refusal = f"somebody is on a visit from {home} already; try again once that is over"
+    with within(home, "lock").open("ab") as file, locked(file.fileno(), refusal):
         yield

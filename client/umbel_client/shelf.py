@@ -7,7 +7,6 @@ go, least recently used first; those in a slot never.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +19,7 @@ from umbel.bundle import Bundle
 from umbel.digests import Digest, digest_of, digest_of_file
 from umbel.errors import BundleInvalid, DigestMismatch, MalformedMessage, OutOfBounds, UmbelError
 from umbel.file_delta import FileDelta
+from umbel.holding import locked
 from umbel.manifest import FileRef, Manifest
 from umbel.weights import Weights
 from umbel_client.files import BESIDE, Disk, make_folder, read, read_any, within
@@ -82,8 +82,7 @@ class Shelf:
 
     def change(self, step: Callable[[Slots], Slots]) -> Slots:
         """Take one step of the slots, alone among all processes that use this shelf; returns what serves now."""
-        with self._lock_file.open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._lock_file.open("ab") as lock, locked(lock.fileno()):
             before = self.slots
             after = step(before)
             if after != before:

@@ -26,7 +26,8 @@ from numpy import frombuffer, uint8
 from torch import fx
 
 from umbel.digests import Digest, digest_of, verify_digest
-from umbel.errors import DigestMismatch
+from umbel.errors import DigestMismatch, NotFound
+from umbel.home import in_home
 from umbel.version import VERSION
 from umbel_models.accumulation import COUNT
 from umbel_models.lowering import trace
@@ -59,9 +60,12 @@ class GraphCache:
     directory: Path
 
     @classmethod
-    def default(cls) -> GraphCache:
-        """The user's own, under `$XDG_CACHE_HOME` or `~/.cache`."""
-        return cls(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umbel" / "graphs")
+    def default(cls) -> GraphCache | None:
+        """The user's own, under `$XDG_CACHE_HOME` or `~/.cache`; None for a user without a home."""
+        try:
+            return cls(in_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "umbel" / "graphs")
+        except NotFound:
+            return None
 
     def graphs(self, key: str, make: Callable[[], Mapping[str, bytes]]) -> tuple[dict[str, bytes], bool]:
         """The graphs by file name under this key, made if they aren't there; and whether they were.

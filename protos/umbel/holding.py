@@ -12,6 +12,32 @@ from umbel.errors import WrongState
 
 
 @contextmanager
+def locked(handle: int, refusal: str | None = None) -> Iterator[None]:
+    """Hold the lock of an open file or folder for as long as the block lasts.
+
+    A child that the app forks in between has the file open too, and closing it here would leave the lock with the child.
+    So it is let go of by name, and by this process alone, should the child unwind the block as well.
+
+    Args:
+        handle: a descriptor of it.
+        refusal: what to say to whoever finds it held; None waits.
+
+    Raises:
+        WrongState: another process holds it.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if refusal is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WrongState(refusal or "") from None
+    owner = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() == owner:
+            fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+@contextmanager
 def alone_in(folder: Path) -> Iterator[int]:
     """Wait for a folder, and hold it for as long as the block lasts: for changes that take no time; not to be nested.
 
@@ -23,8 +49,8 @@ def alone_in(folder: Path) -> Iterator[int]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield handle
+        with locked(handle):
+            yield handle
     finally:
         os.close(handle)
 
@@ -39,10 +65,10 @@ def alone_with(file: Path) -> Iterator[None]:
     while True:
         handle = os.open(file, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(handle), file.stat()):
-                yield
-                return
+            with locked(handle):
+                if os.path.samestat(os.fstat(handle), file.stat()):
+                    yield
+                    return
         finally:
             os.close(handle)
 
@@ -60,10 +86,7 @@ def held(folder: Path, refusal: str) -> Iterator[None]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WrongState(refusal) from None
-        yield
+        with locked(handle, refusal):
+            yield
     finally:
         os.close(handle)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from umbel.bundle import MANIFEST_FILE, Bundle, write_bundle
 from umbel.digests import digest_of
 from umbel.errors import InputMismatch, NotFound
+from umbel.home import in_home
 from umbel.manifest import TensorSpec
 from umbel.version import VERSION
 from umbel_client.examples import Examples
@@ -80,8 +81,8 @@ def bundle_folder(model: str) -> Path:
 
 
 def _zoo_cache() -> Path:
-    root = os.environ.get("UMBEL_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "umbel" / "zoo"
+    root = os.environ.get("UMBEL_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return in_home(root) / "umbel" / "zoo"
 
 
 def _uncompiled(model: str) -> tuple[Bundle, ModelSpec]:

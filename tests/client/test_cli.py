@@ -22,6 +22,7 @@ from tests.client.recordings import recordings
 from umbel.bundle import Bundle
 from umbel.clock import SystemClock
 from umbel.plan import Plan
+from umbel_client.cli import main
 from umbel_client.enrolment import load_identity
 from umbel_models.zoo import bundle_path
 
@@ -190,6 +191,15 @@ async def test_an_enrolment_code_in_a_file_is_enough(user: User, tmp_path: Path)
     told = await user.types("enrol", "--code", f"@{code}", "--channel", "beta")
     assert load_identity(user.home).device_id in told
     assert load_identity(user.home).channel == "beta"
+
+
+def test_who_has_no_home_is_told_and_needs_none_beside_a_named_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UMBEL_DEVICE_HOME", "~nobody-of-this-name/device")
+    for words, told in (([], "no home folder is known"), (["--home", str(tmp_path)], "isn't enrolled")):
+        assert main([*words, "status"]) == 1
+        assert told in capsys.readouterr().err
 
 
 async def test_help_shows_how_to_begin(user: User) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+from contextlib import ExitStack
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -381,6 +384,31 @@ async def test_only_one_process_visits_from_a_home(bench: Bench) -> None:
     device = bench.open()
     with only_visitor(bench.home), pytest.raises(WrongState, match="on a visit"):
         await device.wake()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_forked_during_a_visit_neither_ends_nor_keeps_it(tmp_path: Path) -> None:
+    """A server that forks its workers gives them all open files of the visit, its lock too."""
+    until, done = os.pipe()
+    with ExitStack() as visit:
+        visit.enter_context(only_visitor(tmp_path))
+        if not (unwinding := os.fork()):
+            visit.close()
+            os._exit(0)
+        os.waitpid(unwinding, 0)
+        with pytest.raises(WrongState, match="on a visit"), only_visitor(tmp_path):
+            pass
+        if not (living := os.fork()):
+            os.close(done)
+            os.read(until, 1)
+            os._exit(0)
+    try:
+        with only_visitor(tmp_path):
+            pass
+    finally:
+        os.close(done)
+        os.close(until)
+        os.waitpid(living, 0)
 
 
 async def test_contributing_lately_leaves_only_the_question_for_releases(bench: Bench) -> None:

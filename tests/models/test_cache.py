@@ -148,3 +148,8 @@ def test_a_cache_without_room_is_as_good_as_none_and_keeps_no_scraps(tmp_path: P
     with no_room():
         assert cache.graphs("key", lambda: {"infer": b"graph"}) == ({"infer": b"graph"}, False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_user_without_a_home_compiles_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-of-this-name/.cache")
+    assert GraphCache.default() is None
