@@ -15,7 +15,7 @@ from umbel.errors import WrongState
 def locked(handle: int, refusal: str | None = None) -> Iterator[None]:
     """Hold the lock of an open file or folder for as long as the block lasts.
 
-    A child that the app forks in between has the file open too, and closing it here would leave the lock with the child.
+    A child that the app forks in between has the file open too: closing it here would leave the lock with that child.
     So it is let go of by name, and by this process alone, should the child unwind the block as well.
 
     Args:

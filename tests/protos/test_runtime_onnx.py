@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,9 +89,15 @@ sys.exit(f"imported {heavy}" if heavy else 0)
 """
 
 
-def test_a_device_trains_without_torch_or_onnx_in_its_process() -> None:
-    done = subprocess.run([sys.executable, "-c", DEVICE], capture_output=True, text=True, check=False)
+def test_a_device_trains_without_torch_or_onnx_in_its_process_and_onnx_runtime_reports_to_nobody(
+    tmp_path: Path,
+) -> None:
+    """Its telemetry begins with files in the user's cache, where none of these variables holds it back."""
+    quiet = {"ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "CI", "XDG_CACHE_HOME"}
+    alone = {name: value for name, value in os.environ.items() if name not in quiet} | {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", DEVICE], env=alone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_whoever_runs_no_graph_loads_no_runtime() -> None:
