@@ -157,6 +157,8 @@ def test_umbel_takes_a_token_by_option_by_environment_and_from_a_file(
     refused_one = umbel("devices", "tokens", "create", "--population", "p", *state, "--token-file", str(file))
     assert refused_one.returncode == 1
     assert "yours is viewer" in refused_one.stderr
+    wrong = ("--server", live.addresses.tokens, "--server-authority", str(file), "--token-file", str(file))
+    assert "isn't a certificate in PEM" in umbel("status", *wrong).stderr
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from umbel.errors import (
     ERROR_KEY,
     BadInput,
     CertificateRefused,
+    MalformedMessage,
     NotFound,
     UmbelError,
     Unreachable,
@@ -128,6 +129,8 @@ def _raised(error: grpc.RpcError, address: str, who: Identity) -> UmbelError:
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         if "WRONG_VERSION_NUMBER" in details:
             return Unreachable(f"what answers at {address} speaks no TLS, so it is no coordinator; is the port right?")
+        if not _is_certificate(who.server_authority):
+            return MalformedMessage("the server authority to call with isn't a certificate in PEM; get its file again")
         if who.certificate and _has_ended(who.certificate):
             hint = "on its machine, `umbel operators renew` gives it a new term"
             return CertificateRefused(f"the certificate that this calls with has ended; {hint}")
@@ -141,6 +144,14 @@ def _raised(error: grpc.RpcError, address: str, who: Identity) -> UmbelError:
 def is_refusal(error: Exception) -> bool:
     """Whether the coordinator itself said no; not where it may have done what was asked, and its answer was lost."""
     return isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call) and error.code() not in _NO_WORD
+
+
+def _is_certificate(pem: bytes) -> bool:
+    from umbel_server.authority import end_of
+
+    with suppress(MalformedMessage):
+        return bool(end_of(pem))
+    return False
 
 
 def _has_ended(certificate: bytes) -> bool:
