@@ -90,11 +90,8 @@ def run(
     def ready(address: str, health: str) -> None:
         if settings.port == 0:
             folder.write_address(address)
-        if as_json:
-            output.print_json_line({"ready": True, "address": address, "health": health})
-            return
-        sys.stdout.write(f"ready: {address}{', health at http://' + health + '/healthz' if health else ''}\n")
-        sys.stdout.flush()
+        words = f"ready: {address}{', health at http://' + health + '/healthz' if health else ''}"
+        output.announce({"ready": True, "address": address, "health": health}, words, as_json)
 
     with _usable_store(state):
         asyncio.run(program.serve(folder, settings, ready))

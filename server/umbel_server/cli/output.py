@@ -6,6 +6,7 @@ import base64
 import datetime
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -78,6 +79,19 @@ def print_json_line(value: Any) -> None:
     """One JSON document of several, on a line of its own."""
     sys.stdout.write(json.dumps(value, ensure_ascii=not writes_all(sys.stdout)) + "\n")
     sys.stdout.flush()
+
+
+def announce(value: Any, words: str, as_json: bool) -> None:
+    """Say that a server listens, to whoever reads; it serves all the same where nobody does, or the disk is full."""
+    try:
+        if as_json:
+            print_json_line(value)
+        else:
+            sys.stdout.write(words + "\n")
+            sys.stdout.flush()
+    except OSError:
+        # What wasn't taken would be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Console(Console):

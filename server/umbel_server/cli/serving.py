@@ -143,14 +143,9 @@ def _entry(text: str) -> tuple[str, bool | float | int | str]:
 def _tell(addresses: Addresses, ready_file: Path | None, as_json: bool) -> None:
     if ready_file is not None:
         write_file(ready_file, json.dumps(asdict(addresses)).encode())
-    if as_json:
-        output.print_json_line({"ready": True, **asdict(addresses)})
-        return
     tokens = f", tokens {addresses.tokens}" if addresses.tokens else ""
-    sys.stdout.write(
-        f"ready: devices {addresses.device}, enrolment {addresses.enrol}, admin {addresses.admin}{tokens}\n"
-    )
-    sys.stdout.flush()
+    words = f"ready: devices {addresses.device}, enrolment {addresses.enrol}, admin {addresses.admin}{tokens}"
+    output.announce({"ready": True, **asdict(addresses)}, words, as_json)
 
 
 def log_to_stderr(level: str) -> None:
