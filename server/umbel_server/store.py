@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Error as SqliteError
+from threading import Lock
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -35,6 +36,8 @@ _STILL_THERE: Final = sa.text("SELECT 1")
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 """SQLSTATE."""
 _READS: Final = "umbel_reads"
+_ONE_AT_A_TIME: Final = Lock()
+"""Alembic keeps the migration that is under way in the process's globals: threads that open stores take turns."""
 OnStep = Callable[[str], None]
 
 
@@ -254,4 +257,5 @@ def _migrate(engine: sa.Engine) -> None:
             _take(connection, f"SET LOCAL {_PATIENCE}", f"SELECT pg_advisory_xact_lock{_OF_A_COORDINATOR}")
             connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        with _ONE_AT_A_TIME:
+            command.upgrade(config, "head")

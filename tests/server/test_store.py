@@ -7,9 +7,11 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -326,6 +328,18 @@ def test_an_address_of_no_store_is_refused_without_its_password(url: str) -> Non
     with pytest.raises(BadInput, match="sqlite:///PATH or postgres") as refused:
         Store.open(url)
     assert "s3cret" not in str(refused.value)
+
+
+def test_threads_open_stores_of_their_own_at_once(tmp_path: Path) -> None:
+    """Two simulations in one process."""
+    together = Barrier(3)
+
+    def opened(number: int) -> None:
+        together.wait(10)
+        Store.open(f"sqlite:///{tmp_path / str(number)}").close()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(opened, range(3)))
 
 
 def test_a_database_that_does_not_open_says_so(tmp_path: Path) -> None:
