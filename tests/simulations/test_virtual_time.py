@@ -23,6 +23,14 @@ def test_a_year_passes_at_once() -> None:
     assert run(main) == pytest.approx(1000.0 + 365 * 86_400)
 
 
+async def test_a_notebook_whose_own_loop_runs_may_play_too() -> None:
+    async def main(loop: VirtualLoop) -> float:
+        await asyncio.sleep(60)
+        return loop.time()
+
+    assert run(main) == 60
+
+
 def test_what_takes_longer_than_all_time_ends_with_it() -> None:
     async def main(loop: VirtualLoop) -> float:
         await asyncio.sleep(1e300)

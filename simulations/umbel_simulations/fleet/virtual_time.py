@@ -175,6 +175,16 @@ def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
     Raises:
         SimulationStuck: every task waits and no timer is set.
     """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _run(main)
+    # A notebook's: a thread runs one loop at a time.
+    with ThreadPoolExecutor(1) as beside:
+        return beside.submit(_run, main).result()
+
+
+def _run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
     loop = VirtualLoop()
     try:
         return loop.run_until_complete(main(loop))
