@@ -39,7 +39,7 @@ _COLUMNS: Final[list[output.Column]] = [
 @verb(
     ROLLOUTS,
     "create",
-    "umbel rollouts create shoulder-7 --model smartwatch --release 7 --revert 8 --from 5",
+    "umbel rollouts create shoulder-7 --model smartwatch --population watches --release 7 --revert 8 --from 5",
     changes=True,
 )
 def create(
