@@ -15,7 +15,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 
 BIN := $(VENV)/bin
-PROTOS := $(wildcard protos/umbel/v1/*.proto)
+PROTOS := $(wildcard protos/umbel/*/*.proto)
 REQUIREMENTS := pyproject.toml constraints.txt hatch_build.py $(PROTOS)
 INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TREES := protos models client server simulations tests .ci hatch_build.py

@@ -1,4 +1,4 @@
-"""Build hook: compile `protos/umbel/v1/*.proto`, so that generated code is never committed and never stale.
+"""Build hook: compile `protos/umbel/*/*.proto`, so that generated code is never committed and never stale.
 
 Runs for wheels and for `pip install -e .` alike; `python hatch_build.py` (or `make protos`) does it by hand after an
 edit.
@@ -15,12 +15,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 def compile_protos(root: Path) -> None:
-    """Write `*_pb2.py`, `*_pb2_grpc.py` and their stubs beside each proto under `root`/protos/umbel/v1."""
+    """Write `*_pb2.py`, `*_pb2_grpc.py` and their stubs beside each proto under `root`/protos/umbel."""
     import grpc_tools
     from grpc_tools import protoc
 
     source = root / "protos"
-    protos = [str(path) for path in sorted((source / "umbel" / "v1").glob("*.proto"))]
+    protos = [str(path) for path in sorted((source / "umbel").glob("*/*.proto"))]
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     # Run by hand, outside an activated environment, protoc finds its plugins beside the interpreter.
     os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
@@ -42,4 +42,4 @@ class ProtoBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
 if __name__ == "__main__":
     compile_protos(Path(__file__).resolve().parent)
-    sys.stdout.write("compiled protos/umbel/v1\n")
+    sys.stdout.write("compiled protos/umbel/*/*.proto\n")

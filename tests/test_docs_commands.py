@@ -11,7 +11,8 @@ from tests.docs_runner import SLOW, Command, PageFailed, commands, run
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted((DOCS / "tutorials").glob("*.md")), DOCS / "how-to" / "plan-a-launch.md"]
+HOW_TO = [DOCS / "how-to" / f"{name}.md" for name in ("plan-a-launch", "ask-over-the-network")]
+PAGES = [ROOT / "README.md", *sorted((DOCS / "tutorials").glob("*.md")), *HOW_TO]
 
 
 def page(path: Path) -> object:

@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDER = Path("protos/umbel/v1")
+PROTOS = sorted(path.relative_to(ROOT) for path in ROOT.glob("protos/umbel/*/*.proto"))
 
 
 def test_generating_by_hand_writes_what_the_build_wrote(tmp_path: Path) -> None:
-    (tmp_path / FOLDER).mkdir(parents=True)
-    for path in [ROOT / "hatch_build.py", *(ROOT / FOLDER).glob("*.proto")]:
-        shutil.copy(path, tmp_path / path.relative_to(ROOT))
+    for path in [Path("hatch_build.py"), *PROTOS]:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, tmp_path / path)
     subprocess.run([sys.executable, tmp_path / "hatch_build.py"], check=True, capture_output=True)
-    for made in (tmp_path / FOLDER).glob("*_pb2*"):
-        assert made.read_text() == (ROOT / FOLDER / made.name).read_text()
-    assert len(list((tmp_path / FOLDER).glob("*_pb2.py"))) == len(list((ROOT / FOLDER).glob("*.proto")))
+    made = [path.relative_to(tmp_path) for path in tmp_path.rglob("*_pb2*")]
+    assert all((tmp_path / path).read_text() == (ROOT / path).read_text() for path in made)
+    assert {path.parent / f"{path.stem}_pb2.py" for path in PROTOS} <= set(made)

@@ -4,6 +4,7 @@
 * enrolment port: TLS without client certificates (grpc-python can't ask for one that may be absent)
 * admin port: mutual TLS, certificates of the operator authority
 * token port: the same service over TLS without client certificates, for operators with tokens of an OpenID provider
+* inference port: mutual TLS like the admin port, for programs that ask models; with tokens, on the token port
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -39,6 +40,7 @@ from umbel_server.passing import may_pass
 from umbel_server.port_certificate import PortCertificate
 from umbel_server.provider import HttpsGet, Provider
 from umbel_server.rpc import OF_STRANGERS, STREAMS, port_options
+from umbel_server.serving.service import ModelService
 from umbel_server.settings import Oidc, Settings
 from umbel_server.store import Store
 from umbel_server.surroundings import Surroundings
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
 
 ADMIN_STOP_SECONDS: Final = 0.5
 """Watching operators would never hang up by themselves."""
+
+MAX_QUESTION_BYTES: Final = 64 << 20
+"""Of what a model is asked, in one message: a hundred photographs as they go into a net."""
 
 HOLD_SECONDS: Final = 5.0
 """Between two looks at the lock of the database."""
@@ -124,6 +129,8 @@ class Server:
         self._folder = Folder(settings.state)
         self._devices, self._admins = (grpc.aio.server(options=port_options(STREAMS)) for _ in range(2))
         self._enrolments, self._tokens = (grpc.aio.server(options=port_options(OF_STRANGERS)) for _ in range(2))
+        self._questions = grpc.aio.server(options=port_options(STREAMS, MAX_QUESTION_BYTES))
+        self._models: ModelService | None = None
         own = () if settings.host in ("0.0.0.0", "::") else (settings.host,)  # noqa: S104 - to be called at
         self._certificate = PortCertificate(parts.authorities.server, (*settings.names, *own), clock)
         self._rounds: asyncio.Task[None] | None = None
@@ -148,14 +155,15 @@ class Server:
         )
         admin = AdminGateway(parts.coordinator, parts.access, parts.operators, self._clock, settings.warnings)
         admin.service().add_to(self._admins)
-        token_port = 0
-        if (oidc := settings.oidc) is not None:
-            token_port = self._listen(self._tokens, settings.token_port, None)
-            admin.service(_token_operators(oidc, self._clock)).add_to(self._tokens)
-        for server in (self._devices, self._enrolments, self._admins, self._tokens):
+        tokens = _token_operators(settings.oidc, self._clock) if settings.oidc is not None else None
+        token_port = self._listen(self._tokens, settings.token_port, None) if tokens else 0
+        if tokens is not None:
+            admin.service(tokens).add_to(self._tokens)
+        inference_port = await self._serve_models(tokens)
+        for server in (self._devices, self._enrolments, self._admins, self._tokens, self._questions):
             await server.start()
         self._rounds = asyncio.create_task(parts.coordinator.run(), name="rounds")
-        ports = (device_port, enrol_port, admin_port, token_port)
+        ports = (device_port, enrol_port, admin_port, token_port, inference_port)
         addresses = Addresses(*(from_here(settings.host, port) if port else "" for port in ports))
         self._folder.write_addresses(addresses)
         return addresses
@@ -171,12 +179,31 @@ class Server:
         drain = self._settings.stop_seconds
         await asyncio.gather(
             *(server.stop(min(ADMIN_STOP_SECONDS, drain)) for server in (self._admins, self._tokens)),
-            *(server.stop(drain) for server in (self._enrolments, self._devices)),
+            *(server.stop(drain) for server in (self._enrolments, self._devices, self._questions)),
         )
+        if self._models is not None:
+            await self._models.stop()
         if self._rounds is not None:
             self._rounds.cancel()
             await asyncio.gather(self._rounds, return_exceptions=True)
         self._parts.store.close()
+
+    async def _serve_models(self, tokens: TokenOperators | None) -> int:
+        """Have programs ask models, where they may at all; gives the port."""
+        parts, settings = self._parts, self._settings
+        rollouts = parts.coordinator.rollouts
+        if settings.inference_port is None or rollouts is None:
+            return 0
+        port = self._listen(self._questions, settings.inference_port, parts.authorities.operator.certificate_pem)
+        folder = self._folder.inferences
+        self._models = ModelService(
+            settings, parts.store, parts.coordinator.registry, rollouts.desk, self._clock, folder
+        )
+        gateway = await self._models.start(parts.operators)
+        gateway.service().add_to(self._questions)
+        if tokens is not None:
+            gateway.service(tokens).add_to(self._tokens)
+        return port
 
     def _listen(self, server: grpc.aio.Server, port: int, client_authority: bytes | None) -> int:
         credentials, address = self._certificate.credentials(client_authority), joined(self._settings.host, port)
@@ -231,7 +258,7 @@ async def _listen(
         addresses = await server.start()
         for warning in settings.warnings:
             _log.warning(warning)
-        _log.info("ready", device=addresses.device, enrol=addresses.enrol, admin=addresses.admin)
+        _log.info("ready", **{name: address for name, address in asdict(addresses).items() if address})
         ready(addresses)
         with _running(program, parts.coordinator):
             await _first(server.wait(), stopping.wait(), _alone_while(hold))

@@ -172,6 +172,11 @@ class Folder:
         """Where blobs lie."""
         return self.path / "blobs"
 
+    @property
+    def inferences(self) -> Path:
+        """Where records of questions to models lie."""
+        return self.path / "inferences"
+
     def write_addresses(self, addresses: Addresses) -> None:
         """Tell other programs on this machine where the coordinator listens."""
         write_file(self.path / ADDRESSES_FILE, (json.dumps(asdict(addresses), indent=2) + "\n").encode())

@@ -31,6 +31,8 @@ class Addresses:
     admin: str
     tokens: str = ""
     """For operators who come with a token; empty where they can't."""
+    inference: str = ""
+    """For programs that ask models over gRPC; empty where they can't."""
 
     @classmethod
     def read(cls, state: Path) -> Addresses:

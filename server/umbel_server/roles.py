@@ -2,6 +2,7 @@
 
 Stopping is every operator's; going needs an approver beside (`umbel_server.rollout` asks for a second person); keys
 and signatures are a release signer's, the log an auditor's. An admin may call everything, and is still one person.
+A caller is a program that asks models over the network, and may do nothing else.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ class Role(Enum):
     RELEASE_SIGNER = "release-signer"
     AUDITOR = "auditor"
     ADMIN = "admin"
+    CALLER = "caller"
 
 
-_EVERYBODY = frozenset(Role)
+_EVERYBODY = frozenset(Role) - {Role.CALLER}
 _OPERATOR = frozenset({Role.OPERATOR, Role.ADMIN})
 _TABLE = (
     (
@@ -41,9 +43,11 @@ _TABLE = (
     (frozenset({Role.RELEASE_SIGNER, Role.ADMIN}), "DraftListing SubmitListing"),
     (frozenset({Role.AUDITOR, Role.ADMIN}), "ListAudit VerifyAudit GetCheckpoint"),
     (frozenset({Role.ADMIN}), "RevokeDevice AddOperator ListOperators RevokeOperator"),
+    (_EVERYBODY | {Role.CALLER}, "ServerLive ServerReady ServerMetadata ModelReady ModelMetadata RepositoryIndex"),
+    (_OPERATOR | {Role.CALLER}, "ModelInfer"),
 )
 ALLOWED = MappingProxyType({method: roles for roles, methods in _TABLE for method in methods.split()})
-"""AdminService method -> the roles that may call it."""
+"""Method of AdminService or GRPCInferenceService -> the roles that may call it."""
 
 
 def require_role(method: str, role: Role) -> None:

@@ -28,7 +28,7 @@ from umbel_server.passing import may_pass, tell
 C = TypeVar("C")
 
 MAX_MESSAGE_BYTES: Final = 1 << 20
-"""Largest single message on any port; what is larger travels in chunks."""
+"""Largest single message on all ports but that for questions to models; what is larger travels in chunks."""
 STREAMS: Final = 128
 """Calls that one connection may have open, of a caller whose certificate was looked at before."""
 OF_STRANGERS: Final = 16
@@ -49,11 +49,11 @@ Requests = AsyncIterator[Any]
 _log = structlog.get_logger(__name__)
 
 
-def port_options(streams: int) -> tuple[tuple[str, int], ...]:
-    """How a port is opened on which one connection may have so many calls."""
+def port_options(streams: int, message_bytes: int = MAX_MESSAGE_BYTES) -> tuple[tuple[str, int], ...]:
+    """How a port is opened on which one connection may have so many calls, and each message may be so large."""
     return (
         ("grpc.so_reuseport", 0),  # a port that another process holds is an error, not a lottery
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", message_bytes),
         ("grpc.max_concurrent_streams", streams),
         ("grpc.server_handshake_timeout_ms", 30_000),  # who connects and says nothing
         ("grpc.max_connection_idle_ms", 10 * 60_000),

@@ -82,6 +82,14 @@ class Settings(BaseSettings):
     """For operators with tokens; open only where there is an `oidc`."""
     oidc: Oidc | None = None
     """Whose tokens let operators in, beside certificates; None: nobody's."""
+    inference_port: Port | None = None
+    """Where programs ask released models, by the Open Inference Protocol over gRPC; None: nowhere."""
+    inference_threads: int = Field(default=0, ge=0, le=1_024)
+    """Answers that are made at a time; 0: as many as the machine has processors."""
+    inference_waiting: int = Field(default=256, ge=1)
+    """Questions that may be here at a time; who comes then is told to come later."""
+    inference_log_days: float = Field(default=14.0, ge=0)
+    """How long records of questions are kept; 0: none are written."""
     database_url: str = ""
     """SQLAlchemy URL; empty for SQLite in the folder."""
     helper: Path | None = None

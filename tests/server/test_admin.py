@@ -469,4 +469,4 @@ def test_an_edited_audit_row_is_found(fresh: Live) -> None:
 
 def test_the_stub_and_the_role_table_agree() -> None:
     stub = admin_pb2_grpc.AdminServiceStub(grpc.insecure_channel("127.0.0.1:1"))
-    assert all(hasattr(stub, method) for method in ALLOWED)
+    assert all(hasattr(stub, method) for method in METHODS)

@@ -28,7 +28,9 @@ _OPERATOR_COLUMNS: Final[list[output.Column]] = [
 def add_operator(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What the audit calls them.")],
-    role: Annotated[str, typer.Option("--role", help="viewer, operator, approver, release-signer, auditor or admin.")],
+    role: Annotated[
+        str, typer.Option("--role", help="viewer, operator, approver, release-signer, auditor, admin or caller.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="The folder to write their identity to.")],
 ) -> None:
     """Make an operator: a key, its certificate, and a folder to hand over (then `--identity FOLDER` with each verb)."""

@@ -35,6 +35,7 @@ to --ready-file, and to standard output.
 With --app it also runs a Flower ServerApp, as it is, over the devices of a task that was created with driven = true.
 
 Example: umbel serve --state umbel-state --host 0.0.0.0
+Example: umbel serve --state umbel-state --inference-port 7448
 Example: umbel serve --state umbel-state --app my_app:app --app-task research --app-config num-server-rounds=3
 """
 
@@ -83,6 +84,9 @@ def serve(
     device_port: Annotated[int | None, typer.Option(help="Port for enrolled devices.")] = None,
     enrol_port: Annotated[int | None, typer.Option(help="Port for devices that enrol.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port for operators.")] = None,
+    inference_port: Annotated[
+        int | None, typer.Option(help="Port for programs that ask released models; closed if left out.")
+    ] = None,
     database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL; SQLite in the folder if left out.")] = None,
     profile: Annotated[str | None, typer.Option(help="development or production.")] = None,
     helper: Annotated[Path | None, typer.Option(help="The helper's card; private tasks need one.")] = None,
@@ -106,6 +110,7 @@ def serve(
         device_port=device_port,
         enrol_port=enrol_port,
         admin_port=admin_port,
+        inference_port=inference_port,
         database_url=database_url,
         profile=profile,
         helper=helper,
@@ -143,8 +148,9 @@ def _entry(text: str) -> tuple[str, bool | float | int | str]:
 def _tell(addresses: Addresses, ready_file: Path | None, as_json: bool) -> None:
     if ready_file is not None:
         write_file(ready_file, json.dumps(asdict(addresses)).encode())
-    tokens = f", tokens {addresses.tokens}" if addresses.tokens else ""
-    words = f"ready: devices {addresses.device}, enrolment {addresses.enrol}, admin {addresses.admin}{tokens}"
+    told = {"devices": addresses.device, "enrolment": addresses.enrol, "admin": addresses.admin}
+    told |= {"tokens": addresses.tokens, "inference": addresses.inference}
+    words = "ready: " + ", ".join(f"{name} {address}" for name, address in told.items() if address)
     output.announce({"ready": True, **asdict(addresses)}, words, as_json)
 
 

@@ -1,0 +1,74 @@
+"""The whole of serving for one coordinator: what there is to ask for, who follows it, and what is written down."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from umbel.clock import Clock
+from umbel.runtime.onnx import OnnxRuntime
+from umbel_server import heads
+from umbel_server.operators import Operators
+from umbel_server.registry import Registry
+from umbel_server.releases import ReleaseDesk
+from umbel_server.serving.catalogue import Catalogue, Offered
+from umbel_server.serving.gateway import InferenceGateway
+from umbel_server.serving.inference import Inference, Inferred
+from umbel_server.serving.log import InferenceLog
+from umbel_server.serving.served import ServedModels
+from umbel_server.settings import Settings
+from umbel_server.store import Store
+
+
+class ModelService:
+    """Released models, for programs to ask.
+
+    Args:
+        settings: how many questions at a time, and how long records are kept.
+        store: knows what channels stand at.
+        registry: knows where bundles lie.
+        desk: knows what is signed.
+        clock: says when.
+        folder: for records of questions.
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, registry: Registry, desk: ReleaseDesk, clock: Clock, folder: Path
+    ) -> None:
+        self._log = InferenceLog(folder, settings.inference_log_days) if settings.inference_log_days else None
+        self._served = ServedModels(
+            lambda: catalogue(store, desk), registry.bundle, OnnxRuntime(), asyncio.to_thread, clock
+        )
+        threads, waiting = settings.inference_threads, settings.inference_waiting
+        self._inference = Inference(self._served, clock, threads, waiting, self._tell)
+        self._following: asyncio.Task[None] | None = None
+
+    async def start(self, operators: Operators) -> InferenceGateway:
+        """Load what channels stand at, and keep up with it; the gateway answers from then on."""
+        await self._served.look()
+        self._following = asyncio.create_task(self._served.follow(), name="serving")
+        return InferenceGateway(self._inference, operators)
+
+    async def stop(self) -> None:
+        """Once nobody can ask any more: end what follows releases, and write what was asked."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        await asyncio.to_thread(self._inference.close)
+        if self._log is not None:
+            await asyncio.to_thread(self._log.close)
+
+    def _tell(self, record: Inferred) -> None:
+        if self._log is not None:
+            self._log.put(record)
+
+
+def catalogue(store: Store, desk: ReleaseDesk) -> Catalogue:
+    """What there is to ask for, now: released, and signed."""
+    with store.reading() as connection:
+        stand = heads.read(connection)
+    channels: dict[str, dict[str, int]] = {}
+    for audience, number in stand.numbers.items():
+        of_model = channels.setdefault(audience.model, {})
+        of_model[audience.channel] = max(number, of_model.get(audience.channel, 0))
+    return Catalogue({model: Offered.of(desk.listed(model), of_model) for model, of_model in channels.items()})
