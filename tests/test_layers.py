@@ -16,7 +16,7 @@ PACKAGES = {
     "umbel_server": ROOT / "server",
     "umbel_simulations": ROOT / "simulations",
 }
-HEAVY = ("torch", "tensorflow", "flwr", "sqlalchemy", "onnx", "typer", "rich", "pydantic", "scipy")
+HEAVY = ("torch", "tensorflow", "flwr", "sqlalchemy", "onnx", "typer", "rich", "pydantic", "scipy", "prometheus_client")
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys

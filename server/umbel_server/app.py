@@ -5,6 +5,7 @@
 * admin port: mutual TLS, certificates of the operator authority
 * token port: the same service over TLS without client certificates, for operators with tokens of an OpenID provider
 * inference port: mutual TLS like the admin port, for programs that ask models; with tokens, on the token port
+* metrics port: `/metrics` over plain HTTP, for Prometheus, where it is asked for
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import structlog
@@ -39,7 +40,7 @@ from umbel_server.operators import Operators
 from umbel_server.passing import may_pass
 from umbel_server.port_certificate import PortCertificate
 from umbel_server.provider import HttpsGet, Provider
-from umbel_server.rpc import OF_STRANGERS, STREAMS, port_options
+from umbel_server.rpc import OF_STRANGERS, STREAMS, Service, port_options
 from umbel_server.serving.service import ModelService
 from umbel_server.settings import Oidc, Settings
 from umbel_server.store import Store
@@ -48,6 +49,8 @@ from umbel_server.token_operators import TokenOperators
 
 if TYPE_CHECKING:
     from umbel_server.flower.program import Program
+    from umbel_server.monitoring.monitor import Monitor
+    from umbel_server.plain_http import Pages
 
 ADMIN_STOP_SECONDS: Final = 0.5
 """Watching operators would never hang up by themselves."""
@@ -134,6 +137,8 @@ class Server:
         own = () if settings.host in ("0.0.0.0", "::") else (settings.host,)  # noqa: S104 - to be called at
         self._certificate = PortCertificate(parts.authorities.server, (*settings.names, *own), clock)
         self._rounds: asyncio.Task[None] | None = None
+        self._monitor: Monitor | None = None
+        self._pages: Pages | None = None
 
     async def start(self) -> Addresses:
         """Listen, and run the rounds.
@@ -149,22 +154,23 @@ class Server:
         enrol_port = self._listen(self._enrolments, settings.enrol_port, None)
         admin_port = self._listen(self._admins, settings.admin_port, parts.authorities.operator.certificate_pem)
         device_address = settings.advertise or f":{device_port}"
-        DeviceGateway(parts.coordinator, parts.access).service().add_to(self._devices)
-        EnrolmentGateway(parts.access, parts.release_key, device_address, parts.release_root).service().add_to(
-            self._enrolments
-        )
         admin = AdminGateway(parts.coordinator, parts.access, parts.operators, self._clock, settings.warnings)
-        admin.service().add_to(self._admins)
+        enrolment = EnrolmentGateway(parts.access, parts.release_key, device_address, parts.release_root)
+        metrics = await self._open_metrics()
+        self._add(DeviceGateway(parts.coordinator, parts.access).service(), self._devices)
+        self._add(enrolment.service(), self._enrolments)
+        self._add(admin.service(), self._admins)
         tokens = _token_operators(settings.oidc, self._clock) if settings.oidc is not None else None
         token_port = self._listen(self._tokens, settings.token_port, None) if tokens else 0
         if tokens is not None:
-            admin.service(tokens).add_to(self._tokens)
+            self._add(admin.service(tokens), self._tokens)
         inference_port = await self._serve_models(tokens)
         for server in (self._devices, self._enrolments, self._admins, self._tokens, self._questions):
             await server.start()
         self._rounds = asyncio.create_task(parts.coordinator.run(), name="rounds")
         ports = (device_port, enrol_port, admin_port, token_port, inference_port)
-        addresses = Addresses(*(from_here(settings.host, port) if port else "" for port in ports))
+        listening = Addresses(*(from_here(settings.host, port) if port else "" for port in ports))
+        addresses = replace(listening, metrics=metrics)
         self._folder.write_addresses(addresses)
         return addresses
 
@@ -183,6 +189,10 @@ class Server:
         )
         if self._models is not None:
             await self._models.stop()
+        if self._pages is not None:
+            await self._pages.close()
+        if self._monitor is not None:
+            await self._monitor.close()
         if self._rounds is not None:
             self._rounds.cancel()
             await asyncio.gather(self._rounds, return_exceptions=True)
@@ -200,10 +210,30 @@ class Server:
             settings, parts.store, parts.coordinator.registry, rollouts.desk, self._clock, folder
         )
         gateway = await self._models.start(parts.operators)
-        gateway.service().add_to(self._questions)
+        self._add(gateway.service(), self._questions)
         if tokens is not None:
-            gateway.service(tokens).add_to(self._tokens)
+            self._add(gateway.service(tokens), self._tokens)
         return port
+
+    async def _open_metrics(self) -> str:
+        """Let Prometheus in, where it may come at all; gives the address."""
+        if (port := self._settings.metrics_port) is None:
+            return ""
+        from umbel_server.monitoring.monitor import Monitor
+        from umbel_server.plain_http import Pages
+
+        self._monitor = Monitor(self._settings, self._parts, self._clock)
+        self._pages = Pages({"/metrics": self._monitor.page})
+        self._monitor.start()
+        return await self._pages.open(self._settings.metrics_host, port, "metrics")
+
+    def _add(self, service: Service[Any], server: grpc.aio.Server) -> None:
+        """Serve it, watched where there are metrics."""
+        if self._monitor is None:
+            service.add_to(server)
+        else:
+            self._monitor.calls.expect(service.descriptor)
+            service.add_to(server, self._monitor.calls.watch)
 
     def _listen(self, server: grpc.aio.Server, port: int, client_authority: bytes | None) -> int:
         credentials, address = self._certificate.credentials(client_authority), joined(self._settings.host, port)

@@ -91,7 +91,7 @@ class Coordinator:
         self._watchers = Watchers()
         self._woken = asyncio.Event()
         self._turns = Turns()
-        self._uploads = Uploads(blobs)
+        self.uploads = Uploads(blobs)
         self.private = PrivateRounds(store, signer, opener.public_key, around.helper, trust or Trust())
         self._tools = Tools(
             store=store,
@@ -112,6 +112,7 @@ class Coordinator:
         self._recover()
         self.witness = witness
         self._flushed_at, self._steered_at, self._witnessed_at = clock.now(), 0.0, 0.0
+        self.ticked_at = 0.0  # without a failure
         self.rollouts: Steering | None = None
         self.verbs: RolloutVerbs | None = None
         quantising = None if listing is None else self._take_listing(*listing, signer)
@@ -215,11 +216,11 @@ class Coordinator:
         """
         runner = self._runner_of(begin.session_id)
         if runner is None:
-            return self._uploads.begin_after_the_end(self.store, begin)
+            return self.uploads.begin_after_the_end(self.store, begin)
         session = runner.admit(begin)
         if session.state is SessionState.REPORTED:
-            return self._uploads.counted(begin)
-        return self._uploads.begin(begin, runner.largest_report(begin.session_id))
+            return self.uploads.counted(begin)
+        return self.uploads.begin(begin, runner.largest_report(begin.session_id))
 
     async def append(self, report_id: str, offset: int, chunk: bytes) -> None:
         """Add bytes to an upload.
@@ -229,7 +230,7 @@ class Coordinator:
             RoundClosed: its round ended, or its session did.
             OutOfBounds: they don't follow what is here, or are more than was announced.
         """
-        self._uploads.append(report_id, offset, chunk)
+        self.uploads.append(report_id, offset, chunk)
 
     async def finish_report(self, report_id: str) -> RetryWindow:
         """Count a report, all of whose bytes are here. When it returns, the report is durable and counted once.
@@ -241,7 +242,7 @@ class Coordinator:
             DigestMismatch: its bytes changed on their way; begin again from the first.
             BadInput, SealBroken: it can't be counted, and won't be.
         """
-        begin, is_counted = self._uploads.whole(report_id)
+        begin, is_counted = self.uploads.whole(report_id)
         runner = self._runner_of(begin.session_id)
         if not is_counted:
             if runner is None:
@@ -250,7 +251,7 @@ class Coordinator:
             await runner.count(begin)
             self.fleet.reported(device)
             self.wake()
-        self._uploads.forget(report_id)
+        self.uploads.forget(report_id)
         population = runner.task.population if runner else ""
         return self._window(population, [one for one in self._runners.values() if one.task.population == population])
 
@@ -273,10 +274,11 @@ class Coordinator:
         """Do all that is due now, for every task; what fails for one is raised after the others have had their turn."""
         failed = await self._turns.take(self._runners.values(), patience)
         self._steer(failed)
-        self._uploads.drop_all_but({id_ for runner in self._runners.values() for id_ in runner.open_sessions()})
+        self.uploads.drop_all_but({id_ for runner in self._runners.values() for id_ in runner.open_sessions()})
         self._flush(force=False)
         if failed:
             raise ExceptionGroup("some tasks or rollouts couldn't go on", failed)
+        self.ticked_at = self._clock.now()
 
     async def run(self) -> None:
         """Tick, until cancelled. What fails is logged and tried again: the store still says where things stand."""

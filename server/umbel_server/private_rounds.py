@@ -6,7 +6,7 @@ remember   -> store; only then do devices hear of the round
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 import structlog
@@ -58,6 +58,11 @@ class PrivateRounds:
         if self._helper is None:
             raise WrongState(_NO_HELPER)
         return self._helper
+
+    def watch(self, watched: Callable[[HelperPort], HelperPort]) -> None:
+        """Have the helper asked by way of what watches it, if there is one."""
+        if self._helper is not None:
+            self._helper = watched(self._helper)
 
     def require_possible(self, task: Task, manifest: Manifest) -> None:
         """Check a private task before it is written down.

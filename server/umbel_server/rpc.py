@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
@@ -45,6 +46,25 @@ Unary = Callable[[C, Any], Awaitable[Message]]
 Stream = Callable[[C, Any], AsyncIterator[Message]]
 """(caller, request or iterator of requests) -> responses."""
 Requests = AsyncIterator[Any]
+
+
+@dataclass(slots=True)
+class Call:
+    """One call as it goes, for who counts them."""
+
+    service: str
+    method: str
+    received: int = 0
+    """Bytes of messages."""
+    sent: int = 0
+    status: str = "CANCELLED"
+    """A gRPC status code's name; this one until it has come to an end."""
+    error: str = ""
+    """The `UmbelError.code` that it was refused with."""
+
+
+Watch = Callable[[Call], AbstractContextManager[object]]
+"""What a call goes on inside of; see `umbel_server.monitoring.calls`."""
 
 _log = structlog.get_logger(__name__)
 
@@ -80,13 +100,13 @@ class Service(Generic[C]):
         if wanted != set(self.methods):
             raise TypeError(f"{self.descriptor.full_name} has methods {wanted ^ set(self.methods)} on one side only")
 
-    def add_to(self, server: grpc.aio.Server) -> None:
+    def add_to(self, server: grpc.aio.Server, watch: Watch = nullcontext) -> None:
         """Serve it."""
-        handlers = {method.name: self._handler(method) for method in self.descriptor.methods}
+        handlers = {method.name: self._handler(method, watch) for method in self.descriptor.methods}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(self.descriptor.full_name, handlers),))
 
-    def _handler(self, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
-        call = self._streaming(method) if method.server_streaming else self._single(method)
+    def _handler(self, method: MethodDescriptor, watch: Watch) -> grpc.RpcMethodHandler[Any, Any]:
+        call = self._streaming(method, watch) if method.server_streaming else self._single(method, watch)
         match (method.client_streaming, method.server_streaming):
             case (False, False):
                 return grpc.unary_unary_rpc_method_handler(call)
@@ -102,48 +122,54 @@ class Service(Generic[C]):
             return await self.tokens(method.name, _bearer(context))
         return self.guard(method.name, _certificate(context))
 
-    def _single(self, method: MethodDescriptor) -> Callable[..., Any]:
+    def _single(self, method: MethodDescriptor, watch: Watch) -> Callable[..., Any]:
         function = self.methods[method.name]
 
         async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-            try:
-                caller = await self._caller(method, context)
-                async with _decoded(method, sent, context) as request:
-                    answered = function(caller, request)
-                    if not inspect.isawaitable(answered):
-                        raise TypeError(f"{method.full_name} must be answered by one message")
-                    return (await answered).SerializeToString()
-            except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a status
-                failure = error
-            return await _refuse(context, method, failure)
+            with watch(told := Call(self.descriptor.name, method.name)):
+                try:
+                    caller = await self._caller(method, context)
+                    async with _decoded(method, sent, context, told) as request:
+                        answered = function(caller, request)
+                        if not inspect.isawaitable(answered):
+                            raise TypeError(f"{method.full_name} must be answered by one message")
+                        answer = (await answered).SerializeToString()
+                    told.sent, told.status = len(answer), "OK"
+                    return answer
+                except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a status
+                    failure = error
+                return await _refuse(context, method, failure, told)
 
         return call
 
-    def _streaming(self, method: MethodDescriptor) -> Callable[..., Any]:
+    def _streaming(self, method: MethodDescriptor, watch: Watch) -> Callable[..., Any]:
         function = self.methods[method.name]
 
         async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
-            failure: Exception | None = None
-            try:
-                caller = await self._caller(method, context)
-                async with _decoded(method, sent, context) as request:
-                    answers = function(caller, request)
-                    if not isinstance(answers, AsyncGenerator):
-                        raise TypeError(f"{method.full_name} must be answered by a stream")
-                    async with contextlib.aclosing(answers):  # a caller who hangs up ends the function too, at once
-                        async for answer in answers:
-                            yield answer.SerializeToString()
-            except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a status
-                failure = error
-            if failure is not None:
-                await _refuse(context, method, failure)
+            with watch(told := Call(self.descriptor.name, method.name)):
+                try:
+                    caller = await self._caller(method, context)
+                    async with _decoded(method, sent, context, told) as request:
+                        answers = function(caller, request)
+                        if not isinstance(answers, AsyncGenerator):
+                            raise TypeError(f"{method.full_name} must be answered by a stream")
+                        async with contextlib.aclosing(answers):  # a caller who hangs up ends the function too, at once
+                            async for answer in answers:
+                                part = answer.SerializeToString()
+                                told.sent += len(part)
+                                yield part
+                    told.status = "OK"
+                    return
+                except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a status
+                    failure = error
+                await _refuse(context, method, failure, told)
 
         return call
 
 
 @contextlib.asynccontextmanager
 async def _decoded(
-    method: MethodDescriptor, sent: Any, context: grpc.aio.ServicerContext[Any, Any]
+    method: MethodDescriptor, sent: Any, context: grpc.aio.ServicerContext[Any, Any], told: Call
 ) -> AsyncIterator[Any]:
     """The request, or the requests that follow one another: they end with the call, also where nobody reads them all.
 
@@ -152,11 +178,13 @@ async def _decoded(
     """
     kind = GetMessageClass(method.input_type)
     if not method.client_streaming:
+        told.received = len(sent)
         yield parse(kind, sent)
         return
 
     async def requests() -> AsyncGenerator[Message, None]:
         while (data := await context.read()) is not grpc.aio.EOF:
+            told.received += len(data)
             yield parse(kind, data)
 
     async with contextlib.aclosing(requests()) as following:
@@ -175,13 +203,16 @@ def _bearer(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-async def _refuse(context: grpc.aio.ServicerContext[Any, Any], method: MethodDescriptor, error: Exception) -> NoReturn:
+async def _refuse(
+    context: grpc.aio.ServicerContext[Any, Any], method: MethodDescriptor, error: Exception, told: Call
+) -> NoReturn:
     if may_pass(error):
         tell(_log, "disk or database don't do", error, method=method.full_name)
         error = Unavailable("the server's disk or database doesn't do just now; its log tells more. Try again later")
     elif not isinstance(error, UmbelError):
         tell(_log, "unexpected error", error, method=method.full_name)
         error = UmbelError("the coordinator failed inside; its log tells more. Try again later")
+    told.status, told.error = error.status.name, error.code
     await context.abort(
         grpc.StatusCode[error.status.name],
         str(error)[:_DETAILS],

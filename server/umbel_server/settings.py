@@ -80,6 +80,10 @@ class Settings(BaseSettings):
     admin_port: Port = ADMIN_PORT
     token_port: Port = TOKEN_PORT
     """For operators with tokens; open only where there is an `oidc`."""
+    metrics_port: Port | None = None
+    """For Prometheus, which reads `/metrics` there over plain HTTP; None: no such port."""
+    metrics_host: str = "127.0.0.1"
+    """Address of the metrics port, at which nobody is asked who they are."""
     oidc: Oidc | None = None
     """Whose tokens let operators in, beside certificates; None: nobody's."""
     inference_port: Port | None = None

@@ -28,6 +28,9 @@ class Uploads:
         self._over: dict[str, ReportBegin | None] = {}
         """By report id, oldest first: one that is counted already; None for one cut off by its round's end."""
 
+    def __len__(self) -> int:
+        return len(self._begun)
+
     def begin(self, begin: ReportBegin, largest: int) -> int:
         """Start or resume an upload; returns how many bytes are here already.
 

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from umbel import errors
 from umbel.errors import ERROR_KEY
 from umbel.v1 import device_pb2 as pb
-from umbel_server.rpc import MAX_MESSAGE_BYTES, Requests, Service
+from umbel_server.rpc import MAX_MESSAGE_BYTES, Call, Requests, Service
 
 DEVICE = pb.DESCRIPTOR.services_by_name["DeviceService"]
 
@@ -29,6 +29,7 @@ class Probe:
         self.failure: Exception | None = None
         self.closed = asyncio.Event()
         self.enough = False
+        self.watched = asyncio.Queue[Call]()
 
     def guard(self, method: str, certificate: bytes | None) -> str:
         assert certificate is None
@@ -61,6 +62,13 @@ class Probe:
             if self.enough:
                 return
 
+    @contextmanager
+    def watch(self, call: Call) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.watched.put_nowait(call)
+
     def service(self) -> Service[str]:
         methods = {"CheckIn": self.check_in, "Renew": self.renew, "Fetch": self.fetch, "Report": self.report}
         methods["ReadListing"] = self.renew
@@ -76,7 +84,7 @@ def probe() -> Probe:
 async def channel(probe: Probe) -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server(options=(("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),))
     port = server.add_insecure_port("127.0.0.1:0")
-    probe.service().add_to(server)
+    probe.service().add_to(server, probe.watch)
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel
@@ -103,6 +111,8 @@ async def test_every_error_travels_as_its_status_code_and_words(
     probe.failure = kind("what happened; what to do – naïve 100 %")
     found = await refused(channel.unary_unary(path("CheckIn"))(b""))
     assert found == (grpc.StatusCode[kind.status.name], "what happened; what to do – naïve 100 %", kind.code)
+    call = await asyncio.wait_for(probe.watched.get(), 5)
+    assert (call.status, call.error) == (kind.status.name, kind.code)
 
 
 async def test_who_may_not_call_is_not_read(probe: Probe, channel: grpc.aio.Channel) -> None:
@@ -147,6 +157,21 @@ async def test_a_caller_who_hangs_up_ends_the_function(probe: Probe, channel: gr
     assert await call.read()
     call.cancel()
     await asyncio.wait_for(probe.closed.wait(), 5)
+    watched = await asyncio.wait_for(probe.watched.get(), 5)
+    assert (watched.service, watched.method, watched.status) == ("DeviceService", "Fetch", "CANCELLED")
+    assert watched.sent == len(pb.FetchResponse(total_size=1).SerializeToString())
+
+
+async def test_who_watches_is_told_of_every_byte(probe: Probe, channel: grpc.aio.Channel) -> None:
+    probe.enough = True
+    sent = pb.ReportRequest(chunk=bytes(1000)).SerializeToString()
+    call = channel.stream_stream(path("Report"))()
+    await call.write(sent)
+    got = [await call.read(), await channel.unary_unary(path("CheckIn"))(b"")]
+    assert await call.read() is grpc.aio.EOF
+    watched = [await asyncio.wait_for(probe.watched.get(), 5) for _ in got]
+    told = {it.method: (it.status, it.received, it.sent) for it in watched}
+    assert told == {"Report": ("OK", len(sent), len(got[0])), "CheckIn": ("OK", 0, len(got[1]))}
 
 
 async def test_a_message_beyond_the_limit_is_not_taken(probe: Probe, channel: grpc.aio.Channel) -> None:

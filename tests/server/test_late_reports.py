@@ -109,7 +109,7 @@ async def test_what_is_remembered_of_late_uploads_is_bounded(
         await small_world.coordinator.begin_report(report.begin)
     small_world.clock.instant += 200
     await small_world.coordinator.tick()
-    assert len(small_world.coordinator._uploads._over) == 2
+    assert len(small_world.coordinator.uploads._over) == 2
 
 
 async def test_what_is_remembered_of_devices_that_ask_again_and_hang_up_is_bounded(
@@ -123,7 +123,7 @@ async def test_what_is_remembered_of_devices_that_ask_again_and_hang_up_is_bound
         await device.send(report)
     for report in reports:
         assert await small_world.coordinator.begin_report(report.begin) == report.begin.sealed_size
-    held = small_world.coordinator._uploads
+    held = small_world.coordinator.uploads
     assert (len(held._over), len(held._begun), len(held._by_session)) == (2, 0, 0)
 
 

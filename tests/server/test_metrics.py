@@ -1,0 +1,272 @@
+"""What a coordinator tells Prometheus: all of it true, none of it about anybody, and whatever state it is in."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as from_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as from_text
+from structlog.testing import capture_logs
+
+from tests.server.live import MODEL, POPULATION, TASK, Live, LiveDevice, MovedClock, serving
+from umbel import messages
+from umbel.errors import Unavailable
+from umbel.sealing import SEALED
+from umbel.visit import CheckIn, SessionRecord
+from umbel_server import task_records
+from umbel_server.app import Server, build
+from umbel_server.folder import Folder
+from umbel_server.identity import Addresses
+from umbel_server.monitoring.families import Spread
+from umbel_server.monitoring.fleet import reached_and_ended
+from umbel_server.monitoring.rounds import Rounds
+from umbel_server.plain_http import Answer, Pages
+from umbel_server.settings import load_settings
+from umbel_server.task import Task
+
+LABELS = {
+    "certificate", "channel", "ending", "error", "kind", "le", "method", "model", "outcome", "population", "reached",
+    "role", "rollout", "service", "stage", "state", "status", "task", "version",
+}  # fmt: skip
+"""Names that operators gave, and words of fixed lists."""
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A coordinator with a model, on which no round has ended yet."""
+    with serving(tmp_path_factory.mktemp("metrics") / "state", metrics_port=0) as live:
+        live.add_model()
+        task = Task(TASK, POPULATION, MODEL, goal=1, minimum=1, rounds=9, updates_private=False)
+        live.do(lambda: live.parts.coordinator.operations.create_task(task, "operator:test"))
+        yield live
+    with pytest.raises(urllib.error.URLError):
+        read(live)
+
+
+@pytest.fixture(scope="module")
+def device(live: Live) -> LiveDevice:
+    return live.device()
+
+
+def read(live: Live, accept: str = "", path: str = "/metrics") -> tuple[str, str]:
+    """A page, and its media type."""
+    asked = urllib.request.Request(f"http://{live.addresses.metrics}{path}", headers={"Accept": accept})
+    with urllib.request.urlopen(asked, timeout=20) as answer:
+        return answer.read().decode(), answer.headers["content-type"]
+
+
+def scrape(live: Live) -> dict[str, float]:
+    """Sample, as it is written -> number."""
+    samples = [sample for family in from_text(read(live)[0]) for sample in family.samples]
+    return {written(sample.name, **sample.labels): sample.value for sample in samples}
+
+
+def written(name: str, **labels: str) -> str:
+    return name + "{" + ",".join(f"{key}={labels[key]}" for key in sorted(labels)) + "}"
+
+
+def of_round(name: str, **labels: str) -> str:
+    return written(name, task=TASK, kind="train", **labels)
+
+
+def test_a_round_that_completes_moves_what_it_should(live: Live, device: LiveDevice) -> None:
+    before = scrape(live)
+    begin, data = device.sealed(device.assignment())
+    assert scrape(live)[of_round("umbel_open_round_sessions")] == 1
+    device.report(begin, [data])
+    live.run(live.parts.coordinator.tick())
+    after = scrape(live)
+    moved = {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name)}
+    assert of_round("umbel_rounds_total", outcome="completed") in before, "a rise from nothing is none to Prometheus"
+    assert moved[of_round("umbel_rounds_total", outcome="completed")] == 1
+    assert moved[of_round("umbel_round_seconds_count")] == moved[of_round("umbel_round_seconds_bucket", le="+Inf")] == 1
+    assert moved[of_round("umbel_sessions_total", outcome="reported")] == 1
+    assert moved[of_round("umbel_round_reports_total", outcome="completed")] == 1
+    assert moved[of_round("umbel_round_received_bytes_total")] == len(data)
+    report = {"service": "DeviceService", "method": "Report"}
+    assert moved[written("umbel_rpc_calls_total", **report, status="OK", error="")] == 1
+    assert moved[written("umbel_rpc_received_bytes_total", **report)] > len(data)
+    assert moved[written("umbel_audit_rows_total")] > 0
+    others = [name for name in moved if name.startswith(("umbel_rounds_", "umbel_sessions_", "umbel_round_reports_"))]
+    assert len(others) == 3, "what didn't happen stays"
+    assert after[of_round("umbel_open_round", state="collecting")] == 1
+    assert after[of_round("umbel_open_round_goal")] == 1
+    assert after[written("umbel_devices", population=POPULATION)] == 1
+    assert after[written("umbel_tick_timestamp_seconds")] == pytest.approx(live.clock.now(), abs=60)
+    assert not [name for name in before if "_total{" in name and after[name] < before[name]]
+
+
+def test_what_was_added_up_over_scrapes_is_what_a_new_process_reads(live: Live) -> None:
+    """A restart moves no counter of what the store knows."""
+    with live.parts.store.reading() as connection:
+        tasks = task_records.everything(connection)
+        anew = {sample for family in Rounds().read(connection, tasks) for sample in told(family)}
+    running = {sample for family in from_text(read(live)[0]) for sample in told(family)}
+    assert anew and anew <= running
+
+
+def told(family: Metric) -> list[tuple[str, float]]:
+    return [(written(sample.name, **sample.labels), sample.value) for sample in family.samples]
+
+
+def test_names_units_and_words_follow_prometheus(live: Live) -> None:
+    families = list(from_text(read(live)[0]))
+    assert len(families) > 40
+    for family in (it for it in families if not it.name.startswith("process_") and not it.name.endswith("_created")):
+        assert re.fullmatch(r"umbel(_[a-z0-9]+)+", family.name)
+        assert family.documentation.endswith(".") and family.type in ("counter", "gauge", "histogram")
+        assert not re.search(r"_(ms|milliseconds|minutes|hours|days|kb|mb|percent|ratio|count|sum)\b", family.name)
+        assert (family.type == "histogram") <= family.name.endswith("_seconds")
+        assert not (family.type == "gauge" and family.name.endswith("_total"))
+        for sample in family.samples:
+            assert set(sample.labels) <= LABELS, sample
+
+
+def test_nobody_can_be_told_apart(live: Live, device: LiveDevice) -> None:
+    """What a device makes up becomes no label, nor does who it is, nor who an operator is."""
+    told = (
+        SessionRecord(TASK, 1, "-v[]+#", "round-closed: my name is Ada"),
+        SessionRecord(TASK, 1, "-v[*", "my-own-code"),
+        SessionRecord("my-own-task", 1, "-v[!"),
+    )
+    offer = CheckIn(POPULATION, ("onnx",), (SEALED,), training_examples=50, sessions=told, sdk="Ada's phone")
+    device.stub.CheckIn(messages.check_in_to_message(offer))
+    live.do(lambda: live.parts.coordinator.fleet.flush(live.clock.now()))
+    samples = scrape(live)
+    assert samples[written("umbel_devices_seen_lately", population=POPULATION)] == 1
+    reached = {"task": TASK, "reached": "report-started", "ending": "report-refused"}
+    assert samples[written("umbel_device_sessions_total", **reached)] == 1
+    errors = {
+        error: written("umbel_device_session_errors_total", task=TASK, error=error)
+        for error in ("round-closed", "other")
+    }
+    assert [samples[name] for name in errors.values()] == [1, 1]
+    page = read(live)[0]
+    people = [one.id for one in live.do(live.parts.operators.all)]
+    for secret in (device.id, *people, "Ada", "my-own"):
+        assert secret not in page
+
+
+def test_every_shape_has_a_step_and_an_ending() -> None:
+    assert reached_and_ended("-v[]+^") == ("report-started", "report-accepted")
+    assert reached_and_ended("-v[!") == ("training-started", "interrupted")
+    assert reached_and_ended("-v") == ("fetched", "")
+    assert reached_and_ended("*") == ("", "failed")
+    assert reached_and_ended("") == ("", "")
+
+
+def test_a_bucket_holds_what_is_not_above_its_bound() -> None:
+    spread = Spread((1.0, 10.0))
+    for value in (0.0, 1.0, 1.5, 11.0):
+        spread.add(value)
+    assert (spread.buckets(), spread.total) == ([("1.0", 2), ("10.0", 3), ("+Inf", 4)], 13.5)
+
+
+def test_openmetrics_is_spoken_with_those_who_ask_for_it(live: Live) -> None:
+    text, kind = read(live, "application/openmetrics-text; version=1.0.0, text/plain; q=0.5")
+    assert kind.startswith("application/openmetrics-text; version=1.0.0") and text.endswith("# EOF\n")
+    assert "umbel_rounds" in {family.name for family in from_openmetrics(text)}
+    assert read(live)[1].startswith("text/plain; version=0.0.4")
+
+
+def test_while_the_database_is_away_the_rest_is_told(live: Live) -> None:
+    before, database = scrape(live), live.settings.state / "umbel.db"
+
+    def go_away() -> None:
+        live.parts.store.close()
+        database.rename(database.with_suffix(".away"))
+        database.mkdir()
+
+    def come_back() -> None:
+        database.rmdir()
+        database.with_suffix(".away").rename(database)
+
+    assert before[written("umbel_database_up")] == 1
+    with capture_logs():  # to draw tracebacks takes seconds
+        live.do(go_away)
+        try:
+            away = scrape(live)
+        finally:
+            live.do(come_back)
+    assert away[written("umbel_database_up")] == 0
+    assert away[written("umbel_database_errors_total")] > before[written("umbel_database_errors_total")]
+    assert of_round("umbel_rounds_total", outcome="completed") not in away
+    assert away[written("umbel_disk_free_bytes")] > 0
+    after = scrape(live)
+    assert after[written("umbel_database_up")] == 1
+    assert not [name for name in before if "_total{" in name and after[name] < before[name]]
+
+
+def test_coordinators_of_one_process_do_not_mix(live: Live) -> None:
+    assert not [family for family in REGISTRY.collect() if family.name.startswith("umbel")]
+
+
+def test_the_port_is_told_and_older_readers_cope(live: Live) -> None:
+    addresses = Addresses.read(live.settings.state)
+    assert addresses == live.addresses and addresses.metrics
+    assert Addresses("a", "b", "c").metrics == ""
+
+
+# Plain HTTP.
+
+
+async def ask(address: str, request: bytes) -> str:
+    reader, writer = await asyncio.open_connection(*address.split(":"))
+    writer.write(request)
+    answered = (await reader.read()).decode()
+    writer.close()
+    return answered
+
+
+async def test_nothing_but_its_pages_is_answered() -> None:
+    async def page(accept: str) -> Answer:
+        if not accept:
+            raise ZeroDivisionError("secret-7")
+        return Answer(accept.encode(), "text/plain")
+
+    pages = Pages({"/metrics": page})
+    address = await pages.open("127.0.0.1", 0, "metrics")
+    try:
+        found = await ask(address, b"GET /metrics?name=x HTTP/1.1\r\naccept: a\r\nAccept:b\r\n\r\n")
+        assert found.startswith("HTTP/1.1 200 OK\r\n") and found.endswith("\r\n\r\n a,b")
+        with capture_logs() as logs:
+            failed = await ask(address, b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert failed.startswith("HTTP/1.1 500 ") and "secret-7" not in failed
+        assert [entry["event"] for entry in logs] == ["a page failed"]
+        for asked in (b"GET / HTTP/1.1", b"GET /metrics/.. HTTP/1.1", b"GET", b"", b"\xff\xfe"):
+            assert (await ask(address, asked + b"\r\n\r\n")).startswith("HTTP/1.1 404 ")
+        assert (await ask(address, b"POST /metrics HTTP/1.1\r\n\r\n")).startswith("HTTP/1.1 405 ")
+        assert await ask(address, b"GET /metrics HTTP/1.1\r\n" + b"x" * 100_000) == ""
+    finally:
+        await pages.close()
+    with pytest.raises(ConnectionRefusedError):
+        await ask(address, b"")
+
+
+async def test_who_asks_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("umbel_server.plain_http.REQUEST_SECONDS", 0.02)
+    pages = Pages({})
+    address = await pages.open("127.0.0.1", 0, "metrics")
+    assert await ask(address, b"GET /met") == ""
+    await pages.close()
+
+
+async def test_a_metrics_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    clock = MovedClock()
+    Folder.create(tmp_path, (), clock.now())
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        settings = load_settings(tmp_path, device_port=0, enrol_port=0, admin_port=0, metrics_port=port)
+        server = Server(settings, build(settings, clock), clock)
+        with pytest.raises(Unavailable, match=f"can't tell its metrics at 127.0.0.1:{port}"):
+            await server.start()
+        await server.stop()
