@@ -165,7 +165,7 @@ class Authority:
         return peer
 
     def _peer(self, pem: bytes, kind: PeerKind) -> Peer:
-        peer = _read_peer(self.certificate_pem, pem)
+        peer = _read_peer(self.certificate, pem)
         if peer.kind is not kind:
             raise CertificateRefused(f"this is for a {kind.value}'s certificate, not for a {peer.kind.value}'s")
         return peer
@@ -248,12 +248,11 @@ def key_of_request(request: bytes) -> ec.EllipticCurvePublicKey:
 
 
 @functools.lru_cache(maxsize=4096)
-def _read_peer(authority: bytes, pem: bytes) -> Peer:
+def _read_peer(authority: x509.Certificate, pem: bytes) -> Peer:
     """Cached, because a device's calls all carry the same certificate; time is checked by the caller, each time."""
     try:
-        issuer = x509.load_pem_x509_certificate(authority)
         certificate = x509.load_pem_x509_certificate(pem)
-        certificate.verify_directly_issued_by(issuer)
+        certificate.verify_directly_issued_by(authority)
         purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:

@@ -19,6 +19,7 @@ NAMES = (
     "device",
     "large",
     "coordinator",
+    "serving",
     "learning",
     "releases",
     "deltas",

@@ -101,9 +101,9 @@ def _told(folder: Path) -> dict[str, Any]:
 
 async def _timed(pid: int, calls: Sequence[Awaitable[object]]) -> Measured:
     loop = asyncio.get_running_loop()
-    before, began = _processor_seconds(pid), loop.time()
+    before, began = processor_seconds(pid), loop.time()
     await _all(calls)
-    return Measured(len(calls), loop.time() - began, _processor_seconds(pid) - before)
+    return Measured(len(calls), loop.time() - began, processor_seconds(pid) - before)
 
 
 async def _all(calls: Sequence[Awaitable[Any]]) -> list[Any]:
@@ -133,6 +133,6 @@ def _identity(entry: dict[str, str], told: dict[str, Any]) -> Identity:
     return Identity(key, chain, told["authority"].encode(), bytes(32), server_of.POPULATION, told["address"])
 
 
-def _processor_seconds(pid: int) -> float:
+def processor_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

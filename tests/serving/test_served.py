@@ -154,6 +154,18 @@ async def test_a_channel_that_goes_back_answers_with_what_was_before_and_loads_n
     assert await world.answers() == 1 and world.shelf.read == [2, 1]
 
 
+async def test_versions_of_one_content_are_told_apart_and_loaded_once() -> None:
+    first = release(1, 1)
+    again = replace(first, number=2, version=2)
+    world = World(offered({"stable": 1}, first, again))
+    await world.served.look()
+    assert (await world.answers(), await world.answers("2")) == (1, 2)
+    world.catalogue = offered({"stable": 2}, first, again)
+    await world.served.look()
+    assert (await world.answers(), await world.answers("1")) == (2, 1)
+    assert world.shelf.read == [1]
+
+
 # Questions.
 
 
@@ -193,7 +205,7 @@ async def test_quick_answers_are_made_at_once_and_others_on_a_thread_and_both_ar
         where.append(threading.current_thread().name)
         return INPUTS
 
-    loaded = await world.served.answering("m", "")
+    loaded = (await world.served.answering("m", "")).loaded
     assert loaded.quick < 10**9
     answer = await asked.ask("c", question(inputs=read, examples=examples))
     assert where[0].startswith("inference") == (examples > loaded.quick)

@@ -61,16 +61,17 @@ class InferenceGateway:
         return pb.ModelReadyResponse(ready=True)
 
     async def _model_metadata(self, caller: Operator, message: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        loaded = await self._served.answering(message.name, message.version)
+        answering = await self._served.answering(message.name, message.version)
+        manifest = answering.loaded.manifest
         offered = self._served.catalogue.model(message.name)
         channels = {channel: release.version for channel, release in offered.channels.items()}
-        properties = {"version": loaded.version, "channels": channels, "labels": list(loaded.manifest.labels)}
+        properties = {"version": answering.version, "channels": channels, "labels": list(manifest.labels)}
         return pb.ModelMetadataResponse(
             name=message.name,
             versions=[str(version) for version in sorted(offered.versions)],
             platform="onnxruntime_onnx",
-            inputs=[_tensor(spec) for spec in loaded.manifest.inputs],
-            outputs=[_tensor(spec) for spec in loaded.manifest.outputs],
+            inputs=[_tensor(spec) for spec in manifest.inputs],
+            outputs=[_tensor(spec) for spec in manifest.outputs],
             properties={name: json.dumps(value) for name, value in properties.items()},
         )
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from umbel.clock import Clock
 from umbel.errors import InputMismatch, UmbelError, Unavailable
 from umbel.runtime import Arrays
-from umbel_server.serving.served import Loaded, ServedModels
+from umbel_server.serving.served import Answering, Loaded, ServedModels
 
 ANSWERED: Final = "answered"
 
@@ -120,13 +120,13 @@ class Inference:
             raise Unavailable("too many questions wait already; ask again later")
         self._room -= 1
         try:
-            loaded = await self.served.answering(question.model, question.version)
-            run.version = loaded.version
-            _require_outputs(loaded, question)
-            if question.examples <= loaded.quick:
-                return run.through(loaded, question)
+            answering = await self.served.answering(question.model, question.version)
+            run.version = answering.version
+            _require_outputs(answering.loaded, question)
+            if question.examples <= answering.loaded.quick:
+                return run.through(answering, question)
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, run.through, loaded, question)
+            return await loop.run_in_executor(self._pool, run.through, answering, question)
         finally:
             self._room += 1
 
@@ -144,14 +144,14 @@ class _Run:
         self.waited = 0.0
         self.ran = 0.0
 
-    def through(self, loaded: Loaded, question: Question) -> Answer:
+    def through(self, answering: Answering, question: Question) -> Answer:
         """Have the model answer."""
         self.waited = time.perf_counter() - self._came
         inputs = question.inputs()
         began = time.perf_counter()
-        outputs = loaded.session(inputs)
+        outputs = answering.loaded.session(inputs)
         self.ran = time.perf_counter() - began
-        return Answer(loaded.version, {name: outputs[name] for name in question.outputs or outputs})
+        return Answer(answering.version, {name: outputs[name] for name in question.outputs or outputs})
 
 
 def _require_outputs(loaded: Loaded, question: Question) -> None:

@@ -38,16 +38,23 @@ SPARE: Final = 4
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """A version that can be asked."""
+    """A bundle that can be asked; several versions may have the same."""
 
-    version: int
     manifest: Manifest
     precision: str
     session: InferSession
     quick: int
     """So many examples are answered within `QUICK_SECONDS`, by a try when it was loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """A version, and what answers for it."""
+
+    version: int
+    loaded: Loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,7 @@ class ServedModels:
         self._loaded: dict[Digest, Loaded] = {}
         self._failed: dict[Digest, _Failure] = {}
         self._loading: dict[Digest, asyncio.Task[Loaded]] = {}
-        self._standing: dict[tuple[str, str], Loaded] = {}
+        self._standing: dict[tuple[str, str], Answering] = {}
         """(model, channel) -> what answers for it: its head, or what was before where that doesn't load."""
 
     async def follow(self) -> None:
@@ -104,13 +111,13 @@ class ServedModels:
             for channel, release in offered.channels.items():
                 await self._stand(model, channel, release)
         self._standing = {
-            (model, channel): loaded
-            for (model, channel), loaded in self._standing.items()
+            (model, channel): answering
+            for (model, channel), answering in self._standing.items()
             if model in self.catalogue.models and channel in self.catalogue.models[model].channels
         }
         self._let_go()
 
-    async def answering(self, model: str, version: str) -> Loaded:
+    async def answering(self, model: str, version: str) -> Answering:
         """What answers for a version or a channel; a version that isn't loaded yet is, first.
 
         Raises:
@@ -119,7 +126,7 @@ class ServedModels:
         """
         release = self.catalogue.find(model, version)
         standing = self._standing.get((model, version or USUAL))
-        return standing or await self._get(release)
+        return standing or Answering(release.version, await self._get(release))
 
     def why_not(self, release: ListedRelease) -> str:
         """Why a version can't be asked; "" if it can."""
@@ -136,14 +143,13 @@ class ServedModels:
         )
 
     async def _stand(self, model: str, channel: str, release: ListedRelease) -> None:
-        before = self._standing.get((model, channel))
         try:
-            loaded = await self._get(release)
+            now = Answering(release.version, await self._get(release))
         except UmbelError:
             return
-        self._standing[model, channel] = loaded
-        if before is not loaded:
-            _log.info("answers", model=model, channel=channel, version=loaded.version, precision=loaded.precision)
+        if self._standing.get((model, channel)) != now:
+            _log.info("answers", model=model, channel=channel, version=now.version, precision=now.loaded.precision)
+        self._standing[model, channel] = now
 
     async def _get(self, release: ListedRelease) -> Loaded:
         loaded = self._loaded.pop(release.bundle, None)
@@ -181,7 +187,7 @@ class ServedModels:
         bundle.verify()
         verify_golden(self._runtime, bundle)
         session, precision = fastest(self._runtime, bundle, bundle.weights())
-        return Loaded(release.version, bundle.manifest, precision, session, _quick(session, bundle))
+        return Loaded(bundle.manifest, precision, session, _quick(session, bundle))
 
     def _let_go(self) -> None:
         """Forget what nobody has asked for in a while; whoever asks it just now is answered all the same."""

@@ -141,6 +141,6 @@ def _dtype(tensor: _Tensor) -> np.dtype[Any]:
 
 def _shape(tensor: _Tensor) -> tuple[int, ...]:
     shape = tuple(tensor.shape)
-    if any(size < 0 for size in shape):
-        raise InputMismatch(f"input {tensor.name[:80]!r} has the shape {list(shape)}; sizes can't be negative")
+    if any(size < 1 for size in shape):
+        raise InputMismatch(f"input {tensor.name[:80]!r} has the shape {list(shape)}; each size must be 1 or more")
     return shape
