@@ -16,7 +16,7 @@ import pytest
 from tests.server.identity_provider import AUDIENCE, providing
 from tests.server.live import MODEL, Live, refused, serving
 from tests.serving.asking import ANSWERS, INPUTS, add_version, identity, logits, publish, question, stub, until
-from umbel.errors import CertificateRefused, InputMismatch, MalformedMessage, NotAllowed, NotFound, Unavailable
+from umbel.errors import CertificateRefused, InputMismatch, MalformedMessage, ModelUnusable, NotAllowed, NotFound
 from umbel.oip import open_inference_pb2 as pb
 from umbel.oip import open_inference_pb2_grpc as rpc
 from umbel.v1 import admin_pb2
@@ -323,7 +323,7 @@ def test_a_release_that_does_not_load_leaves_the_one_before_answering_until_it_i
         assert [one.version for one in asking.RepositoryIndex(pb.RepositoryIndexRequest(ready=True)).models] == ["1"]
         with refused() as found:
             asking.ModelInfer(question(version="2"))
-        assert type(found[0]) is Unavailable
+        assert type(found[0]) is ModelUnusable
 
         weights.write_bytes(whole)
         live.clock.ahead = 61.0

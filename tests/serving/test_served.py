@@ -12,7 +12,7 @@ import pytest
 from tests.serving.asking import BUNDLE, INPUTS
 from umbel.bundle import Bundle
 from umbel.digests import Digest
-from umbel.errors import InputMismatch, NotFound, Unavailable
+from umbel.errors import InputMismatch, ModelUnusable, NotFound, Unavailable
 from umbel.listing import ListedRelease
 from umbel.runtime.onnx import OnnxRuntime
 from umbel_server.serving.catalogue import Catalogue, Offered
@@ -43,12 +43,15 @@ class Shelf:
     def __init__(self) -> None:
         self.read: list[int] = []
         self.broken: set[int] = set()
+        self.away = False
         self.going_on = threading.Event()
         self.going_on.set()
 
     def __call__(self, digest: Digest) -> Bundle:
         self.read.append(int(digest, 16))
         assert self.going_on.wait(10)
+        if self.away:
+            raise OSError("the disk is away")
         if int(digest, 16) in self.broken:
             raise NotFound("no such blob")
         return BUNDLE
@@ -128,18 +131,32 @@ async def test_one_that_does_not_load_is_tried_again_after_a_minute_and_not_for_
     world.shelf.broken = {1}
     await world.served.look()
     for _ in range(3):
-        with pytest.raises(Unavailable, match="version 1 of 'm' doesn't load: no such blob"):
+        with pytest.raises(ModelUnusable, match="version 1 of 'm' doesn't load: no such blob"):
             await world.answers()
-    assert world.shelf.read == [1] and not world.served.is_ready
+    assert world.shelf.read == [1]
+    assert world.served.is_ready, "other models may answer"
     world.shelf.broken.clear()
     world.clock.at += AGAIN_SECONDS
     await world.served.look()
-    assert await world.answers() == 1 and world.served.is_ready
+    assert await world.answers() == 1
+
+
+async def test_a_disk_that_does_not_do_just_now_is_told_as_that() -> None:
+    world = World(offered({"stable": 1}, release(1, 1)))
+    world.shelf.away = True
+    await world.served.look()
+    with pytest.raises(Unavailable, match="just now"):
+        await world.answers()
 
 
 async def test_while_the_database_is_away_what_answered_answers() -> None:
     world = World(offered({"stable": 1}, release(1, 1)))
+    world.away = True
     await world.served.look()
+    assert not world.served.is_ready, "nobody knows yet what there is"
+    world.away = False
+    await world.served.look()
+    assert world.served.is_ready
     world.away = True
     await world.served.look()
     assert await world.answers() == 1

@@ -98,8 +98,8 @@ class Inference:
         Raises:
             NotFound: there is no such model, version or channel.
             InputMismatch: the inputs aren't what the model takes, or it has no such output.
-            Unavailable: too many wait already, or the version doesn't load.
-            RuntimeFailure: the runtime gave up.
+            Unavailable: too many wait already.
+            ModelUnusable: the version doesn't load, or the runtime gave up.
         """
         run = _Run(time.perf_counter())
         at, outcome = self._clock.now(), ANSWERED

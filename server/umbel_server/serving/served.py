@@ -18,7 +18,7 @@ import structlog
 from umbel.bundle import Bundle
 from umbel.clock import Clock, is_recent
 from umbel.digests import Digest
-from umbel.errors import UmbelError, Unavailable
+from umbel.errors import ModelUnusable, UmbelError, Unavailable
 from umbel.listing import ListedRelease
 from umbel.manifest import Manifest
 from umbel.runtime import InferSession, Runtime
@@ -59,7 +59,7 @@ class Answering:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    reason: str
+    error: UmbelError
     at: float
 
 
@@ -88,6 +88,8 @@ class ServedModels:
         self._offload = offload
         self._clock = clock
         self.catalogue = Catalogue()
+        self.is_ready = False
+        """Whether it is known what there is to ask for. One model that doesn't load takes no other out of service."""
         self._loaded: dict[Digest, Loaded] = {}
         self._failed: dict[Digest, _Failure] = {}
         self._loading: dict[Digest, asyncio.Task[Loaded]] = {}
@@ -116,13 +118,14 @@ class ServedModels:
             if model in self.catalogue.models and channel in self.catalogue.models[model].channels
         }
         self._let_go()
+        self.is_ready = True
 
     async def answering(self, model: str, version: str) -> Answering:
         """What answers for a version or a channel; a version that isn't loaded yet is, first.
 
         Raises:
             NotFound: there is no such model, version or channel.
-            Unavailable: it is there, but doesn't load.
+            ModelUnusable, Unavailable: it is there, but doesn't load.
         """
         release = self.catalogue.find(model, version)
         standing = self._standing.get((model, version or USUAL))
@@ -131,16 +134,7 @@ class ServedModels:
     def why_not(self, release: ListedRelease) -> str:
         """Why a version can't be asked; "" if it can."""
         failure = self._failed.get(release.bundle)
-        return failure.reason if failure else ""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether something answers for every channel of every model."""
-        return all(
-            (model, channel) in self._standing
-            for model, offered in self.catalogue.models.items()
-            for channel in offered.channels
-        )
+        return str(failure.error) if failure else ""
 
     async def _stand(self, model: str, channel: str, release: ListedRelease) -> None:
         try:
@@ -158,7 +152,7 @@ class ServedModels:
             return loaded
         failure = self._failed.get(release.bundle)
         if failure is not None and is_recent(failure.at, self._clock.now(), AGAIN_SECONDS):
-            raise Unavailable(failure.reason)
+            raise failure.error.with_traceback(None)  # the same one for each who asks
         if release.bundle not in self._loading:
             self._loading[release.bundle] = asyncio.create_task(self._load(release))
         # Whoever waits may give up; the others who wait for the same, don't.
@@ -168,13 +162,9 @@ class ServedModels:
         try:
             loaded: Loaded = await self._offload(self._read, release)
         except Exception as error:
-            reason = f"version {release.version} of {release.model!r} doesn't load: {error}"
-            self._failed[release.bundle] = _Failure(reason, self._clock.now())
-            if isinstance(error, UmbelError):
-                _log.error("a version doesn't load", model=release.model, version=release.version, reason=str(error))
-            else:
-                tell(_log, "a version doesn't load", error, model=release.model, version=release.version)
-            raise Unavailable(reason) from error
+            refusal = _refusal(release, error)
+            self._failed[release.bundle] = _Failure(refusal, self._clock.now())
+            raise refusal from error
         finally:
             del self._loading[release.bundle]
         self._failed.pop(release.bundle, None)
@@ -195,6 +185,16 @@ class ServedModels:
         spare = [digest for digest in self._loaded if digest not in kept]
         for digest in spare[:-SPARE]:
             del self._loaded[digest]
+
+
+def _refusal(release: ListedRelease, error: Exception) -> UmbelError:
+    """What to tell whoever asks for a version that didn't load; the log gets the rest."""
+    told = f"version {release.version} of {release.model!r} doesn't load"
+    if isinstance(error, UmbelError):
+        _log.error("a version doesn't load", model=release.model, version=release.version, reason=str(error))
+        return ModelUnusable(f"{told}: {error}")
+    tell(_log, "a version doesn't load", error, model=release.model, version=release.version)
+    return Unavailable(f"{told} just now; the coordinator's log tells more. Ask again later")
 
 
 def _quick(session: InferSession, bundle: Bundle) -> int:
