@@ -19,6 +19,7 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.private.parties import NOW, POPULATION, Cohort, Party
 from umbel.clock import SystemClock
@@ -39,9 +40,9 @@ from umbel.v1 import secure_sum_pb2 as pb
 from umbel.v1.secure_sum_pb2_grpc import HelperServiceStub
 from umbel_client.participation import enrol_at_helper, renew_at_helper
 from umbel_client.private import Pinned
-from umbel_server.helper.folder import HelperFolder, HelperSettings
+from umbel_server.helper.folder import HelperFolder
 from umbel_server.helper.port import LeaderSigner
-from umbel_server.helper.program import _health
+from umbel_server.helper.program import _pages
 from umbel_server.helper.records import Records
 from umbel_server.helper.remote import RemoteHelper
 
@@ -209,24 +210,58 @@ def test_it_tells_its_health_and_counts(running: Running) -> None:
         urllib.request.urlopen(f"http://{running.health}/other")
 
 
+def test_it_tells_prometheus_how_its_calls_ended_and_of_whom_nothing(running: Running) -> None:
+    before = scrape(running)
+    stranger = RemoteHelper(running.card, LeaderSigner(Ed25519PrivateKey.generate()))
+    with pytest.raises(SignatureInvalid):
+        stranger.offer_key("secret-task", 1, Kind.TRAIN)
+    stranger.close()
+    after = scrape(running)
+    labels = {
+        "service": "HelperService",
+        "method": "OfferKey",
+        "status": "UNAUTHENTICATED",
+        "error": "signature-invalid",
+    }
+    refused = ("umbel_rpc_calls_total", frozenset(labels.items()))
+    assert after[refused] == before.get(refused, 0) + 1
+    with urllib.request.urlopen(f"http://{running.health}/healthz") as answer:
+        counts = json.loads(answer.read())
+    for state in ("open", "summed"):
+        assert after["umbel_helper_rounds", frozenset({("state", state)})] == counts[f"rounds_{state}"]
+    assert after["umbel_database_up", frozenset()] == 1
+    assert not [name for name in after if "secret-task" in str(name)]
+
+
+def scrape(running: Running) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    with urllib.request.urlopen(f"http://{running.health}/metrics") as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    return {(it.name, frozenset(it.labels.items())): it.value for family in families for it in family.samples}
+
+
 async def test_health_fails_where_the_records_cannot_be_read(tmp_path: Path) -> None:
     records = Records(tmp_path / "helper.db")
-    server, address = await _health(records, HelperSettings(leader="", health_port=free_port()))
+    pages, _ = _pages(records, ())
+    address = await pages.open("127.0.0.1", 0, "health")
     records.close()
-    reader, writer = await asyncio.open_connection(*address.split(":"))
-    writer.write(b"GET /healthz HTTP/1.1\r\n\r\n")
-    told = (await reader.read()).decode()
-    writer.close()
-    server.close()
-    assert told.startswith("HTTP/1.1 503 ") and '"status": "failing"' in told
+    told = []
+    for path in (b"/healthz", b"/metrics"):
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        writer.write(b"GET " + path + b" HTTP/1.1\r\n\r\n")
+        told.append((await reader.read()).decode())
+        writer.close()
+    await pages.close()
+    assert told[0].startswith("HTTP/1.1 503 ") and '"status": "failing"' in told[0]
+    assert told[1].startswith("HTTP/1.1 200 ") and "\numbel_database_up 0.0\n" in told[1]
 
 
 async def test_a_health_port_that_is_taken_is_named(tmp_path: Path) -> None:
     records = Records(tmp_path / "helper.db")
+    pages, _ = _pages(records, ())
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(Unavailable, match=f"its health at 127.0.0.1:{port}"):
-            await _health(records, HelperSettings(leader="", health_port=port))
+            await pages.open("127.0.0.1", port, "health")
     records.close()
 
 

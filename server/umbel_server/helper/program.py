@@ -1,4 +1,4 @@
-"""From a helper's folder to a running helper: one port for leader and participants, and a health endpoint."""
+"""From a helper's folder to a running helper: one port for leader and participants, and pages that tell how it is."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import asyncio
 import json
 import signal
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
 import grpc
@@ -23,11 +25,11 @@ from umbel_server.helper.folder import HelperFolder, HelperSettings
 from umbel_server.helper.people import People
 from umbel_server.helper.records import Records
 from umbel_server.helper.service import HelperGateway
-from umbel_server.rpc import OF_STRANGERS, port_options
+from umbel_server.plain_http import Answer, Pages
+from umbel_server.rpc import OF_STRANGERS, Service, Watch, port_options
 
 SWEEP_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 2.0
-HEALTH_SECONDS: Final = 5.0
 _log = structlog.get_logger(__name__)
 
 
@@ -73,13 +75,15 @@ async def _serve(
 ) -> None:
     parts = build(folder, settings, clock)
     server = grpc.aio.server(options=port_options(OF_STRANGERS))
-    for service in HelperGateway(parts.helper, parts.people).services():
-        service.add_to(server)
+    services = HelperGateway(parts.helper, parts.people).services()
+    pages, watch = _pages(parts.records, services) if settings.health_port else (None, nullcontext)
+    for service in services:
+        service.add_to(server, watch)
     port = _listen(server, folder, settings)
     stopping, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    health, told_at = await _health(parts.records, settings)
+    told_at = await pages.open(settings.host, settings.health_port, "health") if pages else ""
     await server.start()
     sweeping = asyncio.create_task(_sweep(parts.helper))
     try:
@@ -89,8 +93,8 @@ async def _serve(
         await stopping.wait()
     finally:
         sweeping.cancel()
-        if health is not None:
-            health.close()
+        if pages is not None:
+            await pages.close()
         await server.stop(STOP_SECONDS)
         parts.records.close()
 
@@ -103,41 +107,25 @@ def _listen(server: grpc.aio.Server, folder: HelperFolder, settings: HelperSetti
         raise Unavailable(f"can't listen at {address}; is something running there?") from error
 
 
-async def _health(records: Records, settings: HelperSettings) -> tuple[asyncio.Server | None, str]:
-    """Answer `GET /healthz` with the counts of the store, over plain HTTP: nothing in it is secret."""
-    if not settings.health_port:
-        return None, ""
+def _pages(records: Records, services: Iterable[Service[None]]) -> tuple[Pages, Watch]:
+    """What there is to read of a helper, over plain HTTP, and what its calls go on inside of."""
+    from umbel_server.monitoring.helper import HelperMonitor
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(HEALTH_SECONDS):
-                asked = (await reader.readline()).split()
-        except (TimeoutError, ValueError, OSError):  # who asks nothing, or endlessly, is hung up on
-            writer.close()
-            return
-        status, facts = _told(records) if asked[:2] == [b"GET", b"/healthz"] else ("404 Not Found", {})
-        body = json.dumps(facts).encode()
-        head = (
-            f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {len(body)}"
-        )
-        writer.write(f"{head}\r\n\r\n".encode() + body)
-        await writer.drain()
-        writer.close()
+    monitor = HelperMonitor(records)
+    for service in services:
+        monitor.calls.expect(service.descriptor)
+    return Pages({"/healthz": lambda accept: _told(records), "/metrics": monitor.page}), monitor.calls.watch
 
+
+async def _told(records: Records) -> Answer:
+    """How it is: a helper that can't read its records sums nothing, and says so. Nothing in it is secret."""
+    facts: dict[str, object] = {"status": "ok"}
     try:
-        server = await asyncio.start_server(answer, settings.host, settings.health_port)
-    except OSError as error:
-        address = joined(settings.host, settings.health_port)
-        raise Unavailable(f"can't tell its health at {address}; is something running there?") from error
-    return server, from_here(settings.host, settings.health_port)
-
-
-def _told(records: Records) -> tuple[str, dict[str, object]]:
-    """HTTP status and content: a helper that can't read its records sums nothing, and says so."""
-    try:
-        return "200 OK", {"status": "ok", **records.counts()}
+        facts |= records.counts()
     except sqlite3.Error as error:
-        return "503 Service Unavailable", {"status": "failing", "reason": f"its records can't be read: {error}"}
+        facts = {"status": "failing", "reason": f"its records can't be read: {error}"}
+    status = HTTPStatus.OK if facts["status"] == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
+    return Answer(json.dumps(facts).encode(), "application/json", status)
 
 
 async def _sweep(helper: Helper) -> None:

@@ -1,12 +1,14 @@
 """Metrics for Prometheus, of one coordinator or one helper: each in a registry of its own, at `/metrics`.
 
     families    how a metric is written
-    calls       what only calls know: gRPC, the helper, errors of the database
+    calls       what only gRPC calls know
+    others      how helper and database do
     rounds      tasks, rounds and sessions, as the store has them
     fleet       devices, and what they tell of their sessions
     releases    rollouts, holds, listings that wait or end
     books       audit, privacy, certificates, the disk
-    monitor     puts a coordinator's together, and answers a scrape
+    page        what a scrape gets
+    monitor     puts a coordinator's together
     helper      the same for a helper
 
 What the store knows is read from it at each scrape, on a thread, and counts on where it was after a restart; what only

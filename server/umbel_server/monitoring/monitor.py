@@ -7,27 +7,26 @@ where the database is away the rest is told all the same. Scrapes that come at o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
-from prometheus_client.core import InfoMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
+from prometheus_client import Histogram
+from prometheus_client.core import Metric
 
 from umbel.clock import Clock
 from umbel.errors import NotFound, UmbelError
-from umbel.version import VERSION
 from umbel_server import task_records
 from umbel_server.files import read_file
 from umbel_server.folder import Folder
 from umbel_server.identity import CERTIFICATE_FILE
 from umbel_server.monitoring import books, fleet, releases
-from umbel_server.monitoring.calls import Calls, DatabaseErrors, WatchedHelper
+from umbel_server.monitoring.calls import Calls
 from umbel_server.monitoring.families import SECONDS, number
+from umbel_server.monitoring.others import DatabaseErrors, WatchedHelper
+from umbel_server.monitoring.page import new_registry, page_of
 from umbel_server.monitoring.rounds import Rounds, tasks_by_state
 from umbel_server.passing import tell
 from umbel_server.plain_http import Answer
@@ -43,24 +42,12 @@ _AUTHORITIES: Final = ("server", "device", "operator")
 _log = structlog.get_logger(__name__)
 
 
-class Now(Collector):
-    """What is so at the moment of a scrape."""
-
-    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
-        self._read = read
-
-    def collect(self) -> Iterable[Metric]:
-        """As the registry asks for it."""
-        return self._read()
-
-
 class Monitor:
     """The metrics of one coordinator."""
 
     def __init__(self, settings: Settings, parts: Parts, clock: Clock) -> None:
         coordinator = parts.coordinator
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        self.registry = new_registry(self._now)
         self.calls = Calls(self.registry)
         DatabaseErrors(self.registry, parts.store.engine)
         coordinator.private.watch(lambda helper: WatchedHelper(helper, self.registry))
@@ -79,7 +66,6 @@ class Monitor:
         self._reading: asyncio.Future[list[Metric]] | None = None
         self._stored: list[Metric] = []
         self._feeling: asyncio.Task[None] | None = None
-        self.registry.register(Now(self._now))
 
     def start(self) -> None:
         """Begin to feel how the event loop does."""
@@ -97,7 +83,7 @@ class Monitor:
     async def page(self, accept: str) -> Answer:
         """Everything, in the form that the scraper asks for."""
         await self._look()
-        return await written(self.registry, accept, self._threads)
+        return await page_of(self.registry, accept, self._threads)
 
     async def _look(self) -> None:
         """Read the store, and wait for it for a while."""
@@ -114,7 +100,6 @@ class Monitor:
 
     def _now(self) -> Iterator[Metric]:
         stored, coordinator = self._stored, self._parts.coordinator
-        yield InfoMetricFamily("umbel_build", "The version of Umbel that runs.", {"version": VERSION})
         yield number("umbel_database_up", "Whether the database answered this scrape.", bool(stored))
         yield from stored
         words = "When the coordinator last looked after all tasks and rollouts without a failure."
@@ -164,9 +149,3 @@ class Monitor:
         except Exception as error:  # noqa: BLE001 - a scrape tells what there is to tell
             tell(_log, "the store can't be read for metrics", error)
             return []
-
-
-async def written(registry: CollectorRegistry, accept: str, threads: ThreadPoolExecutor) -> Answer:
-    """A registry in the form that a scraper asks for, put together on a thread."""
-    encode, kind = choose_encoder(accept)
-    return Answer(await asyncio.get_running_loop().run_in_executor(threads, encode, registry), kind)
