@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from tests.databases import new_sqlite
@@ -37,6 +38,7 @@ from umbel.update import Aggregate, Update
 from umbel.visit import Assignment, CheckInReply, ReportBegin, Retry
 from umbel_client.private import Pinned, PrivacyPolicy, pin, seal_privately, verify_round
 from umbel_models.zoo import bundle_path
+from umbel_server import task_records
 from umbel_server.aggregation import LeaderKey
 from umbel_server.blobs import Blobs
 from umbel_server.coordinator import Coordinator
@@ -46,6 +48,8 @@ from umbel_server.helper.local import LocalHelper
 from umbel_server.helper.people import People
 from umbel_server.helper.port import HelperPort
 from umbel_server.helper.records import Records
+from umbel_server.monitoring.books import Privacy
+from umbel_server.monitoring.others import WatchedHelper
 from umbel_server.privacy_settings import PrivacySettings
 from umbel_server.round import RoundKey, RoundState
 from umbel_server.signing import ReleaseSigner
@@ -287,12 +291,40 @@ async def test_a_device_that_sends_in_the_clear_does_not_join_and_one_with_a_hel
 async def test_nobody_joins_before_the_helper_has_agreed(world: PrivateWorld) -> None:
     device = world.enrol_private("a")[0]
     world.let_the_helper(answer=False)
+    away = watched(world)
     await world.begin(task(**PRIVATE))
     reply = (await device.check_in()).reply
     assert isinstance(reply, Retry) and "waits for its helper" in reply.reason
+    assert away("umbel_helper_up") == 0
+    assert away("umbel_helper_calls_total", method="offer_key", error="unreachable") >= 1
     world.let_the_helper(answer=True)
+    back = watched(world)
     await world.coordinator.tick()
     assert isinstance((await device.check_in()).reply, Assignment)
+    assert back("umbel_helper_up") == 1
+    assert back("umbel_helper_calls_total", method="countersign", error="") == 1
+    assert back("umbel_helper_seconds_count", method="offer_key") == 1
+
+
+def watched(world: PrivateWorld) -> Callable[..., float]:
+    """Count what the helper is asked, as a coordinator with metrics does; reads one of them."""
+    registry = CollectorRegistry()
+    world.coordinator.private.watch(lambda helper: WatchedHelper(helper, registry))
+    return lambda name, **labels: registry.get_sample_value(name, labels) or 0.0
+
+
+async def test_prometheus_is_told_what_private_rounds_have_spent(world: PrivateWorld) -> None:
+    noisy = PrivacySettings(noise_multiplier=2.0, metric_bound=20.0, epsilon=30.0)
+    await world.begin(task(**PRIVATE | {"privacy": noisy}))
+    ledger, reader = world.coordinator.operations.privacy(TASK), Privacy(world.coordinator.private)
+    for _ in range(2):
+        with world.store.reading() as connection:
+            told = {
+                family.name: family.samples for family in reader.read(connection, task_records.everything(connection))
+            }
+        assert [sample.value for sample in told["umbel_privacy_epsilon_spent"]] == [ledger.epsilon_spent]
+        assert [sample.value for sample in told["umbel_privacy_epsilon_budget"]] == [30.0]
+    assert 0 < ledger.epsilon_spent < 30
 
 
 async def test_a_round_waits_for_a_helper_that_is_away_and_goes_on_when_it_is_back(world: PrivateWorld) -> None:
