@@ -55,8 +55,8 @@ async def test_what_waits_for_a_person_is_told_with_since_when(tmp_path: Path) -
         for name, outcome in (("a", WAITING), ("b", "adopted"), ("c", "adopted")):
             executions.offer(connection, Execution(name, "r", 0, MODEL, 2, f"device-{name}", began, outcome))
     fleet.clock.instant += 100.0
-    fleet.verbs.pause("r", AUTHOR, 3)
-    fleet.verbs.hold(MODEL, AUTHOR, "wait")
+    fleet.verbs.stop("r", "pause", AUTHOR, "a long holiday")
+    fleet.verbs.hold(MODEL, AUTHOR, "somebody called")
     stands = told(fleet, releases.rollouts, releases.channels)
     changed = {name: value for name, value in stands.items() if name[0] == "rollout_changed_timestamp_seconds"}
     paused = of("rollout_changed_timestamp_seconds", rollout="r", model=MODEL, stage="paused")
@@ -66,4 +66,4 @@ async def test_what_waits_for_a_person_is_told_with_since_when(tmp_path: Path) -
     }
     assert devices == {"waiting": 1, "adopted": 2}
     assert stands[held] == began + 100.0
-    assert not [name for name in stands if AUTHOR in str(name) or "device-" in str(name)]
+    assert not [name for name in stands if AUTHOR in str(name) or "device-" in str(name) or "somebody" in str(name)]
