@@ -15,6 +15,7 @@ SOURCES = [
     ROOT / "Makefile",
     *ROOT.glob("*.toml"),
     *ROOT.glob("*.yaml"),
+    *(ROOT / "monitoring").iterdir(),
     *(
         path
         for tree in ("protos", "models", "client", "server", "simulations", "tests")

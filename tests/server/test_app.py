@@ -12,8 +12,10 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import grpc
@@ -228,15 +230,13 @@ def process(state: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_told_end_is_an_orderly_one(tmp_path: Path, number: signal.Signals) -> None:
     Folder.create(tmp_path / "state", (), time.time())
-    with process(tmp_path / "state") as started:
+    with process(tmp_path / "state", "--metrics-port", "0") as started:
         assert started.stdout is not None
         ready = json.loads(started.stdout.readline())
         addresses = Addresses.read(tmp_path / "state")
-        assert (ready["device"], ready["enrol"], ready["admin"]) == (
-            addresses.device,
-            addresses.enrol,
-            addresses.admin,
-        )
+        assert ready == {"ready": True, **asdict(addresses)}
+        with urllib.request.urlopen(f"http://{addresses.metrics}/metrics") as answer:
+            assert b"\numbel_database_up 1.0\n" in answer.read()
         assert 0 not in {int(address.rpartition(":")[2]) for address in (addresses.device, addresses.admin)}
         with process(tmp_path / "state") as second:
             assert "another coordinator runs" in second.communicate(timeout=30)[1], "two would each count half"

@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
+import promql_parser
 import pytest
-from prometheus_client import REGISTRY
+import sqlalchemy as sa
+import yaml
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as from_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as from_text
 from structlog.testing import capture_logs
 
+from tests.databases import empty_database
 from tests.server.live import MODEL, POPULATION, TASK, Live, LiveDevice, MovedClock, serving
+from tests.test_docs_words import MENTION, unknown
 from umbel import messages
-from umbel.errors import Unavailable
+from umbel.errors import BY_CODE, Status, Unavailable
 from umbel.sealing import SEALED
 from umbel.visit import CheckIn, SessionRecord
 from umbel_server import task_records
 from umbel_server.app import Server, build
 from umbel_server.folder import Folder
+from umbel_server.helper.port import HelperPort
+from umbel_server.helper.records import Records
 from umbel_server.identity import Addresses
 from umbel_server.monitoring.families import Spread
 from umbel_server.monitoring.fleet import reached_and_ended
+from umbel_server.monitoring.helper import HelperMonitor
+from umbel_server.monitoring.others import WatchedHelper
 from umbel_server.monitoring.rounds import Rounds
 from umbel_server.plain_http import Answer, Pages
+from umbel_server.rollout import Stage
 from umbel_server.settings import load_settings
 from umbel_server.task import Task
 
+MONITORING = Path(__file__).parents[2] / "monitoring"
 LABELS = {
     "certificate", "channel", "ending", "error", "kind", "le", "method", "model", "outcome", "population", "reached",
     "role", "rollout", "service", "stage", "state", "status", "task", "version",
@@ -206,6 +219,23 @@ def test_while_the_database_is_away_the_rest_is_told(live: Live) -> None:
     assert not [name for name in before if "_total{" in name and after[name] < before[name]]
 
 
+def test_a_database_that_stands_still_holds_up_nobody_who_watches(
+    postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, up = empty_database(postgresql), written("umbel_database_up")
+    with serving(tmp_path / "state", metrics_port=0, database_url=url) as live:
+        live.add_model()
+        assert scrape(live)[up] == 1
+        with sa.create_engine(url, poolclass=sa.NullPool).begin() as other, monkeypatch.context() as impatient:
+            other.execute(sa.text("LOCK TABLE session_shapes IN ACCESS EXCLUSIVE MODE"))
+            impatient.setattr("umbel_server.monitoring.monitor.PATIENCE_SECONDS", 0.05)
+            stood = [scrape(live), scrape(live)]
+            waiting = other.scalar(sa.text("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%session_shapes%'"))
+        assert [(it[up], it[written("umbel_disk_free_bytes")] > 0) for it in stood] == [(0, True), (0, True)]
+        assert waiting == 2, "this very question, and one reading that both scrapes waited for"
+        assert scrape(live)[up] == 1
+
+
 def test_coordinators_of_one_process_do_not_mix(live: Live) -> None:
     assert not [family for family in REGISTRY.collect() if family.name.startswith("umbel")]
 
@@ -214,6 +244,79 @@ def test_the_port_is_told_and_older_readers_cope(live: Live) -> None:
     addresses = Addresses.read(live.settings.state)
     assert addresses == live.addresses and addresses.metrics
     assert Addresses("a", "b", "c").metrics == ""
+
+
+# Alerts, the dashboard and the page about them.
+
+
+def exposed(live: Live) -> dict[str, str]:
+    """Each sample's name -> what it is, of a coordinator with a helper and of a helper."""
+    registry = CollectorRegistry()
+    WatchedHelper(cast(HelperPort, None), registry)
+    helper = HelperMonitor(Records())
+    pages = (read(live)[0], *(generate_latest(it).decode() for it in (registry, helper.registry)))
+    families = [family for page in pages for family in from_text(page) if not family.name.endswith("_created")]
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    return {it.name + suffix: it.type for it in families for suffix in suffixes.get(it.type, ("",))}
+
+
+def expressions() -> dict[str, str]:
+    """Where it stands -> PromQL."""
+    rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
+    found = {rule["alert"]: rule["expr"] for rule in rules}
+    for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            expression = target["expr"].replace("$__rate_interval", "5m")
+            found[f"{panel['title']} {target['refId']}"] = expression.replace("$instance", ".*")
+    return found
+
+
+def parsed(expression: str) -> list[Any]:
+    """All parts of an expression; raises `ValueError` where it is none."""
+    found: list[Any] = []
+    promql_parser.walk(promql_parser.parse(expression), lambda part: found.append(part))
+    return found
+
+
+def test_alerts_and_dashboard_ask_only_for_what_there_is(live: Live) -> None:
+    """A name or a word that is misspelt there would be silent for ever."""
+    names = exposed(live) | {"up": "gauge"}
+    samples = [sample for family in from_text(read(live)[0]) for sample in family.samples]
+    words = {value for sample in samples for value in sample.labels.values()}
+    words |= {stage.value for stage in Stage} | {status.value for status in Status} | set(BY_CODE)
+    asked = set()
+    for where, expression in expressions().items():
+        parts = parsed(expression)
+        for selector in (part for part in parts if isinstance(part, promql_parser.VectorSelector)):
+            asked.add(selector.name)
+            assert selector.name in names, where
+            for matcher in selector.matchers.matchers:
+                assert matcher.name in LABELS | {"instance", "job"}, where
+                if matcher.name not in ("instance", "job"):
+                    assert set(matcher.value.split("|")) <= words | {""}, where
+        for call in (part for part in parts if isinstance(part, promql_parser.Call)):
+            if call.func.name in ("rate", "increase"):
+                (selector,) = (it.vector_selector for it in call.args)
+                assert names[selector.name] in ("counter", "histogram"), where
+    unseen = {name for name in names if name.startswith("umbel_") and not name.endswith(("_sum", "_count"))} - asked
+    assert not unseen, "nobody looks at these"
+
+
+def test_the_page_names_what_there_is(live: Live) -> None:
+    page = (MONITORING.parent / "docs" / "how-to" / "watch-a-coordinator.md").read_text()
+    named = set(re.findall(r"\bumbel_[a-z_]+", page))
+    assert named == {re.sub("_(bucket|sum|count)$", "", name) for name in exposed(live) if name.startswith("umbel_")}
+
+
+def test_each_alert_says_what_to_do() -> None:
+    rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    for rule in rules:
+        summary = rule["annotations"]["summary"]
+        assert rule["labels"]["severity"] in ("page", "ticket") and 80 < len(summary) < 300, rule["alert"]
+        assert set(re.findall(r"\$labels\.(\w+)", summary)) <= LABELS | {"instance"}
+        typed = [it.group(1) for it in MENTION.finditer(re.sub(r"{{.*?}}", "X", summary))]
+        assert not [command for command in typed if unknown(command)], rule["alert"]
 
 
 # Plain HTTP.

@@ -14,6 +14,7 @@ from umbel_server.authority import end_of
 from umbel_server.monitoring.families import counter, gauge, number
 from umbel_server.private_rounds import PrivateRounds
 from umbel_server.tables import AUDIT, CHECKPOINTS, PRIVATE_ROUNDS
+from umbel_server.task import TaskState
 from umbel_server.task_records import TaskRecord
 
 
@@ -46,9 +47,13 @@ class Privacy:
         spent = {(task.name,): self._spent.get(task.name, (0, 0.0))[1] for task in private}
         words = "Epsilon that a private task's rounds have cost; infinite where a round had no noise."
         yield gauge("umbel_privacy_epsilon_spent", words, ("task",), spent)
-        budgets = {(task.name,): task.privacy.epsilon for task in private if task.privacy.epsilon}
+        going_on = [task for task in private if task.state is not TaskState.DONE]
+        budgets = {(task.name,): task.privacy.epsilon for task in going_on if task.privacy.epsilon}
         yield gauge(
-            "umbel_privacy_epsilon_budget", "Epsilon that a task may spend, where that was set.", ("task",), budgets
+            "umbel_privacy_epsilon_budget",
+            "Epsilon that a task which isn't done may spend, where that was set.",
+            ("task",),
+            budgets,
         )
 
 
