@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -15,6 +14,7 @@ from typing import Any, Final
 from umbel.clock import DAY
 from umbel.errors import Unavailable, WrongState
 from umbel.holding import held
+from umbel.stopping import told_to_stop
 from umbel_client.device import Device
 from umbel_client.private import in_words
 from umbel_client.report import describe, of_this_process, write_report
@@ -61,22 +61,16 @@ class Agent:
         self._stop = asyncio.Event()
 
     async def run(self, until: Until) -> Visit | None:
-        """Wake the device until `until`, or a SIGTERM or SIGINT; returns the last visit.
+        """Wake the device until `until`, SIGTERM, Ctrl-C or the end of its terminal; returns the last visit.
 
         Raises:
             WrongState: another agent runs from this home, or the home was enrolled anew; asked for one visit only, also
                 where somebody else is on one.
         """
-        loop, home = asyncio.get_running_loop(), self._device.kit.home
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+        home = self._device.kit.home
         alone = held(home, f"another agent runs from {home}; let only one run there")
-        try:
-            with nullcontext() if until.visits == 1 else alone:
-                return await self._run(until)
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+        with told_to_stop(self.stop), nullcontext() if until.visits == 1 else alone:
+            return await self._run(until)
 
     def stop(self) -> None:
         """Finish within one training step; what was begun goes on at the next start."""

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,9 +23,10 @@ import structlog
 from umbel.clock import DAY, Clock, SystemClock
 from umbel.errors import NotAllowed, NotFound, Unavailable
 from umbel.holding import held
+from umbel.stopping import told_to_stop
 from umbel_server import descriptors
 from umbel_server.access import AcceptAll, Access, Authorities, RefuseAll
-from umbel_server.addresses import from_here, joined
+from umbel_server.addresses import from_here, joined, why_not
 from umbel_server.admin import AdminGateway
 from umbel_server.blobs import Blobs
 from umbel_server.coordinator import Coordinator
@@ -240,13 +240,15 @@ class Server:
         try:
             return server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise Unavailable(f"can't listen at {address}; is another coordinator running there?") from error
+            raise Unavailable(
+                f"can't listen at {address}{why_not(self._settings.host, port, 'coordinator')}"
+            ) from error
 
 
 async def serve(
     settings: Settings, ready: Callable[[Addresses], None], clock: Clock | None = None, program: Program | None = None
 ) -> None:
-    """Run a coordinator until SIGTERM or SIGINT.
+    """Run a coordinator until SIGTERM, Ctrl-C, or the end of its terminal.
 
     Args:
         settings: what to run.
@@ -281,22 +283,18 @@ async def _listen(
 ) -> None:
     server = Server(settings, parts, clock)
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    try:
-        addresses = await server.start()
-        for warning in settings.warnings:
-            _log.warning(warning)
-        _log.info("ready", **{name: address for name, address in asdict(addresses).items() if address})
-        ready(addresses)
-        with _running(program, parts.coordinator):
-            await _first(server.wait(), stopping.wait(), _alone_while(hold))
-        _log.info("stopping", drain_seconds=settings.stop_seconds)
-    finally:
-        await server.stop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+    with told_to_stop(stopping.set):
+        try:
+            addresses = await server.start()
+            for warning in settings.warnings:
+                _log.warning(warning)
+            _log.info("ready", **{name: address for name, address in asdict(addresses).items() if address})
+            ready(addresses)
+            with _running(program, parts.coordinator):
+                await _first(server.wait(), stopping.wait(), _alone_while(hold))
+            _log.info("stopping", drain_seconds=settings.stop_seconds)
+        finally:
+            await server.stop()
 
 
 async def _alone_while(hold: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, Final
 
 from umbel.errors import MalformedMessage, OutOfBounds
@@ -37,15 +37,19 @@ _PLAIN: Final[dict[str, type | tuple[type, ...]]] = {"int": int, "float": (int, 
 
 
 def like(kind: type, tree: object, what: str) -> dict[str, Any]:
-    """The entries of `tree`, once each is a field of the dataclass `kind` and of the plain type that it declares.
+    """The entries of `tree`, once each is a field of the dataclass `kind` and of the plain type that it declares, and
+    each field without a default is there.
 
     Raises:
-        MalformedMessage: no table; a name that isn't a field; a value of another type.
+        MalformedMessage: no table; a name that isn't a field, or isn't there; a value of another type.
         OutOfBounds: a number that is none, or without bounds.
     """
     if not isinstance(tree, Mapping):
         raise MalformedMessage(f"{what} is {tree!r}; it must be a table")
     types = {entry.name: str(entry.type) for entry in fields(kind)}
+    needed = [entry.name for entry in fields(kind) if entry.default is MISSING is entry.default_factory]
+    if lacking := [name for name in needed if name not in tree]:
+        raise MalformedMessage(f"{what} lacks {', '.join(lacking)}")
     for name, value in tree.items():
         if name not in types:
             raise MalformedMessage(f"{what} has no {name!r}; it has {', '.join(types)}")

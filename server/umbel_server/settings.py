@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     """The coordinator's folder: keys, authorities, blobs, and the SQLite database where there is no other."""
     profile: Literal["development", "production"] = "development"
     """`production` refuses what is only good for development, unless it is asked for by name."""
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(lambda host: host.removeprefix("[").removesuffix("]"))] = "127.0.0.1"
     """Address to listen at; `0.0.0.0` for all."""
     names: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
     """Host names and addresses that the coordinator's certificate is good for."""

@@ -34,9 +34,10 @@ from umbel.errors import (
     Unavailable,
     WrongState,
 )
+from umbel.stopping import told_to_stop
 from umbel.v1 import admin_pb2 as pb
 from umbel.v1 import device_pb2
-from umbel_server.addresses import from_here, host_and_port, joined
+from umbel_server.addresses import from_here, host_and_port, joined, why_not
 from umbel_server.app import Server, build
 from umbel_server.authority import make_request
 from umbel_server.folder import Folder
@@ -201,6 +202,15 @@ def test_programs_of_this_machine_are_told_an_address_that_can_be_called(host: s
     assert host_and_port(joined(host, 7443)) == (host, 7443)
 
 
+def test_a_host_that_is_not_here_is_told_as_that_and_not_as_taken() -> None:
+    assert "another coordinator" not in why_not("nobody.invalid", 0, "coordinator")
+    assert "assign" in why_not("192.0.2.1", 0, "coordinator"), "Cannot assign requested address"
+
+
+def test_an_address_of_ipv6_may_stand_in_brackets(tmp_path: Path) -> None:
+    assert load_settings(tmp_path, host="[::1]").host == "::1"
+
+
 def test_devices_are_told_the_advertised_address(tmp_path: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -227,7 +237,7 @@ def process(state: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
         started.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_told_end_is_an_orderly_one(tmp_path: Path, number: signal.Signals) -> None:
     Folder.create(tmp_path / "state", (), time.time())
     with process(tmp_path / "state", "--metrics-port", "0") as started:
@@ -251,6 +261,19 @@ def test_a_told_end_is_an_orderly_one(tmp_path: Path, number: signal.Signals) ->
         assert "Traceback" not in words
     with pytest.raises(NotFound):
         Addresses.read(tmp_path / "state")
+
+
+async def test_a_program_that_was_told_to_outlive_its_terminal_does() -> None:
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+    try:
+        told = asyncio.Event()
+        with told_to_stop(told.set):
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(told.wait(), 10)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, handler)
 
 
 @pytest.mark.parametrize("since", ["before", "meanwhile"])

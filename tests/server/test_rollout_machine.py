@@ -380,3 +380,8 @@ TestAnyoneDoesAnything.settings = settings(max_examples=60, stateful_step_count=
 @given(st.text(max_size=20), st.text(max_size=40))
 def test_every_device_has_a_place(salt: str, device: str) -> None:
     assert 0 <= bucket(salt, device) < 10_000
+
+
+def test_what_a_spec_lacks_is_named_in_its_own_words() -> None:
+    with pytest.raises(MalformedMessage, match="a rollout's spec lacks channel, release"):
+        spec_from_tree({"model": "m", "population": "p", "from_release": 1, "revert_release": 3})
