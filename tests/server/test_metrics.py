@@ -17,12 +17,12 @@ import pytest
 import sqlalchemy as sa
 import yaml
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as from_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as from_text
 from structlog.testing import capture_logs
 
 from tests.databases import empty_database
+from tests.server.driving import World, task, together
 from tests.server.live import MODEL, POPULATION, TASK, Live, LiveDevice, MovedClock, serving
 from tests.test_docs_words import MENTION, unknown
 from umbel import messages
@@ -57,12 +57,18 @@ LABELS = {
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A coordinator with a model, on which no round has ended yet."""
     with serving(tmp_path_factory.mktemp("metrics") / "state", metrics_port=0) as live:
-        live.add_model()
-        task = Task(TASK, POPULATION, MODEL, goal=1, minimum=1, rounds=9, updates_private=False)
-        live.do(lambda: live.parts.coordinator.operations.create_task(task, "operator:test"))
+        begin(live)
         yield live
     with pytest.raises(urllib.error.URLError):
         read(live)
+
+
+def begin(live: Live) -> None:
+    """Open a round."""
+    live.add_model()
+    wanted = Task(TASK, POPULATION, MODEL, goal=1, minimum=1, rounds=9, updates_private=False)
+    live.do(lambda: live.parts.coordinator.operations.create_task(wanted, "operator:test"))
+    live.run(live.parts.coordinator.tick())
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +124,37 @@ def test_a_round_that_completes_moves_what_it_should(live: Live, device: LiveDev
     assert not [name for name in before if "_total{" in name and after[name] < before[name]]
 
 
-def test_what_was_added_up_over_scrapes_is_what_a_new_process_reads(live: Live) -> None:
-    """A restart moves no counter of what the store knows."""
-    with live.parts.store.reading() as connection:
-        tasks = task_records.everything(connection)
-        anew = {sample for family in Rounds().read(connection, tasks) for sample in told(family)}
-    running = {sample for family in from_text(read(live)[0]) for sample in told(family)}
-    assert anew and anew <= running
+async def test_what_was_added_up_over_scrapes_is_what_a_new_process_reads(small_world: World) -> None:
+    """A restart moves no counter of what the store knows, and nothing that only rises ever falls."""
+    devices, running = small_world.enrol("a", "b"), Rounds()
 
+    def told(by: Rounds) -> dict[str, float]:
+        with small_world.store.reading() as connection:
+            found = by.read(connection, task_records.everything(connection))
+        return {written(it.name, **it.labels): it.value for family in found for it in family.samples}
 
-def told(family: Metric) -> list[tuple[str, float]]:
-    return [(written(sample.name, **sample.labels), sample.value) for sample in family.samples]
+    await small_world.begin(task(rounds=9, evaluate_candidates=True))
+    before = told(running)
+    for devices_come in (True, True, False, True, False, True, True, True, True):
+        if devices_come:
+            await together(*devices)
+        else:
+            await devices[0].check_in()
+            small_world.clock.instant += 1000.0
+        await small_world.coordinator.tick()
+        now = told(running)
+        assert now == told(Rounds()) == told(running)
+        assert not [name for name in before if re.search("_(total|count|bucket){", name) and now[name] < before[name]]
+        before = now
+    ended = {name: int(value) for name, value in now.items() if name.startswith("umbel_rounds_total") and value}
+    assert ended == {
+        of_round("umbel_rounds_total", outcome="completed"): 3,
+        of_round("umbel_rounds_total", outcome="failed"): 1,
+        of_round("umbel_rounds_total", outcome="abandoned"): 1,
+        written("umbel_rounds_total", task=TASK, kind="evaluate", outcome="completed"): 3,
+        written("umbel_rounds_total", task=TASK, kind="evaluate", outcome="abandoned"): 1,
+    }
+    assert running._up_to[TASK] > 1
 
 
 def test_names_units_and_words_follow_prometheus(live: Live) -> None:
@@ -224,8 +250,10 @@ def test_a_database_that_stands_still_holds_up_nobody_who_watches(
 ) -> None:
     url, up = empty_database(postgresql), written("umbel_database_up")
     with serving(tmp_path / "state", metrics_port=0, database_url=url) as live:
-        live.add_model()
-        assert scrape(live)[up] == 1
+        begin(live)
+        live.device()
+        assert (before := scrape(live))[up] == before[written("umbel_devices", population=POPULATION)] == 1
+        assert before[of_round("umbel_open_round", state="collecting")] == 1
         with sa.create_engine(url, poolclass=sa.NullPool).begin() as other, monkeypatch.context() as impatient:
             other.execute(sa.text("LOCK TABLE session_shapes IN ACCESS EXCLUSIVE MODE"))
             impatient.setattr("umbel_server.monitoring.monitor.PATIENCE_SECONDS", 0.05)

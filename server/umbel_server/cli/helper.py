@@ -71,7 +71,7 @@ def run(
     state: Folder,
     host: Annotated[str | None, typer.Option(help="Address to listen at.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one, and writes it into the card.")] = None,
-    health_port: Annotated[int | None, typer.Option(help="Port of the HTTP health endpoint, GET /healthz.")] = None,
+    health_port: Annotated[int | None, typer.Option(help="Port of plain HTTP: GET /healthz, and /metrics.")] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     as_json: Json = False,
 ) -> None:

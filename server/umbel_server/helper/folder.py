@@ -63,7 +63,7 @@ class HelperSettings:
     host: str = "127.0.0.1"
     port: int = 7446
     health_port: int = 0
-    """Of the plain HTTP health endpoint (`/healthz`), on the same host; 0: none."""
+    """Of the pages that tell how it is (`/healthz`, `/metrics`), plain HTTP on the same host; 0: none."""
     populations: tuple[str, ...] = ()
     minimum_cohort: int = 5
     max_reports_per_day: int = 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -38,8 +39,9 @@ class WatchedHelper:
 
     def __init__(self, helper: HelperPort, registry: CollectorRegistry) -> None:
         self._helper = helper
-        self._up = Gauge("umbel_helper_up", "Whether the helper answered when it was asked last.", registry=registry)
-        self._up.set(1)
+        words = "Whether the helper answered when it was asked last; NaN before."
+        self._up = Gauge("umbel_helper_up", words, registry=registry)
+        self._up.set(math.nan)
         self._calls = Counter(
             "umbel_helper_calls",
             "What the helper was asked, by Umbel's code of its refusal.",
@@ -81,10 +83,11 @@ class WatchedHelper:
 
     @contextmanager
     def _asked(self, method: str) -> Iterator[None]:
-        error = ""
+        error = UmbelError.code
         with self._seconds.labels(method).time():
             try:
                 yield
+                error = ""
             except UmbelError as refusal:
                 error = refusal.code
                 raise

@@ -66,9 +66,10 @@ class Listing:
         self._look()
         words = "When a role's metadata are believed no more."
         yield gauge("umbel_metadata_expiry_timestamp_seconds", words, ("role",), self._expires)
-        waiting = Counter[tuple[str]]()
-        for row in connection.execute(sa.select(LISTED.c.model, LISTED.c.number)):
-            waiting[(row.model,)] += row.number > self._newest.get(row.model, 0)
+        listed = ((LISTED.c.model == model) & (LISTED.c.number <= number) for model, number in self._newest.items())
+        unsigned = sa.func.sum(sa.case((sa.or_(sa.false(), *listed), 0), else_=1))
+        counts = connection.execute(sa.select(LISTED.c.model, unsigned).group_by(LISTED.c.model))
+        waiting = {(model,): float(count) for model, count in counts}
         words = "Releases that no device gets before a model's signers have signed them."
         yield gauge("umbel_releases_unsigned", words, ("model",), waiting)
 
