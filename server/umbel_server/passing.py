@@ -1,8 +1,12 @@
-"""What may pass by itself: a disk that is full, a database that is away, full, or takes no writes for now."""
+"""What may pass by itself: a disk that is full, a database that is away, full, or takes no writes for now; and what
+callers are told of that, and of any other failure.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Final
+
+from umbel.errors import UmbelError, Unavailable
 
 _OF_DRIVERS: Final = {"OperationalError", "ReadOnlySqlTransaction"}
 """sqlite3 and psycopg call it alike; the second is PostgreSQL's, of a server that follows another one."""
@@ -24,6 +28,17 @@ def tell(log: Any, event: str, error: Exception, **what: object) -> None:
         log.debug(event, exc_info=error)
     else:
         log.error(event, **what, exc_info=error)
+
+
+def told_outside(log: Any, error: Exception, method: str) -> UmbelError:
+    """What the caller of a method hears of a failure: a refusal as it is; what is wrong in here is for the log only."""
+    if may_pass(error):
+        tell(log, "disk or database don't do", error, method=method)
+        return Unavailable("the server's disk or database doesn't do just now; its log tells more. Try again later")
+    if not isinstance(error, UmbelError):
+        tell(log, "unexpected error", error, method=method)
+        return UmbelError("the coordinator failed inside; its log tells more. Try again later")
+    return error
 
 
 def _reason(error: BaseException) -> str:

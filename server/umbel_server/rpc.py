@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Generic, NoReturn, TypeVar
@@ -22,9 +22,9 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from umbel.errors import ERROR_KEY, UmbelError, Unavailable
+from umbel.errors import ERROR_KEY
 from umbel.messages import parse
-from umbel_server.passing import may_pass, tell
+from umbel_server.passing import told_outside
 
 C = TypeVar("C")
 
@@ -119,7 +119,8 @@ class Service(Generic[C]):
 
     async def _caller(self, method: MethodDescriptor, context: grpc.aio.ServicerContext[Any, Any]) -> C:
         if self.tokens is not None:
-            return await self.tokens(method.name, _bearer(context))
+            sent = context.invocation_metadata() or ()
+            return await self.tokens(method.name, bearer([str(value) for key, value in sent if key == "authorization"]))
         return self.guard(method.name, _certificate(context))
 
     def _single(self, method: MethodDescriptor, watch: Watch) -> Callable[..., Any]:
@@ -196,26 +197,20 @@ def _certificate(context: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
     return next(iter(found), None) if found else None
 
 
-def _bearer(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+def bearer(headers: Sequence[str]) -> str:
     """The token in the one `authorization` header (RFC 6750, 2.1); "" if there is none, or more than one."""
-    found = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
-    scheme, _, token = str(found[0]).partition(" ") if len(found) == 1 else ("", "", "")
+    scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
 async def _refuse(
-    context: grpc.aio.ServicerContext[Any, Any], method: MethodDescriptor, error: Exception, told: Call
+    context: grpc.aio.ServicerContext[Any, Any], method: MethodDescriptor, error: Exception, call: Call
 ) -> NoReturn:
-    if may_pass(error):
-        tell(_log, "disk or database don't do", error, method=method.full_name)
-        error = Unavailable("the server's disk or database doesn't do just now; its log tells more. Try again later")
-    elif not isinstance(error, UmbelError):
-        tell(_log, "unexpected error", error, method=method.full_name)
-        error = UmbelError("the coordinator failed inside; its log tells more. Try again later")
-    told.status, told.error = error.status.name, error.code
+    told = told_outside(_log, error, method.full_name)
+    call.status, call.error = told.status.name, told.code
     await context.abort(
-        grpc.StatusCode[error.status.name],
-        str(error)[:_DETAILS],
-        trailing_metadata=((ERROR_KEY, error.code),),
+        grpc.StatusCode[told.status.name],
+        str(told)[:_DETAILS],
+        trailing_metadata=((ERROR_KEY, told.code),),
     )
-    raise error  # never reached: abort raises
+    raise told  # never reached: abort raises

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import Final
 
 from umbel.errors import UmbelError
-from umbel.manifest import TensorSpec
 from umbel.oip import open_inference_pb2 as pb
-from umbel.version import VERSION
 from umbel_server.operators import Operator, Operators
 from umbel_server.rpc import Service, Stream, Unary
+from umbel_server.serving.about import SERVER, about_model, index
 from umbel_server.serving.inference import Inference, Question
-from umbel_server.serving.tensors import add_outputs, datatype_of, examples_in, inputs_of
+from umbel_server.serving.tensors import add_outputs, examples_in, inputs_of
 from umbel_server.token_operators import TokenOperators
 
-EXTENSIONS: Final = ("model_repository",)
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 
@@ -51,7 +48,7 @@ class InferenceGateway:
         return pb.ServerReadyResponse(ready=self._served.is_ready)
 
     async def _server_metadata(self, caller: Operator, message: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name="umbel", version=VERSION, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(**SERVER, extensions=["model_repository"])
 
     async def _model_ready(self, caller: Operator, message: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         try:
@@ -61,19 +58,9 @@ class InferenceGateway:
         return pb.ModelReadyResponse(ready=True)
 
     async def _model_metadata(self, caller: Operator, message: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        answering = await self._served.answering(message.name, message.version)
-        manifest = answering.loaded.manifest
-        offered = self._served.catalogue.model(message.name)
-        channels = {channel: release.version for channel, release in offered.channels.items()}
-        properties = {"version": answering.version, "channels": channels, "labels": list(manifest.labels)}
-        return pb.ModelMetadataResponse(
-            name=message.name,
-            versions=[str(version) for version in sorted(offered.versions)],
-            platform="onnxruntime_onnx",
-            inputs=[_tensor(spec) for spec in manifest.inputs],
-            outputs=[_tensor(spec) for spec in manifest.outputs],
-            properties={name: json.dumps(value) for name, value in properties.items()},
-        )
+        told = await about_model(self._served, message.name, message.version)
+        properties = {name: json.dumps(value) for name, value in told["properties"].items()}
+        return pb.ModelMetadataResponse(**(told | {"properties": properties}))
 
     async def _model_infer(self, caller: Operator, message: pb.ModelInferRequest) -> pb.ModelInferResponse:
         wanted = tuple(output.name for output in message.outputs)
@@ -89,16 +76,5 @@ class InferenceGateway:
     async def _repository_index(
         self, caller: Operator, message: pb.RepositoryIndexRequest
     ) -> pb.RepositoryIndexResponse:
-        response = pb.RepositoryIndexResponse()
-        for model, offered in sorted(self._served.catalogue.models.items()):
-            for version, release in sorted(offered.versions.items()):
-                reason = self._served.why_not(release)
-                if not (message.ready and reason):
-                    state = "UNAVAILABLE" if reason else "READY"
-                    response.models.add(name=model, version=str(version), state=state, reason=reason)
-        return response
-
-
-def _tensor(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
-    shape = [-1 if size is None else size for size in spec.shape]
-    return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=datatype_of(spec.dtype), shape=shape)
+        models = index(self._served, only_ready=message.ready)
+        return pb.RepositoryIndexResponse(models=[pb.RepositoryIndexResponse.ModelIndex(**entry) for entry in models])
