@@ -5,6 +5,7 @@
 * admin port: mutual TLS, certificates of the operator authority
 * token port: the same service over TLS without client certificates, for operators with tokens of an OpenID provider
 * inference port: mutual TLS like the admin port, for programs that ask models; with tokens, on the token port
+* inference port for HTTP: the same; certificates may be absent where tokens count, since Python's ssl can ask for them
 * metrics port: `/metrics` over plain HTTP, for Prometheus, where it is asked for
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,6 +42,8 @@ from umbel_server.passing import may_pass
 from umbel_server.port_certificate import PortCertificate
 from umbel_server.provider import HttpsGet, Provider
 from umbel_server.rpc import OF_STRANGERS, STREAMS, Service, port_options
+from umbel_server.serving.gateway import InferenceGateway
+from umbel_server.serving.inference import MAX_QUESTION_BYTES, Inference
 from umbel_server.serving.service import ModelService
 from umbel_server.settings import Oidc, Settings
 from umbel_server.store import Store
@@ -49,14 +52,12 @@ from umbel_server.token_operators import TokenOperators
 
 if TYPE_CHECKING:
     from umbel_server.flower.program import Program
+    from umbel_server.https_port import HttpsPort
     from umbel_server.monitoring.monitor import Monitor
     from umbel_server.plain_http import Pages
 
 ADMIN_STOP_SECONDS: Final = 0.5
 """Watching operators would never hang up by themselves."""
-
-MAX_QUESTION_BYTES: Final = 64 << 20
-"""Of what a model is asked, in one message: a hundred photographs as they go into a net."""
 
 HOLD_SECONDS: Final = 5.0
 """Between two looks at the lock of the database."""
@@ -134,6 +135,7 @@ class Server:
         self._enrolments, self._tokens = (grpc.aio.server(options=port_options(OF_STRANGERS)) for _ in range(2))
         self._questions = grpc.aio.server(options=port_options(STREAMS, MAX_QUESTION_BYTES))
         self._models: ModelService | None = None
+        self._https: HttpsPort | None = None
         own = () if settings.host in ("0.0.0.0", "::") else (settings.host,)  # noqa: S104 - to be called at
         self._certificate = PortCertificate(parts.authorities.server, (*settings.names, *own), clock)
         self._rounds: asyncio.Task[None] | None = None
@@ -164,11 +166,11 @@ class Server:
         token_port = self._listen(self._tokens, settings.token_port, None) if tokens else 0
         if tokens is not None:
             self._add(admin.service(tokens), self._tokens)
-        inference_port = await self._serve_models(tokens)
+        inference_ports = await self._serve_models(tokens)
         for server in (self._devices, self._enrolments, self._admins, self._tokens, self._questions):
             await server.start()
         self._rounds = asyncio.create_task(parts.coordinator.run(), name="rounds")
-        ports = (device_port, enrol_port, admin_port, token_port, inference_port)
+        ports = (device_port, enrol_port, admin_port, token_port, *inference_ports)
         listening = Addresses(*(from_here(settings.host, port) if port else "" for port in ports))
         addresses = replace(listening, metrics=metrics)
         self._folder.write_addresses(addresses)
@@ -186,6 +188,7 @@ class Server:
         await asyncio.gather(
             *(server.stop(min(ADMIN_STOP_SECONDS, drain)) for server in (self._admins, self._tokens)),
             *(server.stop(drain) for server in (self._enrolments, self._devices, self._questions)),
+            *(port.stop(drain) for port in (self._https,) if port is not None),
         )
         if self._models is not None:
             await self._models.stop()
@@ -198,22 +201,35 @@ class Server:
             await asyncio.gather(self._rounds, return_exceptions=True)
         self._parts.store.close()
 
-    async def _serve_models(self, tokens: TokenOperators | None) -> int:
-        """Have programs ask models, where they may at all; gives the port."""
+    async def _serve_models(self, tokens: TokenOperators | None) -> tuple[int, int]:
+        """Have programs ask models, where they may at all; gives the ports for gRPC and for HTTP."""
         parts, settings = self._parts, self._settings
-        rollouts = parts.coordinator.rollouts
-        if settings.inference_port is None or rollouts is None:
+        rollouts, port = parts.coordinator.rollouts, settings.inference_port
+        if rollouts is None or port is settings.inference_http_port is None:
+            return 0, 0
+        folder, registry = self._folder.inferences, parts.coordinator.registry
+        self._models = ModelService(settings, parts.store, registry, rollouts.desk, self._clock, folder)
+        inference = await self._models.start()
+        gateway = InferenceGateway(inference, parts.operators)
+        if port is not None:
+            port = self._listen(self._questions, port, parts.authorities.operator.certificate_pem)
+            self._add(gateway.service(), self._questions)
+            if tokens is not None:
+                self._add(gateway.service(tokens), self._tokens)
+        return port or 0, await self._serve_models_over_http(inference, tokens)
+
+    async def _serve_models_over_http(self, inference: Inference, tokens: TokenOperators | None) -> int:
+        if (port := self._settings.inference_http_port) is None:
             return 0
-        port = self._listen(self._questions, settings.inference_port, parts.authorities.operator.certificate_pem)
-        folder = self._folder.inferences
-        self._models = ModelService(
-            settings, parts.store, parts.coordinator.registry, rollouts.desk, self._clock, folder
-        )
-        gateway = await self._models.start(parts.operators)
-        self._add(gateway.service(), self._questions)
-        if tokens is not None:
-            self._add(gateway.service(tokens), self._tokens)
-        return port
+        from umbel_server.https_port import HttpsPort
+        from umbel_server.serving.rest import RestGateway
+
+        authority = self._parts.authorities.operator.certificate_pem
+        context = self._certificate.context(authority, required=tokens is None)
+        self._https = HttpsPort(self._settings.host, port, context)
+        watch = self._monitor.calls.watch if self._monitor is not None else nullcontext
+        await self._https.start(RestGateway(inference, self._parts.operators, tokens, watch).app())
+        return self._https.number
 
     async def _open_metrics(self) -> str:
         """Let Prometheus in, where it may come at all; gives the address."""

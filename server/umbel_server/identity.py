@@ -33,6 +33,8 @@ class Addresses:
     """For operators who come with a token; empty where they can't."""
     inference: str = ""
     """For programs that ask models over gRPC; empty where they can't."""
+    inference_http: str = ""
+    """The same over HTTP."""
     metrics: str = ""
     """For Prometheus; empty where there are none."""
 

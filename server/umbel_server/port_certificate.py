@@ -6,10 +6,14 @@ theirs.
 
 from __future__ import annotations
 
+import secrets
+import ssl
 from collections.abc import Sequence
+from tempfile import NamedTemporaryFile
 from typing import Final
 
 import grpc
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from umbel.clock import Clock, is_recent
@@ -55,6 +59,26 @@ class PortCertificate:
             require_client_authentication=client_authority is not None,
         )
 
+    def context(self, client_authority: bytes, *, required: bool) -> ssl.SSLContext:
+        """For a port that isn't gRPC's.
+
+        Args:
+            client_authority: PEM; callers' certificates must be of it.
+            required: False lets callers in without one.
+        """
+        shown = self._current()
+        context = newest = _context(shown, client_authority, required)
+
+        def show_newest(handshake: ssl.SSLObject, name: str | None, at_first: ssl.SSLContext) -> None:
+            """Called in each handshake, whether a name was asked for or not."""
+            nonlocal shown, newest
+            if shown is not (current := self._current()):
+                shown, newest = current, _context(current, client_authority, required)
+            handshake.context = newest
+
+        context.sni_callback = show_newest
+        return context
+
     def _current(self) -> tuple[bytes, bytes]:
         made_at, newest = self._newest
         # Also after a clock that was ahead was set right: it may begin in the future, and nobody would believe it. Two
@@ -70,3 +94,24 @@ class PortCertificate:
 
 def _configuration(pair: tuple[bytes, bytes], client_authority: bytes | None) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([pair], root_certificates=client_authority)
+
+
+def _context(pair: tuple[bytes, bytes], client_authority: bytes, required: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
+    context.load_verify_locations(cadata=client_authority.decode())
+    context.set_alpn_protocols(["http/1.1"])
+    key, certificate = pair
+    # Python's ssl reads keys from files only: this one can't be read by anybody else, nor by anybody afterwards.
+    password = secrets.token_bytes(32).hex().encode()
+    hidden = serialization.load_pem_private_key(key, None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(password),
+    )
+    with NamedTemporaryFile() as file:
+        file.write(hidden + certificate)
+        file.flush()
+        context.load_cert_chain(file.name, password=password)
+    return context

@@ -88,6 +88,8 @@ class Settings(BaseSettings):
     """Whose tokens let operators in, beside certificates; None: nobody's."""
     inference_port: Port | None = None
     """Where programs ask released models, by the Open Inference Protocol over gRPC; None: nowhere."""
+    inference_http_port: Port | None = None
+    """The same over HTTP."""
     inference_threads: int = Field(default=0, ge=0, le=1_024)
     """Answers that are made at a time; 0: as many as the machine has processors."""
     inference_waiting: int = Field(default=256, ge=1)

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -16,7 +15,8 @@ import pytest
 from tests.server.identity_provider import AUDIENCE, providing
 from tests.server.live import MODEL, Live, refused, serving
 from tests.serving.asking import ANSWERS, INPUTS, add_version, identity, logits, publish, question, stub, until
-from umbel.errors import CertificateRefused, InputMismatch, MalformedMessage, ModelUnusable, NotAllowed, NotFound
+from tests.serving.wrong import WRONG
+from umbel.errors import CertificateRefused, MalformedMessage, ModelUnusable, NotAllowed
 from umbel.oip import open_inference_pb2 as pb
 from umbel.oip import open_inference_pb2_grpc as rpc
 from umbel.v1 import admin_pb2
@@ -26,25 +26,6 @@ from umbel_server.identity import Identity
 from umbel_server.roles import Role
 
 TRITON_CALLER = Path(__file__).with_name("triton_caller.py")
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A coordinator with version 1 on `stable` and version 2 on `beta`."""
-    folder = tmp_path_factory.mktemp("serving")
-    with serving(folder / "state", inference_port=0) as found:
-        found.add_model()
-        add_version(found, folder / "two", 0.01)
-        publish(found, 1)
-        publish(found, 2, "beta")
-        admin = stub(found, found.first_admin())
-        until(lambda: len(admin.RepositoryIndex(pb.RepositoryIndexRequest()).models) == 2)
-        yield found
-
-
-@pytest.fixture(scope="module")
-def caller(live: Live) -> Identity:
-    return identity(live, "caller", "shop")
 
 
 @pytest.fixture(scope="module")
@@ -93,67 +74,6 @@ def test_live_and_ready_are_told_of_server_and_models(models: rpc.GRPCInferenceS
     assert not models.ModelReady(pb.ModelReadyRequest(name="nobody")).ready
     assert not models.ModelReady(pb.ModelReadyRequest(name=MODEL, version="3")).ready
     assert models.ServerMetadata(pb.ServerMetadataRequest()).name == "umbel"
-
-
-def raw_of(count: int) -> pb.ModelInferRequest:
-    asked = question()
-    asked.raw_input_contents[:] = [b"\0" * size for size in (4,) * count]
-    return asked
-
-
-def with_input(**changed: object) -> pb.ModelInferRequest:
-    asked = question()
-    for name, value in changed.items():
-        if name == "shape":
-            asked.inputs[0].shape[:] = value  # type: ignore[index]
-        else:
-            setattr(asked.inputs[0], name, value)
-    return asked
-
-
-def listed(datatype: str, field: str, values: list[object]) -> pb.ModelInferRequest:
-    asked = pb.ModelInferRequest(model_name=MODEL)
-    tensor = asked.inputs.add(name="x", datatype=datatype, shape=[len(values)])
-    getattr(tensor.contents, field).extend(values)
-    return asked
-
-
-def both_ways() -> pb.ModelInferRequest:
-    asked = question()
-    asked.inputs[0].contents.fp32_contents.append(1.0)
-    return asked
-
-
-def twice() -> pb.ModelInferRequest:
-    asked = question()
-    asked.inputs.append(asked.inputs[0])
-    asked.raw_input_contents.append(asked.raw_input_contents[0])
-    return asked
-
-
-WRONG = {
-    "another model": (question(model="nobody"), NotFound, "there are smartwatch"),
-    "no model": (question(model=""), NotFound, "no model ''"),
-    "another version": (question(version="3"), NotFound, "there are 1, 2"),
-    "a version of many digits": (question(version="9" * 400), NotFound, "no released version"),
-    "another channel": (question(version="gamma"), NotFound, "there are beta, stable"),
-    "no input": (question({}), InputMismatch, "'x' is missing; give float32"),
-    "another input": (question({**INPUTS, "z": INPUTS["x"]}), InputMismatch, "'z'"),
-    "another shape": (question({"x": INPUTS["x"][:, :5]}), InputMismatch, r"give float32 \[batch, 6, 100\]"),
-    "no example": (question({"x": INPUTS["x"][:0]}), InputMismatch, "must be 1 or more"),
-    "a shape that says more": (with_input(shape=[9, 6, 100]), InputMismatch, "takes 21600 bytes; there are 19200"),
-    "a shape beyond all bounds": (with_input(shape=[2**62, 6, 100]), InputMismatch, "bytes; there are"),
-    "a negative shape": (with_input(shape=[-8, 6, -100]), InputMismatch, "must be 1 or more"),
-    "another type": (with_input(datatype="INT32"), InputMismatch, "is int32"),
-    "no type of ours": (with_input(datatype="BYTES"), InputMismatch, "models here take FP32"),
-    "too few raw": (raw_of(0), InputMismatch, "takes 4800 numbers; there are 0"),
-    "too many raw": (raw_of(2), InputMismatch, "raw contents for 2"),
-    "both ways": (both_ways(), InputMismatch, "both raw and listed"),
-    "one name twice": (twice(), InputMismatch, "twice"),
-    "half numbers in a list": (listed("FP16", "fp32_contents", [1.0]), InputMismatch, "raw only"),
-    "more than a byte": (listed("UINT8", "uint_contents", [256]), InputMismatch, "no UINT8"),
-    "another output": (question(outputs=[{"name": "y"}]), InputMismatch, "has no output 'y'; it has"),
-}
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -87,6 +87,7 @@ def serve(
     inference_port: Annotated[
         int | None, typer.Option(help="Port for programs that ask released models; closed if left out.")
     ] = None,
+    inference_http_port: Annotated[int | None, typer.Option(help="The same over HTTP; closed if left out.")] = None,
     metrics_port: Annotated[
         int | None, typer.Option(help="Port for Prometheus, of this machine; none if left out.")
     ] = None,
@@ -114,6 +115,7 @@ def serve(
         enrol_port=enrol_port,
         admin_port=admin_port,
         inference_port=inference_port,
+        inference_http_port=inference_http_port,
         metrics_port=metrics_port,
         database_url=database_url,
         profile=profile,
@@ -154,6 +156,7 @@ def _tell(addresses: Addresses, ready_file: Path | None, as_json: bool) -> None:
         write_file(ready_file, json.dumps(asdict(addresses)).encode())
     told = {"devices": addresses.device, "enrolment": addresses.enrol, "admin": addresses.admin}
     told |= {"tokens": addresses.tokens, "inference": addresses.inference}
+    told |= {"inference over HTTP": f"https://{addresses.inference_http}" if addresses.inference_http else ""}
     told |= {"metrics": f"http://{addresses.metrics}/metrics" if addresses.metrics else ""}
     words = "ready: " + ", ".join(f"{name} {address}" for name, address in told.items() if address)
     output.announce({"ready": True, **asdict(addresses)}, words, as_json)

@@ -23,6 +23,8 @@ from umbel.runtime import Arrays
 from umbel_server.serving.served import Answering, Loaded, ServedModels
 
 ANSWERED: Final = "answered"
+MAX_QUESTION_BYTES: Final = 64 << 20
+"""Of what a model is asked at a time: a hundred photographs as they go into a net."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,11 +8,9 @@ from pathlib import Path
 from umbel.clock import Clock
 from umbel.runtime.onnx import OnnxRuntime
 from umbel_server import heads
-from umbel_server.operators import Operators
 from umbel_server.registry import Registry
 from umbel_server.releases import ReleaseDesk
 from umbel_server.serving.catalogue import Catalogue, Offered
-from umbel_server.serving.gateway import InferenceGateway
 from umbel_server.serving.inference import Inference, Inferred
 from umbel_server.serving.log import InferenceLog
 from umbel_server.serving.served import ServedModels
@@ -43,11 +41,11 @@ class ModelService:
         self._inference = Inference(self._served, clock, threads, waiting, self._tell)
         self._following: asyncio.Task[None] | None = None
 
-    async def start(self, operators: Operators) -> InferenceGateway:
-        """Load what channels stand at, and keep up with it; the gateway answers from then on."""
+    async def start(self) -> Inference:
+        """Load what channels stand at, and keep up with it; questions are answered from then on."""
         await self._served.look()
         self._following = asyncio.create_task(self._served.follow(), name="serving")
-        return InferenceGateway(self._inference, operators)
+        return self._inference
 
     async def stop(self) -> None:
         """Once nobody can ask any more: end what follows releases, and write what was asked."""

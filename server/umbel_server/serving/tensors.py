@@ -31,12 +31,15 @@ _FIELDS: Final = {
     "BOOL": "bool_contents",
 }
 """Where numbers stand that aren't raw; there is no field for FP16."""
+_RANK: Final = 64
+"""Sizes of a shape, as numpy has it: to multiply a million of them takes minutes."""
 
 
 class _Tensor(Protocol):
-    name: str
-    datatype: str
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def datatype(self) -> str: ...
     @property
     def shape(self) -> Iterable[int]: ...
 
@@ -91,7 +94,7 @@ def array_of_bytes(tensor: _Tensor, data: bytes) -> NDArray[Any]:
     Raises:
         InputMismatch: a type that no model takes, or more or fewer bytes than the shape wants.
     """
-    dtype, shape = _dtype(tensor), _shape(tensor)
+    dtype, shape = dtype_of(tensor), _shape(tensor)
     wanted = math.prod(shape) * dtype.itemsize
     if len(data) != wanted:
         told = f"input {tensor.name[:80]!r} is {tensor.datatype} {list(shape)}, which takes {wanted} bytes"
@@ -113,25 +116,27 @@ def array_of_numbers(tensor: _Tensor, numbers: Any) -> NDArray[Any]:
         InputMismatch: a type that no model takes, more or fewer numbers than the shape wants, or numbers that the type
             has no room for.
     """
-    dtype, shape = _dtype(tensor), _shape(tensor)
+    dtype, shape = dtype_of(tensor), _shape(tensor)
     if len(numbers) != math.prod(shape):
         told = f"input {tensor.name[:80]!r} of shape {list(shape)} takes {math.prod(shape)} numbers"
         raise InputMismatch(f"{told}; there are {len(numbers)}")
     try:
-        return np.array(numbers, dtype).reshape(shape)
-    except (OverflowError, ValueError, TypeError) as error:
+        with np.errstate(over="raise"):
+            return np.array(numbers, dtype).reshape(shape)
+    except (ArithmeticError, ValueError, TypeError) as error:
         raise InputMismatch(f"input {tensor.name[:80]!r} holds what is no {tensor.datatype}: {error}") from error
 
 
 def _listed(tensor: pb.ModelInferRequest.InferInputTensor) -> NDArray[Any]:
-    _dtype(tensor)
+    dtype_of(tensor)
     field = _FIELDS.get(tensor.datatype)
     if field is None:
         raise InputMismatch(f"input {tensor.name[:80]!r} is {tensor.datatype}, which travels raw only")
     return array_of_numbers(tensor, getattr(tensor.contents, field))
 
 
-def _dtype(tensor: _Tensor) -> np.dtype[Any]:
+def dtype_of(tensor: _Tensor) -> np.dtype[Any]:
+    """The type of a tensor's numbers; raises `InputMismatch` for one that no model takes."""
     dtype = DATATYPES.get(tensor.datatype)
     if dtype is None:
         known = ", ".join(DATATYPES)
@@ -141,6 +146,8 @@ def _dtype(tensor: _Tensor) -> np.dtype[Any]:
 
 def _shape(tensor: _Tensor) -> tuple[int, ...]:
     shape = tuple(tensor.shape)
+    if len(shape) > _RANK:
+        raise InputMismatch(f"input {tensor.name[:80]!r} has a shape of {len(shape)} sizes; {_RANK} are the most")
     if any(size < 1 for size in shape):
         raise InputMismatch(f"input {tensor.name[:80]!r} has the shape {list(shape)}; each size must be 1 or more")
     return shape
