@@ -241,7 +241,7 @@ class Server:
         self._monitor = Monitor(self._settings, self._parts, self._clock)
         self._pages = Pages({"/metrics": self._monitor.page})
         self._monitor.start()
-        return await self._pages.open(self._settings.metrics_host, port, "metrics")
+        return await self._pages.open(self._settings.metrics_host, port)
 
     def _add(self, service: Service[Any], server: grpc.aio.Server) -> None:
         """Serve it, watched where there are metrics."""

@@ -53,13 +53,12 @@ class Pages:
         self._server: asyncio.Server | None = None
         self._under_way: set[asyncio.Task[None]] = set()
 
-    async def open(self, host: str, port: int, what: str) -> str:
+    async def open(self, host: str, port: int) -> str:
         """Listen; returns where, as host:port, with the port that 0 became.
 
         Args:
             host: address to listen at.
             port: 0 for any free one.
-            what: in words, what there is to read.
 
         Raises:
             Unavailable: the port is taken.
@@ -67,8 +66,7 @@ class Pages:
         try:
             self._server = await asyncio.start_server(self._take, host, port, limit=_MOST)
         except OSError as error:
-            address = joined(host, port)
-            raise Unavailable(f"can't tell its {what} at {address}; is something running there?") from error
+            raise Unavailable(f"can't listen at {joined(host, port)}; is something running there?") from error
         return from_here(host, self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:

@@ -242,7 +242,7 @@ def scrape(running: Running) -> dict[tuple[str, frozenset[tuple[str, str]]], flo
 async def test_health_fails_where_the_records_cannot_be_read(tmp_path: Path) -> None:
     records = Records(tmp_path / "helper.db")
     pages, _ = _pages(records, ())
-    address = await pages.open("127.0.0.1", 0, "health")
+    address = await pages.open("127.0.0.1", 0)
     records.close()
     told = []
     for path in (b"/healthz", b"/metrics"):
@@ -260,8 +260,8 @@ async def test_a_health_port_that_is_taken_is_named(tmp_path: Path) -> None:
     pages, _ = _pages(records, ())
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(Unavailable, match=f"its health at 127.0.0.1:{port}"):
-            await pages.open("127.0.0.1", port, "health")
+        with pytest.raises(Unavailable, match=f"can't listen at 127.0.0.1:{port}"):
+            await pages.open("127.0.0.1", port)
     records.close()
 
 

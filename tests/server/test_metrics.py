@@ -42,6 +42,7 @@ from umbel_server.monitoring.others import WatchedHelper
 from umbel_server.monitoring.rounds import Rounds
 from umbel_server.plain_http import Answer, Pages
 from umbel_server.rollout import Stage
+from umbel_server.round import RoundState
 from umbel_server.settings import load_settings
 from umbel_server.task import Task
 
@@ -311,7 +312,9 @@ def test_alerts_and_dashboard_ask_only_for_what_there_is(live: Live) -> None:
     names = exposed(live) | {"up": "gauge"}
     samples = [sample for family in from_text(read(live)[0]) for sample in family.samples]
     words = {value for sample in samples for value in sample.labels.values()}
-    words |= {stage.value for stage in Stage} | {status.value for status in Status} | set(BY_CODE)
+    words |= (
+        {it.value for kind in (Stage, RoundState) for it in kind} | {status.value for status in Status} | set(BY_CODE)
+    )
     asked = set()
     for where, expression in expressions().items():
         parts = parsed(expression)
@@ -365,7 +368,7 @@ async def test_nothing_but_its_pages_is_answered() -> None:
         return Answer(accept.encode(), "text/plain")
 
     pages = Pages({"/metrics": page})
-    address = await pages.open("127.0.0.1", 0, "metrics")
+    address = await pages.open("127.0.0.1", 0)
     try:
         found = await ask(address, b"GET /metrics?name=x HTTP/1.1\r\naccept: a\r\nAccept:b\r\n\r\n")
         assert found.startswith("HTTP/1.1 200 OK\r\n") and found.endswith("\r\n\r\n a,b")
@@ -386,7 +389,7 @@ async def test_nothing_but_its_pages_is_answered() -> None:
 async def test_who_asks_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("umbel_server.plain_http.REQUEST_SECONDS", 0.02)
     pages = Pages({})
-    address = await pages.open("127.0.0.1", 0, "metrics")
+    address = await pages.open("127.0.0.1", 0)
     assert await ask(address, b"GET /met") == ""
     await pages.close()
 
@@ -398,6 +401,6 @@ async def test_a_metrics_port_that_is_taken_is_told(tmp_path: Path) -> None:
         port = other.getsockname()[1]
         settings = load_settings(tmp_path, device_port=0, enrol_port=0, admin_port=0, metrics_port=port)
         server = Server(settings, build(settings, clock), clock)
-        with pytest.raises(Unavailable, match=f"can't tell its metrics at 127.0.0.1:{port}"):
+        with pytest.raises(Unavailable, match=f"can't listen at 127.0.0.1:{port}"):
             await server.start()
         await server.stop()

@@ -83,7 +83,7 @@ async def _serve(
     stopping, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    told_at = await pages.open(settings.host, settings.health_port, "health") if pages else ""
+    told_at = await pages.open(settings.host, settings.health_port) if pages else ""
     await server.start()
     sweeping = asyncio.create_task(_sweep(parts.helper))
     try:

@@ -60,7 +60,8 @@ class Monitor:
         self._settings, self._parts, self._clock = settings, parts, clock
         self._rounds = Rounds()
         self._privacy = books.Privacy(coordinator.private)
-        self._listing = coordinator.rollouts and releases.Listing(coordinator.rollouts.desk.repository)
+        rollouts = coordinator.rollouts
+        self._listing = None if rollouts is None else releases.Listing(rollouts.desk.repository)
         # One waits for the store, the other writes the page.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="metrics")
         self._reading: asyncio.Future[list[Metric]] | None = None
@@ -104,9 +105,8 @@ class Monitor:
         yield from stored
         words = "When the coordinator last looked after all tasks and rollouts without a failure."
         yield number("umbel_tick_timestamp_seconds", words, coordinator.ticked_at)
-        yield number(
-            "umbel_uploads_open", "Reports that have begun to arrive and aren't whole.", len(coordinator.uploads)
-        )
+        words = "Reports that have begun to arrive and aren't whole."
+        yield number("umbel_uploads_open", words, len(coordinator.uploads))
         words = "Tasks whose round can't go on before the helper does its part."
         yield number("umbel_tasks_waiting_for_helper", words, len(coordinator.private.waits))
         with suppress(OSError):

@@ -14,7 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from prometheus_client.core import Metric
 
-from umbel_server.monitoring.families import Labels, Spread, counter, gauge, histogram
+from umbel_server.monitoring.families import Spread, counter, gauge, histogram
 from umbel_server.round import RoundState, SessionState
 from umbel_server.tables import ROUNDS, SESSIONS
 from umbel_server.task import TaskState
@@ -29,25 +29,11 @@ _OVER: Final = tuple(state.value for state in RoundState if state.is_over)
 _ENDED: Final = tuple(state.value for state in SessionState if state is not SessionState.ASSIGNED)
 _LENGTHS: Final = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 21_600.0, 86_400.0)
 """Seconds that rounds take."""
+_COLUMNS: Final = ROUNDS.c[
+    "task", "number", "kind", "state", "goal", "minimum", "opened_at", "deadline", "ended_at", "bytes_up", "bytes_down"
+]
 _ROUNDS: Final = (
-    sa.select(
-        *(
-            ROUNDS.c[name]
-            for name in (
-                "task",
-                "number",
-                "kind",
-                "state",
-                "goal",
-                "minimum",
-                "opened_at",
-                "deadline",
-                "ended_at",
-                "bytes_up",
-                "bytes_down",
-            )
-        )
-    )
+    sa.select(*_COLUMNS)
     .where(ROUNDS.c.task == sa.bindparam("of"), ROUNDS.c.number > sa.bindparam("beyond"))
     .order_by(ROUNDS.c.number)
 )
@@ -125,10 +111,9 @@ class Rounds:
         for number, kind, state, count in connection.execute(_SESSIONS, since):
             sessions[number, kind][state] = count
         found = [(row, sessions[row.number, row.kind]) for row in rows]
-        # What devices fetched last for a round is written after its end: the two newest are read once more.
-        final = min(
-            [*(row.number for row in rows if row.state not in _OVER), *(row.number - 1 for row in rows[-1:])], default=0
-        )
+        # What devices fetched last for a round is written after its end: the newest ones are read once more.
+        newest = rows[-1].number if rows else 0
+        final = min([newest - 1, *(row.number for row in rows if row.state not in _OVER)])
         for row, counted in found:
             if row.number < final:
                 self._over.add(row, counted)
@@ -137,28 +122,29 @@ class Rounds:
 
 
 def _open_rounds(found: list[_Found]) -> Iterator[Metric]:
-    def told(what: Callable[[Any], float]) -> dict[Labels, float]:
-        return {(row.task, row.kind): what(row) for row, _ in found}
-
-    reported, assigned = SessionState.REPORTED.value, SessionState.ASSIGNED.value
     states = {(row.task, row.kind, row.state): 1.0 for row, _ in found}
-    yield gauge(
-        "umbel_open_round", "1 for each round that isn't over, with where it stands.", (*_KIND, "state"), states
+    words = "1 for each round that isn't over, with where it stands."
+    yield gauge("umbel_open_round", words, (*_KIND, "state"), states)
+    reported, assigned = SessionState.REPORTED.value, SessionState.ASSIGNED.value
+    told: tuple[tuple[str, str, Callable[[Any, Counter[str]], float]], ...] = (
+        ("reports", "Reports that the open round has.", lambda row, sessions: sessions[reported]),
+        ("sessions", "Devices that work for the open round now.", lambda row, sessions: sessions[assigned]),
+        ("goal", "Reports at which the open round closes.", lambda row, sessions: row.goal),
+        (
+            "minimum",
+            "Reports without which the open round comes to nothing at its deadline.",
+            lambda row, sessions: row.minimum,
+        ),
+        ("start_timestamp_seconds", "When the open round began.", lambda row, sessions: row.opened_at),
+        (
+            "deadline_timestamp_seconds",
+            "When the open round closes at the latest, one way or the other.",
+            lambda row, sessions: row.deadline,
+        ),
     )
-    counts = {(row.task, row.kind): sessions for row, sessions in found}
-    for name, words, state in (
-        ("reports", "Reports that the open round has.", reported),
-        ("sessions", "Devices that work for the open round now.", assigned),
-    ):
-        values = {labels: float(sessions[state]) for labels, sessions in counts.items()}
+    for name, words, value in told:
+        values = {(row.task, row.kind): value(row, sessions) for row, sessions in found}
         yield gauge(f"umbel_open_round_{name}", words, _KIND, values)
-    yield gauge("umbel_open_round_goal", "Reports at which the open round closes.", _KIND, told(lambda row: row.goal))
-    words = "Reports without which the open round comes to nothing at its deadline."
-    yield gauge("umbel_open_round_minimum", words, _KIND, told(lambda row: row.minimum))
-    words = "When the open round began."
-    yield gauge("umbel_open_round_start_timestamp_seconds", words, _KIND, told(lambda row: row.opened_at))
-    words = "When the open round ends, one way or the other."
-    yield gauge("umbel_open_round_deadline_timestamp_seconds", words, _KIND, told(lambda row: row.deadline))
 
 
 def tasks_by_state(tasks: Iterable[TaskRecord]) -> Metric:
