@@ -72,7 +72,7 @@ GUARDS: Final = (
         "server/umbel_server/authority.py", _DEVICES,
         ("a certificate's kind", "if peer.kind is not kind:", "if False:"),
         ("a certificate's time", "if not peer.not_before <= now < peer.not_after:", "if False:"),
-        ("a certificate's issuer", "        certificate.verify_directly_issued_by(issuer)\n", ""),
+        ("a certificate's issuer", "        certificate.verify_directly_issued_by(authority)\n", ""),
         ("a certificate's own id", ' or matched["id"] != identity', ""),
         ("a certificate's purpose", " or list(purposes) != [ExtendedKeyUsageOID.CLIENT_AUTH]", ""),
         ("proof of a key", "    if not proven:\n", "    if False:\n"),
