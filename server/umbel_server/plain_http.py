@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from umbel.errors import Unavailable
-from umbel_server.addresses import from_here, joined
+from umbel_server.addresses import from_here, joined, why_not
 from umbel_server.passing import tell
 
 REQUEST_SECONDS: Final = 5.0
@@ -66,7 +66,7 @@ class Pages:
         try:
             self._server = await asyncio.start_server(self._take, host, port, limit=_MOST)
         except OSError as error:
-            raise Unavailable(f"can't listen at {joined(host, port)}; is something running there?") from error
+            raise Unavailable(f"can't listen at {joined(host, port)}{why_not(host, port, 'program')}") from error
         return from_here(host, self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:

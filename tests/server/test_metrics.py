@@ -401,6 +401,6 @@ async def test_a_metrics_port_that_is_taken_is_told(tmp_path: Path) -> None:
         port = other.getsockname()[1]
         settings = load_settings(tmp_path, device_port=0, enrol_port=0, admin_port=0, metrics_port=port)
         server = Server(settings, build(settings, clock), clock)
-        with pytest.raises(Unavailable, match=f"can't listen at 127.0.0.1:{port}"):
+        with pytest.raises(Unavailable, match=f"can't listen at 127.0.0.1:{port}; is another program"):
             await server.start()
         await server.stop()
