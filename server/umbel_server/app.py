@@ -209,7 +209,10 @@ class Server:
             return 0, 0
         folder, registry = self._folder.inferences, parts.coordinator.registry
         self._models = ModelService(settings, parts.store, registry, rollouts.desk, self._clock, folder)
-        inference = await self._models.start()
+        if self._monitor is not None:
+            self._monitor.watch(self._models)
+        await self._models.start()
+        inference = self._models.inference
         gateway = InferenceGateway(inference, parts.operators)
         if port is not None:
             port = self._listen(self._questions, port, parts.authorities.operator.certificate_pem)

@@ -57,7 +57,7 @@ LABELS = {
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A coordinator with a model, on which no round has ended yet."""
-    with serving(tmp_path_factory.mktemp("metrics") / "state", metrics_port=0) as live:
+    with serving(tmp_path_factory.mktemp("metrics") / "state", metrics_port=0, inference_port=0) as live:
         begin(live)
         yield live
     with pytest.raises(urllib.error.URLError):

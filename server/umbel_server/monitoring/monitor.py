@@ -25,6 +25,7 @@ from umbel_server.identity import CERTIFICATE_FILE
 from umbel_server.monitoring import books, fleet, releases
 from umbel_server.monitoring.calls import Calls
 from umbel_server.monitoring.families import SECONDS, number
+from umbel_server.monitoring.inferences import Inferences
 from umbel_server.monitoring.others import DatabaseErrors, WatchedHelper
 from umbel_server.monitoring.page import new_registry, page_of
 from umbel_server.monitoring.rounds import Rounds, tasks_by_state
@@ -34,6 +35,7 @@ from umbel_server.settings import Settings
 
 if TYPE_CHECKING:
     from umbel_server.app import Parts
+    from umbel_server.serving.service import ModelService
 
 PATIENCE_SECONDS: Final = 5.0
 """How long a scrape waits for the store: Prometheus itself gives up after ten."""
@@ -67,6 +69,11 @@ class Monitor:
         self._reading: asyncio.Future[list[Metric]] | None = None
         self._stored: list[Metric] = []
         self._feeling: asyncio.Task[None] | None = None
+        self._inferences: Inferences | None = None
+
+    def watch(self, models: ModelService) -> None:
+        """Tell of questions to models too."""
+        self._inferences = Inferences(models, self.registry)
 
     def start(self) -> None:
         """Begin to feel how the event loop does."""
@@ -109,6 +116,8 @@ class Monitor:
         yield number("umbel_uploads_open", words, len(coordinator.uploads))
         words = "Tasks whose round can't go on before the helper does its part."
         yield number("umbel_tasks_waiting_for_helper", words, len(coordinator.private.waits))
+        if self._inferences is not None:
+            yield from self._inferences.now()
         with suppress(OSError):
             yield from books.disk(self._settings.state)
         with suppress(UmbelError, OSError):

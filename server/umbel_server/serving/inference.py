@@ -73,6 +73,11 @@ class Inferred:
     outcome: str
     """`answered`, or an error's code."""
 
+    @property
+    def answered(self) -> bool:
+        """Whether its answer was made."""
+        return self.outcome == ANSWERED
+
 
 class Inference:
     """Answers questions.
@@ -91,7 +96,9 @@ class Inference:
         self.served = served
         self._clock = clock
         self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, "inference")
-        self._room = waiting
+        self._most = waiting
+        self.open = 0
+        """Questions that are being answered, or wait."""
         self._told = told
 
     async def ask(self, caller: str, question: Question) -> Answer:
@@ -118,9 +125,9 @@ class Inference:
             self._told(Inferred(at, caller, *asked, run.version, question.examples, run.waited, run.ran, outcome))
 
     async def _ask(self, question: Question, run: _Run) -> Answer:
-        if not self._room:
+        if self.open >= self._most:
             raise Unavailable("too many questions wait already; ask again later")
-        self._room -= 1
+        self.open += 1
         try:
             answering = await self.served.answering(question.model, question.version)
             run.version = answering.version
@@ -130,7 +137,7 @@ class Inference:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._pool, run.through, answering, question)
         finally:
-            self._room += 1
+            self.open -= 1
 
     def close(self) -> None:
         """Make no more answers; those under way are waited for."""

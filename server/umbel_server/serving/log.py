@@ -41,7 +41,9 @@ class InferenceLog:
         self._folder = folder
         self._days = days
         self._waiting: deque[Inferred] = deque()
-        self._dropped = 0
+        self.dropped = 0
+        """Records that were never written, since the start."""
+        self._untold = 0
         self._counting = threading.Lock()
         self._day = ""
         self._is_well = True
@@ -71,19 +73,20 @@ class InferenceLog:
         if not records:
             return
         with self._counting:
-            dropped, self._dropped = self._dropped, 0
+            untold, self._untold = self._untold, 0
         try:
-            self._write(records, dropped)
+            self._write(records, untold)
             self._is_well = True
         except OSError as error:
-            self._drop(dropped + len(records))
+            self._drop(len(records), untold)
             if self._is_well:
                 _log.error("can't write records of questions; they are dropped and counted", reason=str(error))
             self._is_well = False
 
-    def _drop(self, records: int) -> None:
+    def _drop(self, records: int, untold: int = 0) -> None:
         with self._counting:
-            self._dropped += records
+            self.dropped += records
+            self._untold += records + untold
 
     def _write(self, records: list[Inferred], dropped: int) -> None:
         lines = [json.dumps(asdict(record), separators=(",", ":")) for record in records]
@@ -93,7 +96,8 @@ class InferenceLog:
         path = self._folder / f"{day}.jsonl"
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE)
         with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+            # After a failure the last line may be half a one.
+            file.write(("" if self._is_well else "\n") + "\n".join(lines) + "\n")
         if day != self._day:
             self._day = day
             self._delete_older_than(records[-1].at - self._days * DAY)

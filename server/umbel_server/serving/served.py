@@ -93,7 +93,7 @@ class ServedModels:
         self._loaded: dict[Digest, Loaded] = {}
         self._failed: dict[Digest, _Failure] = {}
         self._loading: dict[Digest, asyncio.Task[Loaded]] = {}
-        self._standing: dict[tuple[str, str], Answering] = {}
+        self.standing: dict[tuple[str, str], Answering] = {}
         """(model, channel) -> what answers for it: its head, or what was before where that doesn't load."""
 
     async def follow(self) -> None:
@@ -112,9 +112,9 @@ class ServedModels:
         for model, offered in self.catalogue.models.items():
             for channel, release in offered.channels.items():
                 await self._stand(model, channel, release)
-        self._standing = {
+        self.standing = {
             (model, channel): answering
-            for (model, channel), answering in self._standing.items()
+            for (model, channel), answering in self.standing.items()
             if model in self.catalogue.models and channel in self.catalogue.models[model].channels
         }
         self._let_go()
@@ -128,7 +128,7 @@ class ServedModels:
             ModelUnusable, Unavailable: it is there, but doesn't load.
         """
         release = self.catalogue.find(model, version)
-        standing = self._standing.get((model, version or USUAL))
+        standing = self.standing.get((model, version or USUAL))
         return standing or Answering(release.version, await self._get(release))
 
     def why_not(self, release: ListedRelease) -> str:
@@ -141,9 +141,9 @@ class ServedModels:
             now = Answering(release.version, await self._get(release))
         except UmbelError:
             return
-        if self._standing.get((model, channel)) != now:
+        if self.standing.get((model, channel)) != now:
             _log.info("answers", model=model, channel=channel, version=now.version, precision=now.loaded.precision)
-        self._standing[model, channel] = now
+        self.standing[model, channel] = now
 
     async def _get(self, release: ListedRelease) -> Loaded:
         loaded = self._loaded.pop(release.bundle, None)

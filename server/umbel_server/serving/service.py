@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from umbel.clock import Clock
@@ -34,31 +35,40 @@ class ModelService:
         self, settings: Settings, store: Store, registry: Registry, desk: ReleaseDesk, clock: Clock, folder: Path
     ) -> None:
         self._log = InferenceLog(folder, settings.inference_log_days) if settings.inference_log_days else None
-        self._served = ServedModels(
+        self.served = ServedModels(
             lambda: catalogue(store, desk), registry.bundle, OnnxRuntime(), asyncio.to_thread, clock
         )
         threads, waiting = settings.inference_threads, settings.inference_waiting
-        self._inference = Inference(self._served, clock, threads, waiting, self._tell)
+        self.inference = Inference(self.served, clock, threads, waiting, self._tell)
         self._following: asyncio.Task[None] | None = None
+        self._told: list[Callable[[Inferred], None]] = [self._log.put] if self._log else []
 
-    async def start(self) -> Inference:
+    @property
+    def dropped(self) -> int:
+        """Records of questions that were never written."""
+        return self._log.dropped if self._log else 0
+
+    def tell(self, who: Callable[[Inferred], None]) -> None:
+        """Have somebody else hear of each question too."""
+        self._told.append(who)
+
+    async def start(self) -> None:
         """Load what channels stand at, and keep up with it; questions are answered from then on."""
-        await self._served.look()
-        self._following = asyncio.create_task(self._served.follow(), name="serving")
-        return self._inference
+        await self.served.look()
+        self._following = asyncio.create_task(self.served.follow(), name="serving")
 
     async def stop(self) -> None:
         """Once nobody can ask any more: end what follows releases, and write what was asked."""
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-        await asyncio.to_thread(self._inference.close)
+        await asyncio.to_thread(self.inference.close)
         if self._log is not None:
             await asyncio.to_thread(self._log.close)
 
     def _tell(self, record: Inferred) -> None:
-        if self._log is not None:
-            self._log.put(record)
+        for told in self._told:
+            told(record)
 
 
 def catalogue(store: Store, desk: ReleaseDesk) -> Catalogue:
