@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -41,7 +41,7 @@ from umbel_server.operators import Operators
 from umbel_server.passing import may_pass
 from umbel_server.port_certificate import PortCertificate
 from umbel_server.provider import HttpsGet, Provider
-from umbel_server.rpc import OF_STRANGERS, STREAMS, Service, port_options
+from umbel_server.rpc import OF_STRANGERS, STREAMS, Service, Watch, port_options
 from umbel_server.serving.gateway import InferenceGateway
 from umbel_server.serving.inference import MAX_QUESTION_BYTES, Inference
 from umbel_server.serving.service import ModelService
@@ -225,12 +225,12 @@ class Server:
         if (port := self._settings.inference_http_port) is None:
             return 0
         from umbel_server.https_port import HttpsPort
-        from umbel_server.serving.rest import RestGateway
+        from umbel_server.serving.rest import METHODS, SERVICE, RestGateway
 
         authority = self._parts.authorities.operator.certificate_pem
         context = self._certificate.context(authority, required=tokens is None)
         self._https = HttpsPort(self._settings.host, port, context)
-        watch = self._monitor.calls.watch if self._monitor is not None else nullcontext
+        watch = self._watch(SERVICE, METHODS)
         await self._https.start(RestGateway(inference, self._parts.operators, tokens, watch).app())
         return self._https.number
 
@@ -248,11 +248,14 @@ class Server:
 
     def _add(self, service: Service[Any], server: grpc.aio.Server) -> None:
         """Serve it, watched where there are metrics."""
+        service.add_to(server, self._watch(service.descriptor.name, service.methods))
+
+    def _watch(self, service: str, methods: Iterable[str]) -> Watch:
+        """Counts calls, where there are metrics."""
         if self._monitor is None:
-            service.add_to(server)
-        else:
-            self._monitor.calls.expect(service.descriptor)
-            service.add_to(server, self._monitor.calls.watch)
+            return nullcontext
+        self._monitor.calls.expect(service, methods)
+        return self._monitor.calls.watch
 
     def _listen(self, server: grpc.aio.Server, port: int, client_authority: bytes | None) -> int:
         credentials, address = self._certificate.credentials(client_authority), joined(self._settings.host, port)

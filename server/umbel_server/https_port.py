@@ -165,8 +165,6 @@ class Connection(H11Protocol):
         words = f"this is no HTTP/1.1 request with headers of at most {HEADER_BYTES >> 10} KB and one length"
         body = json.dumps({"error": words}).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # it was a body that broke off: its request is answered by this
         try:
             response = h11.Response(status_code=400, headers=[*headers, (ERROR_KEY, MalformedMessage.code)])
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
-import logging
 import socket
 import ssl
 import time
@@ -29,13 +29,14 @@ from umbel_server.identity import Identity
 from umbel_server.operators import Operator
 from umbel_server.port_certificate import RENEW_AFTER, PortCertificate
 from umbel_server.roles import Role
-from umbel_server.serving import http_exchange
+from umbel_server.serving import http_exchange, rest
 from umbel_server.serving.http_exchange import Reply
 from umbel_server.serving.inference import Inferred
 from umbel_server.serving.rest import RestGateway
 
 QUESTION = b'{"inputs":[]}'
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+IN_CHUNKS = b"POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 AUTHORITY = Authority.create("a coordinator", time.time())
 CERTIFICATE = PortCertificate(AUTHORITY, ["localhost"], MovedClock())
 
@@ -170,12 +171,11 @@ async def comes(holds: Callable[[], object]) -> None:
 async def test_what_is_no_request_is_refused_and_hung_up_on(
     asked: Asked, said: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
     caller = await asked.port.call(said)
     status, headers, body = await caller.answer()
     assert (status, headers[ERROR_KEY]) == (400, "malformed-message") and b"error" in body
     assert await caller.is_hung_up_on()
-    assert capfd.readouterr() == ("", "") and not [one for one in caplog.records if one.name != "asyncio"]
+    assert capfd.readouterr() == ("", "") and not caplog.records
 
 
 async def test_a_request_with_two_ends_is_refused_and_no_other_one_found_behind_it(asked: Asked) -> None:
@@ -185,6 +185,70 @@ async def test_a_request_with_two_ends_is_refused_and_no_other_one_found_behind_
     status, headers, _ = await caller.answer()
     assert (status, headers["connection"]) == (400, "close")
     assert await caller.is_hung_up_on()
+
+
+async def test_a_body_that_breaks_off_is_refused_once(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also by who doesn't notice the refusal, while the request itself runs out of time."""
+    monkeypatch.setattr(http_exchange, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(http_exchange, "LEFT_SECONDS", 0.05)
+    caller = await asked.port.call()
+    caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    await caller.say(IN_CHUNKS)
+    await comes(lambda: asked.port.port._connections.tasks)
+    await caller.say(b"ZZ\r\n")
+    await comes(lambda: not asked.port.port._connections.tasks)
+    gc.collect()
+    caller.writer.transport.resume_reading()  # type: ignore[attr-defined]
+    assert (await caller.answer())[0] == 400 and await caller.is_hung_up_on()
+    assert not caplog.records
+
+
+async def test_a_body_that_breaks_off_in_the_middle_of_its_answer_ends_both(
+    context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening(Reply([bytes(32 << 20)]), context) as port:
+        caller = await port.call()
+        caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await caller.say(IN_CHUNKS)
+        await comes(lambda: port.port._connections.tasks)
+        await caller.say(b"ZZ\r\n")
+        await comes(lambda: not port.port._connections.connections)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("content-encoding: gzip",), b"compressed"),
+        (("inference-header-content-length: 13",) * 2, b"must be there once"),
+        (("inference-header-content-length: 13",), b"is missing"),
+    ],
+    ids=["compressed", "two lengths of JSON", "one"],
+)
+async def test_headers_say_what_is_in_the_body(asked: Asked, more: tuple[str, ...], words: bytes) -> None:
+    caller = await asked.port.call(post("/v2/models/m/infer", QUESTION, *more))
+    got, _, body = await caller.answer()
+    assert got == 400 and words in body
+
+
+async def test_long_tokens_have_room_also_when_they_come_in_parts(context: ssl.SSLContext) -> None:
+    async with listening(Reply([b"{}"]), context) as port:
+        caller = await port.call(LIVE[:-2] + b"authorization: Bearer " + b"x" * 20_000)
+        await comes(lambda: [one for one in port.port._connections.connections if one.conn.trailing_data[0]])
+        await caller.say(b"\r\n\r\n")
+        assert (await caller.answer())[0] == 200
+
+
+async def test_a_body_of_no_told_length_is_refused_once_it_is_too_large(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rest, "MAX_QUESTION_BYTES", 20)
+    said = IN_CHUNKS.replace(b"\r\n\r\n", b"\r\ninference-header-content-length: 13\r\n\r\n")
+    caller = await asked.port.call(said + b"15\r\n" + QUESTION + b"12345678\r\n0\r\n\r\n")
+    status, headers, _ = await caller.answer()
+    assert (status, headers[ERROR_KEY]) == (413, "out-of-bounds")
 
 
 async def test_requests_that_come_together_are_answered_in_their_order(asked: Asked) -> None:
@@ -224,6 +288,16 @@ async def test_who_says_nothing_more_is_hung_up_on(
         assert await caller.is_hung_up_on(), "also who goes on byte by byte"
         drip.cancel()
         await asyncio.gather(drip, return_exceptions=True)
+
+
+async def test_who_says_nothing_in_the_handshake_is_hung_up_on(
+    context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(https_port, "HANDSHAKE_SECONDS", 0.05)
+    async with listening(Reply([b"{}"]), context) as port:
+        caller = Caller(*await asyncio.open_connection("127.0.0.1", port.port.number))
+        assert await caller.is_hung_up_on()
+        caller.writer.close()
 
 
 async def _drip(caller: Caller, data: bytes) -> None:
@@ -273,7 +347,11 @@ async def test_who_does_not_read_the_answer_is_hung_up_on(
 async def test_an_answer_of_many_pieces_arrives_whole(context: ssl.SSLContext) -> None:
     data = bytes(range(256)) * 8192
     async with listening(Reply([b"[", data, data[:7]]), context) as port:
-        assert (await (await port.call(LIVE)).answer())[2] == b"[" + data + data[:7]
+        caller = await port.call(LIVE)
+        assert (await caller.answer())[2] == b"[" + data + data[:7]
+        (connection,) = port.port._connections.connections
+        at_once = connection.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert at_once, "no piece waits until the one before is acknowledged"
 
 
 async def test_more_connections_than_there_may_be_are_hung_up_on(
@@ -327,6 +405,17 @@ async def test_at_the_end_who_is_being_answered_is_and_others_are_hung_up_on(ask
     assert (await busy.answer())[0] == 400, "no input"
     assert await busy.is_hung_up_on(), "and what it said behind that isn't answered any more"
     await asyncio.wait_for(stopping, 2)
+
+
+async def test_who_comes_through_the_handshake_after_the_end_is_hung_up_on(asked: Asked) -> None:
+    late = Caller(*await asyncio.open_connection("127.0.0.1", asked.port.port.number))
+    await (await asked.port.call(LIVE)).answer()  # so the one before has been taken too
+    await asked.port.port.stop(0.0)
+    with contextlib.suppress(OSError):
+        await late.writer.start_tls(asked.port._context)
+        await late.say(LIVE)
+    assert await late.is_hung_up_on()
+    late.writer.transport.abort()
 
 
 async def test_the_end_waits_no_longer_than_it_may(asked: Asked) -> None:

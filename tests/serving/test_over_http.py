@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,7 @@ def test_what_no_model_can_answer_is_refused_by_name(ask: HttpCaller, case: str)
 def test_what_is_not_there_is_refused_in_the_same_form(ask: HttpCaller, verb: str, path: str, status: int) -> None:
     answer = ask(verb, path, b"{}" if verb == "PUT" else None)
     assert answer.status == status and type(answer.refusal) is NotFound
+    assert (answer.headers["allow"] is not None) is (status == 405)
 
 
 def test_bodies_beyond_the_limits_are_refused_and_the_next_question_is_answered(ask: HttpCaller) -> None:
@@ -219,7 +221,7 @@ def test_with_an_identity_provider_a_token_does_as_well_on_the_same_port(tmp_pat
     with providing(tmp_path) as provider:
         roles = {"apps": "caller", "watchers": "viewer"}
         oidc = {"issuer": provider.issuer, "audience": AUDIENCE, "ca": str(provider.ca), "roles": roles}
-        with serving(tmp_path / "state", oidc=oidc, token_port=0, inference_http_port=0) as live:
+        with serving(tmp_path / "state", oidc=oidc, token_port=0, inference_http_port=0, metrics_port=0) as live:
             assert live.addresses.inference == ""
             live.add_model()
             publish(live, 1)
@@ -237,3 +239,6 @@ def test_with_an_identity_provider_a_token_does_as_well_on_the_same_port(tmp_pat
                 answer = ask.infer(question())
                 assert answer.status == 401 and type(answer.refusal) is TokenRefused
                 assert answer.headers["www-authenticate"] == "Bearer"
+            with urllib.request.urlopen(f"http://{live.addresses.metrics}/metrics", timeout=20) as page:
+                refused = 'error="token-refused",method="ModelInfer",service="InferenceOverHTTP"'
+                assert f'umbel_rpc_calls_total{{{refused},status="UNAUTHENTICATED"}} 2.0' in page.read().decode()

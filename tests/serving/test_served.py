@@ -240,9 +240,10 @@ async def test_a_question_that_is_given_up_or_wrong_leaves_room_and_a_record() -
     given_up.cancel()
     await asyncio.gather(given_up, return_exceptions=True)
     world.shelf.going_on.set()
-    for wrong in (question(outputs=("y",)), question(inputs=dict, examples=10**9)):
+    for wrong in (question(outputs=("y",)), question(inputs=dict, examples=10**9, id="i" * 1_000_000)):
         with pytest.raises(InputMismatch):
             await asked.ask("c", wrong)
     assert [one.outcome for one in told] == ["cancelled", "input-mismatch", "input-mismatch"]
+    assert len(told[-1].id) == 200, "its caller's words are cut"
     assert (await asked.ask("c", question())).version == 1
     asked.close()

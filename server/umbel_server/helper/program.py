@@ -113,7 +113,7 @@ def _pages(records: Records, services: Iterable[Service[None]]) -> tuple[Pages, 
 
     monitor = HelperMonitor(records)
     for service in services:
-        monitor.calls.expect(service.descriptor)
+        monitor.calls.expect(service.descriptor.name, service.methods)
     return Pages({"/healthz": lambda accept: _told(records), "/metrics": monitor.page}), monitor.calls.watch
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Final
 
-from google.protobuf.descriptor import ServiceDescriptor
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from umbel.errors import UmbelError
@@ -21,7 +20,7 @@ _BEGIN_AT_0: Final = (("OK", ""), (_INSIDE.status.name, _INSIDE.code))
 
 
 class Calls:
-    """gRPC calls; `watch` is what `umbel_server.rpc.Service.add_to` takes."""
+    """gRPC calls, and such as go by HTTP; `watch` is what `umbel_server.rpc.Service.add_to` takes."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._ended = Counter(
@@ -43,12 +42,12 @@ class Calls:
         )
         self._sent = Counter("umbel_rpc_sent_bytes", "Bytes of messages that callers got.", _CALL, registry=registry)
 
-    def expect(self, service: ServiceDescriptor) -> None:
+    def expect(self, service: str, methods: Iterable[str]) -> None:
         """Begin at 0 for what may be called."""
-        self._open.labels(service.name)
-        for method in service.methods:
+        self._open.labels(service)
+        for method in methods:
             for status, error in _BEGIN_AT_0:
-                self._ended.labels(service.name, method.name, status, error)
+                self._ended.labels(service, method, status, error)
 
     @contextmanager
     def watch(self, call: Call) -> Iterator[None]:

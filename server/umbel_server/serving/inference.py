@@ -25,6 +25,8 @@ from umbel_server.serving.served import Answering, Loaded, ServedModels
 ANSWERED: Final = "answered"
 MAX_QUESTION_BYTES: Final = 64 << 20
 """Of what a model is asked at a time: a hundred photographs as they go into a net."""
+_LOGGED: Final = 200
+"""Letters of each of a caller's own words; a record is for counting, and thousands of them wait in memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,7 +123,7 @@ class Inference:
             outcome = "cancelled" if isinstance(error, asyncio.CancelledError) else UmbelError.code
             raise
         finally:
-            asked = (question.id, question.model, question.version)
+            asked = (question.id[:_LOGGED], question.model[:_LOGGED], question.version[:_LOGGED])
             self._told(Inferred(at, caller, *asked, run.version, question.examples, run.waited, run.ran, outcome))
 
     async def _ask(self, question: Question, run: _Run) -> Answer:

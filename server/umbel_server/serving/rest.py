@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from umbel.errors import ERROR_KEY, MalformedMessage, NotFound, OutOfBounds, Status, UmbelError, Unreachable
+from umbel.oip import open_inference_pb2 as pb
 from umbel_server.operators import Operator, Operators
 from umbel_server.passing import told_outside
 from umbel_server.rpc import Call, Watch, bearer
@@ -32,6 +33,7 @@ from umbel_server.token_operators import TokenOperators
 
 SERVICE: Final = "InferenceOverHTTP"
 """What calls are counted under."""
+METHODS: Final = tuple(method.name for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods)
 MAX_JSON_BYTES: Final = 8 << 20
 """JSON is read in one go, in which nothing else happens in this process; larger questions travel as binary data."""
 HELD_BYTES: Final = 4 * MAX_QUESTION_BYTES
