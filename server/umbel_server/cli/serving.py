@@ -89,7 +89,7 @@ def serve(
     ] = None,
     inference_http_port: Annotated[int | None, typer.Option(help="The same over HTTP; closed if left out.")] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Port for Prometheus, of this machine; none if left out.")
+        int | None, typer.Option(help="Port of plain HTTP for Prometheus; closed if left out.")
     ] = None,
     database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL; SQLite in the folder if left out.")] = None,
     profile: Annotated[str | None, typer.Option(help="development or production.")] = None,
