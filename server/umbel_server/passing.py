@@ -31,14 +31,17 @@ def tell(log: Any, event: str, error: Exception, **what: object) -> None:
 
 
 def told_outside(log: Any, error: Exception, method: str) -> UmbelError:
-    """What the caller of a method hears of a failure: a refusal as it is; what is wrong in here is for the log only."""
+    """What the caller of a method hears of a failure: a refusal as it is; what is wrong in here is for the log only.
+
+    Whoever keeps it keeps nothing else: a traceback holds all that was sent, in a circle with who holds the traceback.
+    """
     if may_pass(error):
         tell(log, "disk or database don't do", error, method=method)
         return Unavailable("the server's disk or database doesn't do just now; its log tells more. Try again later")
     if not isinstance(error, UmbelError):
         tell(log, "unexpected error", error, method=method)
         return UmbelError("the coordinator failed inside; its log tells more. Try again later")
-    return error
+    return error.with_traceback(None)
 
 
 def _reason(error: BaseException) -> str:

@@ -126,19 +126,23 @@ class Service(Generic[C]):
     def _single(self, method: MethodDescriptor, watch: Watch) -> Callable[..., Any]:
         function = self.methods[method.name]
 
+        async def answer(sent: Any, context: grpc.aio.ServicerContext[Any, Any], told: Call) -> bytes:
+            caller = await self._caller(method, context)
+            async with _decoded(method, sent, context, told) as request:
+                answered = function(caller, request)
+                if not inspect.isawaitable(answered):
+                    raise TypeError(f"{method.full_name} must be answered by one message")
+                return (await answered).SerializeToString()
+
         async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
             with watch(told := Call(self.descriptor.name, method.name)):
                 try:
-                    caller = await self._caller(method, context)
-                    async with _decoded(method, sent, context, told) as request:
-                        answered = function(caller, request)
-                        if not inspect.isawaitable(answered):
-                            raise TypeError(f"{method.full_name} must be answered by one message")
-                        answer = (await answered).SerializeToString()
-                    told.sent, told.status = len(answer), "OK"
-                    return answer
+                    given = await answer(sent, context, told)
+                    told.sent, told.status = len(given), "OK"
+                    return given
                 except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller gets a status
                     failure = error
+                del sent  # gRPC keeps how a call was refused, and so this frame, until Python looks for cycles
                 return await _refuse(context, method, failure, told)
 
         return call

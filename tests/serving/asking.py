@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -76,6 +79,28 @@ def add_version(live: Live, folder: Path, by: float) -> int:
 def publish(live: Live, version: int, channel: str = "stable") -> None:
     operations = live.parts.coordinator.operations
     live.do(lambda: operations.publish(MODEL, version, channel, "operator:test"))
+
+
+@contextmanager
+def nothing_left_in_circles() -> Iterator[None]:
+    """Fails where what was sent inside is still there, and would be until Python looks for cycles."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        frames = [one for one in gc.garbage if isinstance(one, FrameType) and "umbel_server" in one.f_code.co_filename]
+        held = [(one.f_code.co_name, name) for one in frames for name, value in one.f_locals.items() if _is_long(value)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not held
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, bytes | memoryview) and len(value) > 10_000
 
 
 def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -14,7 +14,18 @@ import pytest
 
 from tests.server.identity_provider import AUDIENCE, providing
 from tests.server.live import MODEL, Live, refused, serving
-from tests.serving.asking import ANSWERS, INPUTS, add_version, identity, logits, publish, question, stub, until
+from tests.serving.asking import (
+    ANSWERS,
+    INPUTS,
+    add_version,
+    identity,
+    logits,
+    nothing_left_in_circles,
+    publish,
+    question,
+    stub,
+    until,
+)
 from tests.serving.wrong import WRONG
 from umbel.errors import CertificateRefused, MalformedMessage, ModelUnusable, NotAllowed
 from umbel.oip import open_inference_pb2 as pb
@@ -84,6 +95,15 @@ def test_what_no_model_can_answer_is_refused_by_name(models: rpc.GRPCInferenceSe
     assert type(found[0]) is kind
     with pytest.raises(kind, match=words):
         raise found[0]
+
+
+def test_a_question_that_is_refused_is_let_go(models: rpc.GRPCInferenceServiceStub) -> None:
+    """It may have 64 MB: a few that stayed would take the coordinator down."""
+    with nothing_left_in_circles():
+        for _ in range(3):
+            with refused():
+                models.ModelInfer(question({"x": INPUTS["x"][:, :5]}))
+            assert models.ServerLive(pb.ServerLiveRequest()).live, "gRPC holds on to the last calls anyway"
 
 
 def test_bytes_that_are_no_question_are_refused(live: Live, caller: Identity) -> None:

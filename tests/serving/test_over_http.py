@@ -15,7 +15,17 @@ from google.protobuf.json_format import MessageToDict
 
 from tests.server.identity_provider import AUDIENCE, providing
 from tests.server.live import MODEL, Live, serving
-from tests.serving.asking import ANSWERS, INPUTS, identity, logits, publish, question, stub, until
+from tests.serving.asking import (
+    ANSWERS,
+    INPUTS,
+    identity,
+    logits,
+    nothing_left_in_circles,
+    publish,
+    question,
+    stub,
+    until,
+)
 from tests.serving.http_asking import HttpCaller, over_http
 from tests.serving.wrong import WRONG
 from umbel.errors import CertificateRefused, MalformedMessage, NotAllowed, NotFound, OutOfBounds, TokenRefused
@@ -140,6 +150,12 @@ def test_what_no_model_can_answer_is_refused_by_name(ask: HttpCaller, case: str)
     with pytest.raises(kind, match=words) as found:
         raise answer.refusal
     assert type(found.value) is kind
+
+
+def test_a_question_that_is_refused_is_let_go(ask: HttpCaller) -> None:
+    with nothing_left_in_circles():
+        assert ask.infer(question({"x": X[:, :5]})).status == 400
+        assert ask.get("/v2").status == 200
 
 
 @pytest.mark.parametrize(
