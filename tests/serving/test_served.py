@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.serving.asking import BUNDLE, INPUTS
-from umbel.bundle import Bundle
+from umbel.bundle import Bundle, file_refs, write_bundle
 from umbel.digests import Digest
 from umbel.errors import InputMismatch, ModelUnusable, NotFound, Unavailable
+from umbel.golden import GoldenExamples
 from umbel.listing import ListedRelease
+from umbel.manifest import GOLDEN_FILE
 from umbel.runtime.onnx import OnnxRuntime
 from umbel_server.serving.catalogue import Catalogue, Offered
 from umbel_server.serving.inference import ANSWERED, Inference, Inferred, Question
@@ -44,6 +47,7 @@ class Shelf:
         self.read: list[int] = []
         self.broken: set[int] = set()
         self.away = False
+        self.bundle = BUNDLE
         self.going_on = threading.Event()
         self.going_on.set()
 
@@ -54,7 +58,7 @@ class Shelf:
             raise OSError("the disk is away")
         if int(digest, 16) in self.broken:
             raise NotFound("no such blob")
-        return BUNDLE
+        return self.bundle
 
 
 class World:
@@ -139,6 +143,17 @@ async def test_one_that_does_not_load_is_tried_again_after_a_minute_and_not_for_
     world.clock.at += AGAIN_SECONDS
     await world.served.look()
     assert await world.answers() == 1
+
+
+async def test_a_version_that_answers_otherwise_than_its_maker_saw_never_answers(tmp_path: Path) -> None:
+    golden = BUNDLE.golden()
+    wrong = GoldenExamples(golden.inputs, {name: array + 1.0 for name, array in golden.outputs.items()})
+    files = {name: path.read_bytes() for name, path in BUNDLE.paths.items()} | {GOLDEN_FILE: wrong.to_bytes()}
+    world = World(offered({"stable": 1}, release(1, 1)))
+    world.shelf.bundle = write_bundle(tmp_path, replace(BUNDLE.manifest, files=file_refs(files)), files)
+    await world.served.look()
+    with pytest.raises(ModelUnusable, match="differs by"):
+        await world.answers()
 
 
 async def test_a_disk_that_does_not_do_just_now_is_told_as_that() -> None:
