@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from umbel.errors import ERROR_KEY, MalformedMessage, Unavailable
-from umbel_server.addresses import joined
+from umbel_server.addresses import joined, why_not
 
 HEADER_BYTES: Final = 32 << 10
 """Of a request's line and headers together; tokens with many groups are large."""
@@ -180,4 +180,4 @@ def _bound(host: str, port: int) -> socket.socket:
         both = host == "::" and socket.has_dualstack_ipv6()
         return socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except OSError as error:
-        raise Unavailable(f"can't listen at {joined(host, port)}; is another coordinator running there?") from error
+        raise Unavailable(f"can't listen at {joined(host, port)}{why_not(host, port, 'coordinator')}") from error

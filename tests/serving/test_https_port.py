@@ -367,9 +367,10 @@ async def test_more_connections_than_there_may_be_are_hung_up_on(
         assert (await (await port.call(LIVE)).answer())[0] == 200
 
 
-async def test_who_hangs_up_in_the_middle_of_an_answer_leaves_room_and_a_record(asked: Asked) -> None:
+@pytest.mark.parametrize("blanks", [0, 300_000], ids=["small", "large"])
+async def test_who_hangs_up_in_the_middle_of_an_answer_leaves_room_and_a_record(asked: Asked, blanks: int) -> None:
     asked.world.shelf.going_on.clear()
-    question = post("/v2/models/m/versions/2/infer", QUESTION)
+    question = post("/v2/models/m/versions/2/infer", b" " * blanks + QUESTION)
     caller = await asked.port.call(question)
     other = await asked.port.call()
     await comes(lambda: asked.world.served._loading)

@@ -127,7 +127,8 @@ def test_what_is_told_of_server_and_models_is_as_over_grpc(
     for one in (*over_grpc["inputs"], *over_grpc["outputs"]):
         one["shape"] = list(map(int, one["shape"]))
     assert ask.get(f"/v2/models/{MODEL}/versions/beta").json == over_grpc
-    assert ask.get("/v2").json["extensions"] == ["model_repository", "binary_tensor_data"]
+    for path in ("/v2", "/v2/"):  # the protocol's pages say the first, its OpenAPI file the second
+        assert ask.get(path).json["extensions"] == ["model_repository", "binary_tensor_data"]
     listed = MessageToDict(models.RepositoryIndex(pb.RepositoryIndexRequest()))["models"]
     for body in (b"", b"{}", b'{"ready":true}'):
         assert ask("POST", "/v2/repository/index", body).json == [{**one, "reason": ""} for one in listed]
@@ -160,7 +161,13 @@ def test_a_question_that_is_refused_is_let_go(ask: HttpCaller) -> None:
 
 @pytest.mark.parametrize(
     ("verb", "path", "status"),
-    [("GET", "/", 404), ("GET", "/v2/", 404), ("GET", "/v2/models", 404), ("GET", INFER, 405), ("PUT", "/v2", 405)],
+    [
+        ("GET", "/", 404),
+        ("GET", "/v2/health/live/", 404),
+        ("GET", "/v2/models", 404),
+        ("GET", INFER, 405),
+        ("PUT", "/v2", 405),
+    ],
 )
 def test_what_is_not_there_is_refused_in_the_same_form(ask: HttpCaller, verb: str, path: str, status: int) -> None:
     answer = ask(verb, path, b"{}" if verb == "PUT" else None)

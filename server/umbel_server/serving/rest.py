@@ -80,6 +80,7 @@ class RestGateway:
         model = "/v2/models/{model}"
         routes = [
             self._route("GET", "/v2", "ServerMetadata", self._server_metadata),
+            self._route("GET", "/v2/", "ServerMetadata", self._server_metadata),
             self._route("GET", "/v2/health/live", "ServerLive", self._server_live),
             self._route("GET", "/v2/health/ready", "ServerReady", self._server_ready),
             self._route("POST", "/v2/repository/index", "RepositoryIndex", self._repository_index),
