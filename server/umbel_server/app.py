@@ -43,7 +43,7 @@ from umbel_server.port_certificate import PortCertificate
 from umbel_server.provider import HttpsGet, Provider
 from umbel_server.rpc import OF_STRANGERS, STREAMS, Service, Watch, port_options
 from umbel_server.serving.gateway import InferenceGateway
-from umbel_server.serving.inference import MAX_QUESTION_BYTES, Inference
+from umbel_server.serving.inference import MAX_QUESTION_BYTES, QUESTIONS, Inference
 from umbel_server.serving.service import ModelService
 from umbel_server.settings import Oidc, Settings
 from umbel_server.store import Store
@@ -133,7 +133,7 @@ class Server:
         self._folder = Folder(settings.state)
         self._devices, self._admins = (grpc.aio.server(options=port_options(STREAMS)) for _ in range(2))
         self._enrolments, self._tokens = (grpc.aio.server(options=port_options(OF_STRANGERS)) for _ in range(2))
-        self._questions = grpc.aio.server(options=port_options(STREAMS, MAX_QUESTION_BYTES))
+        self._questions = grpc.aio.server(options=port_options(QUESTIONS, MAX_QUESTION_BYTES))
         self._models: ModelService | None = None
         self._https: HttpsPort | None = None
         own = () if settings.host in ("0.0.0.0", "::") else (settings.host,)  # noqa: S104 - to be called at

@@ -35,6 +35,7 @@ from umbel_server.authority import key_to_pem
 from umbel_server.folder import Folder
 from umbel_server.identity import Identity
 from umbel_server.roles import Role
+from umbel_server.serving.inference import MAX_QUESTION_BYTES
 
 TRITON_CALLER = Path(__file__).with_name("triton_caller.py")
 
@@ -98,7 +99,7 @@ def test_what_no_model_can_answer_is_refused_by_name(models: rpc.GRPCInferenceSe
 
 
 def test_a_question_that_is_refused_is_let_go(models: rpc.GRPCInferenceServiceStub) -> None:
-    """It may have 64 MB: a few that stayed would take the coordinator down."""
+    """It may have 16 MB: many that stayed would take the coordinator down."""
     with nothing_left_in_circles():
         for _ in range(3):
             with refused():
@@ -111,6 +112,12 @@ def test_bytes_that_are_no_question_are_refused(live: Live, caller: Identity) ->
     with refused() as found:
         channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(b"\xff\xff")
     assert type(found[0]) is MalformedMessage
+
+
+def test_a_question_beyond_all_bounds_is_refused_before_it_is_read(models: rpc.GRPCInferenceServiceStub) -> None:
+    with pytest.raises(grpc.RpcError) as found:
+        models.ModelInfer(pb.ModelInferRequest(raw_input_contents=[bytes(MAX_QUESTION_BYTES)]))
+    assert found.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
 
 
 def test_callers_ask_models_and_may_do_nothing_else(live: Live, caller: Identity) -> None:

@@ -16,7 +16,7 @@ from umbel.errors import MalformedMessage, OutOfBounds, Unavailable, Unreachable
 from umbel_server.https_port import CONNECTION, Connection
 
 BODY_SECONDS: Final = 60.0
-"""Within which a body must be there: 64 MB by ten megabits a second."""
+"""Within which a body must be there: 16 MB by two megabits a second."""
 PIECE_SECONDS: Final = 30.0
 """Within which each piece of an answer must be taken."""
 LEFT_SECONDS: Final = 2.0

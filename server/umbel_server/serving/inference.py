@@ -23,8 +23,10 @@ from umbel.runtime import Arrays
 from umbel_server.serving.served import Answering, Loaded, ServedModels
 
 ANSWERED: Final = "answered"
-MAX_QUESTION_BYTES: Final = 64 << 20
-"""Of what a model is asked at a time: a hundred photographs as they go into a net."""
+MAX_QUESTION_BYTES: Final = 16 << 20
+"""Of what a model is asked at a time: two dozen photographs as they go into a net."""
+QUESTIONS: Final = 32
+"""That one connection may have open: gRPC takes each in whole before anybody may say that it is one too many."""
 _LOGGED: Final = 200
 """Letters of each of a caller's own words; a record is for counting, and thousands of them wait in memory."""
 

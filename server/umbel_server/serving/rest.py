@@ -36,7 +36,7 @@ SERVICE: Final = "InferenceOverHTTP"
 METHODS: Final = tuple(method.name for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods)
 MAX_JSON_BYTES: Final = 8 << 20
 """JSON is read in one go, in which nothing else happens in this process; larger questions travel as binary data."""
-HELD_BYTES: Final = 4 * MAX_QUESTION_BYTES
+HELD_BYTES: Final = 16 * MAX_QUESTION_BYTES
 """Of all questions that are here at a time, in bodies."""
 _LENGTH: Final = "inference-header-content-length"
 _STATUS: Final = MappingProxyType(
