@@ -24,7 +24,7 @@ PYTEST_ARGS ?=
 # Tests start hundreds of programs; each would compile Umbel's sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo dev test test-all lint fix protos docs bench bench-private bench-deltas bench-runtime bench-simulation mutants mutants-releases tuf-conformance show-secrecy pins clean
+.PHONY: help demo dev test test-all lint fix protos docs bench bench-private bench-deltas bench-runtime bench-simulation mutants mutants-releases mutants-serving tuf-conformance show-secrecy pins clean
 
 help: ## List these words.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
@@ -82,6 +82,9 @@ mutants: $(VENV)/.dev-installed ## Take each guard of private rounds out and see
 
 mutants-releases: $(VENV)/.dev-installed ## The same with the guards of releases, rollouts, trust and access (an hour).
 	@"$(BIN)/python" -m tests.mutation releases
+
+mutants-serving: $(VENV)/.dev-installed ## The same with the guards of the HTTP port that models answer on (five minutes).
+	@"$(BIN)/python" -m tests.mutation serving
 
 tuf-conformance: $(VENV)/.dev-installed ## The public TUF conformance suite against the device's client (SUITE=a checkout, or it is cloned).
 	@.ci/tuf-conformance "$(BIN)/python" $(SUITE)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.mutation import access, guards, releases, rollouts
+from tests.mutation import access, guards, releases, rollouts, serving
 
 ROOT = Path(__file__).parents[1]
-EVERY = (*guards.GUARDS, *releases.GUARDS, *rollouts.GUARDS, *access.GUARDS)
+EVERY = (*guards.GUARDS, *releases.GUARDS, *rollouts.GUARDS, *access.GUARDS, *serving.GUARDS)
 
 
 def test_every_mutant_finds_its_guard_and_the_tests_that_keep_it() -> None:

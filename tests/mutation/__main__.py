@@ -1,5 +1,5 @@
-"""`python -m tests.mutation [private|releases]`: takes each guard out, one at a time, in a copy of the code, and runs
-the tests that have to notice.
+"""`python -m tests.mutation [private|releases|serving]`: takes each guard out, one at a time, in a copy of the code,
+and runs the tests that have to notice.
 
 A mutant is killed when a test fails on an assertion or on the wrong error; a mutant that can't even be imported, or
 whose tests can't be collected, proves nothing and counts as broken. Nor does a failure prove anything that is there
@@ -23,7 +23,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
 
-from tests.mutation import access, guards, releases, rollouts
+from tests.mutation import access, guards, releases, rollouts, serving
 from tests.mutation.guards import Mutant
 
 ROOT: Final = Path(__file__).parents[2]
@@ -32,9 +32,14 @@ PROOFS: Final = {
     "private": "import umbel.cohort_sum, umbel_client.private, umbel_server.helper.service, "
     "umbel_server.secure_aggregation",
     "releases": "import umbel_client.device, umbel_client.tuf_files, umbel_server.app",
+    "serving": "import umbel_server.app, umbel_server.serving.rest",
 }
 """That a mutant still is a program."""
-LISTS: Final = {"private": guards.GUARDS, "releases": (*releases.GUARDS, *rollouts.GUARDS, *access.GUARDS)}
+LISTS: Final = {
+    "private": guards.GUARDS,
+    "releases": (*releases.GUARDS, *rollouts.GUARDS, *access.GUARDS),
+    "serving": serving.GUARDS,
+}
 SECONDS: Final = 600.0
 
 

@@ -94,6 +94,10 @@ NO_TENSORS = {
     "bytes that aren't there": (asked(parameters=SIZE, data=...), "says 16 bytes of binary data; there are 4"),
     "bytes less than none": (asked(parameters={"binary_data_size": -4}, data=...), "says -4 bytes"),
     "bytes that nobody claims": (asked(), "0 bytes of binary data; there are 4"),
+    "one input twice": (
+        json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}] * 2}).encode(),
+        "twice",
+    ),
     "data twice": (asked(parameters={"binary_data_size": 4}), "either data or"),
     "no data": (asked(data=...), "either data or"),
 }
