@@ -7,9 +7,16 @@ from pathlib import Path
 from tests.rollouts.fleet import AUTHOR, MODEL, Fleet
 from umbel_server.rollout import Stage
 from umbel_server.rollout_spec import Wave
+from umbel_server.serving.service import catalogue
 
 DEVICES = 12
 """`make demo` does the same with twenty."""
+
+
+def answers_callers(fleet: Fleet) -> int:
+    """The version that a program gets which asks the coordinator's model over the network."""
+    assert fleet.coordinator.rollouts is not None
+    return catalogue(fleet.coordinator.store, fleet.coordinator.rollouts.desk).find(MODEL, "").version
 
 
 async def test_a_good_version_reaches_everybody_wave_by_wave_and_a_broken_one_is_stopped_in_its_canary(
@@ -20,16 +27,20 @@ async def test_a_good_version_reaches_everybody_wave_by_wave_and_a_broken_one_is
     await fleet.visits()
     first = set(fleet.releases())
     assert len(first) == 1 and 0 not in first
+    before = answers_callers(fleet)
 
     good = fleet.begin_rollout("good", fleet.good_version())
     reached = []
     for _ in range(12):
+        assert answers_callers(fleet) == before, "no program meets a release before the whole population has it"
         await fleet.visits()
         reached.append(sum(number == good.spec.release for number in fleet.releases()))
         if fleet.verbs.get("good").rollout.stage is Stage.SUCCEEDED:
             break
     assert fleet.verbs.get("good").rollout.stage is Stage.SUCCEEDED
     assert 0 < reached[0] < reached[-1] == DEVICES
+    after = answers_callers(fleet)
+    assert after == before + 1
 
     broken = fleet.begin_rollout("broken", fleet.broken_version())
     touched = set()
@@ -43,6 +54,7 @@ async def test_a_good_version_reaches_everybody_wave_by_wave_and_a_broken_one_is
     assert ended.rollout.wave == 0
     assert broken.spec.release not in fleet.releases()
     assert len(touched) <= 3
+    assert answers_callers(fleet) == after
 
 
 async def test_a_release_reaches_devices_as_a_delta_from_the_one_before(tmp_path: Path) -> None:
@@ -82,7 +94,9 @@ async def test_a_way_back_is_taken_by_devices_that_the_release_served_better(tmp
     for _ in range(4):
         await fleet.visits()
     assert fleet.releases() == [begun.spec.release]
+    assert answers_callers(fleet) == 3
     fleet.verbs.stop("r", "roll-back", AUTHOR, "it says what it must not")
     for _ in range(3):
         await fleet.visits()
     assert fleet.releases() == [begun.spec.revert_release]
+    assert answers_callers(fleet) == 2, "programs go back with the devices"
