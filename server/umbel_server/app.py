@@ -211,7 +211,7 @@ class Server:
         self._models = ModelService(settings, parts.store, registry, rollouts.desk, self._clock, folder)
         if self._monitor is not None:
             self._monitor.watch(self._models)
-        await self._models.start()
+        self._models.start()
         inference = self._models.inference
         gateway = InferenceGateway(inference, parts.operators)
         if port is not None:

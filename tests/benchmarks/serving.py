@@ -154,7 +154,21 @@ def _serving(kind: str) -> Iterator[_Asked]:
         credentials = grpc.ssl_channel_credentials(who.server_authority, who.key, who.certificate)
         options = (("grpc.enable_http_proxy", 0),)
         channel = stack.enter_context(grpc.secure_channel(address, credentials, options=options))
-        yield _Asked(folder, server.pid, channel.unary_unary(METHOD))
+        asked = _Asked(folder, server.pid, channel.unary_unary(METHOD))
+        while not _answers(asked):
+            time.sleep(0.1)
+        yield asked
+
+
+def _answers(server: _Asked) -> bool:
+    """Whether it has loaded its model; raises what it says otherwise."""
+    try:
+        server.ask(_question(1))
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:  # type: ignore[attr-defined]
+            raise
+        return False
+    return True
 
 
 # The servers, each a process of its own.

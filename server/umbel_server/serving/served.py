@@ -99,8 +99,8 @@ class ServedModels:
     async def follow(self) -> None:
         """Keep up with releases, until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
             await self.look()
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def look(self) -> None:
         """Load what channels stand at by now; whatever fails, the rest goes on answering as it did."""
@@ -125,10 +125,12 @@ class ServedModels:
 
         Raises:
             NotFound: there is no such model, version or channel.
-            ModelUnusable, Unavailable: it is there, but doesn't load.
+            ModelUnusable, Unavailable: it is there, but doesn't load, or the coordinator has only just begun to.
         """
-        release = self.catalogue.find(model, version)
         standing = self.standing.get((model, version or USUAL))
+        if standing is None and not self.is_ready:
+            raise Unavailable("the coordinator has just started and loads its models; ask again in a moment")
+        release = self.catalogue.find(model, version)
         return standing or Answering(release.version, await self._get(release))
 
     def why_not(self, release: ListedRelease) -> str:

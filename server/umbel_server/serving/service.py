@@ -52,9 +52,8 @@ class ModelService:
         """Have somebody else hear of each question too."""
         self._told.append(who)
 
-    async def start(self) -> None:
-        """Load what channels stand at, and keep up with it; questions are answered from then on."""
-        await self.served.look()
+    def start(self) -> None:
+        """Load what channels stand at, and keep up with it; nobody else has to wait for that."""
         self._following = asyncio.create_task(self.served.follow(), name="serving")
 
     async def stop(self) -> None:
