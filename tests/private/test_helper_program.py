@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.private.parties import NOW, POPULATION, Cohort, Party
+from tests.server.processes import hearing_the_terminal
 from umbel.clock import SystemClock
 from umbel.errors import (
     CertificateRefused,
@@ -75,13 +76,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     address = ("--address", "127.0.0.1:0", "--minimum-cohort", "2", "--operator", "ACME IT")
     umbel("helper", "init", str(folder), "--leader", leader.public.hex(), *address)
     command = [*UMBEL, "helper", "run", "--state", str(folder), "--health-port", str(free_port()), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with hearing_the_terminal():
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     ready = json.loads(process.stdout.readline())
     card = HelperCard.from_text((folder / "card.json").read_bytes())
     assert card.address == ready["address"] and card.operator == "ACME IT"
     yield Running(folder, leader, card, ready["health"], process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)  # its terminal goes; the other signals go the same way
     assert process.wait(10) == 0
     process.stdout.close()
 

@@ -56,6 +56,16 @@ minimum_cohort = 2
 """
 
 
+@contextmanager
+def hearing_the_terminal() -> Iterator[None]:
+    """Programs that start inside notice when their terminal goes, though the tests were to outlive theirs (`nohup`)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @dataclass
 class Program:
     """A command that is run again and again; what it prints goes to one log."""

@@ -24,6 +24,7 @@ from cryptography import x509
 
 from tests.databases import empty_database
 from tests.server.live import MovedClock, serving
+from tests.server.processes import hearing_the_terminal
 from umbel.clock import SystemClock
 from umbel.errors import (
     AlreadyExists,
@@ -227,9 +228,9 @@ def test_devices_are_told_the_advertised_address(tmp_path: Path) -> None:
 def process(state: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
     ports = [f"--{port}-port=0" for port in ("device", "enrol", "admin")]
     command = [sys.executable, "-m", "umbel_server.cli", "serve", "--state", str(state), "--json", *ports, *more]
-    started = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"GRPC_VERBOSITY": "NONE"}
-    )
+    quiet, pipe = os.environ | {"GRPC_VERBOSITY": "NONE"}, subprocess.PIPE
+    with hearing_the_terminal():
+        started = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=quiet)
     try:
         yield started
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -18,8 +17,9 @@ import structlog
 from umbel.clock import Clock, SystemClock
 from umbel.errors import Unavailable
 from umbel.holding import held
+from umbel.stopping import told_to_stop
 from umbel_server import descriptors
-from umbel_server.addresses import from_here, joined
+from umbel_server.addresses import from_here, joined, why_not
 from umbel_server.helper.core import Helper
 from umbel_server.helper.folder import HelperFolder, HelperSettings
 from umbel_server.helper.people import People
@@ -52,7 +52,7 @@ def build(folder: HelperFolder, settings: HelperSettings, clock: Clock) -> Helpe
 async def serve(
     folder: HelperFolder, settings: HelperSettings, ready: Callable[[str, str], None], clock: Clock | None = None
 ) -> None:
-    """Run a helper until SIGTERM or SIGINT.
+    """Run a helper until SIGTERM, Ctrl-C, or the end of its terminal.
 
     Args:
         folder: its keys and store.
@@ -80,23 +80,22 @@ async def _serve(
     for service in services:
         service.add_to(server, watch)
     port = _listen(server, folder, settings)
-    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    told_at = await pages.open(settings.host, settings.health_port) if pages else ""
-    await server.start()
-    sweeping = asyncio.create_task(_sweep(parts.helper))
-    try:
-        address = from_here(settings.host, port)
-        _log.info("helper ready", address=address, leader=settings.leader[:16])
-        ready(address, told_at)
-        await stopping.wait()
-    finally:
-        sweeping.cancel()
-        if pages is not None:
-            await pages.close()
-        await server.stop(STOP_SECONDS)
-        parts.records.close()
+    stopping = asyncio.Event()
+    with told_to_stop(stopping.set):
+        told_at = await pages.open(settings.host, settings.health_port) if pages else ""
+        await server.start()
+        sweeping = asyncio.create_task(_sweep(parts.helper))
+        try:
+            address = from_here(settings.host, port)
+            _log.info("helper ready", address=address, leader=settings.leader[:16])
+            ready(address, told_at)
+            await stopping.wait()
+        finally:
+            sweeping.cancel()
+            if pages is not None:
+                await pages.close()
+            await server.stop(STOP_SECONDS)
+            parts.records.close()
 
 
 def _listen(server: grpc.aio.Server, folder: HelperFolder, settings: HelperSettings) -> int:
@@ -104,7 +103,7 @@ def _listen(server: grpc.aio.Server, folder: HelperFolder, settings: HelperSetti
     try:
         return server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise Unavailable(f"can't listen at {address}; is something running there?") from error
+        raise Unavailable(f"can't listen at {address}{why_not(settings.host, settings.port, 'helper')}") from error
 
 
 def _pages(records: Records, services: Iterable[Service[None]]) -> tuple[Pages, Watch]:
