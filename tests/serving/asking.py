@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from umbel.v1 import admin_pb2
 from umbel.weights import Weights
 from umbel_models.zoo import bundle_path
 from umbel_server.authority import key_to_pem, make_request
+from umbel_server.folder import Folder
 from umbel_server.identity import Identity
 
 BUNDLE = Bundle.open(bundle_path(MODEL))
@@ -109,3 +111,10 @@ def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
     while not holds():
         assert time.monotonic() < end, "it never came to hold"
         time.sleep(0.02)
+
+
+def records(live: Live, caller: str) -> list[dict[str, Any]]:
+    """What the coordinator has written of an operator's questions, in their order."""
+    files = sorted(Folder(live.settings.state).inferences.glob("*.jsonl"))
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [line for line in lines if line["caller"] == f"operator:{caller}"]

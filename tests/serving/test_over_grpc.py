@@ -23,6 +23,7 @@ from tests.serving.asking import (
     nothing_left_in_circles,
     publish,
     question,
+    records,
     stub,
     until,
 )
@@ -181,16 +182,12 @@ def test_each_question_leaves_a_record_of_who_asked_what_and_nothing_of_what_was
     with refused():
         asking.ModelInfer(question(id="third", model="nobody"))
 
-    def records() -> list[dict[str, object]]:
-        files = Folder(live.settings.state).inferences.glob("*.jsonl")
-        lines = [json.loads(line) for file in sorted(files) for line in file.read_text().splitlines()]
-        return [line for line in lines if line["caller"] == "operator:recorded"]
-
-    until(lambda: len(records()) == 3)
-    told = [(one["id"], one["model"], one["asked"], one["version"], one["examples"]) for one in records()]
+    until(lambda: len(records(live, "recorded")) == 3)
+    found = records(live, "recorded")
+    told = [(one["id"], one["model"], one["asked"], one["version"], one["examples"]) for one in found]
     assert told == [("first", MODEL, "beta", 2, 8), ("second", MODEL, "", 1, 3), ("third", "nobody", "", 0, 8)]
-    assert [one["outcome"] for one in records()] == ["answered", "input-mismatch", "not-found"]
-    assert set(records()[0]) == {
+    assert [one["outcome"] for one in found] == ["answered", "input-mismatch", "not-found"]
+    assert set(found[0]) == {
         *("at", "caller", "id", "model", "asked", "version", "examples", "waited", "ran", "outcome")
     }
 

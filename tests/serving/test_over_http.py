@@ -23,6 +23,7 @@ from tests.serving.asking import (
     nothing_left_in_circles,
     publish,
     question,
+    records,
     stub,
     until,
 )
@@ -32,7 +33,6 @@ from umbel.errors import CertificateRefused, MalformedMessage, NotAllowed, NotFo
 from umbel.oip import open_inference_pb2 as pb
 from umbel.oip import open_inference_pb2_grpc as rpc
 from umbel_server.authority import key_to_pem
-from umbel_server.folder import Folder
 from umbel_server.identity import Identity
 from umbel_server.roles import Role
 from umbel_server.serving.rest import MAX_JSON_BYTES
@@ -225,13 +225,9 @@ def test_each_question_leaves_the_same_record(live: Live, tmp_path: Path) -> Non
         ask.infer(question({"x": X[:3, :5]}, id="second"))
         ask.infer(question(id="third", model="nobody"))
 
-    def records() -> list[dict[str, object]]:
-        files = Folder(live.settings.state).inferences.glob("*.jsonl")
-        lines = [json.loads(line) for file in sorted(files) for line in file.read_text().splitlines()]
-        return [line for line in lines if line["caller"] == "operator:http-recorded"]
-
-    until(lambda: len(records()) == 3)
-    told = [(one["id"], one["asked"], one["version"], one["examples"], one["outcome"]) for one in records()]
+    until(lambda: len(records(live, "http-recorded")) == 3)
+    found = records(live, "http-recorded")
+    told = [(one["id"], one["asked"], one["version"], one["examples"], one["outcome"]) for one in found]
     assert told == [
         ("first", "beta", 2, 8, "answered"),
         ("second", "", 1, 3, "input-mismatch"),

@@ -5,7 +5,10 @@
     tensors    the protocol's tensors <-> arrays
     about      what a server and its models tell of themselves
     inference  questions -> answers: queued, run beside the rounds, recorded
-    served     which version answers to which name, loaded and checked before it does
+    log        a record of each question
+    catalogue  which version is meant by a name
+    served     the versions that answer, loaded and checked before they do
+    service    puts one coordinator's together
 
-See `docs/how-to/ask-over-the-network.md`, and `docs/decisions/0020-…` for why it is as it is.
+See `docs/how-to/ask-over-the-network.md`, and `docs/decisions/0020-serving-by-the-open-inference-protocol.md` for why.
 """

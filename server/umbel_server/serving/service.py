@@ -11,6 +11,7 @@ from umbel.runtime.onnx import OnnxRuntime
 from umbel_server import heads
 from umbel_server.registry import Registry
 from umbel_server.releases import ReleaseDesk
+from umbel_server.rollout_spec import Audience
 from umbel_server.serving.catalogue import Catalogue, Offered
 from umbel_server.serving.inference import Inference, Inferred
 from umbel_server.serving.log import InferenceLog
@@ -75,7 +76,6 @@ def catalogue(store: Store, desk: ReleaseDesk) -> Catalogue:
     with store.reading() as connection:
         stand = heads.read(connection)
     channels: dict[str, dict[str, int]] = {}
-    for audience, number in stand.numbers.items():
-        of_model = channels.setdefault(audience.model, {})
-        of_model[audience.channel] = max(number, of_model.get(audience.channel, 0))
+    for model, channel, _ in stand.numbers:
+        channels.setdefault(model, {})[channel] = stand.of(Audience(model, channel))
     return Catalogue({model: Offered.of(desk.listed(model), of_model) for model, of_model in channels.items()})
