@@ -22,7 +22,7 @@ from umbel.errors import CohortTooSmall, OutOfBounds, SetRefused, SumImplausible
 from umbel.ring import NOISE_TAIL, dequantise, from_lane, largest_magnitude, signed_norm
 from umbel.shares import ClearSum, HelperTotal, LeaderTotal
 from umbel.signatures import verify_signature
-from umbel.update import COUNTS, Metrics
+from umbel.update import Metrics, is_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def _checked_metrics(descriptor: RoundDescriptor, clear: ClearSum, count: int) -
     for lane, value in zip(descriptor.lanes, clear.lanes[1:], strict=True):
         noise = NOISE_TAIL * from_lane(math.ceil(math.sqrt(lane.noise_variance)))
         total = from_lane(int(value))
-        least = -noise if lane.name in COUNTS else -lane.bound * count - noise
+        least = -noise if is_count(lane.name) else -lane.bound * count - noise
         if not least <= total <= lane.bound * count + noise:
             raise SumImplausible(f"metric {lane.name!r} sums to {total}, which {count} reports can't make")
         metrics[lane.name] = total

@@ -33,6 +33,7 @@ from typing import Any, Final
 from umbel import fields
 from umbel.digests import Digest, digest_of, parse_digest
 from umbel.errors import BundleInvalid, MalformedMessage
+from umbel.histograms import Histogram
 
 FORMAT: Final = 1
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -119,6 +120,8 @@ class Manifest:
     description: str = ""
     precision: Mapping[str, Precision] = field(default_factory=dict)
     """By runtime; empty where nobody asked for fewer bits."""
+    histograms: tuple[Histogram, ...] = ()
+    """Which of the metrics are the bins of histograms, and where their edges lie."""
     format: int = field(default=FORMAT)
 
     def __post_init__(self) -> None:
@@ -215,6 +218,8 @@ def _to_tree(manifest: Manifest) -> dict[str, Any]:
         tree["precision"] = {
             runtime: [one.kind, one.reason, one.tolerance] for runtime, one in manifest.precision.items()
         }
+    if manifest.histograms:  # likewise
+        tree["histograms"] = [[one.name, list(one.edges)] for one in manifest.histograms]
     return tree
 
 
@@ -239,6 +244,9 @@ def _from_tree(tree: dict[str, Any]) -> Manifest:
             _text(runtime): Precision(_text(kind), _text(reason), float(tolerance))
             for runtime, (kind, reason, tolerance) in tree.get("precision", {}).items()
         },
+        histograms=tuple(
+            Histogram(_text(name), tuple(float(edge) for edge in edges)) for name, edges in tree.get("histograms", [])
+        ),
         inputs=specs["inputs"],
         targets=specs["targets"],
         outputs=specs["outputs"],
@@ -294,6 +302,7 @@ def _check(manifest: Manifest) -> None:
     if len({name.lower() for name in manifest.files}) < len(manifest.files):
         raise BundleInvalid("two files differ only in upper and lower case, which not every machine can tell apart")
     _check_precision(manifest)
+    _check_histograms(manifest)
     for runtime, files in manifest.graphs.items():
         for signature, file in files.items():
             if signature not in (*SIGNATURES, QUANTISED):
@@ -311,6 +320,13 @@ def _check_precision(manifest: Manifest) -> None:
     for runtime, files in manifest.graphs.items():
         if QUANTISED in files and runtime not in manifest.precision:
             raise BundleInvalid(f"{runtime!r} has a graph in fewer bits, and nothing says how far it may be off")
+
+
+def _check_histograms(manifest: Manifest) -> None:
+    bins = [name for histogram in manifest.histograms for name in histogram.bins]
+    missing = sorted(set(bins) - set(manifest.metrics))
+    if missing or len(set(bins)) < len(bins):
+        raise BundleInvalid(f"histograms must have different names, and each bin is a metric; not so: {missing[:20]}")
 
 
 def _check_numbers(manifest: Manifest) -> None:

@@ -23,7 +23,7 @@ from umbel.outcomes import health_from_message, health_to_message, outcome_from_
 from umbel.plan import Kind, Plan
 from umbel.release import Release, SignedRelease, require_plausible
 from umbel.sealing import Sealing, descriptor_from_message, descriptor_to_message
-from umbel.update import COUNTS, Metrics, Update
+from umbel.update import Metrics, Update, is_count
 from umbel.v1 import device_pb2 as pb
 from umbel.v1 import release_pb2
 from umbel.visit import (
@@ -365,7 +365,7 @@ def _metrics(metrics: Metrics) -> Metrics:
     fields.few(metrics, "metrics")
     for metric, value in metrics.items():
         fields.finite(value, f"metric {fields.text(metric, 'metric')!r}")
-        if metric in COUNTS and value < 0:
+        if is_count(metric) and value < 0:
             raise OutOfBounds(f"metric {metric!r} is {value}; a count can't be negative")
     return metrics
 

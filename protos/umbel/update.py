@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel.errors import OutOfBounds
+from umbel.histograms import is_bin
 from umbel.weights import Shapes, Weights, require_shapes
 
 Metrics = Mapping[str, float]
 """Sums over examples, so that they add over devices: `loss`, `correct`, `examples`, …"""
 
-COUNTS: Final = frozenset({"correct", "examples", "train_examples"})
-"""Metrics that count examples."""
+_COUNTS: Final = frozenset({"correct", "examples", "train_examples"})
 
 _BLOCK: Final = 1 << 16
 
@@ -35,6 +35,11 @@ class Update:
     delta: Weights
     weight: float
     metrics: Metrics
+
+
+def is_count(metric: str) -> bool:
+    """Whether a metric counts examples, by its name: it is never negative."""
+    return metric in _COUNTS or is_bin(metric)
 
 
 def add_metrics(left: Metrics, right: Metrics) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import Final
 from umbel.errors import BadInput, NotFinite, OutOfBounds
 from umbel.manifest import Manifest
 from umbel.plan import Kind, Plan
-from umbel.update import COUNTS, Metrics, Update
+from umbel.update import Metrics, Update, is_count
 from umbel.weights import Shapes, require_finite, require_shapes
 from umbel_server.json_text import like
 
@@ -162,7 +162,7 @@ def _require_metrics(metrics: Metrics, rules: ReportRules) -> None:
             raise NotFinite(f"metric {name!r} is {value}")
         if abs(value) > _MOST:
             raise OutOfBounds(f"metric {name!r} is {value}; at most {_MOST:g} is summed")
-        if name in COUNTS and not 0 <= value <= _MOST_EXAMPLES:
+        if is_count(name) and not 0 <= value <= _MOST_EXAMPLES:
             raise OutOfBounds(f"metric {name!r} is {value}; a count lies between 0 and {_MOST_EXAMPLES}")
     for name in rules.required:
         if not metrics.get(name, -1.0) >= 0 or (name == "train_examples" and not metrics[name]):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.protos.strategies import digests
 from umbel.bundle import Bundle
 from umbel.errors import BundleInvalid, MalformedMessage
+from umbel.histograms import Histogram
 from umbel.manifest import DTYPES, GOLDEN_FILE, MAX_MANIFEST_BYTES, WEIGHTS_FILE, FileRef, Manifest, TensorSpec
 from umbel_models.zoo import bundle_path
 
@@ -31,6 +32,8 @@ def _specs(prefix: str, batched: bool) -> st.SearchStrategy[tuple[TensorSpec, ..
 
 
 _refs = st.builds(FileRef, digests, st.integers(0, 2**53))
+_edges = st.lists(_numbers, min_size=1, max_size=3, unique=True).map(lambda edges: tuple(sorted(edges)))
+_histograms = st.builds(Histogram, st.from_regex(r"[a-z][a-z0-9_.-]{0,9}", fullmatch=True), _edges)
 _graphs = st.fixed_dictionaries({"onnx": st.fixed_dictionaries({"infer": st.just("infer.onnx")})})
 
 manifests = st.builds(
@@ -51,6 +54,14 @@ manifests = st.builds(
     golden_tolerance=st.floats(0, 1),
     description=_texts,
 )
+
+
+@given(manifests, st.lists(_histograms, max_size=2, unique_by=lambda one: one.name).map(tuple))
+def test_the_edges_of_histograms_travel_with_a_manifest(manifest: Manifest, histograms: tuple[Histogram, ...]) -> None:
+    bins = (name for histogram in histograms for name in histogram.bins)
+    counting = replace(manifest, metrics=(*manifest.metrics, *bins), histograms=histograms)
+    assert Manifest.from_bytes(counting.to_bytes()) == counting
+    assert histograms or counting.to_bytes() == manifest.to_bytes()  # bundles without any keep their names
 
 
 @given(manifests)
@@ -112,6 +123,11 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a file with an escape sequence": ({"files": {**WATCH.files, "a\x1b[2J": REF}}, "plain file name"),
     "a file that no disk takes": ({"files": {**WATCH.files, "a" * 5000: REF}}, "plain file name"),
     "two files to some machines, one to others": ({"files": {**WATCH.files, "Infer.ONNX": REF}}, "upper and lower"),
+    "a histogram whose bins nobody counts": ({"histograms": (Histogram("age", (1.0,)),)}, r"age\[0\]"),
+    "two histograms of one name": (
+        {"metrics": (*WATCH.metrics, "a[0]", "a[1]"), "histograms": (Histogram("a", (1.0,)), Histogram("a", (2.0,)))},
+        "different names",
+    ),
     "a graph that isn't listed": ({"graphs": {"onnx": {"infer": "other.onnx"}}}, "doesn't list"),
     "an unknown signature": ({"graphs": {"onnx": {"guess": "infer.onnx"}}}, "guess"),
 }
@@ -122,6 +138,14 @@ def test_a_manifest_that_contradicts_itself_is_refused(what: str) -> None:
     changes, match = CONTRADICTIONS[what]
     with pytest.raises(BundleInvalid, match=match):
         replace(WATCH, **changes)
+
+
+@pytest.mark.parametrize("edges", [[], [2.0, 1.0], [1.0, 1.0], [float("nan")], [1.0, float("inf")]])
+def test_edges_that_bound_no_bins_are_refused(edges: list[float]) -> None:
+    tree = json.loads(WATCH.to_bytes())
+    tree["metrics"] += [f"age[{place}]" for place in range(len(edges) + 1)]
+    with pytest.raises(BundleInvalid, match="'age'"):
+        Manifest.from_bytes(json.dumps(tree | {"histograms": [["age", edges]]}).encode())
 
 
 @pytest.mark.parametrize("size", [-1, 1.5, True, "1", None])

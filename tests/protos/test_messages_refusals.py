@@ -292,6 +292,7 @@ def _update_from_message(message: pb.UpdateBody) -> Update:
         (lambda m: m.metrics.update({"extra": math.inf}), NotFinite),
         (lambda m: m.metrics.update({"examples": -1.0}), OutOfBounds),
         (lambda m: m.metrics.update({"correct": -1e30}), OutOfBounds),
+        (lambda m: m.metrics.update({"age[3]": -1.0}), OutOfBounds),
         (lambda m: m.metrics.update({"x" * 257: 1.0}), OutOfBounds),
         (lambda m: m.metrics.update({"\x1b[2J": 1.0}), MalformedMessage),
         (lambda m: m.metrics.update({f"m{i}": 1.0 for i in range(TOO_MANY)}), OutOfBounds),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from umbel.errors import OutOfBounds, WeightsMismatch
-from umbel.update import Aggregate, Update, add_metrics
+from umbel.update import Aggregate, Update, add_metrics, is_count
 from umbel.weights import Weights
 
 SHAPES = {"p_a": (2, 3), "p_b": (), "p_c": (4,)}
@@ -112,3 +112,8 @@ def test_an_evaluation_adds_metrics_alone() -> None:
     total.accumulate(Update(Weights({}), 80.0, {"correct": 60.0, "examples": 80.0}))
     total.accumulate(Update(Weights({}), 20.0, {"correct": 15.0, "examples": 20.0}))
     assert (total.metrics["correct"], total.metrics["examples"], total.count) == (75.0, 100.0, 2)
+
+
+def test_whatever_counts_examples_is_known_by_its_name() -> None:
+    assert all(map(is_count, ("examples", "correct", "train_examples", "age[0]", "age[17]")))
+    assert not any(map(is_count, ("loss", "train_loss", "age", "age[]", "age[0]s", "age[-1]")))
