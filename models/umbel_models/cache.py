@@ -40,7 +40,7 @@ DIGEST_CHARS: Final = 64
 """At the head of each file, of all that follows."""
 _PART: Final = ".part"
 _LONGEST_WRITE: Final = 3600.0
-_TRACED: Final = {"module", "loss", "inputs", "targets", "metrics", "count", "trainable", "optimizer"}
+_TRACED: Final = {"module", "loss", "inputs", "targets", "metrics", "histograms", "count", "trainable", "optimizer"}
 """Fields of a spec that are known by their traces, shapes or names."""
 _NO_PART: Final = {"labels", "calibration", "golden_tolerance", "description"}
 """Fields of a spec that are no part of any graph."""

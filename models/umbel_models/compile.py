@@ -22,6 +22,7 @@ from umbel.weights import Weights
 from umbel_models.adapters import resolved
 from umbel_models.backends import Backend, backend
 from umbel_models.cache import GraphCache, fingerprint
+from umbel_models.histograms import histogram_of
 from umbel_models.onnx.graph import numpy_dtype
 from umbel_models.parity import ParityReport, check_parity, to_numpy
 from umbel_models.quantising import Quantise, quantise
@@ -188,7 +189,8 @@ def manifest_of(
         frozen=_fixed(state.frozen),
         slots=_fixed(state.slots),
         hyperparameters=state.hyperparameters,
-        metrics=("loss", *spec.metrics, "examples"),
+        metrics=("loss", *spec.metrics, *spec.bins, "examples"),
+        histograms=tuple(histogram_of(name, how) for name, how in spec.histograms.items()),
         graphs={target.name: {name: f"{name}.{target.suffix}" for name in SIGNATURES} for target in backends},
         files=files,
         labels=spec.labels,

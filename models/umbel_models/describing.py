@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from umbel.bundle import Bundle
+from umbel.histograms import Histogram, without_bins
 from umbel.manifest import TensorSpec
 
 
@@ -21,7 +22,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "labels": list(manifest.labels),
         "weights": {role: _size(getattr(manifest, role)) for role in ("trainable", "buffers", "frozen")},
         "hyperparameters": dict(manifest.hyperparameters),
-        "metrics": list(manifest.metrics),
+        "metrics": list(without_bins(dict.fromkeys(manifest.metrics, 0.0))),
+        "histograms": {one.name: _bins(one) for one in manifest.histograms},
         "runtimes": sorted(manifest.graphs),
         "precision": {name: f"{one.kind}: {one.reason}" for name, one in manifest.precision.items()}
         or "float32: fewer bits were not asked for (build --quantise int8)",
@@ -35,6 +37,10 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 def _tensor(spec: TensorSpec) -> str:
     sizes = ", ".join("batch" if size is None else str(size) for size in spec.shape)
     return f"{spec.name}: {spec.dtype} [{sizes}]"
+
+
+def _bins(histogram: Histogram) -> str:
+    return f"{len(histogram.bins)} bins about {histogram.edges[0]:.3g} to {histogram.edges[-1]:.3g}"
 
 
 def _size(specs: tuple[TensorSpec, ...]) -> int:

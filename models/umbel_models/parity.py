@@ -30,9 +30,11 @@ from umbel.bundle import Bundle
 from umbel.errors import CannotCompile, ParityFailed, UmbelError
 from umbel.randomness import SEED
 from umbel.runtime import Runtime
+from umbel.update import Metrics
 from umbel.weights import Weights
 from umbel_models.adapters import resolved
 from umbel_models.dropout import drawing_in_torch
+from umbel_models.histograms import Named, histogram_of
 from umbel_models.spec import ModelSpec
 from umbel_models.vetting import copied, without_fast_path
 
@@ -49,6 +51,9 @@ STEP_TOLERANCE: Final = 2e-5
 """For weights after each of the first `SHORT` steps, relative in the same way."""
 KINK_TOLERANCE: Final = 1e-3
 """For weights after each further step up to `LONG`, relative in the same way."""
+
+COUNT_TOLERANCE: Final = 1e-3
+"""For counts of values, which are whole numbers of an example's share."""
 
 ROUNDING: Final = 3e-6
 """A gradient that isn't zero and no larger than this, relative to the largest of all weights, is taken for rounding."""
@@ -152,10 +157,30 @@ def _evaluate(spec: ModelSpec, module: nn.Module, bundle: Bundle, runtime: Runti
         expected |= {name: metric(output, *targets.values()) for name, metric in spec.metrics.items()}
     found = runtime.evaluate(bundle, bundle.weights())(to_numpy(inputs), to_numpy(targets))
     where = f"evaluate (batch of {size})"
+    answers = dict(zip(spec.outputs, spec.answers(output), strict=True))
+    _compare_histograms(where, spec, (inputs, answers, targets), found)
     return max(
         _compare(where, name, np.array(found[name]), value.numpy(), ANSWER_TOLERANCE)
         for name, value in expected.items()
     )
+
+
+def _compare_histograms(where: str, spec: ModelSpec, given: tuple[Named, Named, Named], found: Metrics) -> None:
+    """Compare how many values lie above each edge; of those that lie on it, but for rounding, none needs to."""
+    for name, counting in spec.histograms.items():
+        values = counting.values(*given)
+        margin = ANSWER_TOLERANCE * max(1.0, float(values.nan_to_num(0.0, 0.0, 0.0).abs().max()))
+        counts = histogram_of(name, counting).counts(found)
+        least, above, most = (
+            np.cumsum(one[::-1]) - by
+            for one, by in (
+                (counting.counts(values - margin).numpy(), COUNT_TOLERANCE),
+                (counts, 0.0),
+                (counting.counts(values + margin).numpy(), -COUNT_TOLERANCE),
+            )
+        )
+        if not ((least <= above) & (above <= most)).all():
+            raise ParityFailed(f"{where}: histogram {name!r} counts {counts}, torch {counting.counts(values).numpy()}")
 
 
 def _count(spec: ModelSpec, output: Any, targets: Mapping[str, Tensor], size: int) -> Tensor:

@@ -16,6 +16,7 @@ from umbel.manifest import NEXT_PREFIX
 from umbel.randomness import SEED
 from umbel_models.accumulation import COUNT
 from umbel_models.dropout import DRAWS, drawing, drawing_in_torch
+from umbel_models.histograms import bins_of
 from umbel_models.spec import ModelSpec
 from umbel_models.vetting import failures_of
 
@@ -186,9 +187,18 @@ def _evaluate(spec: ModelSpec, state: State) -> Callable[[Named], Named]:
         targets = [named[name] for name in spec.targets]
         examples = _count(spec, output, named)
         sums = {name: metric(output, *targets) for name, metric in spec.metrics.items()}
+        sums |= counted(spec, output, named)
         return {"loss": spec.loss(output, *targets) * examples, **sums, "examples": examples}
 
     return evaluate
+
+
+def counted(spec: ModelSpec, output: Any, named: Named) -> Named:
+    """The bins of the histograms, by the names of the metrics; `named` holds inputs and targets."""
+    if not spec.histograms:
+        return {}
+    inputs, targets = ({name: named[name] for name in names} for names in (spec.inputs, spec.targets))
+    return bins_of(spec.histograms, inputs, dict(zip(spec.outputs, spec.answers(output), strict=True)), targets)
 
 
 def training_pass(spec: ModelSpec, state: State, batch_size: int) -> Signature:

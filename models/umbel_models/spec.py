@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from umbel.errors import CannotCompile
+from umbel.fields import MAX_ENTRIES
+from umbel.histograms import is_bin
+from umbel_models.histograms import Counting, histogram_of
 from umbel_models.losses import correct
 from umbel_models.optimizers import SGD, Optimizer
 from umbel_models.trainable import Head, LoRA, Trainable, every_weight
@@ -20,6 +23,8 @@ Loss = Callable[..., Tensor]
 MetricSum = Callable[..., Tensor]
 """(what the module returned, *targets) -> a sum over the examples of the batch, a scalar."""
 
+_MOST_METRICS: Final = MAX_ENTRIES - 5
+"""What a report has room for beside loss and count, those two of the training, and a vote on the clip."""
 Examples = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 """Inputs and targets by name, batch first."""
 
@@ -42,6 +47,8 @@ class ModelSpec:
     Loss and metrics get the whole dict."""
     metrics: Mapping[str, MetricSum] = field(default_factory=lambda: {"correct": correct})
     """Sums to report beside the loss and the count of examples."""
+    histograms: Mapping[str, Counting] = field(default_factory=dict)
+    """What else is counted of the examples, by a name for each: how an operator notices that data changed."""
     count: MetricSum | None = None
     """What a batch counts for, as `examples`: over how much the loss is a mean (`token_count` for sequences).
 
@@ -77,6 +84,7 @@ class ModelSpec:
         for names in ([*given, *self.outputs], [*given, "loss", *self.metrics, "examples"]):
             if "" in names or len(set(names)) != len(names):
                 raise CannotCompile(f"{self.name!r}: of these names none may be empty or come twice: {names}")
+        self._require_few_metrics()
         sizes = {name: tuple(tensor.shape[:1]) for name, tensor in (*self.inputs.items(), *self.targets.items())}
         if not self.inputs or len(set(sizes.values())) != 1 or () in sizes.values():
             raise CannotCompile(f"{self.name!r}: inputs and targets must share one batch dimension, found {sizes}")
@@ -84,6 +92,11 @@ class ModelSpec:
             raise CannotCompile(f"{self.name!r}: the example batch needs two examples or more")
         if self.clip_examples is not None and not 0 < self.clip_examples < math.inf:
             raise CannotCompile(f"{self.name!r}: clip_examples is {self.clip_examples}; it must be a number above zero")
+
+    @property
+    def bins(self) -> tuple[str, ...]:
+        """The metrics that hold the counts of `histograms`."""
+        return tuple(one for name, how in self.histograms.items() for one in histogram_of(name, how).bins)
 
     def trains(self, name: str) -> bool:
         """Whether a parameter of the module is trained, by its name.
@@ -94,6 +107,15 @@ class ModelSpec:
         if isinstance(self.trainable, (Head, LoRA)):
             raise CannotCompile(f"{self.name!r}: {self.trainable} has to be worked out first, by adapters.resolved")
         return self.trainable(name)
+
+    def _require_few_metrics(self) -> None:
+        if odd := [name for name in self.metrics if is_bin(name)]:
+            raise CannotCompile(f"{self.name!r}: metric {odd[0]!r} is named like the bin of a histogram; rename it")
+        if len(self.bins) + len(self.metrics) > _MOST_METRICS:
+            raise CannotCompile(
+                f"{self.name!r}: {len(self.metrics)} metrics and {len(self.bins)} bins of histograms; a report holds "
+                f"{_MOST_METRICS}: count fewer, or in fewer bins"
+            )
 
     @property
     def example_count(self) -> int:

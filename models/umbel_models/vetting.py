@@ -54,6 +54,7 @@ def require_sound(spec: ModelSpec) -> None:
             f"{spec.name!r}: the loss is twice as large when each example comes twice, so it is a sum; give the mean"
         )
     _require_paired(spec, output)
+    _require_numbers_of_examples(spec, output)
     counts = {} if spec.count is None else {"count": spec.count}
     for name, metric in (*spec.metrics.items(), *counts.items()):
         value, doubled = _once_and_twice(spec, f"metric {name!r}", metric, output)
@@ -171,6 +172,19 @@ def _require_paired(spec: ModelSpec, output: Any) -> None:
             f"{spec.name!r}: the loss is the same whichever target goes with which example; look for shapes that "
             f"broadcast, as [N, 1] with [N] does (here {', '.join(map(str, shapes))})"
         )
+
+
+def _require_numbers_of_examples(spec: ModelSpec, output: Any) -> None:
+    """Refuse a histogram of numbers that aren't each example's own."""
+    answers = dict(zip(spec.outputs, spec.answers(output), strict=True))
+    for name, counting in spec.histograms.items():
+        with failures_of(spec, f"histogram {name!r}"), torch.no_grad():
+            alone = counting.values(spec.inputs, answers, spec.targets)
+            twice = counting.values(
+                *pytree.tree_map_only(Tensor, partial(_repeated, times=2), [spec.inputs, answers, spec.targets])
+            )
+            if not torch.allclose(twice, torch.cat([alone, alone]), rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
+                raise CannotCompile("an example's number hangs on the others of its batch; give one of its own")
 
 
 def _wide(tensor: Tensor) -> Tensor:
