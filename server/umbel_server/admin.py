@@ -17,6 +17,7 @@ from umbel.fields import name, text
 from umbel.v1 import admin_pb2 as pb
 from umbel_server import admin_messages as codec
 from umbel_server.access import Access
+from umbel_server.admin_drift import drift_to_message, windows_from_message
 from umbel_server.admin_releases import release_details_to_message
 from umbel_server.admin_rollouts import RolloutGateway
 from umbel_server.coordinator import Coordinator
@@ -58,6 +59,7 @@ class AdminGateway:
             "CreateTask": self._create_task,
             "ListTasks": self._list_tasks,
             "GetTask": self._get_task,
+            "GetTaskDrift": self._get_task_drift,
             "GetTaskPrivacy": self._get_task_privacy,
             "PauseTask": self._pause_task,
             "ResumeTask": self._resume_task,
@@ -180,6 +182,10 @@ class AdminGateway:
     ) -> pb.GetTaskPrivacyResponse:
         found = self._operations.privacy(name(message.name, "task"))
         return pb.GetTaskPrivacyResponse(**asdict(found))
+
+    async def _get_task_drift(self, operator: Operator, message: pb.GetTaskDriftRequest) -> pb.GetTaskDriftResponse:
+        asked = name(message.name, "task"), windows_from_message(message)
+        return drift_to_message(await asyncio.to_thread(self._operations.drift, *asked))
 
     async def _pause_task(self, operator: Operator, message: pb.PauseTaskRequest) -> pb.PauseTaskResponse:
         call = codec.call_from_message(message)

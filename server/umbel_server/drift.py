@@ -114,17 +114,15 @@ class Finding:
     """Shares of examples, by bin: means over the rounds, which noise may have made negative."""
 
 
-def findings(
-    reference: Sequence[Metrics], recent: Sequence[Metrics], histograms: Sequence[Histogram], below: float
-) -> list[Finding]:
+def findings(splits: Splits, rounds: Sequence[Metrics], histograms: Sequence[Histogram], below: float) -> list[Finding]:
     """Hold two windows against each other: each histogram, and whether loss and right answers have got worse.
 
     Args:
-        reference, recent: what each round's cohort measured, at least one in each.
+        splits: of so many rounds into a reference and a recent window.
+        rounds: what each round's cohort measured, the reference's first.
         histograms: of the model, the same for all these rounds.
         below: which p-value is drift.
     """
-    splits, rounds = Splits.of(len(reference), len(recent)), [*reference, *recent]
     return [
         *(_of_histogram(histogram, splits, rounds, below) for histogram in histograms),
         *_of_answers(splits, rounds, below),

@@ -12,9 +12,10 @@ from umbel.bundle import Bundle
 from umbel.digests import Digest
 from umbel.errors import AlreadyExists, BadInput, Conflict
 from umbel.plan import Kind
-from umbel_server import audit, fleet, requests, task_records, views
+from umbel_server import audit, drift_report, fleet, requests, task_records, views
 from umbel_server.adaptive_clip import first_clip
 from umbel_server.checkpoints import Witness
+from umbel_server.drift_report import DriftReport, Windows
 from umbel_server.fleet import DeviceRecord, Fleet
 from umbel_server.lineage import LineageStep, trace
 from umbel_server.privacy_ledger import PrivacyReport
@@ -190,6 +191,16 @@ class Operations:
             record = task_records.get(connection, name)
             version = self._registry.newest_accepted(connection, record.task.model)
         return self._private.ledger(record, self._registry.bundle(version.bundle).manifest)
+
+    def drift(self, name: str, windows: Windows) -> DriftReport:
+        """Whether a task's data have changed, or its model has got worse on them; raises `NotFound`.
+
+        May take some tenths of a second.
+        """
+        with self._store.reading() as connection:
+            record = task_records.get(connection, name)
+            rounds = drift_report.gather(connection, self._registry, record.task, windows)
+        return drift_report.report(rounds, windows)
 
     # Rounds, devices, audit.
 

@@ -30,8 +30,9 @@ _OPERATOR = frozenset({Role.OPERATOR, Role.ADMIN})
 _TABLE = (
     (
         _EVERYBODY,
-        "ListModels ListTasks GetTask GetTaskPrivacy ListRounds GetRound Watch ListVersions GetVersion GetLineage "
-        "ListReleases GetRelease ListDevices GetDevice GetStatus GetListing GetRollout ListRollouts PreviewRollout",
+        "ListModels ListTasks GetTask GetTaskDrift GetTaskPrivacy ListRounds GetRound Watch ListVersions GetVersion "
+        "GetLineage ListReleases GetRelease ListDevices GetDevice GetStatus GetListing GetRollout ListRollouts "
+        "PreviewRollout",
     ),
     (
         _OPERATOR,

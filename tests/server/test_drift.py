@@ -39,8 +39,7 @@ def told(bins: Numbers, **more: float) -> list[Metrics]:
 
 
 def compared(bins: Numbers, recent: int, below: float = BELOW) -> Finding:
-    rounds = told(bins)
-    return findings(rounds[:-recent], rounds[-recent:], [AGE], below)[0]
+    return findings(Splits.of(len(bins) - recent, recent), told(bins), [AGE], below)[0]
 
 
 def test_fleets_that_stay_as_they_are_alarm_as_seldom_as_was_asked_for() -> None:
@@ -76,7 +75,7 @@ def test_noise_that_makes_counts_negative_neither_alarms_nor_hides(shift: int) -
     alarms = 0
     for fleet in bins.tolist():
         rounds = [dict(zip(wide.bins, row, strict=True)) for row in fleet]
-        found = findings(rounds[:10], rounds[10:], [wide], BELOW)[0]
+        found = findings(Splits.of(10, 5), rounds, [wide], BELOW)[0]
         assert found.psi is not None and math.isfinite(found.psi)
         alarms += found.verdict is Verdict.DRIFT
     assert alarms >= 27 if shift else alarms <= 5
@@ -117,7 +116,7 @@ def answered(loss: list[float], correct: list[float], recent: int = 5) -> dict[s
         {"loss": per * count, "correct": right * count, "examples": count}
         for per, right, count in zip(loss, correct, np.random.default_rng(0).integers(300, 600, len(loss)), strict=True)
     ]
-    return {it.what: it for it in findings(rounds[:-recent], rounds[-recent:], [], 0.001)}
+    return {it.what: it for it in findings(Splits.of(len(rounds) - recent, recent), rounds, [], 0.001)}
 
 
 def test_a_model_that_gets_worse_is_told_and_one_that_gets_better_is_left_alone() -> None:
@@ -144,7 +143,7 @@ def test_a_device_that_tells_of_a_boundless_loss_decides_one_round_and_no_more(p
 
 def test_a_model_without_right_answers_is_judged_by_its_loss() -> None:
     rounds = [{"loss": 3.0, "examples": 10.0}] * 15
-    assert [(it.what, it.p_value) for it in findings(rounds[:10], rounds[10:], [], 0.001)] == [(LOSS, 1.0)]
+    assert [(it.what, it.p_value) for it in findings(Splits.of(10, 5), rounds, [], 0.001)] == [(LOSS, 1.0)]
 
 
 def test_all_ways_are_gone_through_once_while_they_are_few_and_drawn_alike_each_time_where_they_are_many() -> None:

@@ -1,0 +1,163 @@
+"""Which of a task's rounds are held against which, and what comes of it: `umbel_server.drift`, asked about the store.
+
+A round counts once it is over and its cohort's sum is known, even if its candidate was refused: what the cohort
+measured of the base is no worse for that, and data that change may well be why candidates are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from umbel import fields
+from umbel.digests import Digest
+from umbel.errors import OutOfBounds
+from umbel.histograms import Histogram
+from umbel.update import Metrics
+from umbel_server.drift import Finding, Splits, findings
+from umbel_server.json_text import from_text, to_text
+from umbel_server.registry import Registry
+from umbel_server.round import RoundState
+from umbel_server.tables import ROUNDS
+from umbel_server.task import Task
+
+FIRST: Final = 10
+"""Rounds in the reference, if nobody chooses others."""
+MOST: Final = 200
+"""Rounds in a window: of twice as many, ten thousand ways are some megabytes."""
+_NEWEST_FIRST: Final = ROUNDS.c.number.desc()
+_OVER: Final = [state.value for state in RoundState if state.is_over]
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """What is to be compared; raises `OutOfBounds` for what can't be."""
+
+    first: int = 0
+    last: int = 0
+    """Numbers of the first and the last round of the reference; 0: the task's first ten that count."""
+    recent: int = 5
+    """How many rounds make the recent window: the last ones that count, after the reference."""
+    below: float = 0.001
+    """Which p-value is drift."""
+
+    def __post_init__(self) -> None:
+        for name in ("first", "last", "recent"):
+            fields.count(getattr(self, name), name)
+        if not 1 <= self.recent <= MOST:
+            raise OutOfBounds(f"a recent window of {self.recent} rounds; from 1 to {MOST} can be compared")
+        if (self.first or self.last) and not 1 <= self.first <= self.last < self.first + MOST:
+            raise OutOfBounds(
+                f"a reference from round {self.first} to {self.last}; name two rounds, of {MOST} at most, in order"
+            )
+        if not 0 < self.below < 1:
+            raise OutOfBounds(f"below is {self.below}; a p-value lies between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a round's cohort measured."""
+
+    number: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """What there is to compare."""
+
+    histograms: tuple[Histogram, ...]
+    """Of the newest round's base."""
+    reference: tuple[Measured, ...]
+    recent: tuple[Measured, ...]
+    passed_over: int
+    """Rounds that were met whose base counts between other edges: a new lineage began after them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriftReport:
+    """What an operator is told."""
+
+    rounds: Rounds
+    below: float
+    problem: str
+    """Why nothing can be told; empty if something can."""
+    findings: tuple[Finding, ...]
+
+
+def gather(connection: sa.Connection, registry: Registry, task: Task, windows: Windows) -> Rounds:
+    """Read the rounds of both windows, as far as there are any."""
+    newest = next(_counted(connection, task, _NEWEST_FIRST), None)
+    if newest is None:
+        return Rounds((), (), (), 0)
+    histograms = registry.manifest(Digest(newest.base_bundle)).histograms
+    chosen = [ROUNDS.c.number.between(windows.first, windows.last)] if windows.last else []
+    older = _counted(connection, task, ROUNDS.c.number, *chosen)
+    reference, before = _alike(older, registry, histograms, MOST if windows.last else FIRST)
+    beyond = windows.last or (reference[-1].number if reference else 0)
+    later = _counted(connection, task, _NEWEST_FIRST, ROUNDS.c.number > beyond)
+    recent, between = _alike(later, registry, histograms, windows.recent)
+    return Rounds(histograms, reference, recent[::-1], before + between)
+
+
+def newest_counted(connection: sa.Connection, task: Task) -> int:
+    """The newest round that counts; 0 before the first. As long as it stays, so does what a report says."""
+    newest = next(_counted(connection, task, _NEWEST_FIRST), None)
+    return newest.number if newest else 0
+
+
+def report(rounds: Rounds, windows: Windows) -> DriftReport:
+    """Compare the windows, which takes some tenths of a second where they are large: nothing for an event loop."""
+    if problem := _lacking(rounds, windows):
+        return DriftReport(rounds, windows.below, problem, ())
+    splits = Splits.of(len(rounds.reference), len(rounds.recent))
+    measured = [it.metrics for it in (*rounds.reference, *rounds.recent)]
+    problem = (
+        f"{len(rounds.reference)} and {len(rounds.recent)} rounds give no p-value below {splits.least:.2g}, and one "
+        f"below {windows.below:g} is asked for; compare more rounds"
+    )
+    found = findings(splits, measured, rounds.histograms, windows.below)
+    return DriftReport(rounds, windows.below, problem if splits.least >= windows.below else "", tuple(found))
+
+
+def _lacking(rounds: Rounds, windows: Windows) -> str:
+    if windows.last and not rounds.reference:
+        return f"no round from {windows.first} to {windows.last} has left a sum that can be compared"
+    wanted = len(rounds.reference) if windows.last else FIRST
+    found = len(rounds.reference) + len(rounds.recent)
+    if found >= wanted + windows.recent:
+        return ""
+    return (
+        f"{found} rounds have left sums that can be compared, and {wanted + windows.recent} are needed: {wanted} for "
+        f"the reference, and {windows.recent} after them"
+    )
+
+
+def _counted(
+    connection: sa.Connection, task: Task, order: sa.ColumnElement[int], *which: sa.ColumnElement[bool]
+) -> Iterator[Any]:
+    """A task's rounds that count, in some order; read by and by, as there may be many thousand."""
+    own = (ROUNDS.c.task == task.name) & (ROUNDS.c.kind == task.plan.kind.value)
+    query = sa.select(ROUNDS.c.number, ROUNDS.c.base_bundle, ROUNDS.c.metrics_json).where(own, *which)
+    query = query.where(ROUNDS.c.state.in_(_OVER), ROUNDS.c.metrics_json != to_text({})).order_by(order)
+    with connection.execute(query, execution_options={"yield_per": 100}) as rows:
+        yield from rows
+
+
+def _alike(
+    rows: Iterable[Any], registry: Registry, histograms: tuple[Histogram, ...], most: int
+) -> tuple[tuple[Measured, ...], int]:
+    """The first rounds whose base has these histograms, and how many others were met."""
+    found: list[Measured] = []
+    others = 0
+    for row in rows:
+        if registry.manifest(Digest(row.base_bundle)).histograms != histograms:
+            others += 1
+            continue
+        found.append(Measured(row.number, from_text(row.metrics_json)))
+        if len(found) == most:
+            break
+    return tuple(found), others
