@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from tests.models.nets import Apply, dense, images, series
+from tests.models.nets import Apply, Beside, dense, images, series
 
 
 def angles(x: Tensor) -> Tensor:
@@ -47,35 +47,27 @@ class ByKeywords(nn.Module):
 
 
 FUNCTIONS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
-    "rounding and remainders": (
+    "functions of a number": (
         (6,),
         lambda: dense(
-            Apply(lambda x: x.frac() + x.fmod(0.7) - x * torch.trunc(3 * x) + torch.div(x, 0.3, rounding_mode="floor"))
-        ),
-    ),
-    "powers and logarithms of two": (
-        (6,),
-        lambda: dense(
-            Apply(lambda x: torch.exp2(x) + torch.log2(x * x + 1) + torch.log10(x * x + 2) + torch.hypot(x, x + 1))
+            Beside(
+                Apply(lambda x: (x.exp() + 1).log() + (x * x + 1).sqrt()),
+                Apply(lambda x: x.abs().clamp(0.1, 1.0) + (x.clamp(min=0) + 1) ** 3),
+                Apply(lambda x: torch.where(x > 0.1, x * 2, x - 0.5)),
+                Apply(lambda x: x.frac() + x.fmod(0.7) - x * torch.trunc(3 * x)),
+                Apply(lambda x: torch.div(x, 0.3, rounding_mode="floor") * x),
+                Apply(lambda x: torch.exp2(x) + torch.log2(x * x + 1) + torch.log10(x * x + 2) + torch.hypot(x, x + 1)),
+                Apply(
+                    lambda x: x.asinh() + (x * x + 2).acosh() + (0.6 * x.tanh()).atanh() + (0.3 * x).sinh() * x.cosh()
+                ),
+                Apply(lambda x: torch.erf(x) * x + torch.erfc(x) + torch.copysign(x, x - 0.3) * x.sgn()),
+                Apply(lambda x: x.clamp(-x * x, x.exp()) + torch.ldexp(x, torch.ones(1))),
+            )
         ),
     ),
     "angles": (
         (6,),
         lambda: dense(Apply(lambda x: angles(0.6 * torch.tanh(x)) + torch.atan2(x, 0.5 - x) + torch.atan2(x, x * x))),
-    ),
-    "hyperbolic functions": (
-        (6,),
-        lambda: dense(
-            Apply(lambda x: x.asinh() + (x * x + 2).acosh() + (0.6 * x.tanh()).atanh() + (0.3 * x).sinh() * x.cosh())
-        ),
-    ),
-    "error functions, signs": (
-        (6,),
-        lambda: dense(Apply(lambda x: torch.erf(x) * x + torch.erfc(x) + torch.copysign(x, x - 0.3) * x.sgn())),
-    ),
-    "bounds that are tensors": (
-        (6,),
-        lambda: dense(Apply(lambda x: x.clamp(-x * x, x.exp()) + torch.ldexp(x, torch.ones(1)))),
     ),
     "norms of any order": (
         (6,),
@@ -145,5 +137,4 @@ FUNCTIONS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
         ),
     ),
     "functions called by keywords": ((4, 9, 9), ByKeywords),
-    "identity": ((4, 12), lambda: series(nn.Conv1d(4, 4, 1), Apply(lambda x: torch.eye(4) @ x + x[:, :, :4].mT @ x))),
 }

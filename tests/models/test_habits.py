@@ -35,7 +35,7 @@ class Around(nn.Module):
         self.first, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
         if function is masked_stacks:
             layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
-            self.stack = nn.TransformerEncoder(layer, 2)
+            self.stack = nn.TransformerEncoder(layer, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.function(self, self.first(x)).flatten(1).unflatten(1, (-1, 8)).mean(1))
@@ -151,13 +151,12 @@ def written_over(_: nn.Module, x: Tensor) -> Tensor:
         written_over,
         shifted,
         interleaved,
-        windows,
-        noisy,
         counted,
         one_key_for_all,
-        whole_numbers_gathered,
-        measured,
-        pytest.param(masked_stacks, marks=pytest.mark.slow),  # a whole stack of encoders
+        *(
+            pytest.param(habit, marks=pytest.mark.slow)
+            for habit in (windows, noisy, whole_numbers_gathered, measured, masked_stacks)
+        ),
     ],
 )
 def test_a_habit_of_sequence_models_trains_as_in_torch(
@@ -200,14 +199,17 @@ class ChannelsLast(nn.Module):
             nn.Flatten(2),
             nn.AvgPool1d(3, 2, 1, True, False),
         ),
-        nn.Sequential(StandardisedConv(4, 4, 3), ChannelsLast()),
-        nn.Sequential(
-            nn.MaxPool2d(2, 2, ceil_mode=True),
-            nn.MaxPool2d((3, 2), (2, 3), (1, 0), ceil_mode=True),
-            nn.Conv2d(4, 4, (3, 2), padding=(1, 0)),
-            nn.ReLU(inplace=True),
-            nn.Flatten(2),
-            nn.MaxPool1d(2, ceil_mode=True),
+        pytest.param(nn.Sequential(StandardisedConv(4, 4, 3), ChannelsLast()), marks=pytest.mark.slow),
+        pytest.param(
+            nn.Sequential(
+                nn.MaxPool2d(2, 2, ceil_mode=True),
+                nn.MaxPool2d((3, 2), (2, 3), (1, 0), ceil_mode=True),
+                nn.Conv2d(4, 4, (3, 2), padding=(1, 0)),
+                nn.ReLU(inplace=True),
+                nn.Flatten(2),
+                nn.MaxPool1d(2, ceil_mode=True),
+            ),
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -218,7 +220,9 @@ def test_a_habit_of_vision_models_trains_as_in_torch(layer: nn.Module, tmp_path:
     compile_model(spec_of(net, 3, 9, 10), tmp_path, BOTH)
 
 
-@pytest.mark.parametrize("settings", [{"mode": "mean", "padding_idx": 0}, {"mode": "sum"}])
+@pytest.mark.parametrize(
+    "settings", [{"mode": "mean", "padding_idx": 0}, pytest.param({"mode": "sum"}, marks=pytest.mark.slow)]
+)
 def test_a_bag_of_embeddings_trains_as_in_torch(settings: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(1)
     net = nn.Sequential(nn.EmbeddingBag(9, 4, **settings), nn.Linear(4, 3))
@@ -226,7 +230,10 @@ def test_a_bag_of_embeddings_trains_as_in_torch(settings: dict[str, Any], tmp_pa
     compile_model(replace(spec_of(net), inputs=places), tmp_path, BOTH)
 
 
-@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.spectral_norm])
+@pytest.mark.parametrize(
+    "norm",
+    [nn.utils.weight_norm, pytest.param(nn.utils.parametrizations.spectral_norm, marks=pytest.mark.slow)],
+)
 def test_weights_that_are_worked_out_at_each_call_train_as_in_torch(
     norm: Callable[[nn.Module], nn.Module], tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from tests.models.function_nets import FUNCTIONS
-from tests.models.nets import NETS, VARIANTS, Tokens
+from tests.models.nets import NETS, SLOW, Tokens
 from umbel.runtime.litert import LiteRTRuntime
 from umbel.runtime.onnx import OnnxRuntime
 from umbel_models.compile import compile_model
@@ -29,13 +29,14 @@ def compile_net(module: nn.Module, inputs: Tensor, target: Tensor, loss: Callabl
     compile_model(spec, folder, ("onnx", "litert"))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in MATRIX])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MATRIX])
 def test_a_layer_answers_and_trains_as_in_torch(name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     shape, build = MATRIX[name]
     compile_net(build(), torch.randn(12, *shape), torch.arange(12) % 3, F.cross_entropy, tmp_path)
 
 
+@pytest.mark.slow  # tied weights, attention over one key and modules of attention are quick tests
 def test_an_embedding_with_causal_attention_trains_as_in_torch(tmp_path: Path) -> None:
     torch.manual_seed(1)
     compile_net(Tokens(), torch.randint(0, 11, (12, 5)), torch.arange(12) % 3, F.cross_entropy, tmp_path)
@@ -147,7 +148,10 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+LIKE_OTHERS = {"absolute", "smooth absolute", "huber", "class weights"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LIKE_OTHERS else n for n in LOSSES])
 def test_a_loss_and_its_gradient_are_those_of_torch(name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     loss, target = LOSSES[name]
