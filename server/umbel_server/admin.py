@@ -21,6 +21,7 @@ from umbel_server.admin_drift import drift_to_message, windows_from_message
 from umbel_server.admin_releases import release_details_to_message
 from umbel_server.admin_rollouts import RolloutGateway
 from umbel_server.coordinator import Coordinator
+from umbel_server.drift_windows import Windows
 from umbel_server.fleet import DeviceRecord
 from umbel_server.json_text import to_text
 from umbel_server.lineage_messages import lineage_to_message
@@ -40,7 +41,13 @@ class AdminGateway:
     """AdminService."""
 
     def __init__(
-        self, coordinator: Coordinator, access: Access, operators: Operators, clock: Clock, warnings: tuple[str, ...]
+        self,
+        coordinator: Coordinator,
+        access: Access,
+        operators: Operators,
+        clock: Clock,
+        warnings: tuple[str, ...],
+        windows: Windows,
     ) -> None:
         self._coordinator = coordinator
         self._operations = coordinator.operations
@@ -49,6 +56,7 @@ class AdminGateway:
         self._clock = clock
         self._started_at = clock.now()
         self._warnings = warnings
+        self._windows = windows
 
     def service(self, tokens: TokenOperators | None = None) -> Service[Operator]:
         """Ready to be added to a gRPC server, for callers with certificates, or for such with tokens."""
@@ -184,7 +192,7 @@ class AdminGateway:
         return pb.GetTaskPrivacyResponse(**asdict(found))
 
     async def _get_task_drift(self, operator: Operator, message: pb.GetTaskDriftRequest) -> pb.GetTaskDriftResponse:
-        asked = name(message.name, "task"), windows_from_message(message)
+        asked = name(message.name, "task"), windows_from_message(message, self._windows)
         return drift_to_message(await asyncio.to_thread(self._operations.drift, *asked))
 
     async def _pause_task(self, operator: Operator, message: pb.PauseTaskRequest) -> pb.PauseTaskResponse:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from umbel.v1 import admin_pb2 as pb
 from umbel_server.drift import Finding
-from umbel_server.drift_report import DriftReport, Windows
+from umbel_server.drift_report import DriftReport
+from umbel_server.drift_windows import Windows
 
 
-def windows_from_message(message: pb.GetTaskDriftRequest) -> Windows:
+def windows_from_message(message: pb.GetTaskDriftRequest, usual: Windows) -> Windows:
     """What is to be compared; raises `OutOfBounds` for what can't be."""
-    usual = Windows()
-    return Windows(
-        message.reference_first, message.reference_last, message.recent or usual.recent, message.below or usual.below
+    return replace(
+        usual,
+        first=message.reference_first,
+        last=message.reference_last,
+        recent=message.recent or usual.recent,
+        below=message.below or usual.below,
     )
 
 

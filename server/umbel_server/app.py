@@ -156,7 +156,8 @@ class Server:
         enrol_port = self._listen(self._enrolments, settings.enrol_port, None)
         admin_port = self._listen(self._admins, settings.admin_port, parts.authorities.operator.certificate_pem)
         device_address = settings.advertise or f":{device_port}"
-        admin = AdminGateway(parts.coordinator, parts.access, parts.operators, self._clock, settings.warnings)
+        said = (settings.warnings, settings.windows)
+        admin = AdminGateway(parts.coordinator, parts.access, parts.operators, self._clock, *said)
         enrolment = EnrolmentGateway(parts.access, parts.release_key, device_address, parts.release_root)
         metrics = await self._open_metrics()
         self._add(DeviceGateway(parts.coordinator, parts.access).service(), self._devices)

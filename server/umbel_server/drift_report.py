@@ -12,49 +12,19 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from umbel import fields
 from umbel.digests import Digest
-from umbel.errors import OutOfBounds
 from umbel.histograms import Histogram
 from umbel.update import Metrics
 from umbel_server.drift import Finding, Splits, findings
+from umbel_server.drift_windows import MOST, Windows
 from umbel_server.json_text import from_text, to_text
 from umbel_server.registry import Registry
 from umbel_server.round import RoundState
 from umbel_server.tables import ROUNDS
 from umbel_server.task import Task
 
-FIRST: Final = 10
-"""Rounds in the reference, if nobody chooses others."""
-MOST: Final = 200
-"""Rounds in a window: of twice as many, ten thousand ways are some megabytes."""
 _NEWEST_FIRST: Final = ROUNDS.c.number.desc()
 _OVER: Final = [state.value for state in RoundState if state.is_over]
-
-
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """What is to be compared; raises `OutOfBounds` for what can't be."""
-
-    first: int = 0
-    last: int = 0
-    """Numbers of the first and the last round of the reference; 0: the task's first ten that count."""
-    recent: int = 5
-    """How many rounds make the recent window: the last ones that count, after the reference."""
-    below: float = 0.001
-    """Which p-value is drift."""
-
-    def __post_init__(self) -> None:
-        for name in ("first", "last", "recent"):
-            fields.count(getattr(self, name), name)
-        if not 1 <= self.recent <= MOST:
-            raise OutOfBounds(f"a recent window of {self.recent} rounds; from 1 to {MOST} can be compared")
-        if (self.first or self.last) and not 1 <= self.first <= self.last < self.first + MOST:
-            raise OutOfBounds(
-                f"a reference from round {self.first} to {self.last}; name two rounds, of {MOST} at most, in order"
-            )
-        if not 0 < self.below < 1:
-            raise OutOfBounds(f"below is {self.below}; a p-value lies between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +66,7 @@ def gather(connection: sa.Connection, registry: Registry, task: Task, windows: W
     histograms = registry.manifest(Digest(newest.base_bundle)).histograms
     chosen = [ROUNDS.c.number.between(windows.first, windows.last)] if windows.last else []
     older = _counted(connection, task, ROUNDS.c.number, *chosen)
-    reference, before = _alike(older, registry, histograms, MOST if windows.last else FIRST)
+    reference, before = _alike(older, registry, histograms, MOST if windows.last else windows.reference)
     beyond = windows.last or (reference[-1].number if reference else 0)
     later = _counted(connection, task, _NEWEST_FIRST, ROUNDS.c.number > beyond)
     recent, between = _alike(later, registry, histograms, windows.recent)
@@ -126,7 +96,7 @@ def report(rounds: Rounds, windows: Windows) -> DriftReport:
 def _lacking(rounds: Rounds, windows: Windows) -> str:
     if windows.last and not rounds.reference:
         return f"no round from {windows.first} to {windows.last} has left a sum that can be compared"
-    wanted = len(rounds.reference) if windows.last else FIRST
+    wanted = len(rounds.reference) if windows.last else windows.reference
     found = len(rounds.reference) + len(rounds.recent)
     if found >= wanted + windows.recent:
         return ""

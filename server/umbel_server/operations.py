@@ -15,7 +15,8 @@ from umbel.plan import Kind
 from umbel_server import audit, drift_report, fleet, requests, task_records, views
 from umbel_server.adaptive_clip import first_clip
 from umbel_server.checkpoints import Witness
-from umbel_server.drift_report import DriftReport, Windows
+from umbel_server.drift_report import DriftReport
+from umbel_server.drift_windows import Windows
 from umbel_server.fleet import DeviceRecord, Fleet
 from umbel_server.lineage import LineageStep, trace
 from umbel_server.privacy_ledger import PrivacyReport

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from umbel.errors import OutOfBounds
 from umbel.helper_card import HelperCard
+from umbel_server.drift_windows import MOST, Windows
 from umbel_server.files import read_file
 from umbel_server.roles import Role
 from umbel_server.selection import Pace
@@ -96,6 +97,10 @@ class Settings(BaseSettings):
     """Questions that may be here at a time; who comes then is told to come later."""
     inference_log_days: float = Field(default=14.0, ge=0)
     """How long records of questions are kept; 0: none are written."""
+    drift_reference_rounds: int = Field(default=10, ge=1, le=MOST)
+    """How many of a task's first rounds its last ones are compared with, to notice drift."""
+    drift_recent_rounds: int = Field(default=5, ge=1, le=MOST)
+    """How many of its last ones."""
     database_url: str = ""
     """SQLAlchemy URL; empty for SQLite in the folder."""
     helper: Path | None = None
@@ -136,6 +141,11 @@ class Settings(BaseSettings):
             steers=self.pace_steering,
             adapts=self.adaptive_deadlines,
         )
+
+    @property
+    def windows(self) -> Windows:
+        """Which rounds are compared to notice drift."""
+        return Windows(reference=self.drift_reference_rounds, recent=self.drift_recent_rounds)
 
     @property
     def helper_card(self) -> HelperCard | None:

@@ -22,7 +22,7 @@ from umbel_server.validation import ReportRules
 FEATURES = 8
 TRUE = np.arange(FEATURES, dtype=np.float32)
 SHAPES = {"p_bias": (), "p_slope": (FEATURES,)}
-METRICS = frozenset({"loss", "examples", "train_loss", "train_examples"})
+METRICS = frozenset({"loss", "examples", "error[0]", "error[1]", "train_loss", "train_examples"})
 RULES = ReportRules(SHAPES, METRICS, max_weight=1000.0, max_norm=100.0)
 ZERO = Weights.zeros(SHAPES)
 
@@ -40,7 +40,9 @@ class Learner:
         y = x @ TRUE + np.float32(1)
         slope, bias = base["p_slope"].copy(), base["p_bias"].copy()
         loss = float(np.sum((x @ slope + bias - y) ** 2))
-        metrics = {"loss": loss, "examples": float(self.examples)}
+        far = float(np.sum(np.abs(x @ slope + bias - y) > 1))
+        counts = {"error[0]": self.examples - far, "error[1]": far}
+        metrics = {"loss": loss, "examples": float(self.examples)} | counts
         if plan.kind is Kind.EVALUATE:
             return Update(Weights({}), float(self.examples), metrics)
         rate = np.float32(plan.hyperparameters.get("lr", 0.05))

@@ -16,7 +16,8 @@ from umbel.update import Update
 from umbel.visit import Assignment
 from umbel_server import task_records
 from umbel_server.drift import Finding, Verdict
-from umbel_server.drift_report import DriftReport, Windows
+from umbel_server.drift_report import DriftReport
+from umbel_server.drift_windows import Windows
 from umbel_server.round import RoundState
 from umbel_server.task_records import TaskRecord
 
@@ -144,6 +145,7 @@ async def test_what_devices_report_is_what_is_compared(small_world: World) -> No
     [
         {"recent": 0},
         {"recent": 201},
+        {"reference": 0},
         {"first": 3, "last": 2},
         {"first": 0, "last": 5},
         {"first": 5},

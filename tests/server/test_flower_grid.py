@@ -92,6 +92,8 @@ def test_metrics_are_means_weighed_by_examples(port: InProcessPort, grid: Device
     updates = [device.train(order.weights, order.plan, order.round_number) for device in learners(8)]
     expected = sum(one.metrics["loss"] for one in updates) / sum(one.weight for one in updates)
     assert losses(result)[0] == pytest.approx(expected, rel=1e-5)
+    assert "error[0]" in updates[0].metrics
+    assert set(result.evaluate_metrics_clientapp[1]) == {"loss"}, "Flower logs these: bins would fill the screen"
 
 
 def test_a_config_becomes_the_devices_plan(port: InProcessPort) -> None:

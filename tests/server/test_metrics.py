@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families as from_text
 from structlog.testing import capture_logs
 
 from tests.databases import empty_database
+from tests.server.drifting import AGE, counting, metrics, write_rounds
 from tests.server.driving import World, task, together
 from tests.server.live import MODEL, POPULATION, TASK, Live, LiveDevice, MovedClock, serving
 from tests.test_docs_words import MENTION, unknown
@@ -31,10 +32,12 @@ from umbel.sealing import SEALED
 from umbel.visit import CheckIn, SessionRecord
 from umbel_server import task_records
 from umbel_server.app import Server, build
+from umbel_server.drift_windows import Windows
 from umbel_server.folder import Folder
 from umbel_server.helper.port import HelperPort
 from umbel_server.helper.records import Records
 from umbel_server.identity import Addresses
+from umbel_server.monitoring.drift import Drift
 from umbel_server.monitoring.families import Spread
 from umbel_server.monitoring.fleet import reached_and_ended
 from umbel_server.monitoring.helper import HelperMonitor
@@ -44,14 +47,16 @@ from umbel_server.plain_http import Answer, Pages
 from umbel_server.rollout import Stage
 from umbel_server.round import RoundState
 from umbel_server.settings import load_settings
+from umbel_server.tables import ROUNDS
 from umbel_server.task import Task
+from umbel_server.task_records import TaskRecord
 
 MONITORING = Path(__file__).parents[2] / "monitoring"
 LABELS = {
     "certificate", "channel", "ending", "error", "kind", "le", "method", "model", "outcome", "population", "reached",
-    "role", "rollout", "service", "stage", "state", "status", "task", "version",
+    "role", "rollout", "service", "stage", "state", "status", "task", "version", "what",
 }  # fmt: skip
-"""Names that operators gave, and words of fixed lists."""
+"""Names that operators or makers of models gave, and words of fixed lists."""
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +161,49 @@ async def test_what_was_added_up_over_scrapes_is_what_a_new_process_reads(small_
         written("umbel_rounds_total", task=TASK, kind="evaluate", outcome="abandoned"): 1,
     }
     assert running._up_to[TASK] > 1
+
+
+def test_drift_is_worked_out_once_for_each_round(small_world: World) -> None:
+    world = small_world
+    with world.store.transaction() as connection:
+        task_records.insert(connection, TaskRecord(task(), 0.0))
+    write_rounds(
+        world.store, world.coordinator.registry, [metrics((0.7, 0.3, 0, 0), seed=it) for it in range(10)], TASK
+    )
+    running = Drift(world.coordinator.registry, Windows())
+
+    def told() -> dict[str, float]:
+        with world.store.reading() as connection:
+            found = list(running.read(connection, task_records.everything(connection)))
+        return {written(it.name, **it.labels): it.value for family in found for it in family.samples}
+
+    assert told() == {}
+    older = [metrics((0.3, 0.7, 0, 0), seed=it) for it in range(5)]
+    write_rounds(world.store, world.coordinator.registry, older, TASK, first=11)
+    found = told()
+    assert found[written("umbel_drift_p_value", task=TASK, what="age")] == pytest.approx(1 / 3003)
+    assert found[written("umbel_drift_psi", task=TASK, what="age")] > 0.5
+    assert found[written("umbel_drift_p_value", task=TASK, what="right answers")] > 0.001
+    with world.store.transaction() as connection:
+        connection.execute(ROUNDS.update().where(ROUNDS.c.number == 7).values(metrics_json="{}"))
+    assert told() == found, "rounds that are over don't change, and nobody looks again"
+    write_rounds(world.store, world.coordinator.registry, older[:1], TASK, first=16)
+    assert told() != found
+    with world.store.transaction() as connection:
+        task_records.update(connection, TaskRecord(task().done(), 0.0))
+    assert told() == {}, "nobody is called for what is over"
+
+
+def test_a_model_whose_manifest_is_gone_takes_no_other_number_with_it(small_world: World) -> None:
+    with small_world.store.transaction() as connection:
+        task_records.insert(connection, TaskRecord(task(), 0.0))
+    write_rounds(small_world.store, small_world.coordinator.registry, [metrics((0.7, 0.3, 0, 0))] * 15, TASK)
+    small_world.blobs.bundle_path(counting(AGE).manifest.digest).unlink()
+    with small_world.store.reading() as connection:
+        families = list(
+            Drift(small_world.coordinator.registry, Windows()).read(connection, task_records.everything(connection))
+        )
+    assert [family.samples for family in families] == [[], []]
 
 
 def test_names_units_and_words_follow_prometheus(live: Live) -> None:

@@ -44,6 +44,7 @@ def program() -> click.Command:
     from umbel_server.cli import (
         auditing,
         ceremony,
+        drift,
         fleet,
         listing,
         models,
@@ -67,6 +68,7 @@ def program() -> click.Command:
     for group in (fleet.DEVICES, people.OPERATORS, auditing.AUDIT, helper_verbs.HELPER):
         verbs.add_typer(group)
     ceremony.add_to(listing.KEYS)
+    drift.add_to(rounds.TASKS)
     status.add_to(verbs)
     return get_command(verbs)
 

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 
+from umbel.histograms import without_bins
 from umbel.program import writes_all
 from umbel.v1 import admin_pb2 as pb
 
@@ -159,8 +160,8 @@ def number(value: int) -> str:
 
 
 def metrics(values: Any) -> str:
-    """Metric sums, by name."""
-    return settings({name: values[name] for name in sorted(values)})
+    """Metric sums, by name; the bins of histograms are for `umbel tasks drift`."""
+    return settings(dict(sorted(without_bins(values).items())))
 
 
 def plan(values: Mapping[str, Any]) -> str:

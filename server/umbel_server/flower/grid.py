@@ -18,6 +18,7 @@ from typing import Final, Protocol, cast
 
 from umbel.digests import digest_of
 from umbel.errors import BadInput, OutOfBounds, UmbelError
+from umbel.histograms import without_bins
 from umbel.identity import DeviceId
 from umbel.plan import Kind, Plan
 from umbel.update import Metrics, Update
@@ -256,9 +257,9 @@ def _replies(
 
 
 def _means(metrics: Metrics) -> dict[str, float]:
-    """Devices send sums; Flower weighs means by the number of examples."""
+    """Devices send sums; Flower weighs means by the number of examples, and writes all of them into its log."""
     means: dict[str, float] = {}
-    for name, value in metrics.items():
+    for name, value in without_bins(metrics).items():
         examples = metrics.get("train_examples" if name in TRAINING_METRICS else "examples", 0.0)
         if examples and name not in ("examples", "train_examples"):
             means[name] = value / examples

@@ -5,6 +5,7 @@
     inferences  questions to models, and which version answers
     others      how helper and database do
     rounds      tasks, rounds and sessions, as the store has them
+    drift       whether the data of a task's devices have changed
     fleet       devices, and what they tell of their sessions
     releases    rollouts, holds, listings that wait or end
     books       audit, privacy, certificates, the disk
@@ -13,6 +14,6 @@
     helper      the same for a helper
 
 What the store knows is read from it at each scrape, on a thread, and counts on where it was after a restart; what only
-calls know begins at 0 with the process. Labels are names that operators gave, and words of a fixed list: never devices,
-never what a caller wrote. Nothing here is imported unless somebody asked for the port.
+calls know begins at 0 with the process. Labels are names that operators or makers of models gave, and words of a fixed
+list: never devices, never what a caller wrote. Nothing here is imported unless somebody asked for the port.
 """

@@ -24,6 +24,7 @@ from umbel_server.folder import Folder
 from umbel_server.identity import CERTIFICATE_FILE
 from umbel_server.monitoring import books, fleet, releases
 from umbel_server.monitoring.calls import Calls
+from umbel_server.monitoring.drift import Drift
 from umbel_server.monitoring.families import SECONDS, number
 from umbel_server.monitoring.inferences import Inferences
 from umbel_server.monitoring.others import DatabaseErrors, WatchedHelper
@@ -61,6 +62,7 @@ class Monitor:
         )
         self._settings, self._parts, self._clock = settings, parts, clock
         self._rounds = Rounds()
+        self._drift = Drift(coordinator.registry, settings.windows)
         self._privacy = books.Privacy(coordinator.private)
         rollouts = coordinator.rollouts
         self._listing = None if rollouts is None else releases.Listing(rollouts.desk.repository)
@@ -154,6 +156,7 @@ class Monitor:
                     *(self._listing.read(connection) if self._listing else ()),
                     *books.audit(connection),
                     *self._privacy.read(connection, tasks),
+                    *self._drift.read(connection, tasks),
                 ]
         except Exception as error:  # noqa: BLE001 - a scrape tells what there is to tell
             tell(_log, "the store can't be read for metrics", error)
