@@ -137,7 +137,7 @@ def _save(path: Path, text: str) -> str:
 
 
 def _wait(command: str) -> str:
-    return f"SECONDS=0\nuntil ( {command} ) >/dev/null 2>&1; do [ $SECONDS -lt 60 ]; sleep 0.1; done"
+    return f"SECONDS=0\nuntil ( {command} ) >/dev/null 2>&1; do [ $SECONDS -lt 60 ]; sleep 0.4; done"
 
 
 def run(page: str, folder: Path, *, timeout: float) -> None:

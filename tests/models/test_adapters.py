@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from umbel.bundle import Bundle
 from umbel.errors import CannotCompile
 from umbel.runtime.named import runtime_named
 from umbel.successor import successor
@@ -66,9 +67,15 @@ def test_only_adapters_travel_and_they_train_as_in_torch(tmp_path: Path) -> None
     np.testing.assert_allclose(compiled.bundle.golden().outputs["logits"], expected, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    spec = spec_of(LoRA(2, ("q", "v"), also=("head",)))
+    return compile_model(spec, tmp_path_factory.mktemp("adapted"), RUNTIMES).bundle
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_trained_adapters_answer_alike_merged_and_beside(runtime: str, tmp_path: Path) -> None:
-    bundle = compile_model(spec_of(LoRA(2, ("q", "v"), also=("head",))), tmp_path, RUNTIMES).bundle
+def test_trained_adapters_answer_alike_merged_and_beside(runtime: str, adapted: Bundle) -> None:
+    bundle = adapted
     inputs, targets = ({n: t.numpy() for n, t in part.items()} for part in spec_of(every_weight).batch(12))
     session = runtime_named(runtime).train(bundle, bundle.weights(), {"lr": 0.05})
     losses = [session.step(inputs, targets) for _ in range(30)]
@@ -130,7 +137,7 @@ def tied(chosen: Trainable) -> ModelSpec:
     return ModelSpec("tied", Tied(), F.cross_entropy, {"x": inputs}, {"y": targets}, trainable=chosen)
 
 
-@pytest.mark.parametrize("path", ["body.0", "body.2"])
+@pytest.mark.parametrize("path", ["body.0", pytest.param("body.2", marks=pytest.mark.slow)])
 def test_a_layer_that_runs_twice_has_its_adapter_both_times(path: str, tmp_path: Path) -> None:
     spec = tied(LoRA(2, (path,)))
     assert trained_in(spec) == {"body.0.lora_a", "body.0.lora_b"}

@@ -73,7 +73,7 @@ def test_a_limit_that_nothing_reaches_changes_nothing(clipped: Bundle, plain: Bu
 @pytest.mark.parametrize(
     "spec",
     [
-        replace(digits.cnn(), clip_examples=0.1),
+        pytest.param(replace(digits.cnn(), clip_examples=0.1), marks=pytest.mark.slow),
         replace(spec_of(), trainable=LoRA(2, ("2",))),
         replace(spec_of(), optimizer=Accumulated(SGD(0.1), 2)),
     ],

@@ -114,6 +114,7 @@ spec = ModelSpec("away", net, F.cross_entropy, {"x": torch.randn(4, 2, 8)}, {"y"
 """
 
 
+@pytest.mark.slow  # README's own page builds by a process of its own
 def test_a_module_outside_of_this_repository_becomes_a_bundle_that_checks(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import torch; torch.set_num_threads(1); torch.manual_seed(0)\n" + AWAY)
     command = [sys.executable, "-c", "from umbel_models.cli import main; main()"]

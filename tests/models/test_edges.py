@@ -52,7 +52,7 @@ def mixed(x: Tensor) -> Tensor:
     return torch.cat([side.to(torch.float32) for side in sides], 1)
 
 
-@pytest.mark.parametrize(("function", "width"), [(compared, 6 * 4), (mixed, 5 * 4)])
+@pytest.mark.parametrize(("function", "width"), [(compared, 6 * 4), pytest.param(mixed, 5 * 4, marks=pytest.mark.slow)])
 def test_whole_numbers_and_booleans_meet_others_as_in_torch(
     function: Callable[[Tensor], Tensor], width: int, tmp_path: Path
 ) -> None:
@@ -116,7 +116,7 @@ class Helped(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("optimizer", [SGD(0.05), Adam(0.01, weight_decay=0.1)])
+@pytest.mark.parametrize("optimizer", [pytest.param(SGD(0.05), marks=pytest.mark.slow), Adam(0.01, weight_decay=0.1)])
 def test_weights_that_an_answer_or_nothing_at_all_reads_do_no_harm(optimizer: Optimizer, tmp_path: Path) -> None:
     torch.manual_seed(0)
     bundle = compile_model(spec_of(Helped(), torch.randn(12, 6), optimizer), tmp_path, RUNTIMES).bundle

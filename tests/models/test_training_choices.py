@@ -37,7 +37,13 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+INSIDE_OTHERS = {"sgd", "adam", "proximal sgd"}
+"""Optimizers of which the others, and other quick tests, are made."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in INSIDE_OTHERS else n for n in OPTIMIZERS]
+)
 def test_an_optimizer_moves_weights_as_torch_does(name: str, tmp_path: Path) -> None:
     parity = compile_model(replace(digits.mlp(), optimizer=OPTIMIZERS[name]), tmp_path, ("onnx", "litert")).parity
     assert all(found.train_short < 2e-5 for found in parity.values())
@@ -209,11 +215,8 @@ class Keys(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [Adam(0.01), pytest.param(Accumulated(Proximal(Adam(0.01), 0.1), 2), marks=pytest.mark.slow)],
-    ids=["plain", "around"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [Adam(0.01), Accumulated(Proximal(Adam(0.01), 0.1), 2)], ids=["plain", "around"])
 def test_weights_that_change_nothing_may_go_where_rounding_sends_them(optimizer: Optimizer, tmp_path: Path) -> None:
     torch.manual_seed(0)
     x, y = {"x": torch.randn(12, 4, 9)}, {"y": torch.arange(12) % 3}

@@ -49,8 +49,14 @@ def moved_by_torch(spec: ModelSpec, y: Tensor) -> tuple[float, list[Tensor]]:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("ignored", [-100, 2])
+@pytest.mark.parametrize(
+    ("reduction", "ignored"),
+    [
+        ("mean", -100),
+        ("sum", 2),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in (("mean", 2), ("sum", -100))),
+    ],
+)
 def test_an_example_without_a_class_weighs_nothing(runtime: str, reduction: str, ignored: int, tmp_path: Path) -> None:
     def of(out: Tensor, y: Tensor) -> Tensor:
         loss = F.cross_entropy(out, y, ignore_index=ignored, reduction=reduction)
@@ -139,7 +145,12 @@ def test_an_output_that_nothing_makes_or_that_stands_in_another_is_a_copy() -> N
 
 
 @pytest.mark.parametrize(
-    "optimizer", [Adam(0.01), Proximal(Adam(0.01)), SGD(0.1, momentum=0.9), Proximal(SGD(0.1), 0.3)]
+    "optimizer",
+    [
+        Proximal(Adam(0.01)),
+        SGD(0.1, momentum=0.9),
+        *(pytest.param(other, marks=pytest.mark.slow) for other in (Adam(0.01), Proximal(SGD(0.1), 0.3))),
+    ],
 )
 def test_optimisers_with_a_memory_see_gradients_as_they_are(optimizer: Optimizer, tmp_path: Path) -> None:
     compiled = compile_model(dense(optimizer=optimizer), tmp_path, RUNTIMES)

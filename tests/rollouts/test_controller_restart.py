@@ -20,8 +20,15 @@ class Crash(BaseException):
     pass
 
 
-@pytest.mark.parametrize("first", [4, 7])
-@pytest.mark.parametrize("broken", [False, True], ids=["good", "broken"])
+@pytest.mark.parametrize(
+    ("broken", "first"),
+    [
+        pytest.param(False, 4, id="good-4"),
+        pytest.param(True, 7, id="broken-7"),
+        pytest.param(False, 7, id="good-7", marks=pytest.mark.slow),
+        pytest.param(True, 4, id="broken-4", marks=pytest.mark.slow),
+    ],
+)
 async def test_a_rollout_converges_whichever_transaction_the_controller_dies_in(
     tmp_path: Path, broken: bool, first: int
 ) -> None:

@@ -50,7 +50,7 @@ async def test_devices_believe_the_listing_wherever_the_power_goes_while_an_onli
         await replaced_wherever_the_power_goes(before, role, number, monkeypatch)
 
 
-@pytest.mark.parametrize("role", [role_of(MODEL), "targets"])
+@pytest.mark.parametrize("role", [role_of(MODEL), pytest.param("targets", marks=pytest.mark.slow)])
 async def test_so_while_a_signers_key_is_replaced_where_no_more_lie_than_must_sign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str
 ) -> None:

@@ -238,7 +238,7 @@ def process(state: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
         started.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_told_end_is_an_orderly_one(tmp_path: Path, number: signal.Signals) -> None:
     Folder.create(tmp_path / "state", (), time.time())
     with process(tmp_path / "state", "--metrics-port", "0") as started:
@@ -249,6 +249,24 @@ def test_a_told_end_is_an_orderly_one(tmp_path: Path, number: signal.Signals) ->
         with urllib.request.urlopen(f"http://{addresses.metrics}/metrics") as answer:
             assert b"\numbel_database_up 1.0\n" in answer.read()
         assert 0 not in {int(address.rpartition(":")[2]) for address in (addresses.device, addresses.admin)}
+        require_an_orderly_end(tmp_path / "state", started, number)
+
+
+def require_an_orderly_end(state: Path, started: subprocess.Popen[str], number: signal.Signals) -> None:
+    started.send_signal(number)
+    _, words = started.communicate(timeout=30)
+    assert started.returncode == 0, words
+    assert "Traceback" not in words
+    with pytest.raises(NotFound):
+        Addresses.read(state)
+
+
+def test_a_second_coordinator_in_a_folder_is_refused_and_the_first_is_found_until_its_end(tmp_path: Path) -> None:
+    Folder.create(tmp_path / "state", (), time.time())
+    with process(tmp_path / "state") as started:
+        assert started.stdout is not None
+        assert json.loads(started.stdout.readline())["ready"]
+        addresses = Addresses.read(tmp_path / "state")
         with process(tmp_path / "state") as second:
             assert "another coordinator runs" in second.communicate(timeout=30)[1], "two would each count half"
             assert second.returncode == 1
@@ -256,12 +274,7 @@ def test_a_told_end_is_an_orderly_one(tmp_path: Path, number: signal.Signals) ->
         file = tmp_path / "state" / "addresses.json"
         file.write_text(json.dumps(json.loads(file.read_bytes()) | {"of_a_newer_version": ""}))
         assert Addresses.read(tmp_path / "state") == addresses, "an older `umbel` finds a newer coordinator"
-        started.send_signal(number)
-        _, words = started.communicate(timeout=30)
-        assert started.returncode == 0, words
-        assert "Traceback" not in words
-    with pytest.raises(NotFound):
-        Addresses.read(tmp_path / "state")
+        require_an_orderly_end(tmp_path / "state", started, signal.SIGTERM)
 
 
 async def test_a_program_that_was_told_to_outlive_its_terminal_does() -> None:

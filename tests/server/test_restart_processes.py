@@ -21,7 +21,7 @@ from umbel_server.task import Task
 from umbel_server.validation import ValidationPolicy
 from umbel_server.versions import VersionState
 
-LONGEST_WAIT = 2.0
+LONGEST_WAIT = 1.0
 """For a file to appear, before the killer loses patience."""
 
 
@@ -176,4 +176,5 @@ def test_processes_that_are_killed_at_any_time_lose_no_report_and_count_none_twi
 @pytest.mark.slow
 def test_so_in_a_long_run_whose_devices_judge_candidates_on_each_database(database_url: str, tmp_path: Path) -> None:
     with Federation(tmp_path, database_url, device_count=5) as federation:
-        run_through(federation, task(devices=5, evaluates=True), kills=25, seed=3)
+        # What is kept where, and when, hangs on the database in transactions alone; those are cut one by one elsewhere.
+        run_through(federation, task(devices=5, evaluates=True), kills=25 if "sqlite" in database_url else 10, seed=3)

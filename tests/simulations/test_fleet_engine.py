@@ -57,11 +57,11 @@ def test_two_workers_tell_what_one_tells_bit_for_bit(tiny_bundle: Bundle, tmp_pa
 @pytest.mark.slow
 def test_any_number_of_workers_tells_the_same_run_bit_for_bit(tiny_bundle: Bundle, tmp_path: Path) -> None:
     told = fleets.everything(fleets.home_of(tiny_bundle))
-    one, two, four = (fleets.played(told, tmp_path, workers) for workers in (1, 2, 4))
-    assert one.canonical() == two.canonical() == four.canonical()
+    one, four = (fleets.played(told, tmp_path, workers) for workers in (1, 4))
+    assert one.canonical() == four.canonical()
     assert {"coordinator killed", "helper cut off", "lost", "late", "duplicated", "overtaken"} <= set(one.faults)
     assert one.rollouts
-    # Another process, with another hash seed, in which sets have another order.
+    # Two of them, in another process with another hash seed, in which sets have another order.
     program = (
         "import sys; from pathlib import Path; from tests.simulations import fleets; "
         "print(fleets.played(fleets.everything(Path(sys.argv[1])), Path(sys.argv[2]), 2).digest())"
@@ -248,7 +248,9 @@ def test_a_release_that_some_devices_were_left_on_was_never_cleared(left: int, c
     assert _rollout(played, {}).cleared_hour == cleared
 
 
-@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in ("lazy", "label-flip") else kind for kind in REFUSED]
+)
 def test_liars_spoil_the_outcome_or_are_refused(tiny_bundle: Bundle, tmp_path: Path, kind: str) -> None:
     liars = (Adversary(kind, 0.4),)  # type: ignore[arg-type]
     told = fleets.scenario(fleets.home_of(tiny_bundle), adversaries=liars)

@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,30 @@ def digest(folder: Path, *arguments: str) -> str:
     return str(json.loads(done.stdout)["digest"])
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A run that nobody disturbed: its folder, its digest, and how long it took."""
+
+    folder: Path
+    digest: str
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> "Undisturbed":
+    """Undisturbed runs on one thread, each played once for all tests here."""
+
+    @cache
+    def played(arguments: tuple[str, ...]) -> Whole:
+        folder, began = tmp_path_factory.mktemp("whole"), time.monotonic()
+        return Whole(folder, digest(folder, *arguments, "--workers", "1"), time.monotonic() - began)
+
+    return played
+
+
+Undisturbed = Callable[[tuple[str, ...]], Whole]
+
+
 def kill_when_there(mark: Path, folder: Path, *arguments: str) -> None:
     """Start a run and kill it (SIGKILL) once a file of its state is there."""
     with subprocess.Popen(command(folder, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -38,19 +65,19 @@ def kill_when_there(mark: Path, folder: Path, *arguments: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_cohort_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+def test_a_cohort_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, whole: Undisturbed) -> None:
     checkpoint = tmp_path / "killed/state/cohort.checkpoint"
     kill_when_there(checkpoint, tmp_path / "killed", *COHORT)
-    assert digest(tmp_path / "killed", *COHORT) == digest(tmp_path / "whole", *COHORT)
+    assert digest(tmp_path / "killed", *COHORT) == whole(COHORT).digest
     assert not checkpoint.parent.exists()
 
 
 @pytest.mark.slow
-def test_a_fleet_is_played_again_bit_for_bit_and_leaves_nothing_in_memory(tmp_path: Path) -> None:
+def test_a_fleet_is_played_again_bit_for_bit_and_leaves_nothing_in_memory(tmp_path: Path, whole: Undisturbed) -> None:
     scratch = tmp_path / "killed/state/scratch"
     kill_when_there(scratch, tmp_path / "killed", *FLEET)
     left = left_by(scratch)
-    assert digest(tmp_path / "killed", *FLEET) == digest(tmp_path / "whole", *FLEET, "--workers", "1")
+    assert digest(tmp_path / "killed", *FLEET) == whole(FLEET).digest
     assert not left.exists() and not scratch.exists()
 
 
@@ -73,20 +100,18 @@ def left_by(scratch: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [COHORT, FLEET], ids=["cohort", "fleet"])
 def test_a_run_that_is_killed_again_and_again_tells_in_the_end_what_an_unbroken_one_tells(
-    tmp_path: Path, arguments: tuple[str, ...]
+    tmp_path: Path, arguments: tuple[str, ...], whole: Undisturbed
 ) -> None:
     """At any moment: while it imports, plays, writes its report, or clears away."""
     chance, killed = generator("killer", *arguments), tmp_path / "killed"
-    began = time.monotonic()
-    whole = digest(tmp_path / "whole", *arguments, "--workers", "1")
-    usual = time.monotonic() - began
+    undisturbed = whole(arguments)
     for _ in range(3):
         with subprocess.Popen(command(killed, *arguments, "--workers", "2"), stdout=subprocess.DEVNULL) as process:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(chance.uniform(0.3, 1.1) * usual)
+                process.wait(chance.uniform(0.3, 1.1) * undisturbed.seconds)
             process.kill()
-    assert digest(killed, *arguments, "--workers", "2") == whole
-    reports = [json.loads((tmp_path / run / "report.json").read_bytes()) for run in ("killed", "whole")]
+    assert digest(killed, *arguments, "--workers", "2") == undisturbed.digest
+    reports = [json.loads((run / "report.json").read_bytes()) for run in (killed, undisturbed.folder)]
     assert reports[0]["outcome"] == reports[1]["outcome"]
     assert {path.name for path in killed.iterdir()} == {"scenario.json", "report.json", "report.html"}
 
