@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from umbel.bundle import Bundle, file_refs, write_bundle
 from umbel.errors import CannotCompile, GoldenMismatch, ParityFailed
 from umbel.golden import GoldenExamples
+from umbel.histograms import Histogram
 from umbel.manifest import GOLDEN_FILE, QUANTISED, SIGNATURES, WEIGHTS_FILE, FileRef, Manifest, Precision, TensorSpec
 from umbel.runtime import onnx
 from umbel.self_check import verify_golden
@@ -22,7 +23,7 @@ from umbel.weights import Weights
 from umbel_models.adapters import resolved
 from umbel_models.backends import Backend, backend
 from umbel_models.cache import GraphCache, fingerprint
-from umbel_models.histograms import histogram_of
+from umbel_models.histograms import Asked, histogram_of
 from umbel_models.onnx.graph import numpy_dtype
 from umbel_models.parity import ParityReport, check_parity, to_numpy
 from umbel_models.quantising import Quantise, quantise
@@ -190,13 +191,22 @@ def manifest_of(
         slots=_fixed(state.slots),
         hyperparameters=state.hyperparameters,
         metrics=("loss", *spec.metrics, *spec.bins, "examples"),
-        histograms=tuple(histogram_of(name, how) for name, how in spec.histograms.items()),
+        histograms=tuple(_histograms(spec, golden)),
         graphs={target.name: {name: f"{name}.{target.suffix}" for name in SIGNATURES} for target in backends},
         files=files,
         labels=spec.labels,
         golden_tolerance=spec.golden_tolerance,
         description=spec.description,
     )
+
+
+def _histograms(spec: ModelSpec, golden: GoldenExamples) -> Iterator[Histogram]:
+    """What is counted, and whether the model's answers are asked for it."""
+    inputs, targets = spec.batch(min(GOLDEN_COUNT, spec.example_count))
+    for name, counting in spec.histograms.items():
+        answers = Asked({output: torch.from_numpy(array) for output, array in golden.outputs.items()})
+        counting.values(inputs, answers, targets)
+        yield histogram_of(name, counting, answers.any)
 
 
 def _batched(tensors: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:

@@ -40,7 +40,7 @@ def _tensor(spec: TensorSpec) -> str:
 
 
 def _bins(histogram: Histogram) -> str:
-    return f"{len(histogram.bins)} bins about {histogram.edges[0]:.3g} to {histogram.edges[-1]:.3g}"
+    return f"{len(histogram.bins)} bins about {histogram.edges[0]:.4g} to {histogram.edges[-1]:.4g}"
 
 
 def _size(specs: tuple[TensorSpec, ...]) -> int:

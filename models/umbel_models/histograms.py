@@ -8,7 +8,7 @@ is part of the `evaluate` graph, so every runtime does it, and the edges are the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -69,10 +69,10 @@ class Counting:
 Countings = Mapping[str, Counting]
 
 
-def histogram_of(name: str, counting: Counting) -> Histogram:
+def histogram_of(name: str, counting: Counting, of_answers: bool = False) -> Histogram:
     """What stands in the manifest; raises `CannotCompile` for a name that can't stand there."""
     try:
-        return Histogram(name, tuple(counting.edges))
+        return Histogram(name, tuple(counting.edges), of_answers)
     except BundleInvalid as error:
         raise CannotCompile(str(error)) from error
 
@@ -84,6 +84,24 @@ def bins_of(countings: Countings, inputs: Named, answers: Named, targets: Named)
         counts = counting.counts(counting.values(inputs, answers, targets))
         found |= dict(zip(histogram_of(name, counting).bins, counts.unbind(), strict=True))
     return found
+
+
+class Asked(Mapping[str, Tensor]):
+    """Tensors by name that note whether anybody wanted one."""
+
+    def __init__(self, tensors: Named) -> None:
+        self._tensors = tensors
+        self.any = False
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.any = True
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def feature(name: str, place: int, edges: Sequence[float]) -> Counting:

@@ -32,6 +32,9 @@ class Histogram:
     edges: tuple[float, ...]
     """Ascending. Bin 0 holds values up to `edges[0]`, bin i those above `edges[i - 1]` and up to `edges[i]`, the last
     one what is larger. What is no number lies in no bin."""
+    of_answers: bool = False
+    """Whether what is counted hangs on the model's answers: then it changes with each version, and tells of the data
+    only between rounds of one."""
 
     def __post_init__(self) -> None:
         if not is_name(self.name):

@@ -219,7 +219,7 @@ def _to_tree(manifest: Manifest) -> dict[str, Any]:
             runtime: [one.kind, one.reason, one.tolerance] for runtime, one in manifest.precision.items()
         }
     if manifest.histograms:  # likewise
-        tree["histograms"] = [[one.name, list(one.edges)] for one in manifest.histograms]
+        tree["histograms"] = [[one.name, list(one.edges), one.of_answers] for one in manifest.histograms]
     return tree
 
 
@@ -245,7 +245,8 @@ def _from_tree(tree: dict[str, Any]) -> Manifest:
             for runtime, (kind, reason, tolerance) in tree.get("precision", {}).items()
         },
         histograms=tuple(
-            Histogram(_text(name), tuple(float(edge) for edge in edges)) for name, edges in tree.get("histograms", [])
+            Histogram(_text(name), tuple(float(edge) for edge in edges), _flag(of_answers))
+            for name, edges, of_answers in tree.get("histograms", [])
         ),
         inputs=specs["inputs"],
         targets=specs["targets"],
@@ -263,6 +264,12 @@ def _text(value: object) -> str:
     value.encode()  # a lone surrogate, which JSON can spell, could not be written again
     if _CONTROL.search(value):
         raise ValueError(f"control characters, which could rewrite a terminal or a log, in {value!r:.80}")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"expected true or false, got {value!r:.80}")
     return value
 
 

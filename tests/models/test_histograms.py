@@ -131,6 +131,7 @@ def test_the_manifest_tells_the_edges_as_the_graphs_have_them(compiled: Bundle) 
     told = {one.name: one for one in manifest.histograms}
     assert list(told) == ["second", "loudest", "class", "says", "sure"]
     assert told["second"] == Histogram("second", EDGES)
+    assert [name for name, one in told.items() if one.of_answers] == ["says", "sure"]
     assert told["sure"].edges == tuple(np.float32([0.2, 0.4, 0.6, 0.8]).tolist())
     assert manifest.metrics[:2] == ("loss", "correct") and manifest.metrics[-1] == "examples"
     assert manifest.metrics[2:7] == tuple(f"second[{place}]" for place in range(5))

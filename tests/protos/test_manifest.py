@@ -33,7 +33,7 @@ def _specs(prefix: str, batched: bool) -> st.SearchStrategy[tuple[TensorSpec, ..
 
 _refs = st.builds(FileRef, digests, st.integers(0, 2**53))
 _edges = st.lists(_numbers, min_size=1, max_size=3, unique=True).map(lambda edges: tuple(sorted(edges)))
-_histograms = st.builds(Histogram, st.from_regex(r"[a-z][a-z0-9_.-]{0,9}", fullmatch=True), _edges)
+_histograms = st.builds(Histogram, st.from_regex(r"[a-z][a-z0-9_.-]{0,9}", fullmatch=True), _edges, st.booleans())
 _graphs = st.fixed_dictionaries({"onnx": st.fixed_dictionaries({"infer": st.just("infer.onnx")})})
 
 manifests = st.builds(
@@ -145,7 +145,7 @@ def test_edges_that_bound_no_bins_are_refused(edges: list[float]) -> None:
     tree = json.loads(WATCH.to_bytes())
     tree["metrics"] += [f"age[{place}]" for place in range(len(edges) + 1)]
     with pytest.raises(BundleInvalid, match="'age'"):
-        Manifest.from_bytes(json.dumps(tree | {"histograms": [["age", edges]]}).encode())
+        Manifest.from_bytes(json.dumps(tree | {"histograms": [["age", edges, False]]}).encode())
 
 
 @pytest.mark.parametrize("size", [-1, 1.5, True, "1", None])

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from torch import Tensor, nn
 
+from umbel_models.histograms import Counting, feature, label
 from umbel_models.losses import binary_correct
 from umbel_models.optimizers import SGD, Proximal
 from umbel_models.spec import ModelSpec
@@ -73,5 +74,12 @@ def spec(seed: int = 0) -> ModelSpec:
         outputs=("logit",),
         metrics={"correct": binary_correct},
         optimizer=Proximal(SGD(lr=0.1, momentum=0.9)),
+        histograms={
+            "month": feature("x", 0, [place + 0.5 for place in range(1, 12)]),
+            "hour": feature("x", 2, (7, 9, 11, 13, 15, 17, 19)),
+            "miles": feature("x", 3, (250, 500, 750, 1000, 1500, 2500)),
+            "late": label("y", 2),
+            "says": Counting(lambda inputs, answers, targets: answers["logit"] > 0, [0.5]),
+        },
         description="Whether a flight comes over 15 minutes late: x is month, weekday, hour, miles, origin, carrier",
     )
