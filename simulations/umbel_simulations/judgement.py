@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -105,6 +106,20 @@ def _exposed(outcome: Outcome) -> Number:
     return max(rollout.devices_reached for rollout in broken) / outcome.devices
 
 
+def _shift_noticed_hours(outcome: Outcome) -> Number:
+    begun = _first_shift(outcome)
+    return min((one.hour - begun for one in outcome.drift.alarms if one.hour >= begun), default=None)
+
+
+def _false_alarms(outcome: Outcome) -> Number:
+    begun = _first_shift(outcome)
+    return float(sum(one.hour < begun for one in outcome.drift.alarms)) if outcome.drift.looks else None
+
+
+def _first_shift(outcome: Outcome) -> float:
+    return min((shift.at_hour for shift in scenario_of(outcome).shifts), default=math.inf)
+
+
 def accepted_rounds(outcome: Outcome) -> int:
     """Rounds that made a version."""
     return sum(one.verdict == "accepted" for one in outcome.rounds)
@@ -120,6 +135,8 @@ _MEASURES: Final[dict[str, tuple[Callable[[Outcome], Number], bool]]] = {
     "epsilon": (_epsilon, False),
     "roll_back_hours": (_roll_back_hours, False),
     "exposed_devices": (_exposed, False),
+    "shift_noticed_hours": (_shift_noticed_hours, False),
+    "false_alarms": (_false_alarms, False),
     "accepted_rounds": (lambda outcome: float(accepted_rounds(outcome)), True),
 }
 """By the names of `Thresholds`."""

@@ -124,6 +124,29 @@ class RolloutOutcome:
 
 @with_config(_FORM)
 @dataclass(frozen=True, slots=True)
+class Alarm:
+    """A time at which the sums of rounds began to look unlike the first ones, by the product's test."""
+
+    what: str
+    """A histogram of the model, "loss per example" or "right answers"."""
+    round: int
+    """After which it was seen."""
+    hour: float
+    p_value: float
+
+
+@with_config(_FORM)
+@dataclass(frozen=True, slots=True)
+class DriftOutcome:
+    """Whether data seemed to change."""
+
+    looks: int = 0
+    """After how many rounds the newest ones were held against the first."""
+    alarms: tuple[Alarm, ...] = ()
+
+
+@with_config(_FORM)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """All that a run showed."""
 
@@ -156,6 +179,7 @@ class Outcome:
     """Sessions that have ended, by the string of their events, as the product writes it."""
     hourly: tuple[HourOutcome, ...] = ()
     rollouts: tuple[RolloutOutcome, ...] = ()
+    drift: DriftOutcome = DriftOutcome()
     faults: Counts = field(default_factory=dict)
     """What was done to the fleet, by kind."""
     refusals: Counts = field(default_factory=dict)

@@ -20,7 +20,7 @@ from umbel_server.privacy_settings import PrivacySettings
 from umbel_server.task import Task
 from umbel_server.validation import ValidationPolicy
 from umbel_simulations.parts import STRICT, AtLeastOne, Count, Epochs, Name, NotNegative, Positive, Share
-from umbel_simulations.world import Adversary, Faults, Population, RolloutPlan, Switches
+from umbel_simulations.world import Adversary, Faults, Population, RolloutPlan, Shift, Switches
 
 EngineName = Literal["fleet", "cohort", "ray"]
 FederationName = Literal["smartwatch", "shakespeare", "digits", "flights", "own"]
@@ -185,6 +185,10 @@ class Thresholds:
     """Longest time from the start of a broken release to the last device that has left it."""
     exposed_devices: Share | None = None
     """Largest share of the population that a broken release may reach."""
+    shift_noticed_hours: Positive | None = None
+    """Longest time from the first shift of the data to the first alarm after it."""
+    false_alarms: Count | None = None
+    """Most alarms before any data had shifted."""
     accepted_rounds: AtLeastOne | None = None
     """Fewest rounds that made a version."""
 
@@ -220,6 +224,8 @@ class Scenario:
     """What goes wrong."""
     adversaries: tuple[Adversary, ...] = ()
     """Who lies."""
+    shifts: tuple[Shift, ...] = ()
+    """How data change on the way."""
     rollouts: tuple[RolloutPlan, ...] = ()
     """Which releases move through the population."""
     algorithm: Algorithm = field(default_factory=Algorithm)
@@ -238,6 +244,12 @@ class Scenario:
                     f"adversaries.{place}: a share of {adversary.share:g} of {devices} devices is nobody"
                     + ("" if left else " beside those before it, whose shares are rounded")
                     + "; ask for a larger share, or for more devices"
+                )
+        for place, shift in enumerate(self.shifts):
+            if shift.share and not round(shift.share * devices):
+                raise OutOfBounds(
+                    f"shifts.{place}: a share of {shift.share:g} of {devices} devices is nobody; ask for a larger "
+                    "share, or for more devices"
                 )
         if self.engine == "fleet" and self.algorithm != Algorithm():
             raise BadInput('algorithm: only engine = "cohort" has algorithms of its own; the fleet runs the product')

@@ -151,6 +151,21 @@ class Adversary:
 
 @with_config(STRICT)
 @dataclass(frozen=True, slots=True)
+class Shift:
+    """A change in what devices see, for good."""
+
+    at_hour: NotNegative
+    """When it comes."""
+    share: Share = 1.0
+    """Share of the population that it comes to; who, is drawn for each shift by itself."""
+    kind: Literal["inputs", "answers"] = "inputs"
+    """Inputs move (data drift), or the same inputs have the opposite answers (concept drift)."""
+    by: Annotated[float, Field(ge=-1000, le=1000)] = 1.0
+    """For "inputs": what is added to each number, in standard deviations of that number over all users."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, slots=True)
 class WaveStep:
     """One step of a rollout."""
 

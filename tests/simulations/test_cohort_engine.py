@@ -34,7 +34,7 @@ from umbel_simulations.engines import Engine, Silent
 from umbel_simulations.outcome import Outcome
 from umbel_simulations.scenario import Algorithm, Data, PlanPart, Scenario, StrategyPart, TaskPart
 from umbel_simulations.scenario_file import changed
-from umbel_simulations.world import Adversary
+from umbel_simulations.world import Adversary, Shift
 
 ALGORITHMS = {
     "FedAvg": (Algorithm(), StrategyPart()),
@@ -258,7 +258,12 @@ def test_what_only_a_fleet_has_is_refused(tmp_path: Path, play_it: Engine) -> No
     liars = replace(scenario(), adversaries=(Adversary("sign-flip", 0.1),))
     noise = {f"task.privacy.{key}": value for key, value in (("on", True), ("noise_multiplier", 1.0))}
     noise |= {"task.privacy.metric_bound": 10.0, "task.plan.clip_norm": 1.0}
-    for told, what in ((liars, "adversaries"), (changed(scenario(), noise), "noise_multiplier")):
+    shifted = replace(scenario(), shifts=(Shift(1.0),))
+    for told, what in (
+        (liars, "adversaries"),
+        (shifted, "shifts"),
+        (changed(scenario(), noise), "noise_multiplier"),
+    ):
         with pytest.raises(BadInput, match=f'{what}.*engine = "fleet"'):
             play_it(told, workers=1, progress=Silent(), folder=tmp_path)
 

@@ -5,10 +5,20 @@ from dataclasses import fields, replace
 import pytest
 
 from umbel_simulations.judgement import is_go, judge
-from umbel_simulations.outcome import Cost, Outcome, RolloutEvent, RolloutOutcome, RoundOutcome, Spread
+from umbel_simulations.outcome import (
+    Alarm,
+    Cost,
+    DriftOutcome,
+    Outcome,
+    RolloutEvent,
+    RolloutOutcome,
+    RoundOutcome,
+    Spread,
+)
 from umbel_simulations.report import page
 from umbel_simulations.report.figures import NONE, check_rows, figures, measures, number
 from umbel_simulations.scenario import Data, Scenario, Thresholds, to_tree
+from umbel_simulations.world import Shift
 
 
 def spread(*values: float) -> Spread:
@@ -19,7 +29,9 @@ BROKEN = RolloutOutcome(
     3, "noisy", "rolled-back", 5.0, 8.0, 4, 0, cleared_hour=9.5, events=(RolloutEvent(8.0, "<bad>"),)
 )
 MEASURED = Outcome(
-    scenario=to_tree(Scenario("all", "digits", Data("smartwatch"), thresholds=Thresholds(accuracy=0.8))),
+    scenario=to_tree(
+        Scenario("all", "digits", Data("smartwatch"), shifts=(Shift(4.0),), thresholds=Thresholds(accuracy=0.8))
+    ),
     engine="fleet",
     seed=0,
     hours=10.0,
@@ -41,6 +53,7 @@ MEASURED = Outcome(
     trained=50,
     wasted=5,
     rollouts=(replace(BROKEN, content="trained", cleared_hour=None), BROKEN),
+    drift=DriftOutcome(9, (Alarm("age", 15, 2.0, 0.0001), Alarm("<hour>", 16, 5.5, 0.0002))),
     epsilon=2.0,
     shapes={"-v[<script>": 1},
     invariants=("books balance",),
@@ -55,6 +68,8 @@ FOUND = {
     "epsilon": 2.0,
     "roll_back_hours": 4.5,
     "exposed_devices": 0.1,
+    "shift_noticed_hours": 1.5,
+    "false_alarms": 1.0,
     "accepted_rounds": 1.0,
 }
 AT_LEAST = {"accuracy", "fairness_floor", "accepted_rounds"}
@@ -174,6 +189,8 @@ def test_a_page_shows_all_that_a_run_was_and_nothing_of_it_is_taken_for_html() -
         "&lt;bad&gt;",
         "&lt;script&gt;",
         "books balance",
+        "Told as drift",
+        "&lt;hour&gt;",
         "Privacy spent",
         MEASURED.digest(),
     ):

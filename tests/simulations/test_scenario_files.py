@@ -78,6 +78,16 @@ def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
             '[[adversaries]]\nkind = "lazy"\nshare = 0.25\n' * 4 + "[population]\ndevices = 6\n",
             r"line 26: adversaries\.3: a share of 0\.25 of 6 devices is nobody beside those before it",
         ),
+        (
+            "[[adversaries]]",
+            "[[shifts]]\nat_hour = 1\nshare = 0.004\n[[adversaries]]",
+            r"shifts\.0: a share of 0\.004 of",
+        ),
+        (
+            "[[adversaries]]",
+            "[[shifts]]\nat_hour = 1\nby = 1e300\n[[adversaries]]",
+            r"line 17, shifts\.0\.by is 1e\+300",
+        ),
         ('kind = "nan"', 'kind = "nam"', r"line 20, adversaries\.1\.kind is 'nam': it should be 'sign-flip'"),
         ('federation = "digits"\n', "", r"line 4, data\.federation: it is missing"),
         ('"iid"', '"natural"', r"line 6: data: the digits have no natural users; choose partition"),

@@ -63,6 +63,8 @@ def require_cohort(scenario: Scenario) -> None:
     Raises:
         BadInput: naming what to do instead.
     """
+    if scenario.shifts:
+        raise BadInput('shifts: only the fleet has a time at which data change; choose engine = "fleet"')
     if scenario.adversaries:
         raise BadInput('adversaries: only the fleet has them; choose engine = "fleet"')
     if scenario.task.privacy.noise_multiplier:

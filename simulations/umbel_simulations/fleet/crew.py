@@ -14,6 +14,7 @@ from umbel_simulations.fleet.faults import Weather
 from umbel_simulations.fleet.homes import Homes
 from umbel_simulations.fleet.house import House
 from umbel_simulations.fleet.population import People
+from umbel_simulations.fleet.shifts import Shifts
 from umbel_simulations.fleet.virtual_time import Ahead, VirtualClock
 
 
@@ -27,6 +28,7 @@ class Crew:
     federation: Federation
     ends: Mapping[str, float]
     """By target: the least and the greatest answer, added up."""
+    shifts: Shifts
     runtime: Runtime
     ahead: Ahead
     clock: VirtualClock

@@ -46,6 +46,7 @@ from umbel_simulations.fleet.member import Awake, Member
 from umbel_simulations.fleet.population import People
 from umbel_simulations.fleet.results import outcome_of
 from umbel_simulations.fleet.rollouts import Play
+from umbel_simulations.fleet.shifts import Shifts
 from umbel_simulations.fleet.sleepers import Sleepers
 from umbel_simulations.fleet.time_of_device import SharedSessions
 from umbel_simulations.fleet.virtual_time import Ahead, VirtualClock, VirtualLoop
@@ -168,12 +169,14 @@ class Run:
 
     def _make_crew(self) -> Crew:
         scenario, parts = self._scenario, self._house.parts
+        ends = ends_of(self._federation)
         return Crew(
             house=self._house,
             homes=self._homes,
             people=self._people,
             federation=self._federation,
-            ends=ends_of(self._federation),
+            ends=ends,
+            shifts=Shifts(scenario.shifts, self._people.count, self._seed, self._federation.central, ends),
             runtime=SharedSessions(OnnxRuntime()),
             ahead=self._ahead,
             clock=self._clock,

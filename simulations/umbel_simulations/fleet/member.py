@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -34,10 +33,9 @@ _SHORTEST_NAP: Final = 1.0
 class SharedExamples:
     """An `ExampleStore` over a federation's own arrays: any number of devices, no copy."""
 
-    def __init__(self, client: ClientData, ends: Mapping[str, float], *, wrong: bool) -> None:
-        training, held = client.training, client.held_back
-        self._split = Split(flipped(training, ends), flipped(held, ends)) if wrong else Split(training, held)
-        self._stats = StoreStats(training.count, held.count)
+    def __init__(self, split: Split, revision: int) -> None:
+        self._split, self._revision = split, revision
+        self._stats = StoreStats(split.training.count, split.held_back.count)
         self._forgotten = 0
 
     def add(self, inputs: Arrays, targets: Arrays, *, at: float, subject: str = "", held_back: HeldBack = None) -> int:
@@ -61,8 +59,8 @@ class SharedExamples:
         return gone
 
     def revision(self) -> int:
-        """Changes when it is forgotten."""
-        return 1 + self._forgotten
+        """Changes when it is forgotten, and when other examples took its place."""
+        return 1 + self._revision + self._forgotten
 
     def forgotten(self) -> int:
         """How often it was."""
@@ -169,9 +167,7 @@ class Awake:
             channel=self._channel(adversary),
             runtime=runtime,
             clock=self.time,
-            examples=SharedExamples(
-                self._client, crew.ends, wrong=adversary is not None and adversary.kind == "label-flip"
-            ),
+            examples=self._examples(),
             status=self,
             policy=POLICY,
             personal=PERSONAL,
@@ -179,6 +175,15 @@ class Awake:
             offload=Working(crew.ahead, self.time, self._at_least, asyncio.sleep),
             privacy=PrivacyPolicy(minimum_cohort=crew.smallest_cohort),
         )
+
+    def _examples(self) -> SharedExamples:
+        """What the device has seen, as it is on this visit."""
+        crew, member, client = self._crew, self._member, self._client
+        split = Split(client.training, client.held_back)
+        if member.adversary is not None and member.adversary.kind == "label-flip":
+            split = Split(flipped(split.training, crew.ends), flipped(split.held_back, crew.ends))
+        begun = crew.shifts.begun(member.index, crew.now())
+        return SharedExamples(crew.shifts.shifted(split, begun), len(begun))
 
     def _channel(self, adversary: Adversary | None) -> VirtualChannel:
         crew = self._crew

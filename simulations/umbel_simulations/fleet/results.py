@@ -19,6 +19,7 @@ from umbel_client.examples import Examples
 from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS, evaluate
 from umbel_server.round import Round, RoundState, SessionState
 from umbel_simulations.fleet.crew import Crew
+from umbel_simulations.fleet.drift import drift_of
 from umbel_simulations.fleet.house import MODEL
 from umbel_simulations.fleet.invariants import Audit, file_in_home, release_of
 from umbel_simulations.fleet.member import Member, is_away
@@ -68,6 +69,7 @@ def outcome_of(
         shapes=dict(sessions.shapes),
         hourly=_hourly(crew, available),
         rollouts=tuple(_rollout(one, members) for one in played),
+        drift=drift_of(told, first.manifest.histograms, epoch),
         faults=dict(sorted(crew.books.faults.items())),
         refusals=_refusals(audit.rounds),
         epsilon=ledger.epsilon_spent if ledger and math.isfinite(ledger.epsilon_spent) else 0.0,

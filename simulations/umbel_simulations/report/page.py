@@ -105,7 +105,7 @@ def _fleet_charts(outcome: Outcome) -> str:
 
 
 def _tables(outcome: Outcome) -> str:
-    parts = [_rollouts(outcome), _spreads(outcome), _rounds(outcome), _counts(outcome)]
+    parts = [_rollouts(outcome), _alarms(outcome), _spreads(outcome), _rounds(outcome), _counts(outcome)]
     if outcome.invariants:
         items = "".join(f"<li>{escape(one)}</li>" for one in outcome.invariants)
         parts.append(f"<h2>What was checked, and held</h2><ul>{items}</ul>")
@@ -124,6 +124,13 @@ def _rollouts(outcome: Outcome) -> str:
     events = [row for one in outcome.rollouts for row in _events(one)]
     told = markup.table(("release", "hour", "what happened"), events, kind="told") if events else ""
     return f"<h2>Rollouts</h2>{markup.table(head, rows)}{told}"
+
+
+def _alarms(outcome: Outcome) -> str:
+    if not outcome.drift.alarms:
+        return ""
+    rows = [(one.what, str(one.round), number(one.hour), number(one.p_value)) for one in outcome.drift.alarms]
+    return f"<h2>Told as drift</h2>{markup.table(('what', 'after round', 'hour', 'p-value'), rows)}"
 
 
 def _events(rollout: RolloutOutcome) -> Iterator[tuple[str, str, str]]:
