@@ -29,6 +29,7 @@ def drift_to_message(report: DriftReport) -> pb.GetTaskDriftResponse:
         below=report.below,
         problem=report.problem,
         passed_over=report.rounds.passed_over,
+        left_out=[it.name for it in report.rounds.left_out] if report.findings else [],
         findings=map(_finding, report.findings),
     )
 

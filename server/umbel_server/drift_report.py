@@ -32,6 +32,8 @@ class Measured:
     """What a round's cohort measured."""
 
     number: int
+    base: Digest
+    """The bundle that was measured."""
     metrics: Metrics
 
 
@@ -45,6 +47,12 @@ class Rounds:
     recent: tuple[Measured, ...]
     passed_over: int
     """Rounds that were met whose base counts between other edges: a new lineage began after them."""
+
+    @property
+    def left_out(self) -> tuple[Histogram, ...]:
+        """Histograms of a model's answers, unless one version gave them all: else it is versions that are compared."""
+        is_one = len({it.base for it in (*self.reference, *self.recent)}) == 1
+        return () if is_one else tuple(one for one in self.histograms if one.of_answers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,8 @@ def report(rounds: Rounds, windows: Windows) -> DriftReport:
         f"{len(rounds.reference)} and {len(rounds.recent)} rounds give no p-value below {splits.least:.2g}, and one "
         f"below {windows.below:g} is asked for; compare more rounds"
     )
-    found = findings(splits, measured, rounds.histograms, windows.below)
+    compared = [one for one in rounds.histograms if one not in rounds.left_out]
+    found = findings(splits, measured, compared, windows.below)
     return DriftReport(rounds, windows.below, problem if splits.least >= windows.below else "", tuple(found))
 
 
@@ -127,7 +136,7 @@ def _alike(
         if registry.manifest(Digest(row.base_bundle)).histograms != histograms:
             others += 1
             continue
-        found.append(Measured(row.number, from_text(row.metrics_json)))
+        found.append(Measured(row.number, Digest(row.base_bundle), from_text(row.metrics_json)))
         if len(found) == most:
             break
     return tuple(found), others

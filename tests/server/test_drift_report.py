@@ -9,6 +9,7 @@ import pytest
 
 from tests.server.drifting import AGE, counting, metrics, write_rounds
 from tests.server.driving import TASK, World, task
+from umbel.bundle import Bundle
 from umbel.errors import NotFound, OutOfBounds
 from umbel.histograms import Histogram
 from umbel.plan import Kind, Plan
@@ -105,6 +106,19 @@ def test_rounds_that_counted_between_other_edges_are_passed_over_and_that_is_sai
     found = told(begun)
     assert numbers(found) == (list(range(21, 31)), list(range(31, 36)))
     assert (found.rounds.passed_over, of_age(found).verdict, of_age(found).edges) == (20, Verdict.STEADY, AGE.edges)
+
+
+def test_answers_are_compared_between_rounds_of_one_version_only(begun: World) -> None:
+    """Training moves what a model says, and that is no drift of anything."""
+    first = counting(replace(AGE, of_answers=True))
+    second = Bundle(replace(first.manifest, description="trained"), first.paths)
+    wrote(begun, *[YOUNG] * 10, bundle=first)
+    wrote(begun, *[OLD] * 15, first=11, bundle=second)
+    found = told(begun)
+    assert [one.name for one in found.rounds.left_out] == ["age"]
+    assert [one.what for one in found.findings] == ["loss per example", "right answers"]
+    alike = told(begun, first=11, last=20)
+    assert alike.rounds.left_out == () and of_age(alike).what == "age"
 
 
 def test_a_model_that_counts_nothing_is_judged_by_its_answers(begun: World) -> None:

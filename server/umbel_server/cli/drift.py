@@ -76,6 +76,9 @@ def _picture(answer: pb.GetTaskDriftResponse) -> Iterator[Any]:
         yield f"{_rounds(answer.recent)} against {_rounds(answer.reference)}"
     if answer.passed_over:
         yield f"{answer.passed_over} others weren't compared: the model counted between other edges then"
+    if answer.left_out:
+        names = ", ".join(answer.left_out)
+        yield f"{names}: not compared, as the model's answers change with its version, and these rounds are of several"
     if answer.problem:
         yield f"can't tell: {answer.problem}"
     if answer.findings:
