@@ -68,22 +68,23 @@ class DriftReport:
 
 def gather(connection: sa.Connection, registry: Registry, task: Task, windows: Windows) -> Rounds:
     """Read the rounds of both windows, as far as there are any."""
-    newest = next(_counted(connection, task, _NEWEST_FIRST), None)
+    newest = _newest(connection, task)
     if newest is None:
         return Rounds((), (), (), 0)
     histograms = registry.manifest(Digest(newest.base_bundle)).histograms
-    chosen = [ROUNDS.c.number.between(windows.first, windows.last)] if windows.last else []
-    older = _counted(connection, task, ROUNDS.c.number, *chosen)
+    counted = _counted(task)
+    chosen = counted.where(ROUNDS.c.number.between(windows.first, windows.last)) if windows.last else counted
+    older = _one_by_one(connection, chosen.order_by(ROUNDS.c.number))
     reference, before = _alike(older, registry, histograms, MOST if windows.last else windows.reference)
     beyond = windows.last or (reference[-1].number if reference else 0)
-    later = _counted(connection, task, _NEWEST_FIRST, ROUNDS.c.number > beyond)
+    later = _one_by_one(connection, counted.where(ROUNDS.c.number > beyond).order_by(_NEWEST_FIRST))
     recent, between = _alike(later, registry, histograms, windows.recent)
     return Rounds(histograms, reference, recent[::-1], before + between)
 
 
 def newest_counted(connection: sa.Connection, task: Task) -> int:
     """The newest round that counts; 0 before the first. As long as it stays, so does what a report says."""
-    newest = next(_counted(connection, task, _NEWEST_FIRST), None)
+    newest = _newest(connection, task)
     return newest.number if newest else 0
 
 
@@ -115,14 +116,20 @@ def _lacking(rounds: Rounds, windows: Windows) -> str:
     )
 
 
-def _counted(
-    connection: sa.Connection, task: Task, order: sa.ColumnElement[int], *which: sa.ColumnElement[bool]
-) -> Iterator[Any]:
-    """A task's rounds that count, in some order; read by and by, as there may be many thousand."""
+def _counted(task: Task) -> sa.Select[Any]:
+    """A task's rounds that count."""
     own = (ROUNDS.c.task == task.name) & (ROUNDS.c.kind == task.plan.kind.value)
-    query = sa.select(ROUNDS.c.number, ROUNDS.c.base_bundle, ROUNDS.c.metrics_json).where(own, *which)
-    query = query.where(ROUNDS.c.state.in_(_OVER), ROUNDS.c.metrics_json != to_text({})).order_by(order)
-    with connection.execute(query, execution_options={"yield_per": 100}) as rows:
+    query = sa.select(ROUNDS.c.number, ROUNDS.c.base_bundle, ROUNDS.c.metrics_json).where(own)
+    return query.where(ROUNDS.c.state.in_(_OVER), ROUNDS.c.metrics_json != to_text({}))
+
+
+def _newest(connection: sa.Connection, task: Task) -> Any:
+    return connection.execute(_counted(task).order_by(_NEWEST_FIRST).limit(1)).first()
+
+
+def _one_by_one(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Any]:
+    """Rows, read by and by: there may be many thousand, of which few are wanted."""
+    with connection.execute(query, execution_options={"yield_per": 50}) as rows:
         yield from rows
 
 

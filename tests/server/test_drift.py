@@ -104,6 +104,13 @@ def test_a_window_of_the_very_same_rounds_has_not_moved() -> None:
     assert compared(bins, recent=5).p_value == pytest.approx(1 / 3003)
 
 
+def test_ways_that_are_alike_but_for_rounding_count_alike() -> None:
+    """A reproduction: rounds of three kinds, in cohorts of other sizes, of which 21 ways came out a little nearer."""
+    kinds = np.array([[2.0, 21, 13, 19, 8], [4, 18, 4, 4, 19], [20, 25, 13, 6, 6]])
+    bins = kinds[[0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 1, 1, 2, 2, 2]] * np.arange(1, 16)[:, None]
+    assert compared(bins, recent=5).p_value == pytest.approx(453 / 3003)
+
+
 def test_too_few_rounds_for_so_small_a_p_value_say_so_instead_of_all_is_well() -> None:
     bins = fleets(1, rounds=12, shifted=2, share=1.0)[0]
     found = compared(bins, recent=2, below=0.001)
