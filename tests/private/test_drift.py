@@ -25,7 +25,11 @@ async def test_drift_is_told_from_noisy_sums_that_no_device_can_be_told_from(tmp
     world.coordinator.registry.add_model("counting", counting(AGE), OPERATOR, 0.0)
     devices = world.enrol_private("a", "b", "c", "d")
     noisy = PrivacySettings(noise_multiplier=0.02, metric_bound=400.0)
-    chosen = PRIVATE | {"plan": Plan(kind=Kind.EVALUATE, clip_norm=1.0, max_weight=64.0), "rounds": 12, "privacy": noisy}
+    chosen = PRIVATE | {
+        "plan": Plan(kind=Kind.EVALUATE, clip_norm=1.0, max_weight=64.0),
+        "rounds": 12,
+        "privacy": noisy,
+    }
     await world.begin(replace(task(**chosen), model="counting"))
     for number in range(12):
         for place, device in enumerate(devices):
