@@ -80,22 +80,22 @@ def test_the_packaged_bundles_run_and_train_without_torch() -> None:
     assert all(all(checks) for checks in told.values()), told
 
 
-BUILT: list[Callable[[], ModelSpec]] = [
-    digits.cnn,
-    residual.spec,
-    residual.batch_normed,
-    shakespeare.spec,
-    shakespeare.adam,
-    shakespeare_lstm.spec,
-]
+BUILT: dict[Callable[[], ModelSpec], tuple[str, ...]] = {
+    digits.cnn: RUNTIMES,
+    residual.spec: RUNTIMES,
+    residual.batch_normed: ("onnx",),  # otherwise the one before it
+    shakespeare.spec: RUNTIMES,
+    shakespeare.adam: ("onnx",),
+    shakespeare_lstm.spec: RUNTIMES,
+}
 
 
 @pytest.mark.slow
 def test_the_other_models_of_the_zoo_pass_the_gate_and_train_without_torch(tmp_path: Path) -> None:
-    for build in BUILT:
+    for build, runtimes in BUILT.items():
         spec = build()
-        for parity in compile_model(spec, tmp_path / spec.name, RUNTIMES).parity.values():
+        for parity in compile_model(spec, tmp_path / spec.name, runtimes).parity.values():
             assert max(parity.infer, parity.evaluate, parity.train_short) < 1e-5, spec.name
     told = on_a_device(sorted(tmp_path.iterdir()))
-    assert set(told) == {f"{build().name} {runtime}" for build in BUILT for runtime in RUNTIMES}
+    assert set(told) == {f"{build().name} {runtime}" for build, runtimes in BUILT.items() for runtime in runtimes}
     assert all(all(checks) for checks in told.values()), told

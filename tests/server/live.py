@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.databases import new_sqlite
 from umbel import messages
 from umbel.clock import SystemClock
 from umbel.digests import digest_of
@@ -171,6 +172,7 @@ def serving(state: Path, ahead: float = 0.0, **chosen: Any) -> Iterator[Live]:
     clock = MovedClock(ahead)
     if not state.exists():
         Folder.create(state, (), clock.now())
+        new_sqlite(state / "umbel.db")
     settings = load_settings(state, device_port=0, enrol_port=0, admin_port=0, stop_seconds=0.2, **chosen)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="coordinator")

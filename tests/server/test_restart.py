@@ -70,12 +70,12 @@ def places(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 Places = Iterator[tuple[str, Path]]
 
 
-FOURTHS = [pytest.param(strategy, at, 4, id=strategy.name) for at, strategy in enumerate(STRATEGIES, 1)]
-"""Every fourth step, beginning elsewhere for each: together, every step."""
+EIGHTHS = [pytest.param(strategy, 2 * at, 8, id=strategy.name) for at, strategy in enumerate(STRATEGIES, 1)]
+"""Every eighth step, beginning elsewhere for each: together, every other step."""
 EVERY = [pytest.param(STRATEGIES[2], 1, 1, id="FedAdam, every step", marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize(("strategy", "first", "stride"), FOURTHS + EVERY)
+@pytest.mark.parametrize(("strategy", "first", "stride"), EIGHTHS + EVERY)
 @pytest.mark.usefixtures("quick_disk")
 async def test_killed_at_any_durable_step_it_ends_bit_equal(
     strategy: StrategySpec, first: int, stride: int, places: Places
@@ -105,7 +105,7 @@ async def test_a_broken_run_makes_what_one_long_lived_strategy_makes(strategy: S
     world.store.close()
 
 
-@pytest.mark.parametrize("evaluates", [False, True])
+@pytest.mark.parametrize("evaluates", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.usefixtures("quick_disk")
 async def test_killed_again_and_again_it_ends_bit_equal(evaluates: bool, places: Places) -> None:
     planned = task(strategy=STRATEGIES[2], goal=3, rounds=3, evaluate_candidates=evaluates)

@@ -85,7 +85,12 @@ def of_the_cohort(told: Scenario, folder: Path) -> tuple[Outcome, Weights]:
     return outcome, kept.weights
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("FedAdam", "FedProx, clipped, few steps")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_a_fleet_and_a_cohort_come_to_the_same_weights(tmp_path: Path, name: str) -> None:
     told = scenario(*CASES[name])
     (tmp_path / "fleet").mkdir()

@@ -108,6 +108,7 @@ def test_what_the_data_cant_give_is_refused() -> None:
         load(Data("smartwatch", users=21), 0)
 
 
+@pytest.mark.slow
 def test_reading_data_loads_none_of_the_packages_that_hold_them() -> None:
     code = (
         "import sys; from umbel_simulations.data import load; from umbel_simulations.scenario import Data\n"

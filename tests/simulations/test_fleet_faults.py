@@ -98,10 +98,9 @@ def test_crashes_that_fall_due_together_all_come_and_each_is_counted_once(
 @pytest.mark.parametrize(
     "faults",
     [
-        Faults(crashes=(Crash("helper", until_hour=1e-4, down_seconds=1800.0),)),
-        Faults(outages=(Outage("helper", 0.0, 0.5),)),
+        pytest.param(Faults(crashes=(Crash("helper", until_hour=1e-4, down_seconds=1800.0),)), id="killed"),
+        pytest.param(Faults(outages=(Outage("helper", 0.0, 0.5),)), id="cut off", marks=pytest.mark.slow),
     ],
-    ids=["killed", "cut off"],
 )
 def test_a_helper_stays_away_as_long_as_the_scenario_says(tiny_bundle: Bundle, tmp_path: Path, faults: Faults) -> None:
     """Without that, four rounds take seven minutes."""
@@ -313,7 +312,9 @@ PLANTED: dict[str, tuple[str, Callable[..., Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("bug", PLANTED)
+@pytest.mark.parametrize(
+    "bug", ["late reports count twice", pytest.param("late reports are dropped", marks=pytest.mark.slow)]
+)
 def test_a_bug_planted_in_the_round_logic_is_found_by_the_storm_alone(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bug: str
 ) -> None:

@@ -237,7 +237,9 @@ def played(spec: ModelSpec, bundle: Bundle, folder: Path, algorithm: Algorithm, 
     return play(told, setting, workers=workers, progress=Silent(), folder=folder)
 
 
-@pytest.mark.parametrize("kind", ["strategy", "scaffold", "fedbuff"])
+@pytest.mark.parametrize(
+    "kind", ["scaffold", *(pytest.param(k, marks=pytest.mark.slow) for k in ("strategy", "fedbuff"))]
+)
 def test_a_model_that_cant_be_lowered_learns_all_the_same(tmp_path: Path, kind: str) -> None:
     spec = choosy()
     with pytest.raises(CannotCompile):
