@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,7 @@ from umbel import fields
 from umbel.digests import Digest, digest_of, parse_digest
 from umbel.discrete_gaussian import MAX_VARIANCE
 from umbel.errors import CohortTooSmall, MalformedMessage, OutOfBounds, RoundClosed, WrongState
+from umbel.histograms import counted_in
 from umbel.messages import parse, plan_to_message
 from umbel.plan import Kind, Plan
 from umbel.release import key_id_of
@@ -57,7 +59,8 @@ class Lane:
 
     name: str
     bound: float
-    """Largest absolute value of one device's metric; more is cut down to it on the device."""
+    """Largest absolute value of one device's metric, and of all bins of a histogram together; more is cut down to it on
+    the device."""
     noise_variance: int = 0
     """Of the helper's noise, in the lane's fixed-point units, squared."""
 
@@ -261,6 +264,19 @@ def sensitivity(descriptor: RoundDescriptor) -> float:
     return rounded_norm_bound(descriptor.clip_norm * descriptor.max_weight, descriptor.scale, numbers)
 
 
+def together(lanes: Iterable[Lane]) -> list[list[Lane]]:
+    """Lanes by what one device can move: the bins of a histogram are one, as an example lies in one of them."""
+    found: dict[str, list[Lane]] = {}
+    for lane in lanes:
+        found.setdefault(counted_in(lane.name), []).append(lane)
+    return list(found.values())
+
+
+def bound_of(lanes: Iterable[Lane]) -> float:
+    """How far one device can move lanes that belong together: the largest sum of absolute values, so the norm too."""
+    return max(lane.bound for lane in lanes)
+
+
 def noise_multiplier(descriptor: RoundDescriptor) -> float:
     """Standard deviations of noise per sensitivity, over the numbers and all lanes together; 0 if any is bare.
 
@@ -271,10 +287,11 @@ def noise_multiplier(descriptor: RoundDescriptor) -> float:
         if not descriptor.noise_variance:
             return 0.0
         inverse += sensitivity(descriptor) ** 2 / descriptor.noise_variance
-    for lane in descriptor.lanes:
-        if not lane.noise_variance:
+    for lanes in together(descriptor.lanes):
+        least = min(lane.noise_variance for lane in lanes)
+        if not least:
             return 0.0
-        inverse += (lane.bound * (1 << LANE_FRACTION_BITS)) ** 2 / lane.noise_variance
+        inverse += (bound_of(lanes) * (1 << LANE_FRACTION_BITS)) ** 2 / least
     return 1 / math.sqrt(inverse) if inverse else 0.0
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from umbel.errors import BundleInvalid
 from umbel.fields import is_name
 
-_BIN: Final = re.compile(r".*\[\d+\]", re.DOTALL)
+_BIN: Final = re.compile(r"(.*)\[\d+\]", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,12 @@ class Histogram:
 def is_bin(metric: str) -> bool:
     """Whether a metric is a histogram's, by its name."""
     return _BIN.fullmatch(metric) is not None
+
+
+def counted_in(metric: str) -> str:
+    """The histogram that a bin is of; of any other metric, its own name."""
+    found = _BIN.fullmatch(metric)
+    return found[1] if found else metric
 
 
 def without_bins(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -25,11 +25,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
 from umbel.clip_vote import WITHIN_CLIP, vote
-from umbel.descriptor import LABEL, RoundDescriptor, key_id, layout_of
+from umbel.descriptor import LABEL, RoundDescriptor, bound_of, key_id, layout_of, together
 from umbel.discrete_gaussian import Entropy, discrete_gaussian
-from umbel.errors import MalformedMessage, OutOfBounds, SealBroken, WeightsMismatch
+from umbel.errors import MalformedMessage, NotFinite, OutOfBounds, SealBroken, WeightsMismatch
 from umbel.participants import KEY_BYTES, SIGNATURE_BYTES, ParticipantCertificate
-from umbel.ring import l2_norm, quantise, rounded_norm_bound, signed_norm, to_lane
+from umbel.ring import LANE_FRACTION_BITS, l2_norm, quantise, rounded_norm_bound, signed_norm, to_lane
 from umbel.sealing import open_with, seal_to
 from umbel.secure_report import REPORT_ID_BYTES, TAG_BYTES, SealedShares
 from umbel.shares import SEED_BYTES, Cleartext, HelperTotal, LeaderShare
@@ -124,12 +124,32 @@ def encode_update(
     factor = clip * descriptor.scale * weight
     _round(descriptor, delta, factor, weight, chance, cleartext)
     cleartext.lanes[0] = weight
+    metrics = _within_bounds(descriptor, metrics)
     for index, lane in enumerate(descriptor.lanes, start=1):
         # The norm before clipping: afterwards all are short enough.
         is_vote = lane.name == WITHIN_CLIP
         value = vote(norm, descriptor.clip_norm) if is_vote else metrics.get(lane.name, 0.0)
         cleartext.lanes[index] = to_lane(value, lane.bound)
     return cleartext
+
+
+def _within_bounds(descriptor: RoundDescriptor, metrics: Metrics) -> Metrics:
+    """Metrics with the bins of a histogram cut down together, and none below zero: noise counts on it, not on a graph.
+
+    They are rounded down, so that their sum isn't rounded over the bound.
+    """
+    unit, kept = 1 << LANE_FRACTION_BITS, dict(metrics)
+    for lanes in together(descriptor.lanes):
+        if len(lanes) == 1:
+            continue
+        counts = np.array([metrics.get(lane.name, 0.0) for lane in lanes])
+        if not np.isfinite(counts).all():
+            raise NotFinite(f"of {lanes[0].name!r} and the bins after it one is no number; nothing is sent")
+        counts = np.maximum(counts, 0.0)
+        most = bound_of(lanes)
+        counts *= most / max(counts.sum(), most)
+        kept |= zip((lane.name for lane in lanes), (np.floor(counts * unit) / unit).tolist(), strict=True)
+    return kept
 
 
 def _round(

@@ -20,6 +20,7 @@ from umbel.descriptor import (
     RoundDescriptor,
     plan_digest,
     sensitivity,
+    together,
 )
 from umbel.errors import BadInput, OutOfBounds
 from umbel.manifest import Manifest
@@ -117,7 +118,7 @@ def with_noise(draft: RoundDescriptor, multiplier: float, votes: float = 0.0) ->
     With `votes` above 0, devices also vote on the clip, and their count gets noise of that standard deviation. A vote
     is plus or minus one half, so that it costs (2 votes)^-2, and what else is released gets the multiplier
     (multiplier^-2 - (2 votes)^-2)^(-1/2): Andrew et al. 2021, theorem 1. Of that, half of the privacy (in inverse
-    squares) goes to the numbers, half is shared by the metrics.
+    squares) goes to the numbers, half is shared by the metrics; all bins of a histogram are one of them.
     """
     if not votes:
         return _with_noise(draft, multiplier)
@@ -130,7 +131,7 @@ def with_noise(draft: RoundDescriptor, multiplier: float, votes: float = 0.0) ->
 
 
 def _with_noise(draft: RoundDescriptor, multiplier: float) -> RoundDescriptor:
-    lanes, numbers = len(draft.lanes), 1 if draft.size else 0
+    lanes, numbers = len(together(draft.lanes)), 1 if draft.size else 0
     parts = numbers + (1 if lanes else 0)
     level = draft.level
     unit = (1 << LANE_FRACTION_BITS) ** 2
