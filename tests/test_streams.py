@@ -17,7 +17,16 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("words", PROGRAMS.values(), ids=PROGRAMS)
+each_program = pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, id=name, marks=[pytest.mark.slow] if name == "umbel-simulate" else [])
+        for name, words in PROGRAMS.items()
+    ],
+)
+
+
+@each_program
 def test_standard_output_without_all_letters_is_enough(tmp_path: Path, words: list[str]) -> None:
     done = _run(tmp_path, words, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
@@ -34,7 +43,7 @@ def test_signs_that_are_not_there_come_out_plainly_and_json_loses_no_letter(tmp_
     assert (table, json.loads(tree)) == (">= 0.5 - ?", {"name": "ü"})
 
 
-@pytest.mark.parametrize("words", PROGRAMS.values(), ids=PROGRAMS)
+@each_program
 def test_what_nobody_reads_is_not_told_as_done(tmp_path: Path, words: list[str]) -> None:
     """`umbel-simulate go-no-go … | head` must not say go."""
     reading, writing = os.pipe()
@@ -46,7 +55,7 @@ def test_what_nobody_reads_is_not_told_as_done(tmp_path: Path, words: list[str])
     assert (done.returncode, done.stderr) == (1, "")
 
 
-@pytest.mark.parametrize("words", PROGRAMS.values(), ids=PROGRAMS)
+@each_program
 def test_closed_streams_stop_nothing(tmp_path: Path, words: list[str]) -> None:
     shell = f'exec "$0" "$@" <&- >&- 2>"{tmp_path}/told"'
     done = subprocess.run(["/bin/sh", "-c", shell, sys.executable, *words], cwd=tmp_path, check=False)

@@ -130,9 +130,9 @@ async def test_from_an_empty_folder_to_an_answer(user: User) -> None:
     assert len(lines) == 2
     assert "%" in lines[0]
     np.savez(user.home.parent / "wrong.npz", x=np.zeros((1, 6, 100), np.float32), y=np.array([7]))
-    assert "labels 0 to 6" in await user.types("examples", "import", user.home.parent / "wrong.npz", code=1)
-    assert "70 examples deleted" in await user.types("examples", "forget", "--subject", "anna")
-    stats = json.loads(await user.types("examples", "stats", "--json"))
+    assert "labels 0 to 6" in await user.does("examples", "import", user.home.parent / "wrong.npz", code=1)
+    assert "70 examples deleted" in await user.does("examples", "forget", "--subject", "anna")
+    stats = json.loads(await user.does("examples", "stats", "--json"))
     assert stats["training"] == stats["held_back"] == 0
 
 

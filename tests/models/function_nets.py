@@ -54,8 +54,15 @@ FUNCTIONS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
                 Apply(lambda x: (x.exp() + 1).log() + (x * x + 1).sqrt()),
                 Apply(lambda x: x.abs().clamp(0.1, 1.0) + (x.clamp(min=0) + 1) ** 3),
                 Apply(lambda x: torch.where(x > 0.1, x * 2, x - 0.5)),
-                Apply(lambda x: x.frac() + x.fmod(0.7) - x * torch.trunc(3 * x)),
                 Apply(lambda x: torch.div(x, 0.3, rounding_mode="floor") * x),
+            )
+        ),
+    ),
+    "rarer functions of a number": (
+        (6,),
+        lambda: dense(
+            Beside(
+                Apply(lambda x: x.frac() + x.fmod(0.7) - x * torch.trunc(3 * x)),
                 Apply(lambda x: torch.exp2(x) + torch.log2(x * x + 1) + torch.log10(x * x + 2) + torch.hypot(x, x + 1)),
                 Apply(
                     lambda x: x.asinh() + (x * x + 2).acosh() + (0.6 * x.tanh()).atanh() + (0.3 * x).sinh() * x.cosh()

@@ -197,13 +197,14 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
             Beside(
                 nn.MaxPool2d(2),
                 nn.MaxPool2d(3, 2, padding=1),
-                nn.AdaptiveMaxPool2d(1),
-                nn.AvgPool2d(3),
                 nn.AvgPool2d(3, 2, padding=1),
                 nn.AdaptiveAvgPool2d(1),
-                nn.AdaptiveAvgPool2d(3),
             ),
         ),
+    ),
+    "pooling, adaptive": (
+        (4, 9, 9),
+        lambda: images(nn.Conv2d(4, 3, 1), Beside(nn.AdaptiveMaxPool2d(1), nn.AdaptiveAvgPool2d(3), nn.AvgPool2d(3))),
     ),
     "pooling 1d": (
         (4, 12),
@@ -337,10 +338,12 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
 SLOW = {
     "conv2d",
     "conv1d strided, transposed",
+    "pooling, adaptive",
     "pooling 1d",
     "norms of numbers",
     "dropout",
     "dropout of channels",
+    "lstm",
     "lstm with layers, both ways, dropout",
     "gru",
     "gru with layers, dropout, no bias",
@@ -353,6 +356,8 @@ SLOW = {
     "deviation, similarity, roll",
     "linear over positions",
     "matrix products",
+    "functions called by keywords",
+    "rarer functions of a number",
     "angles",
     "norms of any order",
     "sort, topk",
@@ -363,6 +368,7 @@ SLOW = {
     "pooling to a size",
     "pooling over three dimensions",
     "resizing",
+    "windows as columns",
     "bilinear",
 }
 """Nets of which another is alike in kind, or tested by itself, or that few models have: for `make test-all`."""

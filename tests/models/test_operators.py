@@ -59,6 +59,7 @@ class Masked(nn.Module):
         return logits
 
 
+@pytest.mark.slow  # as the one before
 def test_a_mask_of_attention_may_be_an_input_and_may_hide_everything(tmp_path: Path) -> None:
     torch.manual_seed(1)
     there = torch.arange(5) < torch.arange(12).remainder(6)[:, None]

@@ -280,7 +280,10 @@ def test_a_second_one_in_its_folder_is_refused(running: Running) -> None:
     assert HelperCard.from_text((running.folder / "card.json").read_bytes()) == running.card
 
 
-@pytest.mark.parametrize("verb", [("run",), ("status",), ("tokens", "--population", "wrists")])
+@pytest.mark.parametrize(
+    "verb",
+    [("run",), *(pytest.param(v, marks=pytest.mark.slow) for v in (("status",), ("tokens", "--population", "wrists")))],
+)
 def test_a_store_that_cannot_be_used_is_told_in_a_line(verb: tuple[str, ...], running: Running, tmp_path: Path) -> None:
     folder = shutil.copytree(running.folder, tmp_path / "copy")
     (folder / "helper.db").write_bytes(b"no database" * 100)
@@ -309,7 +312,10 @@ def test_a_helpers_rule_of_another_kind_is_refused(line: str, tmp_path: Path) ->
         HelperFolder(tmp_path).settings()
 
 
-@pytest.mark.parametrize("line", ["leader = 5", "unknown = 1", "leader = 'abc'", "["])
+@pytest.mark.parametrize(
+    "line",
+    ["leader = 5", "[", *(pytest.param(other, marks=pytest.mark.slow) for other in ("unknown = 1", "leader = 'abc'"))],
+)
 def test_a_broken_config_file_is_refused(line: str, running: Running, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     folder.mkdir()

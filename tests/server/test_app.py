@@ -290,7 +290,7 @@ async def test_a_program_that_was_told_to_outlive_its_terminal_does() -> None:
         signal.signal(signal.SIGHUP, handler)
 
 
-@pytest.mark.parametrize("since", ["before", "meanwhile"])
+@pytest.mark.parametrize("since", [pytest.param("before", marks=pytest.mark.slow), "meanwhile"])
 def test_a_folder_that_takes_no_files_any_more_keeps_no_coordinator_from_an_orderly_end(
     tmp_path: Path, since: str
 ) -> None:
@@ -312,6 +312,7 @@ def test_a_folder_that_takes_no_files_any_more_keeps_no_coordinator_from_an_orde
     assert ("can't use" in words) == (since == "before")
 
 
+@pytest.mark.slow  # the second waits for five seconds
 def test_two_folders_on_one_postgresql_are_one_too_many_until_the_first_is_killed(
     tmp_path: Path, postgresql: str
 ) -> None:

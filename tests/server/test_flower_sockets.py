@@ -64,6 +64,7 @@ async def work(devices: list[Device], until: Path, coordinator: asyncio.subproce
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow  # test_flower_live does it without sockets
 @pytest.mark.usefixtures("quick_disk")
 async def test_an_operator_runs_a_server_app_over_enrolled_devices(tmp_path: Path) -> None:
     state, task = tmp_path / "state", driven(goal=3)

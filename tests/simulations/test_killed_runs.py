@@ -81,6 +81,7 @@ def test_a_fleet_is_played_again_bit_for_bit_and_leaves_nothing_in_memory(tmp_pa
     assert not left.exists() and not scratch.exists()
 
 
+@pytest.mark.slow
 def test_beginning_anew_after_a_kill_leaves_nothing_in_memory_either(tmp_path: Path) -> None:
     scratch = tmp_path / "killed/state/scratch"
     kill_when_there(scratch, tmp_path / "killed", *FLEET)

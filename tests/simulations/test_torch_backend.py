@@ -72,7 +72,12 @@ def deltas(backend: Backend, bundle: Bundle, plan: Plan = PLAN, start: Start | N
     return found
 
 
-@pytest.mark.parametrize("name", SPECS)
+QUICK = ("momentum", "dropout", "clipped by example")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SPECS]
+)
 def test_torch_trains_as_the_resident_session_does(tmp_path: Path, name: str) -> None:
     spec = SPECS[name]
     compiled = compile_model(spec, tmp_path / "compiled").bundle
