@@ -63,7 +63,9 @@ def propose(
         CohortTooSmall: a cohort that hides nothing.
         BadInput: a metric with a name that is taken.
     """
-    _require_clip(clip)
+    if size:
+        _require_clip(clip)
+    clip = clip or 1.0  # an evaluation has no delta, and any clip does
     settings, key, plan = task.privacy, held.key, task.plan_for(held.key.kind)
     not_before, not_after = validity_of(held)
     bits = _ring_bits(settings, size)

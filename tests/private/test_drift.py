@@ -26,7 +26,7 @@ async def test_drift_is_told_from_noisy_sums_that_no_device_can_be_told_from(tmp
     devices = world.enrol_private("a", "b", "c", "d")
     noisy = PrivacySettings(noise_multiplier=0.02, metric_bound=400.0)
     chosen = PRIVATE | {
-        "plan": Plan(kind=Kind.EVALUATE, clip_norm=1.0, max_weight=64.0),
+        "plan": Plan(kind=Kind.EVALUATE, max_weight=64.0),
         "rounds": 12,
         "privacy": noisy,
     }
