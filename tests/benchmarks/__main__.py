@@ -23,6 +23,7 @@ NAMES = (
     "learning",
     "releases",
     "deltas",
+    "drift",
 )
 BY_NAME_ONLY = ("fleet", "mixed", "private_learning", "runtime", "simulation")
 """These take many minutes, or install other frameworks into environments of their own."""
