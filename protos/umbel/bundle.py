@@ -12,14 +12,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from umbel.digests import digest_of, digest_of_file
 from umbel.errors import BadInput, BundleInvalid, DigestMismatch, MalformedMessage
-from umbel.golden import GoldenExamples
 from umbel.holding import alone_in
 from umbel.manifest import GOLDEN_FILE, MAX_MANIFEST_BYTES, QUANTISED, WEIGHTS_FILE, FileRef, Manifest
-from umbel.weights import Weights, require_shapes
+
+if TYPE_CHECKING:  # numpy comes with them, which most commands of `umbel` need not
+    from umbel.golden import GoldenExamples
+    from umbel.weights import Weights
 
 MANIFEST_FILE: Final = "manifest.json"
 
@@ -81,11 +83,15 @@ class Bundle:
         """
         for name, path in self.paths.items():
             _verify_file(name, path, self.manifest.files[name])
+        from umbel.weights import require_shapes
+
         require_shapes(self.weights().shapes, self.manifest.weight_shapes)
         self.golden()
 
     def weights(self) -> Weights:
         """Read the weights: what is shared, and what is frozen."""
+        from umbel.weights import Weights
+
         return Weights.of_file(self.paths[WEIGHTS_FILE])
 
     def shared_weights(self) -> Weights:
@@ -94,6 +100,8 @@ class Bundle:
 
     def golden(self) -> GoldenExamples:
         """Read the golden examples."""
+        from umbel.golden import GoldenExamples
+
         return GoldenExamples.from_bytes(self.paths[GOLDEN_FILE].read_bytes())
 
     def quantised(self, runtime: str) -> Bundle:

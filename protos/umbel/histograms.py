@@ -13,13 +13,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Final
 
 from umbel.errors import BundleInvalid
 from umbel.fields import is_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _BIN: Final = re.compile(r"(.*)\[\d+\]", re.DOTALL)
 
@@ -51,6 +52,8 @@ class Histogram:
 
     def counts(self, metrics: Mapping[str, float]) -> NDArray[np.float64]:
         """How many examples lie in each bin, of these metrics; 0 where one is missing. [bins]"""
+        import numpy as np  # here, so that `umbel`, which shows metrics, starts without it
+
         return np.array([metrics.get(one, 0.0) for one in self.bins])
 
 
