@@ -47,6 +47,7 @@ from umbel_server.keyring import Keyring
 from umbel_server.repository import Repository
 from umbel_server.rollout_spec import Audience, RolloutSpec, Wave
 from umbel_server.signing import ReleaseSigner
+from umbel_server.steering import LEASE_SECONDS
 from umbel_server.store import Store
 from umbel_server.surroundings import Surroundings
 from umbel_server.tables import DEVICES
@@ -203,8 +204,9 @@ class Fleet:
 
     def copied(self, folder: Path) -> Fleet:
         """The whole fleet as it lies on its disks now, once more; its devices aren't started before `reopen`."""
-        shutil.copytree(self.folder, folder)
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
         other = copy.copy(self)
+        other._steps = copy.copy(self._steps)
         other.folder, other.clock = folder, SetClock(self.clock.instant)
         other.url = f"sqlite:///{folder / 'umbel.db'}"
         other.devices = list(self.devices)
@@ -289,9 +291,22 @@ class Fleet:
         return self.devices[index].id
 
 
+BEGINNINGS: dict[int, Fleet] = {}
+"""Fleets by their size, each as its devices have got a first release."""
+
+
 async def fleet_of(folder: Path, devices: int) -> Fleet:
-    """A fleet whose devices have a first release, on the stable channel."""
-    fleet = Fleet(folder, devices)
-    fleet.verbs.publish(MODEL, fleet.good_version(), "stable", AUTHOR)
-    await fleet.visits()
+    """A fleet whose devices have a first release, on the stable channel: a copy of one that this process made once.
+
+    That one lies beside the folder, which is a test's own.
+    """
+    if devices not in BEGINNINGS:
+        beginning = Fleet(folder.with_name(f"fleet-of-{devices}"), devices)
+        beginning.verbs.publish(MODEL, beginning.good_version(), "stable", AUTHOR)
+        await beginning.visits()
+        BEGINNINGS[devices] = beginning
+    fleet = BEGINNINGS[devices].copied(folder)
+    fleet.clock.instant += LEASE_SECONDS  # that one's controller steers no more
+    for index in range(devices):
+        fleet.reopen(index)
     return fleet
