@@ -77,7 +77,16 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> GraphCache:
     return GraphCache(folder / "cache")
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+RARER = ("what the optimiser multiplies gradients by", "the name of an input", "the name of an output", "a metric")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(change, id=name, marks=[pytest.mark.slow] if name in RARER else [])
+        for name, change in CHANGES.items()
+    ],
+)
 def test_a_model_that_changed_in_anything_gets_graphs_of_its_own(
     change: Callable[[ModelSpec], ModelSpec], filled: GraphCache, tmp_path: Path
 ) -> None:

@@ -68,7 +68,12 @@ def operators(bundle: Bundle, signature: str) -> Counter[str]:
     return Counter(codes[operator.opcodeIndex] for graph in model.subgraphs for operator in graph.operators)
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+QUICK = ("uneven", "steps and gaps", "in time", "transposed")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONVOLUTIONS]
+)
 def test_a_convolution_trains_as_in_torch_however_its_kernel_moves(name: str, tmp_path: Path) -> None:
     shape, build = CONVOLUTIONS[name]
     # A layer before it, so that there is a gradient with respect to its input too.

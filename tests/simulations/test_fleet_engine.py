@@ -118,6 +118,7 @@ def test_what_devices_did_for_rounds_that_came_to_nothing_was_wasted(tiny_bundle
     assert [hour.available for hour in found.hourly] == [2], "the second hour never began"
 
 
+@pytest.mark.slow
 def test_who_was_taken_away_at_work_has_wasted_it_though_it_could_not_tell_yet(
     tiny_bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -66,6 +66,7 @@ def test_a_coordinator_that_dies_as_a_rollout_begins_comes_back_and_goes_on(
     assert len(first.events) == len({event.what.partition(":")[0] for event in first.events}), "each stage is told once"
 
 
+@pytest.mark.slow
 def test_who_has_a_release_has_reached_it_though_nobody_could_be_told(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """The fleet is cut off right after it was offered the release: the books know less than the devices."""
     rollout = RolloutPlan(0.3, waves=(WaveStep(100.0, soak_hours=5.0),), gate=fleets.GATE)
