@@ -193,6 +193,10 @@ def test_a_histogram_that_could_not_tell_anything_is_refused(what: str) -> None:
 
 REFUSED_SPECS: dict[str, tuple[dict[str, Any], str]] = {
     "a number of the whole batch": ({"a": Counting(lambda x, a, y: x["x"].mean(), (0.0,))}, "for each example"),
+    "a number for each channel of each example": (
+        {"a": Counting(lambda x, a, y: x["x"].flatten(0, 1), (0.0,))},
+        r"shape \[24, 5\]",
+    ),
     "a number that hangs on the others": (
         {"a": Counting(lambda x, a, y: x["x"].flatten(1).sum(1) + x["x"].sum(), (0.0,))},
         "hangs on the others",
