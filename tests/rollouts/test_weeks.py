@@ -86,7 +86,6 @@ async def test_a_listing_that_is_behind_is_no_releases_fault(tmp_path: Path) -> 
     assert fleet.releases() == [number]
 
 
-@pytest.mark.slow
 async def test_hundreds_of_releases_leave_a_listing_that_devices_still_take(tmp_path: Path) -> None:
     """Each accepted round makes a release; a device reads the whole list for each, and refuses one above 2 MB."""
     fleet = Fleet(tmp_path, devices=2)
