@@ -110,8 +110,16 @@ def feature(name: str, place: int, edges: Sequence[float]) -> Counting:
 
 
 def label(name: str, classes: int) -> Counting:
-    """How often each class is the target `name`, of [N] or, for sequences, [N, T]."""
-    return Counting(lambda inputs, answers, targets: targets[name], _between(classes))
+    """How often each class is the target `name`, of [N] or, for sequences, [N, T].
+
+    What lies below 0 marks that there is nothing to learn (torch's `ignore_index`), and no class.
+    """
+
+    def classes_of(inputs: Named, answers: Named, targets: Named) -> Tensor:
+        target = targets[name].to(torch.float32)
+        return torch.where(target < 0, math.nan, target)
+
+    return Counting(classes_of, _between(classes))
 
 
 def predicted(name: str, classes: int) -> Counting:
