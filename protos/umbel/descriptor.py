@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +19,7 @@ from umbel import fields
 from umbel.digests import Digest, digest_of, parse_digest
 from umbel.discrete_gaussian import MAX_VARIANCE
 from umbel.errors import CohortTooSmall, MalformedMessage, OutOfBounds, RoundClosed, WrongState
-from umbel.histograms import counted_in
+from umbel.histograms import counted_in, is_bin
 from umbel.messages import parse, plan_to_message
 from umbel.plan import Kind, Plan
 from umbel.release import key_id_of
@@ -264,12 +264,15 @@ def sensitivity(descriptor: RoundDescriptor) -> float:
     return rounded_norm_bound(descriptor.clip_norm * descriptor.max_weight, descriptor.scale, numbers)
 
 
-def together(lanes: Iterable[Lane]) -> list[list[Lane]]:
+def together(lanes: Sequence[Lane]) -> list[list[Lane]]:
     """Lanes by what one device can move: the bins of a histogram are one, as an example lies in one of them."""
-    found: dict[str, list[Lane]] = {}
+    # Bins of "loss" have nothing to do with the loss, nor those of "within_clip" with the votes.
+    alone = [[lane] for lane in lanes if not is_bin(lane.name)]
+    histograms: dict[str | None, list[Lane]] = {}
     for lane in lanes:
-        found.setdefault(counted_in(lane.name), []).append(lane)
-    return list(found.values())
+        if is_bin(lane.name):
+            histograms.setdefault(counted_in(lane.name), []).append(lane)
+    return [*alone, *histograms.values()]
 
 
 def bound_of(lanes: Iterable[Lane]) -> float:

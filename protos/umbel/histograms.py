@@ -59,13 +59,13 @@ class Histogram:
 
 def is_bin(metric: str) -> bool:
     """Whether a metric is a histogram's, by its name."""
-    return _BIN.fullmatch(metric) is not None
+    return counted_in(metric) is not None
 
 
-def counted_in(metric: str) -> str:
-    """The histogram that a bin is of; of any other metric, its own name."""
+def counted_in(metric: str) -> str | None:
+    """The histogram that a bin is of, by its name; None for other metrics."""
     found = _BIN.fullmatch(metric)
-    return found[1] if found else metric
+    return found[1] if found else None
 
 
 def without_bins(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.private.parties import Party, delta
+from umbel.clip_vote import VOTE, WITHIN_CLIP
 from umbel.descriptor import Lane, RoundDescriptor, noise_multiplier
 from umbel.errors import NotFinite
+from umbel.plan import Kind
 from umbel.ring import LANE_FRACTION_BITS
 from umbel.secure_sum import encode_update
 from umbel_server.privacy import with_noise
@@ -82,6 +84,25 @@ def test_the_bin_with_the_least_noise_and_the_one_with_the_largest_bound_say_wha
     assert noise_multiplier(replace(noisy, lanes=(*others, replace(last, noise_variance=0)))) == 0.0
     wide = replace(noisy, lanes=(*others, replace(last, bound=last.bound * 100)))
     assert noise_multiplier(wide) < 0.1
+
+
+def test_a_histogram_named_like_a_metric_leaves_that_alone() -> None:
+    lanes = tuple(Lane(name, 50.0) for name in ("loss", "loss[0]", "loss[1]"))
+    descriptor = Party().describe(size=100, max_weight=1, lanes=lanes)
+    metrics = {"loss": -40.0, "loss[0]": 30.0, "loss[1]": 20.0}
+    clear = encode_update(descriptor, delta(1, 100), 1, metrics, np.random.default_rng(1))
+    assert (clear.lanes[1:].astype(np.int64) / UNIT).tolist() == [-40.0, 30.0, 20.0]
+
+
+def test_votes_that_a_leader_calls_like_a_histogram_are_paid_for_beside_it() -> None:
+    """A vote is cast whatever the bins hold, so one noise for both would hide less than is said."""
+    alone = with_noise(describe(bound=VOTE, others=()), 2.0).lanes
+    votes = replace(alone[0], name=WITHIN_CLIP)
+    named = tuple(replace(lane, name=f"{WITHIN_CLIP}[{place}]") for place, lane in enumerate(alone))
+    bare = describe(others=())
+    both = replace(bare, size=0, sent=0, kind=Kind.EVALUATE, lanes=(votes, *named))
+    either = replace(both, lanes=named)
+    assert noise_multiplier(both) == pytest.approx(noise_multiplier(either) / math.sqrt(2))
 
 
 def test_what_is_summed_in_secret_is_what_devices_counted() -> None:
