@@ -127,7 +127,8 @@ def test_scaffold_corrects_weights_and_leaves_statistics_alone_whatever_trains(t
             for number in (1, 2, 3):
                 weights = scaffold.step(number, weights).weights
         ended.append(weights.to_vector())
-    np.testing.assert_allclose(ended[1], ended[0], atol=1e-5)
+    # A batch of one has no variance, and its norm makes 300 times as much of each rounding.
+    np.testing.assert_allclose(ended[1], ended[0], atol=3e-4)
 
 
 class Nested(nn.Module):
