@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
@@ -11,10 +11,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel.errors import NotFinite
+from umbel.manifest import Manifest
 from umbel.update import Metrics
 from umbel.weights import Weights
 from umbel_client.examples import Examples
-from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS, Job
+from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS, Gathering, Job
 
 Vector = NDArray[np.float32]
 """Shared weights, or what they moved, in one array as `Weights.to_vector` orders them."""
@@ -64,6 +66,11 @@ class Share:
         weight = min(float(min(len(ends) * plan.batch_size, count)), plan.max_weight)
         return cls(job, examples, weight, rows[:last], begins, ends)
 
+    def gathered(self, manifest: Manifest) -> NDArray[np.float32]:
+        """[steps] Over how many batches each step gathers gradients: fewer where batches don't divide evenly."""
+        gathering = Gathering(self.job, manifest, self.examples.count)
+        return np.repeat(np.array([gathering.each, gathering.left], np.float32), [gathering.last, gathering.left])
+
 
 @dataclass(frozen=True, slots=True)
 class Count:
@@ -79,8 +86,17 @@ class Count:
         return {TRAIN_LOSS: self.loss, TRAIN_EXAMPLES: float(self.examples)}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """What one client's training came to."""
+
+    delta: Vector
+    """New minus old."""
+    count: Count
+
+
 class Worker(Protocol):
-    """Trains clients one after the other, in one thread."""
+    """Trains clients in one thread."""
 
     def train(self, shares: Sequence[Share], start: Start, *, weighed: bool = True) -> tuple[Vector, list[Count]]:
         """Train each of some clients from `start`, and add up how far they moved.
@@ -99,9 +115,30 @@ class Worker(Protocol):
             RuntimeFailure: the runtime gave up.
         """
 
+    def train_each(self, shares: Sequence[Share], start: Start) -> Iterable[Trained | None]:
+        """Train each of some clients from `start`; None for one whose training went to NaN or infinity.
+
+        Raises:
+            InputMismatch, RuntimeFailure: as `train`.
+        """
+
+
+def one_by_one(worker: Worker, shares: Sequence[Share], start: Start) -> Iterator[Trained | None]:
+    """`train_each` of a worker that trains one client after the other."""
+    for share in shares:
+        try:
+            delta, (count,) = worker.train([share], start, weighed=False)
+        except NotFinite:
+            yield None
+        else:
+            yield Trained(delta, count)
+
 
 class Backend(Protocol):
     """Whatever can train and judge a model on many clients at a time."""
+
+    together: int
+    """How many clients a worker trains abreast, at most; 1 for one after the other."""
 
     def worker(self) -> Worker:
         """A worker for one thread."""

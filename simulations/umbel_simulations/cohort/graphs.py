@@ -125,13 +125,13 @@ def state_of(manifest: Manifest, moving: Collection[str] | None) -> tuple[str, .
         unknown = sorted(set(moving) - set(trainable))
         if unknown or not moving:
             raise BadInput(f"{manifest.model!r} has no trainable weights {unknown}; choose some of {trainable}")
-        owners = {slot: _owner(slot, trainable) for slot in slots}
+        owners = {slot: owner_of(slot, trainable) for slot in slots}
         trainable = [name for name in trainable if name in moving]
         slots = [slot for slot in slots if owners[slot] in (None, *trainable)]
     return (*trainable, *(spec.name for spec in manifest.buffers), *slots)
 
 
-def _owner(slot: str, trainable: Sequence[str]) -> str | None:
+def owner_of(slot: str, trainable: Sequence[str]) -> str | None:
     """The weight that a slot is kept for; None where it is one for all. The longest, of names that end alike."""
     return max((name for name in trainable if slot.endswith(name.removeprefix("p"))), key=len, default=None)
 
@@ -184,8 +184,8 @@ def _step(train: GraphProto, state: Sequence[str], batched: Sequence[str], drift
     inputs = [_value(given[name], name + _INSIDE) for name in state]
     inputs += [_info(_BEGIN, INT64, [1]), _info(_END, INT64, [1])]
     inputs += [given[ACCUMULATE]] if ACCUMULATE in given else []
-    needed = _needed(nodes, [*(end.name for end in ends), "loss"])
-    return helper.make_graph(needed, "step", inputs, [*ends, made["loss"]])
+    nodes = needed(nodes, [*(end.name for end in ends), "loss"])
+    return helper.make_graph(nodes, "step", inputs, [*ends, made["loss"]])
 
 
 def _renamed(node: NodeProto, names: Collection[str]) -> NodeProto:
@@ -212,12 +212,12 @@ def _made_in(graph: GraphProto) -> set[str]:
     return made | {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
 
 
-def _needs(node: NodeProto) -> list[str]:
+def needs(node: NodeProto) -> list[str]:
     """What a node takes, and what the graphs within it capture."""
     captured = [
         name
         for graph in _within(node)
-        for name in dict.fromkeys(need for one in graph.node for need in _needs(one))
+        for name in dict.fromkeys(need for one in graph.node for need in needs(one))
         if name not in _made_in(graph)
     ]
     return [*node.input, *captured]
@@ -237,7 +237,7 @@ def _info(name: str, kind: int, shape: Sequence[int] | None = None) -> ValueInfo
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def _needed(nodes: list[NodeProto], ends: list[str]) -> list[NodeProto]:
+def needed(nodes: list[NodeProto], ends: list[str]) -> list[NodeProto]:
     """Only the nodes that the ends hang on, each after what it needs."""
     makers = {name: node for node in nodes for name in node.output}
     ordered: list[NodeProto] = []
@@ -254,5 +254,5 @@ def _needed(nodes: list[NodeProto], ends: list[str]) -> list[NodeProto]:
             done.update(node.output)
         else:
             stack.append((name, True))
-            stack.extend((need, False) for need in reversed(_needs(node)) if need not in done)
+            stack.extend((need, False) for need in reversed(needs(node)) if need not in done)
     return ordered

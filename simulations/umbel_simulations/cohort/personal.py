@@ -7,20 +7,21 @@ begin when the global model is done; FedPer keeps heads apart from the first rou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from umbel.bundle import Bundle
-from umbel.errors import BadInput, NotFinite
+from umbel.errors import BadInput
 from umbel.update import Metrics
 from umbel.weights import Weights
 from umbel_client.trainer import Job
 from umbel_simulations.cohort.algorithm import Stage
 from umbel_simulations.cohort.clients import Backend, Share, Start, Worker
 from umbel_simulations.cohort.pool import Pool
+from umbel_simulations.cohort.rounds import in_parts
 from umbel_simulations.data import ClientData
 
 _HEAD: Final = "p_head."
@@ -65,17 +66,17 @@ def personalise(stage: Stage, weights: Weights, make: Callable[..., Backend], wo
     backend, start = make(stage.setting, moving=moving), Start(weights)
     found: list[Metrics] = []
 
-    def work(worker: Worker, client: ClientData) -> Metrics:
-        share = Share.of(Job(plan, stage.task.name, _ROUND, client.name), client.training)
-        try:
-            own = start.vector + worker.train([share], start, weighed=False)[0]
-        except NotFinite:
-            own = start.vector
-        if algorithm.personalisation == "interpolate":
-            own = (own + start.vector) / np.float32(2)
-        return backend.evaluate(Weights.from_vector(own, weights.shapes), client.held_back)
+    def work(worker: Worker, clients: Sequence[ClientData]) -> list[Metrics]:
+        shares = [Share.of(Job(plan, stage.task.name, _ROUND, client.name), client.training) for client in clients]
+        judged = []
+        for client, trained in zip(clients, worker.train_each(shares, start), strict=True):
+            own = start.vector if trained is None else start.vector + trained.delta
+            if algorithm.personalisation == "interpolate":
+                own = (own + start.vector) / np.float32(2)
+            judged.append(backend.evaluate(Weights.from_vector(own, weights.shapes), client.held_back))
+        return judged
 
     with Pool(backend, workers) as pool:
         judged = [client for client in stage.clients if client.held_back.count]
-        pool.each(judged, work, lambda _client, metrics: found.append(metrics))
+        pool.each(in_parts(judged, pool.together), work, lambda _clients, metrics: found.extend(metrics))
     return found

@@ -1,7 +1,7 @@
-"""A cohort trained by a pool of workers, and summed up in its own order.
+"""A cohort trained by a pool of workers, and summed up in one order.
 
 Floating-point addition isn't associative, so the order of a sum is part of its result. Whichever worker is ready
-first, updates are added in the order of the cohort; the same sum comes out of any number of workers, to the bit.
+first, updates are added in the order of their items; the same sum comes out of any number of workers, to the bit.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Pool:
     def __init__(self, backend: Backend, workers: int) -> None:
         if workers < 1:
             raise OutOfBounds(f"workers is {workers}; it must be at least 1")
+        self.together = backend.together
         self._workers = [backend.worker() for _ in range(workers)]
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="umbel-cohort")
 

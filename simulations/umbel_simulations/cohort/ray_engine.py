@@ -1,7 +1,8 @@
 """The ray engine: the cohort engine's rounds, trained by Flower's simulation runtime on Ray's actors.
 
-For many machines or GPUs. Cohorts, examples, chances and sums are those of the cohort engine, so the outcome is the
-same; only who trains differs. On one machine the cohort engine is much faster: nothing is pickled there.
+For many machines or GPUs. Cohorts, examples and chances are those of the cohort engine; only who trains differs. The
+outcome is the same, up to rounding where that engine trains clients abreast. On one machine it is much faster: nothing
+is pickled there.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ all, two workers spend a quarter of their time at the lock of its arena.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import onnxruntime as ort
@@ -34,11 +33,13 @@ from umbel.runtime.signature import (
 from umbel.update import Metrics
 from umbel.weights import Shapes, Weights
 from umbel_client.examples import Examples
-from umbel_client.trainer import Gathering, evaluate
+from umbel_client.trainer import evaluate
 from umbel_simulations.cohort import graphs
-from umbel_simulations.cohort.clients import Count, Share, Start, Vector
-
-Array = NDArray[Any]
+from umbel_simulations.cohort.abreast import TOGETHER, AbreastWorker
+from umbel_simulations.cohort.binding import Array, Binding, session_of
+from umbel_simulations.cohort.clients import Count, Share, Start, Trained, Vector, Worker, one_by_one
+from umbel_simulations.cohort.dual_layer import Products
+from umbel_simulations.cohort.step_graph import steps_of
 
 
 class OnnxBackend:
@@ -47,40 +48,42 @@ class OnnxBackend:
     Args:
         bundle: where graphs and frozen weights come from.
         moving: the trainable weights that move; all of them unless given.
-        with_drift: whether each `Start` has a drift.
+        with_drift: whether each `Start` has a drift: such clients are trained one after the other.
+        abreast: whether workers train many clients at a time, if the model has a form for that.
 
     Raises:
         BundleInvalid, BadInput: see `over_steps`.
     """
 
-    def __init__(self, bundle: Bundle, *, moving: Collection[str] | None = None, with_drift: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        moving: Collection[str] | None = None,
+        with_drift: bool = False,
+        abreast: bool = True,
+    ) -> None:
         self.bundle = bundle
         self.graph = graphs.over_steps(bundle, moving=moving, with_drift=with_drift)
+        self._forms = steps_of(bundle, moving) if abreast and not with_drift else []
+        self._products = Products()
+        self.together = TOGETHER if self._forms else 1
         self.what = f"the training graph of {bundle.manifest.model!r}"
         # Kept, as sessions only borrow them.
         self._frozen = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in frozen_weights(bundle).items()}
         self._judge = OnnxRuntime()
 
-    def worker(self) -> OnnxWorker:
+    def worker(self) -> Worker:
         """A worker for one thread; raises `RuntimeFailure` if ONNX Runtime can't load the graph."""
         with failures_of(self.what):
-            options = _options()
-            options.add_external_initializers(list(self._frozen), list(self._frozen.values()))
-            session = ort.InferenceSession(self.graph.model, options, providers=["CPUExecutionProvider"])
-        return OnnxWorker(self, session)
+            worker: Worker = OnnxWorker(self, session_of(self.graph.model, self._frozen))
+            for form in reversed(self._forms):
+                worker = AbreastWorker(self.bundle, form, self._frozen, self._products, worker)
+            return worker
 
     def evaluate(self, weights: Weights, examples: Examples) -> Metrics:
         """Metric sums over examples; see `Backend`."""
         return evaluate(self.bundle, weights, examples, self._judge)
-
-
-def _options() -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    # Unlike on a phone, memory is there to be kept.
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = True
-    return options
 
 
 class OnnxWorker:
@@ -114,9 +117,13 @@ class OnnxWorker:
             raise NotFinite("a loss or a weight went to NaN or infinity; lower the learning rate")
         return total, counts
 
-    def _binding(self, so_far: Vector, total: Vector) -> _Binding:
+    def train_each(self, shares: Sequence[Share], start: Start) -> Iterable[Trained | None]:
+        """Train each of some clients from `start`; see `Worker`."""
+        return one_by_one(self, shares, start)
+
+    def _binding(self, so_far: Vector, total: Vector) -> Binding:
         """A binding that adds to one sum and writes another."""
-        binding, shapes = _Binding(self._session), self._manifest.shared_shapes
+        binding, shapes = Binding(self._session), self._manifest.shared_shapes
         before, after = _views(so_far, shapes), _views(total, shapes)
         for name in self._graph.summed:
             binding.input(graphs.SO_FAR_PREFIX + name, before[name])
@@ -137,7 +144,7 @@ class OnnxWorker:
                 binding.input(name, given[name])
         self._begun = start, plan
 
-    def _run(self, binding: _Binding, share: Share) -> None:
+    def _run(self, binding: Binding, share: Share) -> None:
         """Train one client; its examples are read where they stand."""
         inputs, targets = share.examples.inputs, share.examples.targets
         check_batch(*self._checks, inputs, targets)
@@ -150,14 +157,9 @@ class OnnxWorker:
             # Bound once; each client draws its own dropout.
             self._seed[()] = share.job.hyperparameters(self._manifest)[SEED]
         if self._graph.gathers:
-            binding.input(graphs.EACH_ACCUMULATE, self._gathered(share))
+            binding.input(graphs.EACH_ACCUMULATE, share.gathered(self._manifest))
         with failures_of(f"{self._what}, for {share.job.device}"):
             self._session.run_with_iobinding(binding.native)
-
-    def _gathered(self, share: Share) -> NDArray[np.float32]:
-        """Over how many batches each step gathers gradients: fewer where a client's batches don't divide evenly."""
-        gathering = Gathering(share.job, self._manifest, share.examples.count)
-        return np.repeat(np.array([gathering.each, gathering.left], np.float32), [gathering.last, gathering.left])
 
 
 def _views(vector: NDArray[np.float32], shapes: Shapes) -> dict[str, Array]:
@@ -168,22 +170,3 @@ def _views(vector: NDArray[np.float32], shapes: Shapes) -> dict[str, Array]:
         views[name] = vector[start : start + size].reshape(shapes[name])
         start += size
     return views
-
-
-class _Binding:
-    """Where a run reads and writes; kept alive here, as ONNX Runtime only borrows it."""
-
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self.native = session.io_binding()
-        self._bound: dict[str, Array] = {}
-
-    def input(self, name: str, array: Array) -> None:
-        """Read from this array, unless that is so already."""
-        if self._bound.get(name) is not array:
-            self.native.bind_cpu_input(name, array)
-            self._bound[name] = array
-
-    def output(self, name: str, array: Array) -> None:
-        """Write into this array."""
-        self.native.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
-        self._bound[name] = array

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from umbel.weights import Weights
 from umbel_client.examples import Examples
 from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS, Job, newest
 from umbel_server.aggregation import Collected, Presummed, Singles
-from umbel_simulations.cohort.clients import Backend, Count, Share, Start, Vector, Worker, clipped
+from umbel_simulations.cohort.clients import Backend, Count, Share, Start, Trained, Vector, Worker, clipped
 from umbel_simulations.cohort.pool import Pool
 from umbel_simulations.data import ClientData
 
@@ -30,6 +31,9 @@ _TOGETHER = 16
 """Clients that are added up by themselves, at most."""
 _PARTS = 12
 """How many parts there would be at least, were all as long as the first."""
+_ALIKE = 4
+"""How many parts there are at least where clients train abreast, unless they would be fewer than these in each."""
+_FEW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Cohort:
     """Clients whose training went to NaN or infinity, and who therefore report nothing."""
 
     def take(self, report: Report | None) -> None:
-        """Add one client's report, the next in the cohort's order; None if it has none."""
+        """Add one client's report, the next in an order that hangs on the cohort alone; None if it has none."""
         if report is None:
             self.silent += 1
             return
@@ -158,10 +162,13 @@ def train(pool: Pool, cohort: Sequence[ClientData], call: Call, start: Start, *,
     """
     collected = Cohort(start, wants_singles)
     # All at once: between two runs, when the code that draws orders has fallen out of the processor's caches, each
-    # takes three times as long.
+    # takes three times as long; and no worker waits for another one that draws.
     shares = [call.share(client) for client in cohort]
+    if pool.together > 1:
+        # Those with batches of the same size left over are in one part, and take these together.
+        shares.sort(key=lambda share: share.examples.count % call.plan.batch_size)
     pool.each(
-        in_parts(shares),
+        in_parts(shares, pool.together),
         lambda worker, part: part_of(worker, part, start, wants_singles=wants_singles),
         lambda _shares, part: collected.take_part(part),
     )
@@ -169,7 +176,10 @@ def train(pool: Pool, cohort: Sequence[ClientData], call: Call, start: Start, *,
 
 
 def added_up(reports: Sequence[Report | None], start: Start, *, wants_singles: bool = False) -> Cohort:
-    """A cohort of clients that somebody else has trained: the same sum, to the bit, as `train` comes to."""
+    """A cohort of clients that somebody else has trained: the same sum as `train` comes to, up to rounding.
+
+    To the bit, where `train` doesn't train clients abreast.
+    """
     collected = Cohort(start, wants_singles)
     for some in in_parts(reports):
         part = Cohort(start, wants_singles)
@@ -179,40 +189,47 @@ def added_up(reports: Sequence[Report | None], start: Start, *, wants_singles: b
     return collected
 
 
-def in_parts(clients: Sequence[T]) -> list[Sequence[T]]:
+def in_parts(clients: Sequence[T], together: int = 1) -> list[Sequence[T]]:
     """A cohort cut into runs that are added up by themselves: longer ones first, so that workers end together.
 
-    How many workers there are has no say, so sums come out the same for any number of them.
+    How many workers there are has no say, so sums come out the same for any number of them. Where workers train clients
+    abreast, runs are alike and as long as they should be, as one of many clients takes little longer than one of few.
     """
-    parts, at = [], 0
+    if together > 1:
+        parts = max(math.ceil(len(clients) / together), min(_ALIKE, len(clients) // _FEW), 1)
+        bounds = [len(clients) * part // parts for part in range(parts + 1)]
+        return [clients[at:until] for at, until in pairwise(bounds) if at < until]
+    runs, at = [], 0
     while at < len(clients):
         until = at + min(_TOGETHER, math.ceil((len(clients) - at) / _PARTS))
-        parts.append(clients[at:until])
+        runs.append(clients[at:until])
         at = until
-    return parts
+    return runs
 
 
 def part_of(worker: Worker, shares: Sequence[Share], start: Start, *, wants_singles: bool = False) -> Cohort:
-    """What some clients come to; trained one by one if one has to be clipped or told apart, or went to NaN."""
+    """What some clients come to; told apart if one has to be clipped or kept by itself, or went to NaN."""
     part = Cohort(start, wants_singles)
     if not wants_singles and not shares[0].job.plan.clip_norm:
         with suppress(NotFinite):
             part.take_sum(*worker.train(shares, start), shares)
             return part
-    for share in shares:
-        part.take(report_of(worker, share, start))
+    for share, trained in zip(shares, worker.train_each(shares, start), strict=True):
+        part.take(_report(share, trained))
     return part
 
 
 def report_of(worker: Worker, share: Share, start: Start) -> Report | None:
     """What one client reports; None if its training went to NaN or infinity."""
-    try:
-        delta, (count,) = worker.train([share], start, weighed=False)
-    except NotFinite:
+    (trained,) = worker.train_each([share], start)
+    return _report(share, trained)
+
+
+def _report(share: Share, trained: Trained | None) -> Report | None:
+    if trained is None:
         return None
-    if share.job.plan.clip_norm:
-        delta = clipped(delta, share.job.plan.clip_norm)
-    return Report(delta, share.weight, count)
+    norm = share.job.plan.clip_norm
+    return Report(clipped(trained.delta, norm) if norm else trained.delta, share.weight, trained.count)
 
 
 def evaluate(pool: Pool, backend: Backend, weights: Weights, examples: Examples) -> Metrics:

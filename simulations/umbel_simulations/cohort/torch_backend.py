@@ -7,7 +7,7 @@ Python runs every step, and torch every operator.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from umbel.update import Metrics
 from umbel.weights import Weights
 from umbel_client import trainer
 from umbel_client.examples import Examples
-from umbel_simulations.cohort.clients import Count, Share, Start, Vector
+from umbel_simulations.cohort.clients import Count, Share, Start, Trained, Vector, one_by_one
 from umbel_simulations.cohort.graphs import require_no_memory, state_of
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class TorchBackend:
     Raises:
         BadInput: `moving` names no weight of the model, or the optimiser has a memory that a drift would bypass.
     """
+
+    together = 1
 
     def __init__(
         self, bundle: Bundle, spec: ModelSpec, *, moving: Collection[str] | None = None, with_drift: bool = False
@@ -87,6 +89,10 @@ class TorchWorker:
         if not np.isfinite(total).all():
             raise NotFinite("a weight went to NaN or infinity; lower the learning rate")
         return total, counts
+
+    def train_each(self, shares: Sequence[Share], start: Start) -> Iterable[Trained | None]:
+        """Train each of some clients from `start`; see `Worker`."""
+        return one_by_one(self, shares, start)
 
     def _trained(self, share: Share, start: Start) -> trainer.Progress:
         job, examples = share.job, share.examples
