@@ -27,7 +27,7 @@ from umbel_models.optimizers import SGD, Adam, Optimizer, Proximal
 from umbel_models.spec import ModelSpec
 from umbel_models.trainable import Head
 from umbel_simulations.cohort import dual_layer, rounds
-from umbel_simulations.cohort.abreast import TOGETHER, waves
+from umbel_simulations.cohort.abreast import TOGETHER, AbreastWorker, waves
 from umbel_simulations.cohort.clients import Share, Start, Trained, Worker
 from umbel_simulations.cohort.dual_layer import Products
 from umbel_simulations.cohort.resident import OnnxBackend
@@ -154,6 +154,24 @@ def assert_same(found: Sequence[Trained], wanted: Sequence[Trained]) -> None:
         assert one.count.loss == pytest.approx(other.count.loss, rel=1e-4)
 
 
+class Nobody:
+    """A worker that must not be asked."""
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError("another form was asked")
+
+
+def abreast_in(bundle: Bundle, *, dual: bool = False, moving: Sequence[str] | None = None) -> Worker:
+    """A worker that trains abreast in just one form, or not at all."""
+    worker = OnnxBackend(bundle, moving=moving).worker()
+    assert isinstance(worker, AbreastWorker)
+    if not dual and worker._graph.dual:
+        worker = worker._otherwise
+        assert isinstance(worker, AbreastWorker)
+    worker._otherwise = Nobody()  # type: ignore[assignment]
+    return worker
+
+
 def always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the dual form of models that are too small for it, too."""
     monkeypatch.setattr(dual_layer, "_BEGINNING", -(10**9))
@@ -172,7 +190,7 @@ def test_each_client_comes_to_what_it_comes_to_alone(
     # The same size twice, one example, more than one batch, less than one.
     shares, start = shares_of(bundle, plan, (5, 9, 1, 9, 4, 6, 2)), Start(bundle.shared_weights())
     alone = OnnxBackend(bundle, abreast=False).worker()
-    abreast = OnnxBackend(bundle).worker()
+    abreast = abreast_in(bundle, dual=dual)
     wanted = each_of(alone, shares, start)
     assert_same(each_of(abreast, shares, start), wanted)
     total, counts = abreast.train(shares, start)
@@ -204,7 +222,7 @@ def test_only_what_may_move_moves_abreast(bundles: dict[str, Bundle], monkeypatc
     bundle = bundles["momentum"]
     start, head = Start(bundle.shared_weights()), ["p_head.weight", "p_head.bias"]
     shares = shares_of(bundle, PLANS["smaller last batches"], (5, 9, 6))
-    found = each_of(OnnxBackend(bundle, moving=head).worker(), shares, start)
+    found = each_of(abreast_in(bundle, moving=head), shares, start)
     assert_same(found, each_of(OnnxBackend(bundle, moving=head, abreast=False).worker(), shares, start))
     for one in found:
         moved = Weights.from_vector(one.delta, start.weights.shapes)
@@ -219,17 +237,43 @@ def test_a_worker_keeps_nothing_from_clients_before(
     if dual:
         always_pays(monkeypatch)
     bundle, plan = bundles["proximal momentum"], PLANS["smaller last batches"]
-    spoilt = shares_of(bundle, plan, (8, 8, 7))
+    spoilt = shares_of(bundle, plan, (8, 8, 8))
     for share in spoilt:
         share.examples.inputs["x"][:] = np.nan
-    used, start = OnnxBackend(bundle).worker(), Start(bundle.shared_weights())
+    used, alone = abreast_in(bundle, dual=dual), OnnxBackend(bundle, abreast=False).worker()
+    start = Start(bundle.shared_weights())
     assert list(used.train_each(spoilt, start)) == [None, None, None]
     used.train(shares_of(bundle, plan, (9, 9, 3), seed=50), start)
-    elsewhere = Weights({name: array + np.float32(0.1) for name, array in start.weights.arrays.items()})
+    elsewhere = Start(Weights({name: array + np.float32(0.1) for name, array in start.weights.arrays.items()}))
     faster = replace(plan, epochs=2, hyperparameters={"lr": 0.2, "mu": 0.1})
-    shares, other = shares_of(bundle, faster, (7, 6, 4), seed=90), Start(elsewhere)
-    assert_same(each_of(used, shares, other), each_of(OnnxBackend(bundle).worker(), shares, other))
-    assert_same(each_of(used, shares, other), each_of(OnnxBackend(bundle, abreast=False).worker(), shares, other))
+    for other, begun in ((plan, start), (faster, start), (faster, elsewhere), (plan, elsewhere)):
+        shares = shares_of(bundle, other, (8, 6, 4), seed=90)
+        assert_same(each_of(used, shares, begun), each_of(alone, shares, begun))
+
+
+def test_what_a_client_with_many_examples_takes_is_bounded(
+    bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies ready for its steps would grow with the square of its examples."""
+    always_pays(monkeypatch)
+    bundle, plan = bundles["plain"], Plan(batch_size=64)
+    worker = OnnxBackend(bundle).worker()
+    assert isinstance(worker, AbreastWorker)
+    assert worker._layer is not None
+    assert worker._layer.pays(shares_of(bundle, plan, [512, 2]))
+    assert not worker._layer.pays(shares_of(bundle, plan, [513, 2]))
+
+
+def test_the_dual_form_is_taken_where_features_are_many_and_examples_few(bundles: dict[str, Bundle]) -> None:
+    small, plan = bundles["plain"], Plan(batch_size=10)
+    worker = OnnxBackend(small).worker()
+    assert isinstance(worker, AbreastWorker)
+    layer = worker._layer
+    assert layer is not None
+    assert not layer.pays(shares_of(small, plan, [50, 40])), "of 8 features"
+    layer._in, layer._out = 784, 64
+    assert layer.pays(shares_of(small, plan, [50, 40]))
+    assert not layer.pays(shares_of(small, plan, [500, 400]))
 
 
 def test_more_clients_than_there_is_room_for_are_trained_all_the_same(bundles: dict[str, Bundle]) -> None:
@@ -318,6 +362,9 @@ def test_products_are_worked_out_once_for_examples_that_stay_where_they_are() ->
     one = np.full((4, 2), 1.0, np.float32)
     assert [of(one), of(one[:]), of(one[:3]), of(one[1:])] == [2.0] * 4
     assert asked == [4, 3, 3]
+    table = np.arange(20, dtype=np.float32).reshape(10, 2) + 1
+    assert [of(table[:5]), of(table[::2][:5]), of(table[:, ::-1][:5])] == [5.0, 5.0, 5.0]
+    assert asked[3:] == [5, 5, 5], "other rows begin at the same place"
     # What is kept keeps its examples: nothing else comes to lie in their place.
     assert [of(np.full((5, 2), value, np.float32)) for value in range(50)] == [2.0 * value**2 for value in range(50)]
 

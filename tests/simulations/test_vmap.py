@@ -155,6 +155,7 @@ REFUSED: dict[str, tuple[NodeProto, dict[str, Array]]] = {
     "bounds of each": (node("Clip", "a,b"), {"a": f(2, 4), "b": f()}),
     "axes that are reckoned": (node("ReduceSum", "a,s"), {"a": f(2, 4), "s": fixed(0)}),
     "a sum over no axis": (node("ReduceSum", "a,k", noop_with_empty_axes=1), {"a": f(2, 4), "k": fixed()}),
+    "a sum of nothing": (node("ReduceSum", "a", noop_with_empty_axes=1), {"a": f(2, 4)}),
     "a shape of each": (node("Reshape", "s,a"), {"s": f(2, 4), "a": fixed(4, 2)}),
     "a shape with a real zero": (node("Reshape", "a,k", allowzero=1), {"a": f(2, 4), "k": fixed(4, 2)}),
     "whatever has one row": (node("Squeeze", "a"), {"a": f(1, 4)}),

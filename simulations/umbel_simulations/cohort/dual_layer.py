@@ -18,6 +18,8 @@ from umbel_simulations.cohort.dual import FEATURES, FIRST, GRAM, MOVED, PULL, Du
 
 _MOST_KEPT: Final = 1 << 24
 """Of how many numbers what is kept may be in all: 64 MiB."""
+_MOST_EXAMPLES: Final = 512
+"""Of a client: what lies ready for steps grows with its square."""
 _REWRITING: Final = 40
 """A step that moves the weight itself costs for each of its numbers as much as so many products."""
 _BEGINNING: Final = 3_000_000
@@ -31,12 +33,12 @@ class Products:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, int], tuple[Array, Array]] = {}
+        self._kept: dict[tuple[object, ...], tuple[Array, Array]] = {}
         self._left = _MOST_KEPT
 
     def of(self, examples: Array, work_out: Callable[[], Array]) -> Array:
         """The products of some examples, known by where they lie."""
-        key = examples.__array_interface__["data"][0], len(examples)
+        key = examples.__array_interface__["data"][0], examples.shape, examples.strides
         if key in self._kept:
             return self._kept[key][1]
         products = work_out()
@@ -63,8 +65,10 @@ class DualLayer:
         self._features = np.empty((0, self._in), np.float32)
 
     def pays(self, shares: Sequence[Share]) -> bool:
-        """Whether it takes less work than moving the weight at each step."""
+        """Whether it takes less work than moving the weight at each step, and not too much memory."""
         dual, direct, most = 0, 0, self.room(shares)
+        if most > _MOST_EXAMPLES:
+            return False
         for share in shares:
             count, seen, weight = share.examples.count, len(share.rows), self._in * self._out
             dual += _BEGINNING + 4 * count * weight + 2 * count * count * self._in + 2 * seen * most * self._out
@@ -72,9 +76,9 @@ class DualLayer:
         return dual < direct
 
     def room(self, shares: Sequence[Share]) -> int:
-        """For how many examples a client needs room: a few more at times, so that few sizes occur."""
+        """For how many examples a client needs room: up to half as many more, so that few sizes occur."""
         most = max(share.examples.count for share in shares)
-        grain = 1 << max(0, most.bit_length() - 4)
+        grain = 1 << max(0, most.bit_length() - 2)
         return -(-most // grain) * grain
 
     def shapes(self, room: int) -> dict[str, tuple[int, ...]]:

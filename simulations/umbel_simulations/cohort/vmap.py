@@ -280,7 +280,7 @@ def _gemm(to: _Rewriting, node: NodeProto, attributes: _Attributes) -> None:
 def _reduce(to: _Rewriting, node: NodeProto, attributes: _Attributes) -> None:
     rank = to.rank(node.input[0])
     axes = [_behind(axis) for axis in to.ints(node.input[1])] if len(node.input) > 1 else list(range(1, 1 + rank))
-    if not axes:
+    if not axes or attributes.get("noop_with_empty_axes"):
         raise CannotBatch(f"a {node.op_type} over no axis")
     to.put(node.op_type, [node.input[0], to.constant(axes)], node.output, **attributes)
 
