@@ -68,6 +68,19 @@ class Scaled(nn.Module):
         return out
 
 
+class Places(nn.Module):
+    """A dense layer reads each place of an example by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(4, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(torch.relu(self.hidden(x)).mean(1))
+        return out
+
+
 class Filters(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -91,6 +104,11 @@ def scaled() -> ModelSpec:
     return ModelSpec("scaled", Scaled(), F.cross_entropy, inputs, targets, optimizer=optimizer)
 
 
+def places() -> ModelSpec:
+    inputs, targets = {"x": torch.randn(8, 3, 4)}, {"y": torch.arange(8) % 3}
+    return ModelSpec("places", Places(), F.cross_entropy, inputs, targets, optimizer=SGD(lr=0.1))
+
+
 def dense(optimizer: Optimizer, dropout: float = 0.0) -> ModelSpec:
     return tiny.spec(optimizer, dropout)
 
@@ -106,6 +124,7 @@ SPECS = {
     "frozen body": lambda: replace(dense(SGD(lr=0.1, momentum=0.5)), trainable=Head()),
     "table": lookup,
     "images": scaled,
+    "places": places,
 }
 IN_DUAL_FORM = {"plain", "momentum", "proximal", "proximal momentum", "dropout", "images"}
 

@@ -11,7 +11,8 @@ for whatever is made of such weights by sums and by factors: a velocity, a proxi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -89,38 +90,39 @@ def in_dual_form(model: ModelProto, manifest: Manifest) -> DualStep:
     """
     graph, ranks = model.graph, ranks_of(model)
     makers = {name: node for node in graph.node for name in node.output}
-    inputs = {spec.name for spec in manifest.inputs if spec.dtype == "float32"}
+    inputs = {spec.name: spec.shape[1:] for spec in manifest.inputs if spec.dtype == "float32"}
     inline = (tensor for tensor in graph.initializer if not uses_external_data(tensor))
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in inline if len(tensor.dims) <= 1}
     for weight in manifest.trainable:
         turned = [node.output[0] for node in graph.node if node.op_type == "Transpose" and node.input[0] == weight.name]
         for node in graph.node:
             if node.op_type in ("Gemm", "MatMul") and node.input[1] in turned and ranks.get(node.input[0]) == 2:
-                way = _way_from(node.input[0], makers, inputs, known)
-                if way is not None:
-                    return _Rewriting(model, manifest, weight.name, node.input[0]).done(*way)
+                taken, way = _way_from(node.input[0], makers, inputs, known)
+                # As many features as the input has numbers: else a layer for places, of which an example has many.
+                if taken and math.prod(size or 0 for size in inputs[taken]) == weight.fixed_shape[1]:
+                    return _Rewriting(model, manifest, weight.name, node.input[0]).done(taken, way)
     raise HasNone("no dense layer reads the examples themselves")
 
 
 def _way_from(
-    name: str, makers: Mapping[str, NodeProto], inputs: set[str], known: Mapping[str, NDArray[Any]]
-) -> tuple[str, list[NodeProto]] | None:
-    """From which input features come and by which nodes, if each example's come from it alone."""
+    name: str, makers: Mapping[str, NodeProto], inputs: Collection[str], known: Mapping[str, NDArray[Any]]
+) -> tuple[str, list[NodeProto]]:
+    """From which input features come and by which nodes, if row by row; else from none."""
     way: list[NodeProto] = []
     while name not in inputs:
         node = makers.get(name)
         if node is None or node.op_type not in _BY_ROW:
-            return None
+            return "", []
         before = [one for one in node.input if one not in known]
         if len(before) != 1 or (node.op_type == "Reshape" and not _keeps_rows(known[node.input[1]])):
-            return None
+            return "", []
         way.append(node)
         name = before[0]
     return name, way[::-1]
 
 
 def _keeps_rows(shape: NDArray[Any]) -> bool:
-    """Whether an array of that shape has an example in each row."""
+    """Whether an array of that shape still has a first axis for rows."""
     return len(shape) > 1 and shape[0] < 1 and bool((shape[1:] > 0).all())
 
 

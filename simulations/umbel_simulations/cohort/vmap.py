@@ -312,6 +312,15 @@ def _reshape(to: _Rewriting, node: NodeProto, attributes: _Attributes) -> None:
     to.put("Reshape", [node.input[0], shape], node.output)
 
 
+def _expand(to: _Rewriting, node: NodeProto, _attributes: _Attributes) -> None:
+    """Sizes are filled up in front with ones: to as many as there are axes, and one for the clients."""
+    rank, shape = to.rank(node.output[0]), to.shared(node.input[1])
+    missing = to.put("Sub", [to.constant([rank + 1]), to.put("Shape", [shape])])
+    ones = to.put("ConstantOfShape", [missing], value=numpy_helper.from_array(np.ones(1, np.int64)))
+    whole = to.put("Concat", [ones, shape], axis=0)
+    to.put("Expand", [to.lifted(node.input[0], rank), whole], node.output)
+
+
 def _shape(to: _Rewriting, node: NodeProto, attributes: _Attributes) -> None:
     """Sizes are the same for all clients."""
     if attributes:
@@ -363,6 +372,7 @@ _RULES: Final[Mapping[str, _Rule]] = {
     **dict.fromkeys(("Concat", "GatherElements", "LogSoftmax", "ScatterElements", "Softmax"), _along_axis),
     **dict.fromkeys(("Squeeze", "Unsqueeze"), _move_axes),
     "Clip": _clip,
+    "Expand": _expand,
     "Gather": _gather,
     "Gemm": _gemm,
     "LayerNormalization": _layer_norm,
