@@ -261,6 +261,7 @@ def test_a_worker_keeps_nothing_from_clients_before(
         share.examples.inputs["x"][:] = np.nan
     used, alone = abreast_in(bundle, dual=dual), OnnxBackend(bundle, abreast=False).worker()
     start = Start(bundle.shared_weights())
+    used.train(shares_of(bundle, plan, (5, 4, 4), seed=200), start)  # of fewer examples in all
     assert list(used.train_each(spoilt, start)) == [None, None, None]
     used.train(shares_of(bundle, plan, (9, 9, 3), seed=50), start)
     elsewhere = Start(Weights({name: array + np.float32(0.1) for name, array in start.weights.arrays.items()}))
