@@ -25,7 +25,7 @@ NAMES = (
     "deltas",
     "drift",
 )
-BY_NAME_ONLY = ("fleet", "mixed", "private_learning", "runtime", "simulation")
+BY_NAME_ONLY = ("abreast", "fleet", "mixed", "private_learning", "runtime", "simulation")
 """These take many minutes, or install other frameworks into environments of their own."""
 
 

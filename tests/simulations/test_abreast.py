@@ -26,7 +26,7 @@ from umbel_models.compile import compile_model
 from umbel_models.optimizers import SGD, Adam, Optimizer, Proximal
 from umbel_models.spec import ModelSpec
 from umbel_models.trainable import Head
-from umbel_simulations.cohort import dual_layer, rounds
+from umbel_simulations.cohort import dual_layer, rounds, step_graph
 from umbel_simulations.cohort.abreast import TOGETHER, AbreastWorker, waves
 from umbel_simulations.cohort.clients import Share, Start, Trained, Worker
 from umbel_simulations.cohort.dual_layer import Products
@@ -104,8 +104,8 @@ def scaled() -> ModelSpec:
     return ModelSpec("scaled", Scaled(), F.cross_entropy, inputs, targets, optimizer=optimizer)
 
 
-def places() -> ModelSpec:
-    inputs, targets = {"x": torch.randn(8, 3, 4)}, {"y": torch.arange(8) % 3}
+def places(count: int) -> ModelSpec:
+    inputs, targets = {"x": torch.randn(8, count, 4)}, {"y": torch.arange(8) % 3}
     return ModelSpec("places", Places(), F.cross_entropy, inputs, targets, optimizer=SGD(lr=0.1))
 
 
@@ -124,9 +124,10 @@ SPECS = {
     "frozen body": lambda: replace(dense(SGD(lr=0.1, momentum=0.5)), trainable=Head()),
     "table": lookup,
     "images": scaled,
-    "places": places,
+    "places": lambda: places(3),
+    "one place": lambda: places(1),
 }
-IN_DUAL_FORM = {"plain", "momentum", "proximal", "proximal momentum", "dropout", "images"}
+IN_DUAL_FORM = {"plain", "momentum", "proximal", "proximal momentum", "dropout", "images", "one place"}
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +227,15 @@ def test_the_first_layer_is_in_dual_form_where_its_optimiser_only_adds_and_scale
 ) -> None:
     forms = OnnxBackend(bundles[name])._forms
     assert [bool(form.dual) for form in forms] == ([True, False] if name in IN_DUAL_FORM else [False])
+
+
+@pytest.mark.parametrize(("most", "forms"), [(75, [True, False]), (74, [True]), (27, [True]), (26, [])])
+def test_states_that_are_too_large_for_many_are_not_held_for_many(
+    bundles: dict[str, Bundle], most: int, forms: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """75 weights, of which 48 are the first layer's."""
+    monkeypatch.setattr(step_graph, "_MOST_NUMBERS", most)
+    assert [bool(form.dual) for form in OnnxBackend(bundles["plain"])._forms] == forms
 
 
 def test_what_has_no_rule_for_many_clients_trains_one_after_the_other(tmp_path: Path) -> None:

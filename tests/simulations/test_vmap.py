@@ -195,5 +195,6 @@ def test_a_branch_that_captures_what_is_a_clients_is_refused() -> None:
     )
     made = helper.make_node("If", ["s"], ["out"], then_branch=inner, else_branch=inner)
     model = model_of(made, {"s": np.array(True), "a": f(2, 4)})
-    with pytest.raises(CannotBatch):
-        over_clients(model, {"a"}, ["out"], "a")
+    model.graph.node.append(helper.make_node("Relu", ["a"], ["end"]))
+    with pytest.raises(CannotBatch, match="no rule for If"):
+        over_clients(model, {"a"}, ["end"], "a")

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 from onnx.helper import make_node as _node
@@ -92,7 +91,7 @@ def in_dual_form(model: ModelProto, manifest: Manifest) -> DualStep:
     makers = {name: node for node in graph.node for name in node.output}
     inputs = {spec.name: spec.shape[1:] for spec in manifest.inputs if spec.dtype == "float32"}
     inline = (tensor for tensor in graph.initializer if not uses_external_data(tensor))
-    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in inline if len(tensor.dims) <= 1}
+    known = {tensor.name for tensor in inline if len(tensor.dims) <= 1}
     for weight in manifest.trainable:
         turned = [node.output[0] for node in graph.node if node.op_type == "Transpose" and node.input[0] == weight.name]
         for node in graph.node:
@@ -105,7 +104,7 @@ def in_dual_form(model: ModelProto, manifest: Manifest) -> DualStep:
 
 
 def _way_from(
-    name: str, makers: Mapping[str, NodeProto], inputs: Collection[str], known: Mapping[str, NDArray[Any]]
+    name: str, makers: Mapping[str, NodeProto], inputs: Collection[str], known: Collection[str]
 ) -> tuple[str, list[NodeProto]]:
     """From which input features come and by which nodes, if row by row; else from none."""
     way: list[NodeProto] = []
@@ -114,16 +113,11 @@ def _way_from(
         if node is None or node.op_type not in _BY_ROW:
             return "", []
         before = [one for one in node.input if one not in known]
-        if len(before) != 1 or (node.op_type == "Reshape" and not _keeps_rows(known[node.input[1]])):
+        if len(before) != 1:
             return "", []
         way.append(node)
         name = before[0]
     return name, way[::-1]
-
-
-def _keeps_rows(shape: NDArray[Any]) -> bool:
-    """Whether an array of that shape still has a first axis for rows."""
-    return len(shape) > 1 and shape[0] < 1 and bool((shape[1:] > 0).all())
 
 
 class _Rewriting:
