@@ -290,8 +290,8 @@ def test_what_a_client_with_many_examples_takes_is_bounded(
     worker = OnnxBackend(bundle).worker()
     assert isinstance(worker, AbreastWorker)
     assert worker._layer is not None
-    assert worker._layer.pays(shares_of(bundle, plan, [512, 2]))
-    assert not worker._layer.pays(shares_of(bundle, plan, [513, 2]))
+    assert worker._layer.pays(shares_of(bundle, plan, [256, 2]))
+    assert not worker._layer.pays(shares_of(bundle, plan, [257, 2]))
 
 
 def test_the_dual_form_is_taken_where_features_are_many_and_examples_few(bundles: dict[str, Bundle]) -> None:
@@ -409,11 +409,15 @@ def test_products_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> Non
     assert np.array_equal(products.of(second, lambda: np.zeros((3, 3))), np.zeros((3, 3)))
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 16, 50, 1000])
-def test_parts_for_clients_abreast_are_alike_and_fit(count: int) -> None:
+@pytest.mark.parametrize("cores", [1, 2, 16])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 33, 50, 1000])
+def test_parts_for_clients_abreast_are_alike_and_keep_all_processors_busy(
+    count: int, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "_CORES", cores)
     parts = rounds.in_parts(range(count), TOGETHER)
     assert [client for part in parts for client in part] == list(range(count))
     sizes = {len(part) for part in parts}
     assert max(sizes, default=0) <= TOGETHER
     assert len(sizes) < 3
-    assert len(parts) >= min(4, count // 8)
+    assert len(parts) >= min(cores, count // 4)

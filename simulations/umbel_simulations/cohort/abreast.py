@@ -31,7 +31,7 @@ from umbel_simulations.cohort.dual_layer import DualLayer, Products
 from umbel_simulations.cohort.states import States
 from umbel_simulations.cohort.step_graph import ALL_PREFIX, LOSS, ROWS, StepGraph, shapes_of
 
-TOGETHER: Final = 16
+TOGETHER: Final = 32
 """Clients that train abreast, at most: with more, their states leave the processor's cache."""
 _SEEN: Final = 512
 """How many ways to bind are kept."""

@@ -18,7 +18,7 @@ from umbel_simulations.cohort.dual import FEATURES, FIRST, GRAM, MOVED, PULL, Du
 
 _MOST_KEPT: Final = 1 << 24
 """Of how many numbers what is kept may be in all: 64 MiB."""
-_MOST_EXAMPLES: Final = 512
+_MOST_EXAMPLES: Final = 256
 """Of a client: what lies ready for steps grows with its square."""
 _REWRITING: Final = 40
 """A step that moves the weight itself costs for each of its numbers as much as so many products."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,9 +32,9 @@ _TOGETHER = 16
 """Clients that are added up by themselves, at most."""
 _PARTS = 12
 """How many parts there would be at least, were all as long as the first."""
-_ALIKE = 4
-"""How many parts there are at least where clients train abreast, unless they would be fewer than these in each."""
-_FEW = 8
+_CORES = os.cpu_count() or 1
+"""As many parts there are at least where clients train abreast, unless they would be fewer than these in each."""
+_FEW = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +194,11 @@ def in_parts(clients: Sequence[T], together: int = 1) -> list[Sequence[T]]:
     """A cohort cut into runs that are added up by themselves: longer ones first, so that workers end together.
 
     How many workers there are has no say, so sums come out the same for any number of them. Where workers train clients
-    abreast, runs are alike and as long as they should be, as one of many clients takes little longer than one of few.
+    abreast, runs are alike and no more than this machine has processors, if they aren't too long then: one of many
+    clients takes little longer than one of few.
     """
     if together > 1:
-        parts = max(math.ceil(len(clients) / together), min(_ALIKE, len(clients) // _FEW), 1)
+        parts = max(math.ceil(len(clients) / together), min(_CORES, len(clients) // _FEW), 1)
         bounds = [len(clients) * part // parts for part in range(parts + 1)]
         return [clients[at:until] for at, until in pairwise(bounds) if at < until]
     runs, at = [], 0
