@@ -298,8 +298,10 @@ class AbreastWorker:
 
 def _vector(moved: Mapping[str, Array], start: Start) -> Vector:
     """What moved in the order of `Weights.to_vector`, and zeros for what may not."""
-    parts = [moved.get(name, np.zeros_like(array)).ravel() for name, array in sorted(start.weights.arrays.items())]
-    return np.concatenate(parts)
+    weights = sorted(start.weights.arrays.items())
+    return np.concatenate(
+        [moved[name].ravel() if name in moved else np.zeros(array.size, np.float32) for name, array in weights]
+    )
 
 
 def _longest_first(shares: Sequence[Share]) -> list[int]:
