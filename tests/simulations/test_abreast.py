@@ -46,7 +46,7 @@ class Lookup(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(5, 3)
-        self.norm = nn.LayerNorm(7, elementwise_affine=False)
+        self.norm = nn.LayerNorm(7)
         self.head = nn.Linear(7, 2)
 
     def forward(self, kind: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from umbel_simulations.cohort.vmap import CannotBatch, over_clients
+from umbel_simulations.cohort.batching_rules import CannotBatch
+from umbel_simulations.cohort.vmap import over_clients
 
 CLIENTS = 3
 Array = NDArray[Any]
@@ -92,6 +93,12 @@ CASES: dict[str, tuple[NodeProto, dict[str, Array]]] = {
     "an axis more at the end": (node("Unsqueeze", "a,k"), {"a": f(2, 5), "k": fixed(-1)}),
     "an axis less": (node("Squeeze", "a,k"), {"a": f(1, 5), "k": fixed(0)}),
     "a norm": (node("LayerNormalization", "a,s,t"), {"a": f(2, 5), "s": f(5), "t": f(5)}),
+    "a norm with scales of each": (node("LayerNormalization", "a,b,c"), {"a": f(3, 2, 5), "b": f(5), "c": f(5)}),
+    "a norm with scales of each alone": (node("LayerNormalization", "a,b", axis=1), {"a": f(3, 2, 5), "b": f(2, 5)}),
+    "a norm with offsets of each": (node("LayerNormalization", "a,s,b"), {"a": f(2, 5), "s": f(5), "b": f(5)}),
+    "parts of unlike sizes": (node("Split", "a,k", axis=-1), {"a": f(2, 5), "k": fixed(5)}),
+    "parts along the first": (node("Split", "a", num_outputs=1), {"a": f(2, 5)}),
+    "padded": (node("Pad", "a,k,s"), {"a": f(2, 5), "k": fixed(0, 1, 2, 3), "s": np.float32(7)}),
     "an activation": (node("LeakyRelu", "a", alpha=0.2), {"a": f(2, 5)}),
     "whole numbers": (node("Cast", "a", to=TensorProto.INT64), {"a": f(2, 5) * 3}),
 }
@@ -164,7 +171,11 @@ REFUSED: dict[str, tuple[NodeProto, dict[str, Array]]] = {
     "whatever has one row": (node("Squeeze", "a"), {"a": f(1, 4)}),
     "a Slice of all axes": (node("Slice", "a,k,l"), {"a": f(2, 4), "k": fixed(0), "l": fixed(1)}),
     "columns at places of each": (node("Gather", "s,a", axis=1), {"s": f(2, 4), "a": i(4, 3)}),
-    "a norm of each": (node("LayerNormalization", "a,b"), {"a": f(2, 4), "b": f(4)}),
+    "padded along some axes": (
+        node("Pad", "a,k,s,l"),
+        {"a": f(2, 5), "k": fixed(1, 3), "s": np.float32(7), "l": fixed(1)},
+    ),
+    "padded as is reckoned": (node("Pad", "a,s"), {"a": f(2, 5), "s": fixed(0, 1, 2, 3)}),
     "the same for all": (node("Relu", "s"), {"s": f(2, 4), "a": f(1)}),
     "a part of a shape": (node("Shape", "a", start=1), {"a": f(2, 4)}),
     "another domain": (helper.make_node("Gelu", ["a"], ["out"], domain="com.microsoft"), {"a": f(2, 4)}),
@@ -176,6 +187,15 @@ def test_what_has_no_rule_is_refused(name: str) -> None:
     made, arrays = REFUSED[name]
     with pytest.raises(CannotBatch):
         over_clients(model_of(made, arrays), {name for name in arrays if of(name) == "each"}, ["out"], "a")
+
+
+def test_parts_are_those_of_one_client() -> None:
+    parts = helper.make_node("Split", ["a", "k"], ["left", "out"], axis=1)
+    model = model_of(parts, {"a": f(2, 5), "k": fixed(2, 3)})
+    batched = over_clients(model, {"a"}, ["left", "out"], "a")
+    given = f(CLIENTS, 2, 5)
+    found = run(batched.nodes, {"a": given}, [*model.graph.initializer, *batched.constants.values()])
+    np.testing.assert_array_equal(found, given[:, :, 2:])
 
 
 @pytest.mark.parametrize(("operator", "wanted"), [("Shape", [2, 4]), ("Size", 8)])

@@ -20,9 +20,10 @@ from umbel.bundle import Bundle
 from umbel.manifest import ACCUMULATE, NEXT_PREFIX, Manifest
 from umbel.randomness import SEED
 from umbel.runtime.onnx import NAME
+from umbel_simulations.cohort.batching_rules import CannotBatch
 from umbel_simulations.cohort.dual import FIRST, GRAM, PICKED, DualStep, HasNone, in_dual_form
 from umbel_simulations.cohort.graphs import needed, state_of
-from umbel_simulations.cohort.vmap import CannotBatch, over_clients
+from umbel_simulations.cohort.vmap import over_clients
 
 ROWS: Final = "@rows"
 """[clients, batch] Which of all examples each client takes."""
