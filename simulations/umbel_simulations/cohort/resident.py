@@ -2,7 +2,7 @@
 
     a client's examples --run--> the sum of what all clients have moved so far
 
-So train models that have no form for many clients at a time (`abreast`), and clients that start each from elsewhere. A
+So train models that have no form for many clients at a time (`abreast`), and clients with a drift of their own. A
 session is single-threaded and its `run` lets Python's lock go, so workers in a pool of threads keep every core
 busy; nothing is pickled and no process is started. Weights and examples go in by reference, and one call is all that
 a client costs: with a small model, Python between two calls costs as much as the training, and two threads that want
