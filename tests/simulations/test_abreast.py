@@ -229,6 +229,17 @@ def test_the_first_layer_is_in_dual_form_where_its_optimiser_only_adds_and_scale
     assert [bool(form.dual) for form in forms] == ([True, False] if name in IN_DUAL_FORM else [False])
 
 
+def test_clients_with_a_correction_of_their_own_train_one_after_the_other(bundles: dict[str, Bundle]) -> None:
+    bundle, backend = bundles["plain"], OnnxBackend(bundles["plain"], with_drift=True)
+    assert backend.together == 1
+    weights = bundle.shared_weights()
+    drift = {name: np.full_like(array, 0.01) for name, array in weights.arrays.items()}
+    shares = shares_of(bundle, Plan(batch_size=4), (5, 6))
+    corrected = each_of(backend.worker(), shares, Start(weights, drift))
+    for one, plain in zip(corrected, each_of(OnnxBackend(bundle).worker(), shares, Start(weights)), strict=True):
+        assert np.abs(one.delta - plain.delta).max() > 0.01
+
+
 @pytest.mark.parametrize(("most", "forms"), [(75, [True, False]), (74, [True]), (27, [True]), (26, [])])
 def test_states_that_are_too_large_for_many_are_not_held_for_many(
     bundles: dict[str, Bundle], most: int, forms: list[bool], monkeypatch: pytest.MonkeyPatch

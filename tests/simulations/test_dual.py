@@ -94,3 +94,13 @@ def test_who_reads_no_example_has_no_dual_form(manifest: Manifest) -> None:
     told = "Relu x -> r; Transpose W -> turned perm=[1, 0]; Gemm r turned -> a; ReduceSum a -> loss keepdims=0"
     with pytest.raises(HasNone, match="reads the examples"):
         in_dual_form(step(f"{told}; Gemm a r W -> next alpha=-1.0 transA=1"), manifest)
+
+
+def test_a_layer_for_the_one_place_of_an_example_has_no_dual_form(manifest: Manifest) -> None:
+    """Its answers have an axis more."""
+    told = "Transpose W -> turned perm=[1, 0]; MatMul x turned -> a; ReduceSum a -> loss keepdims=0"
+    model = step(f"{told}; Gemm a x W -> next alpha=-1.0 transA=1")
+    (x,) = (value for value in model.graph.input if value.name == "x")
+    x.CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, IN]))
+    with pytest.raises(HasNone, match="reads the examples"):
+        in_dual_form(model, manifest)
