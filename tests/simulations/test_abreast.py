@@ -390,6 +390,19 @@ def test_clients_with_batches_of_one_size_left_over_take_them_at_once() -> None:
     ]
 
 
+def test_a_runtime_that_gives_up_at_a_layers_end_is_told_as_that(
+    bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    always_pays(monkeypatch)
+    bundle = bundles["plain"]
+    worker = abreast_in(bundle, dual=True)
+    assert isinstance(worker, AbreastWorker)
+    assert worker._layer is not None
+    worker._layer._end = worker._layer._gram  # which doesn't take what it is given
+    with pytest.raises(RuntimeFailure, match="dual form"):
+        worker.train(shares_of(bundle, Plan(batch_size=4), (5, 6)), Start(bundle.shared_weights()))
+
+
 def test_products_are_worked_out_once_for_examples_that_stay_where_they_are() -> None:
     products, asked = Products(), []
 

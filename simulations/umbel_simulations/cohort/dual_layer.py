@@ -11,6 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from umbel.manifest import Manifest
+from umbel.runtime.onnx import failures_of
 from umbel.weights import Weights
 from umbel_simulations.cohort.binding import Array, Binding, session_of
 from umbel_simulations.cohort.clients import Share
@@ -145,9 +146,10 @@ class DualLayer:
 
 
 def _run(session: ort.InferenceSession, given: dict[str, Array], found: dict[str, Array]) -> None:
-    binding = Binding(session)
-    for name, array in given.items():
-        binding.input(name, array)
-    for name, array in found.items():
-        binding.output(name, array)
-    session.run_with_iobinding(binding.native)
+    with failures_of("a layer in dual form"):
+        binding = Binding(session)
+        for name, array in given.items():
+            binding.input(name, array)
+        for name, array in found.items():
+            binding.output(name, array)
+        session.run_with_iobinding(binding.native)
