@@ -192,13 +192,15 @@ class Gathering:
         return self.each <= 1 or batch % self.each == 0
 
 
-def evaluate(bundle: Bundle, weights: Weights, examples: Examples, runtime: Runtime) -> Metrics:
-    """Metric sums over `examples`; nothing over none."""
+def evaluate(
+    bundle: Bundle, weights: Weights, examples: Examples, runtime: Runtime, *, at_once: int = EVALUATE_BATCH
+) -> Metrics:
+    """Metric sums over `examples`, so many at once; nothing over none."""
     sums: Metrics = {}
     if examples.count:
         session = runtime.evaluate(bundle, weights)
-        for start in range(0, examples.count, EVALUATE_BATCH):
-            batch = examples.take(slice(start, start + EVALUATE_BATCH))
+        for start in range(0, examples.count, at_once):
+            batch = examples.take(slice(start, start + at_once))
             sums = add_metrics(sums, session(batch.inputs, batch.targets))
     return sums
 

@@ -34,13 +34,13 @@ from umbel.runtime.signature import (
 from umbel.update import Metrics
 from umbel.weights import Shapes, Weights
 from umbel_client.examples import Examples
-from umbel_client.trainer import evaluate
 from umbel_simulations.cohort import graphs
 from umbel_simulations.cohort.abreast import TOGETHER, AbreastWorker
 from umbel_simulations.cohort.binding import Array, Binding, session_of
 from umbel_simulations.cohort.clients import Count, Share, Start, Trained, Vector, Worker, one_by_one
 from umbel_simulations.cohort.dual_layer import Products
 from umbel_simulations.cohort.step_graph import steps_of
+from umbel_simulations.judging import evaluate
 
 
 class OnnxBackend:

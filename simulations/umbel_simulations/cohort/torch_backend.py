@@ -21,6 +21,7 @@ from umbel_client import trainer
 from umbel_client.examples import Examples
 from umbel_simulations.cohort.clients import Count, Share, Start, Trained, Vector, one_by_one
 from umbel_simulations.cohort.graphs import require_no_memory, state_of
+from umbel_simulations.judging import evaluate
 
 if TYPE_CHECKING:
     from umbel_models.eager import EagerRuntime
@@ -63,7 +64,7 @@ class TorchBackend:
         """Metric sums over examples; see `Backend`."""
         if not hasattr(self._own, "runtime"):
             self._own.runtime = self._runtime()
-        return trainer.evaluate(self.bundle, weights, examples, self._own.runtime)
+        return evaluate(self.bundle, weights, examples, self._own.runtime)
 
     def _runtime(self) -> EagerRuntime:
         from umbel_models.eager import EagerRuntime

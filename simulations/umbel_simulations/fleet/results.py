@@ -16,7 +16,7 @@ from umbel.runtime import Runtime
 from umbel.update import Metrics
 from umbel.weights import Weights
 from umbel_client.examples import Examples
-from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS, evaluate
+from umbel_client.trainer import TRAIN_EXAMPLES, TRAIN_LOSS
 from umbel_server.round import Round, RoundState, SessionState
 from umbel_simulations.fleet.crew import Crew
 from umbel_simulations.fleet.drift import drift_of
@@ -25,6 +25,7 @@ from umbel_simulations.fleet.invariants import Audit, file_in_home, release_of
 from umbel_simulations.fleet.member import Member, is_away
 from umbel_simulations.fleet.rollouts import Played
 from umbel_simulations.fleet.sessions import tally
+from umbel_simulations.judging import evaluate
 from umbel_simulations.outcome import HourOutcome, Outcome, RolloutOutcome, RoundOutcome, Spread, mean_of
 from umbel_simulations.scenario import Scenario, to_tree
 
