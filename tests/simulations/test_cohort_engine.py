@@ -18,7 +18,8 @@ from umbel.weights import Weights
 from umbel_client.examples import Examples
 from umbel_models.optimizers import SGD
 from umbel_server import flower
-from umbel_simulations.cohort import checkpoint, engine, ray_engine
+from umbel_simulations import judging
+from umbel_simulations.cohort import checkpoint, ray_engine
 from umbel_simulations.cohort.algorithm import Stage
 from umbel_simulations.cohort.clients import Start
 from umbel_simulations.cohort.engine import backend_of, play, run
@@ -111,7 +112,7 @@ def test_every_algorithm_learns(tiny_bundle: Bundle, tmp_path: Path, name: str) 
 def test_on_the_way_a_sample_is_judged_now_and_then_and_at_the_end_all(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_SAMPLE", 10)
+    monkeypatch.setattr(judging, "SAMPLE", 10)
     outcome = play(scenario(rounds=51), tiny.setting(tiny_bundle), workers=1, progress=Silent(), folder=tmp_path)
     looks = {one.number: one.accuracy for one in outcome.rounds if one.accuracy is not None}
     assert list(looks) == [*range(2, 51, 2), 51]

@@ -33,14 +33,13 @@ from umbel_simulations.cohort.rounds import evaluate, evaluate_each
 from umbel_simulations.cohort.scaffold import Scaffold
 from umbel_simulations.cohort.strategies import StrategyRounds, Trains
 from umbel_simulations.engines import Progress
+from umbel_simulations.judging import sample
 from umbel_simulations.outcome import Outcome, RoundOutcome, Spread, mean_of
 from umbel_simulations.scenario import Scenario, to_tree
 from umbel_simulations.setting import Setting, prepare
 
 _LOOKS: Final = 50
 """How often, at most, the global model is judged on the way."""
-_SAMPLE: Final = 2000
-"""On how many held-back examples, at most; the last model is judged on all."""
 _CHECKPOINT_SECONDS: Final = 5.0
 """How much real time a kill costs, at most, beside the step that was under way."""
 _ALGORITHMS: Final[Mapping[str, type[Scaffold] | type[FedBuff]]] = {"scaffold": Scaffold, "fedbuff": FedBuff}
@@ -152,9 +151,8 @@ class _Run:
         accuracy = loss = None
         if number == total or number % math.ceil(total / _LOOKS) == 0:
             central = self.stage.setting.federation.central
-            if number < total and central.count > _SAMPLE:
-                central = central.take(slice(None, None, math.ceil(central.count / _SAMPLE)))
-            metrics = evaluate(self.stage.pool, self.stage.backend, step.weights, central)
+            examples = central if number == total else sample(central)
+            metrics = evaluate(self.stage.pool, self.stage.backend, step.weights, examples)
             accuracy, loss = mean_of(metrics, "correct"), mean_of(metrics, "loss")
         told = RoundOutcome(
             number=number,

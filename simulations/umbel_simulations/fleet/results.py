@@ -25,7 +25,7 @@ from umbel_simulations.fleet.invariants import Audit, file_in_home, release_of
 from umbel_simulations.fleet.member import Member, is_away
 from umbel_simulations.fleet.rollouts import Played
 from umbel_simulations.fleet.sessions import tally
-from umbel_simulations.judging import evaluate
+from umbel_simulations.judging import evaluate, sample
 from umbel_simulations.outcome import HourOutcome, Outcome, RolloutOutcome, RoundOutcome, Spread, mean_of
 from umbel_simulations.scenario import Scenario, to_tree
 
@@ -49,8 +49,9 @@ def outcome_of(
     sessions = tally(members.values(), states, audit.rounds, lambda member: is_away(crew, member))
     epoch, ledger = crew.clock.epoch, audit.ledger()
     told = [one for one in audit.rounds if one.key.kind is Kind.TRAIN]
-    rounds = tuple(_spending((_round(one, epoch, judge, crew) for one in told), audit.epsilons()))
     weights = judge.newest().shared_weights()
+    last = judge.metrics(weights)
+    rounds = tuple(_spending((_round(one, epoch, judge, crew) for one in told), audit.epsilons()))
     return Outcome(
         scenario=to_tree(scenario),
         engine="fleet",
@@ -58,9 +59,9 @@ def outcome_of(
         hours=round(crew.now() / 3600.0, 6),
         rounds=rounds,
         weights=digest_of(weights.to_bytes()),
-        accuracy=judge.accuracy(weights),
-        loss=judge.loss(weights),
-        first_accuracy=judge.accuracy(first.shared_weights()),
+        accuracy=mean_of(last, "correct"),
+        loss=mean_of(last, "loss"),
+        first_accuracy=mean_of(judge.metrics(first.shared_weights()), "correct"),
         per_device=_per_device(crew, scenario, members, states, judge, weights),
         devices=len(members),
         sessions=sum(crew.books.sessions.values()),
@@ -85,6 +86,7 @@ class _Judge:
 
     def __init__(self, crew: Crew, first: Bundle) -> None:
         self._crew, self._first = crew, first
+        self._sample = sample(crew.federation.central)
         self._known: dict[str, Metrics] = {}
 
     def newest(self) -> Bundle:
@@ -100,22 +102,22 @@ class _Judge:
         operations = self._crew.house.parts.coordinator.operations
         return operations.bundle(MODEL, number).shared_weights()
 
-    def accuracy(self, weights: Weights | None, examples: Examples | None = None) -> float | None:
-        """Share of right answers."""
-        return mean_of(self._metrics(weights, examples), "correct")
+    def metrics(self, weights: Weights) -> Metrics:
+        """Over all of it."""
+        return self._kept(weights, self._crew.federation.central)
 
-    def loss(self, weights: Weights | None) -> float | None:
-        """Mean loss."""
-        return mean_of(self._metrics(weights, None), "loss")
+    def on_the_way(self, weights: Weights | None) -> Metrics:
+        """Over a sample, unless these weights have been judged on all of it; nothing for none."""
+        return {} if weights is None else self._kept(weights, self._sample)
 
-    def _metrics(self, weights: Weights | None, examples: Examples | None) -> Metrics:
-        if weights is None:
-            return {}
-        if examples is not None:
-            return self._evaluated(weights, examples)
+    def accuracy(self, weights: Weights, examples: Examples) -> float | None:
+        """Share of right answers among examples of somebody's."""
+        return mean_of(self._evaluated(weights, examples), "correct")
+
+    def _kept(self, weights: Weights, examples: Examples) -> Metrics:
         name = digest_of(weights.to_bytes())
         if name not in self._known:
-            self._known[name] = self._evaluated(weights, self._crew.federation.central)
+            self._known[name] = self._evaluated(weights, examples)
         return self._known[name]
 
     def _evaluated(self, weights: Weights, examples: Examples) -> Metrics:
@@ -125,7 +127,7 @@ class _Judge:
 
 
 def _round(held: Round, epoch: float, judge: _Judge, crew: Crew) -> RoundOutcome:
-    weights = judge.of_version(held.version) if held.state is RoundState.COMPLETED else None
+    metrics = judge.on_the_way(judge.of_version(held.version) if held.state is RoundState.COMPLETED else None)
     count = held.metrics.get(TRAIN_EXAMPLES, 0.0)
     summary = crew.house.parts.coordinator.operations.round(held.key.task, held.key.number)
     return RoundOutcome(
@@ -135,8 +137,8 @@ def _round(held: Round, epoch: float, judge: _Judge, crew: Crew) -> RoundOutcome
         closed_hour=_hour(crew.clock.now() if held.ended_at is None else held.ended_at, epoch),
         invited=len(held.sessions),
         reported=len(held.reports),
-        accuracy=judge.accuracy(weights),
-        loss=judge.loss(weights),
+        accuracy=mean_of(metrics, "correct"),
+        loss=mean_of(metrics, "loss"),
         train_loss=held.metrics[TRAIN_LOSS] / count if count else None,
         bytes_up=held.bytes_up,
         bytes_down=summary.bytes_down,
