@@ -39,7 +39,7 @@ class PrivacyReport:
     ring_bits: int
     bytes_per_weight: float
     clip_norm: float
-    """Of the next round: the largest norm of one device's delta."""
+    """Of the next round: the largest norm of one device's delta; 0 where only metrics are sent."""
     clip_quantile: float
     """Share of devices that is to stay unclipped, towards which the clip moves; 0: it stands still."""
 
@@ -93,6 +93,6 @@ def report(
         signal_to_noise=signal_to_noise(opening, goal),
         ring_bits=opening.ring_bits,
         bytes_per_weight=numbers * opening.ring_bits / 8 / opening.size if opening.size else 0.0,
-        clip_norm=opening.clip_norm,
+        clip_norm=opening.clip_norm if opening.size else 0.0,
         clip_quantile=settings.clip_quantile,
     )

@@ -15,6 +15,7 @@ from tests.private.test_coordinator import PRIVATE, PrivateWorld, quick_disk, sq
 from tests.server.driving import OPERATOR, TASK, task, together
 from umbel.descriptor import Lane, noise_multiplier, sensitivity
 from umbel.errors import BudgetSpent, OutOfBounds
+from umbel.plan import Kind, Plan
 from umbel.ring import signed_norm
 from umbel_server.privacy import signal_to_noise, with_noise
 from umbel_server.privacy_ledger import epsilon, require_budget
@@ -156,6 +157,12 @@ async def test_a_task_without_noise_says_that_it_promises_no_number(world: Priva
     told = world.coordinator.operations.privacy(TASK)
     assert told.private and told.epsilon_spent == math.inf and told.bytes_per_weight == 4.0
     assert "development trust" in told.trust
+
+
+async def test_a_task_that_only_evaluates_tells_of_no_clip(world: PrivateWorld) -> None:
+    await world.begin(task(**PRIVATE | {"plan": Plan(kind=Kind.EVALUATE, max_weight=64.0)}))
+    told = world.coordinator.operations.privacy(TASK)
+    assert told.private and (told.clip_norm, told.bytes_per_weight) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def _privacy_table(told: pb.GetTaskPrivacyResponse) -> Any:
     facts += [("trust", told.trust)]
     if told.private:
         facts += [
-            ("on the wire", f"{told.ring_bits} bits a number, {told.bytes_per_weight:.3f} bytes a weight"),
+            ("on the wire", _on_the_wire(told)),
             ("clip", _clip(told)),
             ("noise", f"{told.noise_multiplier:.3g} sensitivities a round" if told.noise_multiplier else "none"),
             ("signal to noise", f"{told.signal_to_noise:.3g} at best"),
@@ -138,7 +138,15 @@ def _who_sees(private: bool) -> str:
     return "only their sums are known" if private else "the coordinator reads each one"
 
 
+def _on_the_wire(told: pb.GetTaskPrivacyResponse) -> str:
+    if not told.clip_norm:
+        return "metrics only"
+    return f"{told.ring_bits} bits a number, {told.bytes_per_weight:.3f} bytes a weight"
+
+
 def _clip(told: pb.GetTaskPrivacyResponse) -> str:
+    if not told.clip_norm:
+        return "none: no weights are sent"
     if not told.clip_quantile:
         return f"{told.clip_norm:.4g}"
     return f"{told.clip_norm:.4g} next, moving to where {told.clip_quantile:.0%} of the devices stay below it"
