@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ModuleNotFoundError as missing:
+    raise ImportError("Umbel locks its folders by fcntl, which this system lacks: it runs on Linux") from missing
 
 from umbel.errors import WrongState
 

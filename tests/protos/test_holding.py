@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,9 @@ def test_a_file_is_held_by_one_alone_also_once_another_took_its_place(tmp_path: 
     with alone_with(file):
         other.replace(file)
         assert is_free(file), "who comes now holds the new one"
+
+
+def test_a_system_without_fcntl_is_told_so() -> None:
+    code = "import sys; sys.modules['fcntl'] = None; from umbel_client import Device"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ImportError: Umbel locks its folders by fcntl, which this system lacks" in ended.stderr
