@@ -22,6 +22,7 @@ from umbel.plan import Kind
 from umbel.secure_report import SealedShares
 from umbel.secure_sum import Fresh, HelperSeed, Participant, encode_update, seal_report, total_of_masks
 from umbel.shares import LeaderShare
+from umbel.transform import Transform
 
 FILE = Path(__file__).parents[1] / "vectors" / "secure_sum.json"
 
@@ -76,6 +77,15 @@ def case(name: str, bits: int, size: int, rotated: bool, votes: bool = False) ->
     }
 
 
+def rotation(numbers: int) -> dict[str, Any]:
+    """Number i is (37 i mod 101 - 50) / 64; of what comes out, enough to tell how several blocks are put together."""
+    vector = (((37 * np.arange(numbers)) % 101 - 50) / 64).astype(np.float32)
+    turned = Transform(numbers, numbers, True, bytes(range(16))).forward(vector)
+    at = [0, 1, 63, 64, 4095, 4096, 4097, len(turned) - 1]
+    values = [round(float(turned[place]), 6) for place in at]
+    return {"numbers": numbers, "public_seed": bytes(range(16)).hex(), "at": at, "values": values}
+
+
 def bad(shares: SealedShares) -> list[dict[str, str]]:
     spoilt = {
         "another round": (changed(shares, rd=bytes(32)).to_bytes(), "seal-broken"),
@@ -108,7 +118,13 @@ def main() -> None:
     }
     vectors = [case("32 bits", 32, 20, False), case("16 bits, rotated", 16, 20, True)]
     vectors.append(case("a vote against the clip", 32, 20, False, votes=True))
-    tree = {"suite": "umbel-2agg/1", "private_keys": public, "now": NOW, "vectors": vectors}
+    tree = {
+        "suite": "umbel-2agg/1",
+        "private_keys": public,
+        "now": NOW,
+        "vectors": vectors,
+        "rotations": [rotation(9000)],
+    }
     FILE.write_text(json.dumps(tree, indent=1) + "\n")
 
 

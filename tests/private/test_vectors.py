@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from tests.private.make_vectors import FILE, key
+from tests.private.make_vectors import FILE, key, rotation
 from umbel.cohort_sum import answer_statement
 from umbel.descriptor import SignedDescriptor, layout_of, rd_of, verify_descriptor
 from umbel.errors import BY_CODE, UmbelError
@@ -61,6 +61,10 @@ def test_the_public_map_is_the_same_everywhere(case: Case) -> None:
     kept = back != 0
     assert kept.sum() == case.descriptor.sent
     np.testing.assert_allclose(back[kept], delta[kept], atol=1e-6)
+
+
+def test_several_blocks_are_put_together_as_ever() -> None:
+    assert TREE["rotations"] == [rotation(one["numbers"]) for one in TREE["rotations"]]
 
 
 def test_a_vote_is_encoded_as_ever() -> None:
