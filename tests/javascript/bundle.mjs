@@ -27,6 +27,9 @@ async function session(ort, files, manifest, signature) {
   return ort.InferenceSession.create(graph, { executionProviders: ['wasm'], externalData });
 }
 
+// What training moves and what travels: weights and buffers, as `[name, dtype, shape]`.
+export const stateOf = (manifest) => [...manifest.trainable, ...manifest.buffers];
+
 export class Bundle {
   constructor(ort, files, manifest) {
     Object.assign(this, { ort, files, manifest });
@@ -42,12 +45,27 @@ export class Bundle {
     return (inputs) => native.run(inputs);
   }
 
+  // Judges a batch with these weights: metrics by name, as sums over the batch.
+  async evaluator(weights) {
+    const native = await session(this.ort, this.files, this.manifest, 'evaluate');
+    const state = Object.fromEntries(stateOf(this.manifest).map(([name]) => [name, weights[name]]));
+    return async (inputs, targets) => {
+      const given = await native.run({ ...state, ...inputs, ...targets });
+      return Object.fromEntries(this.manifest.metrics.map((name) => [name, Number(given[name].data[0])]));
+    };
+  }
+
+  // The weights that the bundle came with, by name.
+  async weights() {
+    return readSafetensors(this.ort, await this.files('weights.safetensors'));
+  }
+
   async trainer(hyperparameters = {}) {
     const { ort, manifest } = this;
     const native = await session(ort, this.files, manifest, 'train');
-    const weights = readSafetensors(ort, await this.files('weights.safetensors'));
+    const weights = await this.weights();
     const state = {};
-    for (const [name] of [...manifest.trainable, ...manifest.buffers]) state[name] = weights[name];
+    for (const [name] of stateOf(manifest)) state[name] = weights[name];
     for (const [name, , shape] of manifest.slots) {
       const size = shape.reduce((product, length) => product * length, 1);
       const anchored = name.startsWith('s_anchor_') && weights['p_' + name.slice('s_anchor_'.length)];
