@@ -1,0 +1,209 @@
+"""What a device in JavaScript doesn't believe, and what it does when it isn't believed, heard, or answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.javascript.between import Refusal, changed, cut_after, flipped, relayed
+from tests.javascript.devices import MODEL, JavaScriptDevice, Parties
+from umbel.digests import digest_of
+from umbel.v1 import device_pb2 as pb
+from umbel_models.zoo import bundle_path
+
+
+@pytest.fixture(scope="session")
+def alone(real: Parties) -> JavaScriptDevice:
+    """The only device of a private task that waits for two: each of its visits finds work, none may report."""
+    real.task("alone", private=True)
+    device = real.javascript("alone", private=True)
+    while device.visit(minimum_cohort=99)["ending"] == "asleep":
+        pass  # until the helper has signed the round
+    return device
+
+
+def with_base(change: Callable[[Any], None]) -> Callable[[Any], None]:
+    return lambda answer: change(answer.assignment.base)
+
+
+def other_plan(answer: Any) -> None:
+    answer.assignment.plan.epochs += 1
+
+
+def flip(message: str, field: str, place: int = -1) -> Callable[[Any], None]:
+    def change(answer: Any) -> None:
+        part = getattr(answer.assignment, message)
+        setattr(part, field, flipped(getattr(part, field), place))
+
+    return change
+
+
+LIES = {
+    "another base": (flip("base", "release"), "signature-invalid"),
+    "a base signed by somebody": (flip("base", "signature"), "signature-invalid"),
+    "another round": (flip("private_round", "descriptor"), "signature-invalid"),
+    "a round that only the leader signed": (flip("private_round", "helper_signature"), "signature-invalid"),
+    "a round that only the helper signed": (flip("private_round", "leader_signature"), "signature-invalid"),
+    "another plan": (other_plan, "not-allowed"),
+    "another task": (lambda answer: setattr(answer.assignment, "task", "other"), "not-allowed"),
+    "no private round": (lambda answer: answer.assignment.ClearField("private_round"), "not-allowed"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lie_about_the_work_ends_the_session_before_anything_is_sent(
+    real: Parties, alone: JavaScriptDevice, lie: str
+) -> None:
+    change, code = LIES[lie]
+    with relayed(alone, real.operator.state, CheckIn=lambda data: changed(pb.CheckInResponse, data, change)) as relay:
+        told = alone.visit()
+    assert (told["ending"], told["error"], told["shape"]) == ("refused", code, "-*"), told
+    assert {name for name, _ in relay.asked} == {"CheckIn"}
+
+
+def test_a_round_below_the_devices_own_floor_is_not_joined_and_the_next_check_in_says_so(
+    real: Parties, alone: JavaScriptDevice
+) -> None:
+    assert alone.visit(minimum_cohort=3)["error"] == "cohort-too-small"
+    with relayed(alone, real.operator.state) as relay:
+        assert alone.visit(minimum_cohort=3)["shape"] == "-#"
+    (asked,) = relay.calls("CheckIn")
+    (record,) = pb.CheckInRequest.FromString(asked).sessions
+    assert (record.task, record.round, record.shape, record.error) == ("alone", 1, "-#", "cohort-too-small")
+
+
+def test_a_changed_file_is_refused_and_fetched_again(real: Parties) -> None:
+    real.task("changed", devices=1)
+    device = real.javascript("changed")
+
+    def spoil(data: bytes) -> bytes:
+        return changed(pb.FetchResponse, data, lambda answer: setattr(answer, "chunk", flipped(answer.chunk)))
+
+    def grow(data: bytes) -> bytes:
+        return changed(pb.FetchResponse, data, lambda answer: setattr(answer, "chunk", answer.chunk + b"more"))
+
+    for change in (spoil, grow):
+        with relayed(device, real.operator.state, Fetch=change) as relay:
+            told = device.visit()
+        assert (told["ending"], told["error"]) == ("refused", "digest-mismatch"), told
+        assert relay.calls("Fetch")
+        assert not relay.calls("Report")
+        assert all(path.suffix != ".part" for path in (device.home / "shelf").glob("*"))
+    device.contribute()
+    assert real.round("changed")["reports"] == 1
+
+
+def test_a_fetch_that_was_cut_goes_on_where_it_was(real: Parties) -> None:
+    real.task("fetched", devices=1)
+    device = real.javascript("fetched")
+    answered = []
+
+    def stop(data: bytes) -> bytes:
+        answered.append(pb.FetchResponse.FromString(data))
+        if len(answered) > 2:
+            raise Refusal(grpc.StatusCode.UNAVAILABLE)
+        return data
+
+    with relayed(device, real.operator.state, Fetch=stop):
+        told = device.visit()
+    assert (told["ending"], told["error"]) == ("failed", "unreachable"), told
+    held = {path.name for path in (device.home / "shelf").iterdir()}
+    weights = bundle_path(MODEL) / "weights.safetensors"
+    digest, half = digest_of(weights.read_bytes()), weights.read_bytes()[:20_000]
+    assert held and digest not in held
+    (device.home / "shelf" / f"{digest}.part").write_bytes(half)
+    with relayed(device, real.operator.state) as relay:
+        assert device.visit()["shape"] == "-!v[]+^"
+    wanted = {it.digest: it.offset for it in map(pb.FetchRequest.FromString, relay.calls("Fetch"))}
+    assert not held & set(wanted)
+    assert wanted[digest] == len(half)
+
+
+def test_a_report_whose_connection_is_cut_goes_through_at_the_next_try_and_counts_once(real: Parties) -> None:
+    real.task("cut", devices=1)
+    device = real.javascript("cut")
+    with cut_after(device, 30_000) as sent:
+        told = device.visit()
+    assert (told["ending"], told["error"]) == ("failed", "unreachable"), told
+    assert sent and max(sent) < 49_000, "it was cut within the report"
+    kept = (device.home / "report.bin").read_bytes()
+    before = json.loads((device.home / "session.json").read_text())["report"]
+    with relayed(device, real.operator.state) as relay:
+        told = device.visit()
+    assert (told["ending"], told["shape"]) == ("contributed", "-v[]+!+^"), told
+    begin, *chunks = (pb.ReportRequest.FromString(asked) for asked in relay.calls("Report"))
+    assert begin.begin.report_id == before["report_id"]
+    tail = b"".join(chunk.chunk for chunk in chunks)
+    assert kept.endswith(tail)
+    found = real.round("cut")
+    assert (found["reports"], found["assigned"]) == (1, 1)
+    assert not (device.home / "report.bin").exists()
+
+
+def test_a_report_whose_acknowledgement_was_lost_counts_once_and_sends_no_byte_twice(real: Parties) -> None:
+    real.task("lost", devices=1)
+    device = real.javascript("lost")
+
+    def lose(data: bytes) -> bytes:
+        if pb.ReportResponse.FromString(data).HasField("accepted"):
+            raise Refusal(grpc.StatusCode.UNAVAILABLE)
+        return data
+
+    with relayed(device, real.operator.state, Report=lose):
+        assert device.visit()["ending"] == "failed"
+    assert real.round("lost")["reports"] == 1
+    with relayed(device, real.operator.state) as relay:
+        assert device.visit()["shape"] == "-v[]+!+^"
+    (asked,) = relay.calls("Report")
+    assert pb.ReportRequest.FromString(asked).HasField("begin")
+    assert real.round("lost")["reports"] == 1
+
+
+def test_a_report_that_the_round_no_longer_wants_is_given_up_before_its_bytes(real: Parties) -> None:
+    real.task("closed", devices=1)
+    device = real.javascript("closed")
+
+    def close(data: bytes) -> bytes:
+        raise Refusal(grpc.StatusCode.ABORTED, "a-newer-code")
+
+    with relayed(device, real.operator.state, Report=close):
+        told = device.visit()
+    assert (told["ending"], told["error"], told["shape"]) == ("refused", "round-closed", "-v[]+#"), told
+    assert not (device.home / "report.bin").exists()
+
+
+PAUSES = {
+    "unavailable": (Refusal(grpc.StatusCode.UNAVAILABLE), (1, 8)),
+    "not allowed": (Refusal(grpc.StatusCode.PERMISSION_DENIED, "not-allowed"), (3600, 10_800)),
+    "a newer code": (Refusal(grpc.StatusCode.INVALID_ARGUMENT, "no-longer-known"), (3600, 10_800)),
+}
+
+
+@pytest.mark.parametrize("refused", PAUSES)
+def test_a_refused_check_in_is_followed_by_a_pause_of_its_kind(
+    real: Parties, alone: JavaScriptDevice, refused: str
+) -> None:
+    refusal, (least, most) = PAUSES[refused]
+
+    def refuse(data: bytes) -> bytes:
+        raise refusal
+
+    with relayed(alone, real.operator.state, CheckIn=refuse):
+        told = alone.visit()
+    assert told["ending"] == "failed", told
+    assert least <= told["sleep"] <= most
+
+
+def test_a_coordinator_of_another_authority_gets_nothing(real: Parties, alone: JavaScriptDevice) -> None:
+    own = alone.identity()
+    stranger = own | {"authority": json.loads(real.helper.card.read_text())["certificate"]}
+    (alone.home / "identity.json").write_text(json.dumps(stranger))
+    try:
+        told = alone.visit()
+    finally:
+        (alone.home / "identity.json").write_text(json.dumps(own))
+    assert (told["ending"], told["error"]) == ("failed", "unreachable"), told
