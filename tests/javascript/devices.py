@@ -67,23 +67,30 @@ class JavaScriptDevice:
     scripts: Path
     home: Path
 
+    def words(self, *words: str) -> list[str]:
+        """The command line of one call."""
+        return ["node", str(self.scripts / "main.mjs"), str(CHECKOUT / "protos"), str(self.home), *words]
+
     def call(self, *words: str) -> dict[str, Any]:
         """What `main.mjs` prints."""
-        command = ["node", str(self.scripts / "main.mjs"), str(CHECKOUT / "protos"), str(self.home), *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(self.words(*words), capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, done.stderr
         told: dict[str, Any] = json.loads(done.stdout)
         return told
 
-    def visit(self, **floors: float) -> dict[str, Any]:
-        """One visit, with examples of its own."""
+    def for_a_visit(self, ahead: float = 0.0, **floors: float) -> list[str]:
+        """The words for a visit, with examples of its own; `ahead`: by how many seconds its clock is fast."""
         x, y = recordings(TRAINING + HELD_BACK, self.home.name)
         tensors = {}
         for name, rows in (("training", slice(TRAINING)), ("heldBack", slice(TRAINING, None))):
             tensors |= {f"{name}.input.x": x[rows], f"{name}.target.y": y[rows]}
         file = self.home / "examples.safetensors"
         file.write_bytes(safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in tensors.items()}))
-        return self.call("visit", str(file), json.dumps({"minimum_cohort": 2, **floors}))
+        return ["visit", str(file), json.dumps({"minimum_cohort": 2, **floors}), str(ahead)]
+
+    def visit(self, ahead: float = 0.0, **floors: float) -> dict[str, Any]:
+        """One visit."""
+        return self.call(*self.for_a_visit(ahead, **floors))
 
     def contribute(self) -> None:
         """Visits until a report was accepted: a helper may not have signed the round yet."""

@@ -1,10 +1,11 @@
 // node main.mjs PROTOS HOME enrol CODE [CARD TOKEN]: become a device, and a participant that the card's helper knows.
-// node main.mjs PROTOS HOME visit EXAMPLES [FLOORS]: pay one visit, and print as JSON how it ended.
+// node main.mjs PROTOS HOME visit EXAMPLES [FLOORS [AHEAD]]: pay one visit, and print as JSON how it ended.
 //
 // What the last report holds lies in HOME as update.json, for whoever wants to see it.
 //
 // PROTOS is the folder of the .proto files, HOME the device's own. EXAMPLES is a safetensors file whose tensors are named
-// `training.input.<name>`, `training.target.<name>`, and the same for `heldBack`; FLOORS is what the device asks of a private round, as JSON.
+// `training.input.<name>`, `training.target.<name>`, and the same for `heldBack`; FLOORS is what the device asks of a private round, as JSON;
+// AHEAD is by how many seconds its clock is fast, to try what happens later.
 
 import { readFile } from 'node:fs/promises';
 
@@ -38,8 +39,9 @@ if (verb === 'enrol') {
   if (card) await enrolAtHelper(home, readCard(await readFile(card)), token, population);
   told = { id, population };
 } else {
-  const [examples, floors = '{}'] = words;
+  const [examples, floors = '{}', ahead = 0] = words;
   const onUpdate = (update) => home.write('update.json', JSON.stringify({ ...update, delta: Array.from(update.delta) }));
-  told = await new Device(home, ort, await examplesIn(examples), { floors: JSON.parse(floors), onUpdate }).visit();
+  const options = { floors: JSON.parse(floors), now: () => Date.now() + 1000 * ahead, onUpdate };
+  told = await new Device(home, ort, await examplesIn(examples), options).visit();
 }
 process.stdout.write(`${JSON.stringify(told)}\n`);

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.javascript.between import Refusal, changed, cut_after, flipped, relayed
 from tests.javascript.devices import MODEL, JavaScriptDevice, Parties
+from tests.server.processes import wait_until
 from umbel.digests import digest_of
+from umbel.enrolment_code import EnrolmentCode
+from umbel.participants import issue
 from umbel.v1 import device_pb2 as pb
 from umbel_models.zoo import bundle_path
 
@@ -207,3 +215,77 @@ def test_a_coordinator_of_another_authority_gets_nothing(real: Parties, alone: J
     finally:
         (alone.home / "identity.json").write_text(json.dumps(own))
     assert (told["ending"], told["error"]) == ("failed", "unreachable"), told
+
+
+def test_a_token_goes_to_nobody_but_the_coordinator_that_the_code_names(real: Parties) -> None:
+    real.task("named", devices=1)
+    code = EnrolmentCode.from_text(real.code("named"))
+    device = JavaScriptDevice(real.scripts, real.folder / "javascript-named")
+    stranger = replace(code, authority=json.loads(real.helper.card.read_text())["certificate"].encode())
+    refused = subprocess.run(device.words("enrol", stranger.to_text()), capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "unreachable" in refused.stderr
+    key = (device.home / "key.pem").read_bytes()
+    device.call("enrol", code.to_text())
+    device.call("enrol", code.to_text())  # as after a lost answer: the same key may ask again
+    assert (device.home / "key.pem").read_bytes() == key
+
+
+def test_certificates_are_renewed_before_they_end_and_not_used_afterwards(
+    real: Parties, alone: JavaScriptDevice
+) -> None:
+    device = x509.load_pem_x509_certificate(alone.identity()["certificate"].encode())
+    left = device.not_valid_after_utc.timestamp() - time.time()
+    with relayed(alone, real.operator.state) as relay:
+        assert alone.visit(ahead=0.4 * left)["ending"] == "refused"
+        assert not relay.calls("Renew")
+        told = alone.visit(ahead=0.8 * left)
+        assert told["ending"] == "refused", told
+        assert relay.calls("Renew")
+        asked = len(relay.asked)
+        told = alone.visit(ahead=1.1 * left)
+        assert (told["ending"], told["error"]) == ("failed", "certificate-refused"), told
+        assert len(relay.asked) == asked
+    assert x509.load_pem_x509_certificate(alone.identity()["certificate"].encode()) != device
+
+
+def test_a_participants_certificate_that_ends_soon_is_renewed_at_the_helper(
+    real: Parties, alone: JavaScriptDevice
+) -> None:
+    pinned = json.loads((alone.home / "helper.json").read_text())
+    authority = Ed25519PrivateKey.from_private_bytes((real.helper.state / "keys" / "authority.key").read_bytes())
+    key = bytes.fromhex(pinned["certificate"]["public_key"]["hex"])
+    soon = issue("alone", key, time.time() + 86_400, authority)
+    pinned["certificate"] |= {"not_after_ms": soon.not_after_ms, "signature": {"hex": soon.signature.hex()}}
+    (alone.home / "helper.json").write_text(json.dumps(pinned))
+    alone.visit(minimum_cohort=3)
+    renewed = json.loads((alone.home / "helper.json").read_text())["certificate"]
+    assert renewed["public_key"] == pinned["certificate"]["public_key"]
+    assert renewed["not_after_ms"] > soon.not_after_ms + 50 * 86_400_000
+
+
+def killed_in_training(device: JavaScriptDevice) -> None:
+    session = device.home / "session.json"
+    process = subprocess.Popen(device.words(*device.for_a_visit()), stdout=subprocess.DEVNULL)
+    wait_until(lambda: session.exists() and 'v["' in session.read_text(), "it trains")
+    process.kill()
+    process.wait()
+
+
+def test_a_process_lost_in_training_goes_on_at_the_next_visit(real: Parties) -> None:
+    real.task("died", devices=1)
+    device = real.javascript("died")
+    killed_in_training(device)
+    told = device.visit()
+    assert (told["ending"], told["shape"]) == ("contributed", "-v[!v[]+^"), told
+
+
+def test_a_session_whose_deadline_has_passed_is_told_as_lost(real: Parties) -> None:
+    real.task("late", devices=1)
+    device = real.javascript("late")
+    killed_in_training(device)
+    with relayed(device, real.operator.state) as relay:
+        device.visit(ahead=3600.0)
+    (record,) = pb.CheckInRequest.FromString(relay.calls("CheckIn")[0]).sessions
+    assert record.shape == "-v[!"
+    assert relay.asked[0][0] == "CheckIn"
