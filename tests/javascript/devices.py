@@ -38,7 +38,9 @@ minimum = {devices}
 updates_private = {private}
 
 [plan]
-epochs = 2
+kind = "{kind}"
+batch_size = {batch_size}
+epochs = 5
 max_steps = 4
 clip_norm = 1.0
 max_weight = {max_weight}
@@ -138,14 +140,22 @@ class Parties:
     scripts: Path
 
     def task(
-        self, name: str, devices: int = 2, private: bool = False, max_weight: float = 1000.0, ring_bits: int = 0
+        self,
+        name: str,
+        devices: int = 2,
+        private: bool = False,
+        max_weight: float = 1000.0,
+        kind: str = "train",
+        batch_size: int = 16,
+        **privacy: float,
     ) -> None:
-        """A model, a population and a task of this name."""
+        """A model, a population and a task of this name; what stands in `privacy` goes into its `[privacy]`."""
         self.operator.call("models", "add", str(bundle_path(MODEL)), "--name", name)
-        privacy = f"[privacy]\nring_bits = {ring_bits}" if private else ""
-        file = self.folder / f"{name}.toml"
         spec = {"name": name, "devices": devices, "private": str(private).lower(), "max_weight": max_weight}
-        file.write_text(_TASK.format(**spec, privacy=privacy))
+        spec |= {"kind": kind, "batch_size": batch_size}
+        table = "".join(f"{key} = {value}\n" for key, value in privacy.items())
+        file = self.folder / f"{name}.toml"
+        file.write_text(_TASK.format(**spec, privacy="[privacy]\n" + table if private else ""))
         self.operator.call("tasks", "create", "--file", str(file))
 
     def code(self, population: str) -> str:

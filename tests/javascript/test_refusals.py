@@ -81,9 +81,10 @@ def test_a_round_below_the_devices_own_floor_is_not_joined_and_the_next_check_in
         assert alone.visit(minimum_cohort=3)["shape"] == "-#"
     (asked,) = relay.calls("CheckIn")
     (record,) = pb.CheckInRequest.FromString(asked).sessions
-    assert (record.task, record.round, record.shape, record.error) == ("alone", 1, "-#", "cohort-too-small")
+    assert (record.round, record.shape, record.error) == (1, "-#", "cohort-too-small")
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_refused_and_fetched_again(real: Parties) -> None:
     real.task("changed", devices=1)
     device = real.javascript("changed")
@@ -105,6 +106,7 @@ def test_a_changed_file_is_refused_and_fetched_again(real: Parties) -> None:
     assert real.round("changed")["reports"] == 1
 
 
+@pytest.mark.slow
 def test_a_fetch_that_was_cut_goes_on_where_it_was(real: Parties) -> None:
     real.task("fetched", devices=1)
     device = real.javascript("fetched")
@@ -152,6 +154,7 @@ def test_a_report_whose_connection_is_cut_goes_through_at_the_next_try_and_count
     assert not (device.home / "report.bin").exists()
 
 
+@pytest.mark.slow
 def test_a_report_whose_acknowledgement_was_lost_counts_once_and_sends_no_byte_twice(real: Parties) -> None:
     real.task("lost", devices=1)
     device = real.javascript("lost")
@@ -171,6 +174,24 @@ def test_a_report_whose_acknowledgement_was_lost_counts_once_and_sends_no_byte_t
     assert real.round("lost")["reports"] == 1
 
 
+@pytest.mark.slow
+def test_a_report_goes_on_at_the_offset_that_the_coordinator_names(real: Parties) -> None:
+    real.task("offset", devices=1)
+    device = real.javascript("offset")
+
+    def pretend(data: bytes) -> bytes:
+        return changed(pb.ReportResponse, data, lambda answer: setattr(answer.proceed, "offset", 20_000))
+
+    with relayed(device, real.operator.state, Report=pretend) as relay:
+        told = device.visit()
+    # The coordinator misses bytes and says so; the report waits for the next try, at which its digest doesn't fit.
+    assert (told["ending"], told["error"]) == ("failed", "interrupted"), told
+    _, *chunks = (pb.ReportRequest.FromString(asked) for asked in relay.calls("Report"))
+    assert b"".join(chunk.chunk for chunk in chunks) == (device.home / "report.bin").read_bytes()[20_000:]
+    assert device.visit()["error"] == "digest-mismatch"
+
+
+@pytest.mark.slow
 def test_a_report_that_the_round_no_longer_wants_is_given_up_before_its_bytes(real: Parties) -> None:
     real.task("closed", devices=1)
     device = real.javascript("closed")
@@ -178,9 +199,10 @@ def test_a_report_that_the_round_no_longer_wants_is_given_up_before_its_bytes(re
     def close(data: bytes) -> bytes:
         raise Refusal(grpc.StatusCode.ABORTED, "a-newer-code")
 
-    with relayed(device, real.operator.state, Report=close):
+    with relayed(device, real.operator.state, Report=close) as relay:
         told = device.visit()
     assert (told["ending"], told["error"], told["shape"]) == ("refused", "round-closed", "-v[]+#"), told
+    assert len(relay.calls("Report")) == 1
     assert not (device.home / "report.bin").exists()
 
 
@@ -217,6 +239,7 @@ def test_a_coordinator_of_another_authority_gets_nothing(real: Parties, alone: J
     assert (told["ending"], told["error"]) == ("failed", "unreachable"), told
 
 
+@pytest.mark.slow
 def test_a_token_goes_to_nobody_but_the_coordinator_that_the_code_names(real: Parties) -> None:
     real.task("named", devices=1)
     code = EnrolmentCode.from_text(real.code("named"))
@@ -231,6 +254,7 @@ def test_a_token_goes_to_nobody_but_the_coordinator_that_the_code_names(real: Pa
     assert (device.home / "key.pem").read_bytes() == key
 
 
+@pytest.mark.slow
 def test_certificates_are_renewed_before_they_end_and_not_used_afterwards(
     real: Parties, alone: JavaScriptDevice
 ) -> None:
@@ -249,13 +273,14 @@ def test_certificates_are_renewed_before_they_end_and_not_used_afterwards(
     assert x509.load_pem_x509_certificate(alone.identity()["certificate"].encode()) != device
 
 
+@pytest.mark.slow
 def test_a_participants_certificate_that_ends_soon_is_renewed_at_the_helper(
     real: Parties, alone: JavaScriptDevice
 ) -> None:
     pinned = json.loads((alone.home / "helper.json").read_text())
     authority = Ed25519PrivateKey.from_private_bytes((real.helper.state / "keys" / "authority.key").read_bytes())
     key = bytes.fromhex(pinned["certificate"]["public_key"]["hex"])
-    soon = issue("alone", key, time.time() + 86_400, authority)
+    soon = issue(alone.identity()["population"], key, time.time() + 86_400, authority)
     pinned["certificate"] |= {"not_after_ms": soon.not_after_ms, "signature": {"hex": soon.signature.hex()}}
     (alone.home / "helper.json").write_text(json.dumps(pinned))
     alone.visit(minimum_cohort=3)
@@ -272,6 +297,7 @@ def killed_in_training(device: JavaScriptDevice) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_process_lost_in_training_goes_on_at_the_next_visit(real: Parties) -> None:
     real.task("died", devices=1)
     device = real.javascript("died")
@@ -280,6 +306,7 @@ def test_a_process_lost_in_training_goes_on_at_the_next_visit(real: Parties) -> 
     assert (told["ending"], told["shape"]) == ("contributed", "-v[!v[]+^"), told
 
 
+@pytest.mark.slow
 def test_a_session_whose_deadline_has_passed_is_told_as_lost(real: Parties) -> None:
     real.task("late", devices=1)
     device = real.javascript("late")

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.javascript.devices import HELD_BACK, TRAINING, Parties
+from tests.client.recordings import recordings
+from tests.javascript.devices import HELD_BACK, MODEL, TRAINING, Parties
+from umbel.bundle import Bundle
+from umbel.runtime.onnx import OnnxRuntime
+from umbel_models.zoo import bundle_path
 
 CLIP = 1.0
 
@@ -23,6 +27,17 @@ def of_javascript(update: dict[str, Any], weight: float) -> tuple[NDArray[np.flo
     return np.array(update["delta"]), weight
 
 
+def trained_in_python(home: str, steps: int) -> NDArray[np.float32]:
+    """What a device's delta is, where each step sees all of its examples, so that their order makes no difference."""
+    bundle = Bundle.open(bundle_path(MODEL))
+    base = bundle.shared_weights()
+    session = OnnxRuntime().train(bundle, base, {"lr": 0.03, "mu": 0.01})
+    x, y = recordings(TRAINING + HELD_BACK, home)
+    for _ in range(steps):
+        session.step({"x": x[:TRAINING]}, {"y": y[:TRAINING]})
+    return (session.weights() - base).clipped(CLIP).to_vector()
+
+
 def test_a_public_round_comes_to_the_mean_of_both_updates(real: Parties, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
@@ -34,7 +49,7 @@ def test_a_public_round_comes_to_the_mean_of_both_updates(real: Parties, monkeyp
 
     encode = assignment.update_to_bytes
     monkeypatch.setattr(assignment, "update_to_bytes", watched)
-    real.task("public")
+    real.task("public", batch_size=TRAINING)
     javascript, python = real.javascript("public"), real.python("public")
     python.contribute()
     javascript.contribute()
@@ -43,13 +58,15 @@ def test_a_public_round_comes_to_the_mean_of_both_updates(real: Parties, monkeyp
     assert update["examples"] == TRAINING
     assert (found["reports"], found["failed"]) == (2, 0)
     assert found["metrics"]["examples"] == 2 * HELD_BACK
-    assert found["metrics"]["train_examples"] == update["metrics"]["train_examples"] + 40
+    assert found["metrics"]["train_examples"] == 4 * TRAINING + 80
     expected = mean_of([of_javascript(update, TRAINING), *seen])
     np.testing.assert_allclose(real.step("public"), expected, atol=1e-6)
-    assert np.linalg.norm(update["delta"]) > 0.01
+    np.testing.assert_allclose(update["delta"], trained_in_python(javascript.home.name, 4), atol=1e-5)
 
 
-@pytest.mark.parametrize("bits", [pytest.param(32, id="32 bits"), pytest.param(16, id="16 bits, rotated")])
+@pytest.mark.parametrize(
+    "bits", [pytest.param(32, id="32 bits"), pytest.param(16, id="16 bits, rotated", marks=pytest.mark.slow)]
+)
 def test_a_private_round_comes_to_the_mean_of_both_updates(
     real: Parties, monkeypatch: pytest.MonkeyPatch, bits: int
 ) -> None:
@@ -76,8 +93,35 @@ def test_a_private_round_comes_to_the_mean_of_both_updates(
     assert (descriptor.ring_bits, descriptor.rotated) == (bits, bits == 16)
     assert found["metrics"]["loss"] > update["metrics"]["loss"]
     assert found["metrics"]["examples"] == 2 * HELD_BACK
+    assert update["metrics"]["train_examples"] == 16 + 16 + 8 + 16
     expected = mean_of([of_javascript(update, 1 if bits == 16 else TRAINING), (delta, weight)])
     error = np.linalg.norm(real.step(name) - expected)
     # Rounding to whole units of the ring moves each number by less than one.
     assert error < 2 * np.sqrt(delta.size) / descriptor.scale
     assert error < 0.05 * np.linalg.norm(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("private", [False, True], ids=["public", "private"])
+def test_an_evaluation_adds_up_what_both_measured(real: Parties, private: bool) -> None:
+    name = f"evaluation-{'private' if private else 'public'}"
+    real.task(name, private=private, kind="evaluate")
+    javascript, python = real.javascript(name, private=private), real.python(name, private=private)
+    python.contribute()
+    javascript.contribute()
+    found, update = real.round(name), javascript.update()
+    assert (found["reports"], found["failed"]) == (2, 0)
+    assert found["metrics"]["examples"] == 2 * HELD_BACK
+    assert found["metrics"]["loss"] > update["metrics"]["loss"] > 0
+    assert update["delta"] == []
+
+
+@pytest.mark.slow
+def test_a_round_with_noise_and_a_moving_clip_is_summed(real: Parties) -> None:
+    privacy = {"noise_multiplier": 0.3, "metric_bound": 50.0, "clip_quantile": 0.5, "clip_vote_noise": 0.5}
+    real.task("noise", private=True, max_weight=1.0, **privacy)
+    javascript, python = real.javascript("noise", private=True), real.python("noise", private=True)
+    python.contribute()
+    javascript.contribute()
+    found = real.round("noise")
+    assert (found["reports"], found["failed"], found["state"]) == (2, 0, "completed")

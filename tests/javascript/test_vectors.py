@@ -1,4 +1,4 @@
-"""JavaScript comes to the bytes of `tests/vectors`, and refuses the bad ones."""
+"""JavaScript comes to the bytes of `tests/vectors`, refuses the bad ones, and does what plans say."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from pathlib import Path
 from tests.javascript.devices import CHECKOUT, scripts
 
 
-def test_javascript_reads_and_makes_the_golden_bytes(tmp_path: Path) -> None:
-    folder = scripts(tmp_path / "scripts")
-    command = ["node", "--test", "--test-reporter=tap", str(folder / "vectors.test.mjs")]
+def passed(folder: Path, name: str) -> int:
+    """How many tests of a file pass; all have to."""
+    command = ["node", "--test", "--test-reporter=tap", str(scripts(folder / "scripts") / name)]
     environment = os.environ | {"UMBEL": str(CHECKOUT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
     assert done.returncode == 0, done.stdout
-    passed = next(line for line in done.stdout.splitlines() if line.startswith("# pass "))
-    assert int(passed.split()[-1]) >= 80
+    return int(next(line for line in done.stdout.splitlines() if line.startswith("# pass ")).split()[-1])
+
+
+def test_javascript_reads_and_makes_the_golden_bytes(tmp_path: Path) -> None:
+    assert passed(tmp_path, "vectors.test.mjs") >= 80
+
+
+def test_javascript_trains_as_a_plan_says(tmp_path: Path) -> None:
+    assert passed(tmp_path, "training.test.mjs") >= 8
