@@ -9,7 +9,7 @@
 import { randomBytes } from 'node:crypto';
 
 import { connect } from './enrolment.mjs';
-import { goesOn, isOfTheRound, mayPass, refuseUnless } from './errors.mjs';
+import { goesOn, isOfTheRound, mayPass, Refused, refuseUnless } from './errors.mjs';
 import { participantOf, renewAtHelper, sealPrivately, verifyRound, SECURE_SUM } from './private.mjs';
 import { bindingOf, seal, SEALED } from './sealing.mjs';
 import { Session } from './session.mjs';
@@ -23,6 +23,11 @@ const SHORTEST_PAUSE = 4;
 const LONGEST_PAUSE = 15 * 60;
 const KIND_TRAIN = 1;
 
+// What the runtime makes of odd examples ends the session, and is told: it would fail again.
+const asRefusal = (error) => {
+  throw error instanceof Refused ? error : new Refused('runtime-failure', error.message);
+};
+
 export class Device {
   // `examples` is `{ training, heldBack }`; `floors` are what the device itself asks of a private round; `onUpdate` is
   // shown what will be reported, before it is sealed.
@@ -33,7 +38,8 @@ export class Device {
     Object.assign(this, { home, ort, examples, ...defaults, ...options });
   }
 
-  // One visit. Gives how it ended, the sessions' shape and error if there was one, and in how many seconds to come back.
+  // One visit. Gives how it ended, the session's shape and error if there was one, and in how many seconds to come back.
+  // It throws what is no part of the conversation, such as a full disk; the next visit goes on from there.
   async visit() {
     if (!this.mayWork()) return { ending: 'not-now', sleep: SHORTEST_PAUSE };
     let connection;
@@ -52,7 +58,8 @@ export class Device {
 
   async #visitAs(identity, connection) {
     const session = await this.#unfinished() ?? await this.#checkIn(identity, connection);
-    if (session.retry) return { ending: 'asleep', reason: session.retry.reason, sleep: this.#within(session.retry.window) };
+    const { retry } = session;
+    if (retry) return { ending: 'asleep', reason: retry.reason, sleep: this.#within(retry.window) };
     try {
       if (!session.report) await this.#work(session, identity, connection);
       const window = await this.#report(session, connection);
@@ -102,12 +109,12 @@ export class Device {
     const participant = await participantOf(this.home);
     const round = participant && verifyRound(assignment, release, identity, participant, this.floors, this.now());
     const isPublic = !assignment.private_round && assignment.sealing.suite === SEALED;
-    refuseUnless(round || isPublic, 'not-allowed', 'this device reports to public rounds only: it has pinned no helper');
+    refuseUnless(round || isPublic, 'not-allowed', 'this device has pinned no helper: it joins public rounds only');
     const fetch = (...wanted) => connection.fetch(...wanted);
     const bundle = await new Shelf(this.home, fetch).bundle(this.ort, release);
     await session.add('v');
     await session.add('[');
-    const update = await this.#learn(bundle, plan);
+    const update = await this.#learn(bundle, plan).catch(asRefusal);
     await session.add(']');
     await this.onUpdate(update);
     const reportId = randomBytes(16);
@@ -144,7 +151,7 @@ export class Device {
 
   // What becomes of a session that an error stopped. Where nobody answered, it goes on at the next visit.
   async #endOf(session, error) {
-    if (!error.code) throw error;
+    if (!(error instanceof Refused)) throw error;
     if (goesOn(error)) {
       await session.add('!');
       throw error;
@@ -164,7 +171,7 @@ export class Device {
 
   // A visit that failed is paid again: in hours, or after pauses that grow.
   async #putOff(error) {
-    if (!error.code) throw error;
+    if (!(error instanceof Refused)) throw error;
     const { failures = 0 } = await this.#state();
     await this.#remember({ failures: failures + 1 });
     const pause = Math.min(SHORTEST_PAUSE * 2 ** failures, LONGEST_PAUSE);

@@ -1,6 +1,5 @@
 // A device's folder. What it holds survives the process: a file is there whole, or as it was before.
 
-import { createHash } from 'node:crypto';
 import { promises as fs } from 'node:fs';
 import path from 'node:path';
 
@@ -59,7 +58,8 @@ export class Home {
   // Trees of plain JSON; bytes in them travel as {"hex": …}.
   async load(name) {
     const content = await this.read(name);
-    return content && JSON.parse(content, (_, value) => (value?.hex !== undefined ? Buffer.from(value.hex, 'hex') : value));
+    const revived = (_, value) => (value?.hex === undefined ? value : Buffer.from(value.hex, 'hex'));
+    return content && JSON.parse(content, revived);
   }
 
   async save(name, tree) {
@@ -67,8 +67,4 @@ export class Home {
       value?.type === 'Buffer' ? { hex: Buffer.from(value.data).toString('hex') } : value
     )));
   }
-}
-
-export async function digestOf(home, name) {
-  return createHash('sha256').update(await home.read(name)).digest('hex');
 }

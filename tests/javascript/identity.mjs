@@ -14,7 +14,8 @@ export function readCode(text) {
   try {
     if (!code.startsWith(PREFIX)) throw new Error('it has another beginning');
     const { server, token, authority } = JSON.parse(Buffer.from(code.slice(PREFIX.length), 'base64url').toString());
-    if (![server, token, authority].every((part) => typeof part === 'string' && part)) throw new Error('a part is missing');
+    const isWhole = [server, token, authority].every((part) => typeof part === 'string' && part);
+    if (!isWhole) throw new Error('a part is missing');
     return { server, token, authority };
   } catch (error) {
     throw malformed(`this isn't an enrolment code: ${error.message}`);

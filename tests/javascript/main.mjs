@@ -3,9 +3,9 @@
 //
 // What the last report holds lies in HOME as update.json, for whoever wants to see it.
 //
-// PROTOS is the folder of the .proto files, HOME the device's own. EXAMPLES is a safetensors file whose tensors are named
-// `training.input.<name>`, `training.target.<name>`, and the same for `heldBack`; FLOORS is what the device asks of a private round, as JSON;
-// AHEAD is by how many seconds its clock is fast, to try what happens later.
+// PROTOS is the folder of the .proto files, HOME the device's own. EXAMPLES is a safetensors file whose tensors are
+// named `training.input.<name>`, `training.target.<name>`, and the same for `heldBack`; FLOORS, as JSON, is what the
+// device asks of a private round; AHEAD is by how many seconds its clock is fast, to try what happens later.
 
 import { readFile } from 'node:fs/promises';
 

@@ -3,7 +3,7 @@
 import { sign } from 'node:crypto';
 
 import { OpenConnection } from './channel.mjs';
-import { malformed, refuseUnless } from './errors.mjs';
+import { malformed, mayPass, refuseUnless } from './errors.mjs';
 import { makeSigningKey, rawPublicKey, sha256 } from './identity.mjs';
 import { encodeShare, sealReport, SECURE_SUM } from './secure_sum.mjs';
 import { isSigned } from './trust.mjs';
@@ -21,8 +21,8 @@ const FLOORS = { minimum_cohort: 5, longest_seconds: 48 * 3600 };
 
 export function readCard(text) {
   const { address, identity, certificate } = JSON.parse(text);
-  if (![address, identity, certificate].every((part) => typeof part === 'string' && part)) throw malformed('not a helper card');
-  if (!/^[0-9a-f]{64}$/.test(identity)) throw malformed("the helper's identity isn't a key in hex");
+  const isText = [address, identity, certificate].every((part) => typeof part === 'string' && part);
+  if (!isText || !/^[0-9a-f]{64}$/.test(identity)) throw malformed('not a helper card');
   return { address, identity, certificate };
 }
 
@@ -72,7 +72,7 @@ export async function renewAtHelper(home, population, now) {
   try {
     await withHelper(card, async (connection) => keep(home, card, key, await connection.renewParticipant(request)));
   } catch (error) {
-    if (now >= certificate.not_after_ms) throw error;
+    if (!mayPass(error) || now >= certificate.not_after_ms) throw error;
   }
 }
 
@@ -114,15 +114,18 @@ function checkFloors(round, floors, now) {
 // refused; and its numbers must leave room for the sum.
 export function checkDescriptor(bytes) {
   const round = decode('RoundDescriptor', bytes);
-  refuseUnless(!unknownFields('RoundDescriptor', bytes).length, 'malformed-message', 'the round has fields that are new: update');
+  const isKnown = unknownFields('RoundDescriptor', bytes).length === 0;
+  refuseUnless(isKnown, 'malformed-message', 'the round has fields that are new here: update');
   refuseUnless(round.suite === SECURE_SUM, 'malformed-message', `the round is of ${round.suite}`);
   for (const field of ['population', 'task']) checkName(round[field], `the round's ${field}`);
   for (const field of ['base', 'plan']) checkDigest(round[field], `the round's ${field}`);
   const { helper_keys: helpers, leader_key: leader, public_seed: seed, lanes } = round;
-  const hasKeys = helpers.length === 1 && helpers[0].length === 32 && leader.length === 32 && !leader.equals(helpers[0]);
-  refuseUnless(hasKeys && seed.length === 16, 'malformed-message', 'a round without two keys and a seed');
+  const hasKeys = helpers.length === 1 && [leader, ...helpers].every(({ length }) => length === 32);
+  const isSplit = hasKeys && !leader.equals(helpers[0]);
+  refuseUnless(isSplit && seed.length === 16, 'malformed-message', 'a round without two keys and a seed');
   const names = new Set(lanes.map(({ name }) => name));
   refuseUnless(names.size === lanes.length && !names.has(''), 'malformed-message', 'two lanes of one name');
+  refuseUnless(lanes.length <= 256, 'out-of-bounds', `${lanes.length} lanes`);
   checkSizes(round);
   checkHeadRoom(round);
   return round;
@@ -140,14 +143,17 @@ function checkSizes({ kind, size, sent, ring_bits, clip_norm, scale, max_weight,
   within(scale, Number.MIN_VALUE, Number.MAX_VALUE, 'the scale');
   within(max_weight, 1, 2 ** 16, 'the largest weight');
   within(level, 1, 2 ** 31, 'the level');
+  within(maximum, 2, 2 ** 20, 'the largest cohort');
   within(minimum, 2, maximum, 'the smallest cohort');
 }
 
 function checkHeadRoom({ level, max_weight, maximum, noise_variance, ring_bits, lanes }) {
   const hasRoom = (largest, variance, bits) => largest * maximum + 8 * Math.sqrt(Number(variance)) < 2 ** (bits - 1);
-  refuseUnless(hasRoom(level * max_weight, noise_variance, ring_bits), 'out-of-bounds', "the round's ring has no room for its sum");
+  const isWide = hasRoom(level * max_weight, noise_variance, ring_bits);
+  refuseUnless(isWide, 'out-of-bounds', "the round's ring has no room for its sum");
   for (const { name, bound, noise_variance: variance } of lanes) {
-    refuseUnless(bound > 0 && hasRoom(bound * 2 ** 16, variance, 64), 'out-of-bounds', `${name} has no room for its sum`);
+    const isBounded = bound > 0 && hasRoom(bound * 2 ** 16, variance, 64);
+    refuseUnless(isBounded, 'out-of-bounds', `${name} has no room for its sum`);
   }
 }
 

@@ -2,7 +2,7 @@
 //
 // Layouts and names as in docs/reference/secure-sum.md. Nothing here decides whom to believe; that is private.mjs.
 
-import { createCipheriv, randomBytes, sign } from 'node:crypto';
+import { createCipheriv, randomBytes, randomFillSync, sign } from 'node:crypto';
 
 import { keyId, rawPublicKey, sha256 } from './identity.mjs';
 import { seal } from './sealing.mjs';
@@ -42,8 +42,8 @@ export function selection({ size, sent, public_seed }) {
   return indices.subarray(0, sent).sort();
 }
 
-// In place: the numbers of one block as a 64 x 64 matrix X in row order become H X H. In Sylvester's order H ⊗ H is the
-// Hadamard matrix of 4,096, so it is one fast transform over all of them.
+// In place: the numbers of one block as a 64 x 64 matrix X in row order become H X H. In Sylvester's order H ⊗ H is
+// the Hadamard matrix of 4,096, so it is one fast transform over all of them.
 function hadamard(block) {
   for (let half = 1; half < BLOCK; half *= 2) {
     for (let start = 0; start < BLOCK; start += 2 * half) {
@@ -79,8 +79,7 @@ export function travelling(round, delta) {
 
 // 53 random bits a number, from the system's generator.
 function fractions(count) {
-  const words = new Uint32Array(2 * count);
-  for (let start = 0; start < words.length; start += 16384) crypto.getRandomValues(words.subarray(start, start + 16384));
+  const words = randomFillSync(new Uint32Array(2 * count));
   return (at) => (words[2 * at] * 2 ** 21 + (words[2 * at + 1] >>> 11)) / 2 ** 53;
 }
 

@@ -39,9 +39,8 @@ export class Session {
   async keepReport(reportId, sealed) {
     await this.home.write('report.bin', sealed);
     const { session_id, upload_token } = this.assignment;
-    this.report = {
-      session_id, report_id: reportId, upload_token, sealed_size: sealed.length, sealed_digest: sha256(sealed).toString('hex'),
-    };
+    const [sealed_size, sealed_digest] = [sealed.length, sha256(sealed).toString('hex')];
+    this.report = { session_id, report_id: reportId, upload_token, sealed_size, sealed_digest };
     await this.#save();
   }
 

@@ -1,7 +1,7 @@
 // Files by the SHA-256 of their bytes: fetched in chunks, kept where a lost connection left off, used only when whole.
 
 import { Bundle } from './bundle.mjs';
-import { refuseUnless } from './errors.mjs';
+import { malformed, refuseUnless } from './errors.mjs';
 import { sha256 } from './identity.mjs';
 
 const RUNTIME = 'onnx';
@@ -14,20 +14,19 @@ export class Shelf {
     Object.assign(this, { home, fetch });
   }
 
-  // The content of the blob with this digest and size, from the shelf or from the coordinator.
+  // The content of the blob with this digest and size, from the coordinator or the shelf, where it may have rotted.
   async blob(digest, size) {
-    const name = `shelf/${digest}`;
+    const [name, part] = [`shelf/${digest}`, `shelf/${digest}.part`];
+    const isWhole = (content) => content !== null && sha256(content).toString('hex') === digest;
     const held = await this.home.read(name);
-    if (held) return held;
-    const part = `${name}.part`;
+    if (isWhole(held)) return held;
+    if (await this.home.size(part) > size) await this.home.remove(part);
     const start = await this.home.size(part);
-    if (start > size) await this.home.remove(part);
-    const append = (chunk) => this.home.append(part, chunk);
-    if (start !== size) await this.fetch(digest, start > size ? 0 : start, size, append);
-    const content = await this.home.read(part) ?? Buffer.alloc(0);
-    if (sha256(content).toString('hex') !== digest) await this.home.remove(part);
-    else await this.home.rename(part, name);
-    refuseUnless(sha256(content).toString('hex') === digest, 'digest-mismatch', `what came isn't ${digest}`);
+    if (start < size) await this.fetch(digest, start, size, (chunk) => this.home.append(part, chunk));
+    const content = await this.home.read(part);
+    if (!isWhole(content)) await this.home.remove(part);
+    refuseUnless(isWhole(content), 'digest-mismatch', `what came isn't ${digest}`);
+    await this.home.rename(part, name);
     return content;
   }
 
@@ -44,21 +43,22 @@ export class Shelf {
 }
 
 function readManifest(bytes) {
+  const refuseAs = (is, words) => refuseUnless(is, 'bundle-invalid', `a manifest ${words}`);
   let manifest;
   try {
     manifest = JSON.parse(bytes.toString('utf8'));
   } catch (error) {
-    refuseUnless(false, 'malformed-message', `a manifest that isn't JSON: ${error.message}`);
+    throw malformed(`a manifest that isn't JSON: ${error.message}`);
   }
-  refuseUnless(manifest.format === 1, 'bundle-invalid', `a manifest of format ${manifest.format}; this device knows 1`);
+  refuseAs(manifest?.format === 1, `of format ${manifest?.format}; this device knows 1`);
   for (const [name, [digest, size]] of Object.entries(manifest.files)) {
-    const good = FILE_NAME.test(name) && DIGEST.test(digest) && Number.isSafeInteger(size) && size >= 0;
-    refuseUnless(good, 'bundle-invalid', `a manifest with an odd file: ${JSON.stringify(name)}`);
+    const isGood = FILE_NAME.test(name) && DIGEST.test(digest) && Number.isSafeInteger(size) && size >= 0;
+    refuseAs(isGood, `with an odd file: ${JSON.stringify(name)}`);
   }
-  for (const needed of [...Object.values(manifest.graphs[RUNTIME] ?? {}), 'weights.safetensors']) {
-    refuseUnless(needed in manifest.files, 'bundle-invalid', `the manifest names no ${needed}`);
+  refuseAs(manifest.graphs[RUNTIME], 'without graphs for ONNX Runtime');
+  for (const needed of [...Object.values(manifest.graphs[RUNTIME]), 'weights.safetensors']) {
+    refuseAs(needed in manifest.files, `that names no ${needed}`);
   }
-  refuseUnless(manifest.graphs[RUNTIME], 'bundle-invalid', 'the bundle has no graphs for ONNX Runtime');
   return manifest;
 }
 

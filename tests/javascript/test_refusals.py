@@ -10,10 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tests.javascript import devices
 from tests.javascript.between import Refusal, changed, cut_after, flipped, relayed
 from tests.javascript.devices import MODEL, JavaScriptDevice, Parties
 from tests.server.processes import wait_until
@@ -237,6 +239,21 @@ def test_a_coordinator_of_another_authority_gets_nothing(real: Parties, alone: J
     finally:
         (alone.home / "identity.json").write_text(json.dumps(own))
     assert (told["ending"], told["error"]) == ("failed", "unreachable"), told
+
+
+@pytest.mark.slow
+def test_examples_that_make_no_sense_end_the_session_and_nothing_of_them_is_sent(
+    real: Parties, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real.task("odd", devices=1)
+    device = real.javascript("odd")
+    x, y = devices.recordings(60)
+    monkeypatch.setattr(devices, "recordings", lambda count, *seed: (x[:count] * np.nan, y[:count]))
+    with relayed(device, real.operator.state) as relay:
+        told = device.visit()
+    assert (told["ending"], told["shape"]) == ("refused", "-v[*"), told
+    assert told["error"] in ("runtime-failure", "not-finite")
+    assert not relay.calls("Report")
 
 
 @pytest.mark.slow

@@ -19,7 +19,11 @@ def passed(folder: Path, name: str) -> int:
 
 
 def test_javascript_reads_and_makes_the_golden_bytes(tmp_path: Path) -> None:
-    assert passed(tmp_path, "vectors.test.mjs") >= 80
+    assert passed(tmp_path, "vectors.test.mjs") >= 90
+
+
+def test_javascript_uses_nothing_that_it_has_not_checked(tmp_path: Path) -> None:
+    assert passed(tmp_path, "shelf.test.mjs") >= 10
 
 
 def test_javascript_trains_as_a_plan_says(tmp_path: Path) -> None:

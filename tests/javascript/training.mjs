@@ -56,7 +56,8 @@ export function requireEnough(examples, plan) {
 }
 
 // Trains as the plan says. Gives the new state by name, the sums of the training loss, and how many examples took part.
-// A run that is interrupted starts anew at the next visit. Batches are not gathered: see "accumulate" in docs/reference/bundle.md.
+// A run that is interrupted starts anew at the next visit. What `accumulate` leaves over at the end (see
+// docs/reference/bundle.md) is lost.
 export async function train(bundle, plan, examples, { random, now, mayWork }) {
   const count = requireEnough(examples, plan);
   // The newest, which come last.
@@ -69,7 +70,8 @@ export async function train(bundle, plan, examples, { random, now, mayWork }) {
   for (const batch of batchesOf(plan, rows, random)) {
     if (now() >= ends && seen.size) break;
     refuseUnless(mayWork(), 'interrupted', 'the device is needed');
-    const loss = await trainer.step(take(bundle.ort, examples.inputs, batch), take(bundle.ort, examples.targets, batch));
+    const [inputs, targets] = [examples.inputs, examples.targets].map((columns) => take(bundle.ort, columns, batch));
+    const loss = await trainer.step(inputs, targets);
     sums.train_loss += loss * batch.length;
     sums.train_examples += batch.length;
     batch.forEach((row) => seen.add(row));

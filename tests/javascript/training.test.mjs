@@ -1,4 +1,4 @@
-// node --test training.test.mjs: what a plan asks, on a graph that only notes what it is given; and when a device may work.
+// node --test training.test.mjs: what plans ask, on a graph that only notes what it is given; when a device may work.
 
 import assert from 'node:assert/strict';
 import test from 'node:test';
@@ -14,7 +14,8 @@ class Tensor {
 
 // Ten examples, each its own number; the newest come last.
 const numbers = Float32Array.from({ length: 10 }, (_, at) => at);
-const examples = { inputs: { x: new Tensor('float32', numbers, [10, 1]) }, targets: { y: new Tensor('float32', numbers, [10]) } };
+const tensor = new Tensor('float32', numbers, [10]);
+const examples = { inputs: { x: tensor }, targets: { y: tensor } };
 const none = { inputs: {}, targets: {} };
 const PLAN = {
   epochs: 2, batch_size: 4, max_steps: 0, max_seconds: 0, max_examples: 0, min_examples: 1, hyperparameters: { lr: 0.5 },
@@ -54,13 +55,15 @@ test('what a plan limits is kept', async () => {
   }
   let seconds = 0;
   const slow = noting();
-  const { examples: count } = await train(slow, { ...PLAN, max_seconds: 3 }, examples, { ...ALWAYS, now: () => 1000 * (seconds += 2) });
+  const clock = { ...ALWAYS, now: () => 1000 * (seconds += 2) };
+  const { examples: count } = await train(slow, { ...PLAN, max_seconds: 3 }, examples, clock);
   assert.deepEqual([slow.seen.batches.length, count], [1, 4]);
 });
 
 test('too few examples and hyper-parameters of another model are refused', async () => {
-  for (const [plan, given] of [[{ ...PLAN, min_examples: 11 }, examples], [PLAN, none], [{ ...PLAN, hyperparameters: { warmth: 1 } }, examples]]) {
-    await assert.rejects(train(noting(), plan, given, ALWAYS), { code: 'out-of-bounds' });
+  const warm = { hyperparameters: { warmth: 1 } };
+  for (const [changes, given] of [[{ min_examples: 11 }, examples], [{}, none], [warm, examples]]) {
+    await assert.rejects(train(noting(), { ...PLAN, ...changes }, given, ALWAYS), { code: 'out-of-bounds' });
   }
 });
 

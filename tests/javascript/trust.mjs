@@ -1,4 +1,4 @@
-// What a device believes: statements whose signature is good under a key that it pinned. Bytes in; a value or a refusal out.
+// What a device believes: statements signed by a key that it pinned. Bytes in; a value or a refusal out.
 
 import { verify } from 'node:crypto';
 

@@ -3,7 +3,7 @@
 // A device never opens what is sealed; the openers here are the tests' own.
 
 import assert from 'node:assert/strict';
-import { createDecipheriv, createPrivateKey, createPublicKey } from 'node:crypto';
+import { createDecipheriv, createPrivateKey, createPublicKey, sign } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import test from 'node:test';
@@ -11,7 +11,7 @@ import test from 'node:test';
 import { Aes256Gcm, CipherSuite, DhkemX25519HkdfSha256, HkdfSha256 } from '@hpke/core';
 
 import { keyId, rawPublicKey, sha256 } from './identity.mjs';
-import { checkDescriptor } from './private.mjs';
+import { checkDescriptor, verifyRound } from './private.mjs';
 import { bindingOf, seal } from './sealing.mjs';
 import { boundOf, encodeShare, headOf, masked, numbersOf, rotate, sealBody, sealReport, travelling } from './secure_sum.mjs';
 import { encodeUpdate } from './training.mjs';
@@ -54,6 +54,12 @@ each('plan', (bytes) => checkPlan(decode('Plan', bytes)), (plan, { name, hex: te
   if (!name.includes('newer peer')) assert.equal(encode('Plan', plan).toString('hex'), text);
 });
 
+test('plan: a map in another order is encoded as ever', () => {
+  const { hex: text, value } = load('plan').vectors[0];
+  const hyperparameters = Object.fromEntries(Object.entries(value.hyperparameters).reverse());
+  assert.equal(encode('Plan', { ...value, kind: 1, seed: '18446744073709551615', hyperparameters }).toString('hex'), text);
+});
+
 // Deltas are hints for devices that hold earlier versions; this one fetches whole files and doesn't read them.
 each('check-in-reply', (bytes) => checkReply(decode('CheckInResponse', bytes)), (reply, { hex: text, value }) => {
   const { session_id, deadline } = value.reply;
@@ -63,7 +69,8 @@ each('check-in-reply', (bytes) => checkReply(decode('CheckInResponse', bytes)), 
   assert.equal(encode('CheckInResponse', reply).toString('hex'), text);
 }, ({ name }) => !/delta/.test(name));
 
-each('signed-release', (bytes) => verifyRelease(decode('SignedRelease', bytes), hex(load('signed-release').context.public_key)),
+const pinned = hex(load('signed-release').context.public_key);
+each('signed-release', (bytes) => verifyRelease(decode('SignedRelease', bytes), pinned),
   ({ bundle_digest, issued_at_ms, ...release }, { value: { bundle, issued_at, ...value } }) => {
     assert.deepEqual(release, value);
     assert.deepEqual([bundle_digest, issued_at_ms], [bundle, issued_at * 1000]);
@@ -152,7 +159,10 @@ function shareOf(round, bytes) {
   return { words: new BigInt64Array(copy, 0, at / 8), numbers: new Ring(copy, at) };
 }
 
-const signed = (numbers) => Array.from(numbers, (value) => (numbers.BYTES_PER_ELEMENT === 2 ? value << 16 >> 16 : value | 0));
+const signed = (numbers) => {
+  const unused = 32 - 8 * numbers.BYTES_PER_ELEMENT;
+  return Array.from(numbers, (value) => value << unused >> unused);
+};
 
 for (const vector of sums.vectors) {
   const descriptor = hex(vector.descriptor);
@@ -222,7 +232,9 @@ for (const { numbers, public_seed, at, values } of sums.rotations) {
 }
 
 // A descriptor of the vectors with other fields, as bytes.
-const altered = (changes) => encode('RoundDescriptor', { ...decode('RoundDescriptor', hex(sums.vectors[0].descriptor)), ...changes });
+const altered = (changes) => (
+  encode('RoundDescriptor', { ...decode('RoundDescriptor', hex(sums.vectors[0].descriptor)), ...changes })
+);
 
 for (const [name, changes, code] of [
   ['without head-room', { level: 2 ** 27 }, 'out-of-bounds'],
@@ -240,6 +252,52 @@ for (const [name, changes, code] of [
 test('a round with a field that is new here is refused', () => {
   const newer = Buffer.concat([altered({}), Buffer.from('e00601', 'hex')]);
   assert.throws(() => checkDescriptor(newer), { code: 'malformed-message' });
+});
+
+// A round that both aggregators signed, and a device that it was written for.
+const PLAN = { kind: 1, epochs: 3, batch_size: 16, max_weight: 8, hyperparameters: { mu: 0.5, lr: 0.25 } };
+const DEVICE = { population: 'wrists', release_key: publicOf('ed25519', keys.leader_identity) };
+const HELPER = { card: { identity: publicOf('ed25519', keys.helper_identity).toString('hex') } };
+const BASE = 'ab'.repeat(32);
+const [BEGIN, END] = [1_000_000, 2_000_000];
+const ROUND = {
+  population: 'wrists', task: 'learn', round: 7, kind: 1, base: BASE, not_before_ms: BEGIN, not_after_ms: END, minimum: 5,
+  plan: sha256(encode('Plan', PLAN)).toString('hex'),
+};
+
+function believed(changes, { now = 1_500_000, floors = {} } = {}) {
+  const descriptor = altered({ ...ROUND, ...changes });
+  const private_round = { descriptor };
+  for (const party of ['leader', 'helper']) {
+    const statement = Buffer.concat([Buffer.from(`umbel-2agg/1/descriptor/${party}\0`), descriptor]);
+    private_round[`${party}_signature`] = sign(null, statement, privateKey('ed25519', keys[`${party}_identity`]));
+  }
+  const assignment = { task: 'learn', round: 7, plan: PLAN, private_round };
+  return verifyRound(assignment, { bundle_digest: BASE }, DEVICE, HELPER, floors, now);
+}
+
+test('a round that is the assignment\'s own is believed, however the plan\'s map travelled', () => {
+  const { round, rd } = believed({});
+  assert.deepEqual([round.task, rd.length], ['learn', 32]);
+});
+
+for (const [field, value] of Object.entries({
+  population: 'ankles', task: 'other', round: 8, base: 'cd'.repeat(32), plan: 'cd'.repeat(32),
+})) {
+  test(`a signed round of another ${field} is not this device's`, () => {
+    assert.throws(() => believed({ [field]: value }), { code: 'not-allowed' });
+  });
+}
+
+test('a signed round of another kind is not this device\'s', () => {
+  assert.throws(() => believed({ kind: 2, size: 0, sent: 0 }), { code: 'not-allowed' });
+});
+
+test('a round before and after its time, too small, or too long for this device is not joined', () => {
+  assert.throws(() => believed({}, { now: BEGIN - 1 }), { code: 'wrong-state' });
+  assert.throws(() => believed({}, { now: END + 1 }), { code: 'round-closed' });
+  assert.throws(() => believed({ minimum: 4 }), { code: 'cohort-too-small' });
+  assert.throws(() => believed({}, { floors: { longest_seconds: 999 } }), { code: 'out-of-bounds' });
 });
 
 test('a round with noise gets numbers of a bounded norm', () => {

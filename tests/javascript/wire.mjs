@@ -1,7 +1,7 @@
 // Messages: bytes to plain objects and back, by the .proto files themselves, with the limits that both sides keep.
 //
-// Fields have the names that the protos and the pages use. 64-bit integers become numbers where these hold them exactly,
-// else BigInts, which no arithmetic takes for a number.
+// Fields have the names that the protos and the pages use. 64-bit integers become numbers where these hold them
+// exactly, else BigInts, which no arithmetic takes for a number.
 
 import path from 'node:path';
 
@@ -47,8 +47,8 @@ function withIntegers(type, value) {
   return value;
 }
 
-// The one encoding that everybody comes to: fields in the order of their numbers, maps in that of their keys, and nothing
-// for a field that has its default.
+// The one encoding that everybody comes to: fields in the order of their numbers, maps in that of their keys, and
+// nothing for a field that has its default.
 export function encode(name, value) {
   const type = typeOf(name);
   return Buffer.from(type.encode(type.fromObject(withoutDefaults(type, value))).finish());
@@ -66,12 +66,14 @@ function withoutDefaults(type, value) {
       kept[field.name] = inner ? given.map((item) => withoutDefaults(inner, item)) : given;
     } else if (inner) {
       kept[field.name] = withoutDefaults(inner, given);
-    } else if (field.partOf || given.length !== 0 && Number(given) !== 0) {
+    } else if (field.partOf || !isDefault(given)) {
       kept[field.name] = typeof given === 'bigint' ? String(given) : given;
     }
   }
   return kept;
 }
+
+const isDefault = (value) => Object.is(value, 0) || value === false || value.length === 0;
 
 // The numbers of the fields that a message's bytes hold but its .proto doesn't name.
 export function unknownFields(name, bytes) {
