@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import safetensors.numpy
 from numpy.typing import NDArray
 
@@ -21,6 +25,7 @@ from tests.server.processes import ALWAYS_READY, wait_until
 from umbel.bundle import Bundle
 from umbel_client.cli import main as umbel_device
 from umbel_models.zoo import bundle_path
+from umbel_server.cli import main as umbel
 from umbel_simulations.demo.operator import UMBEL, HelperOperator, Operator
 from umbel_simulations.demo.programs import Programs
 
@@ -60,6 +65,21 @@ def scripts(folder: Path) -> Path:
         shutil.copy(path, folder)
     (folder / "node_modules").symlink_to(packages() / "node_modules")
     return folder
+
+
+class OperatorHere(Operator):
+    """Calls `umbel` in this process: its verbs are tested elsewhere, and programs would take most of the time."""
+
+    def call(self, *verb: str) -> Any:
+        out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        words = ["umbel", *verb, "--state", str(self.state), "--json"]
+        with pytest.MonkeyPatch.context() as hands, contextlib.redirect_stdout(out):
+            hands.setattr(sys, "argv", words)
+            with pytest.raises(SystemExit) as ended:
+                umbel()
+        assert not ended.value.code, words
+        out.seek(0)
+        return json.loads(out.read())
 
 
 @dataclass
@@ -206,7 +226,7 @@ class Parties:
 @contextmanager
 def parties(folder: Path) -> Iterator[Parties]:
     """Both as processes, until the tests are done."""
-    operator, helper = Operator(folder / "leader"), HelperOperator(folder / "helper")
+    operator, helper = OperatorHere(folder / "leader"), HelperOperator(folder / "helper")
     operator.init()
     with (operator.state / "config.toml").open("a") as config:
         config.write("pace_shortest_seconds = 0.2\npace_idle_seconds = 0.5\n")
