@@ -248,12 +248,12 @@ def test_examples_that_make_no_sense_end_the_session_and_nothing_of_them_is_sent
     real.task("odd", devices=1)
     device = real.javascript("odd")
     x, y = devices.recordings(60)
-    monkeypatch.setattr(devices, "recordings", lambda count, *seed: (x[:count] * np.nan, y[:count]))
-    with relayed(device, real.operator.state) as relay:
-        told = device.visit()
-    assert (told["ending"], told["shape"]) == ("refused", "-v[*"), told
-    assert told["error"] in ("runtime-failure", "not-finite")
-    assert not relay.calls("Report")
+    for odd, error in ((x * np.nan, "not-finite"), (x[:, :, :50], "runtime-failure")):
+        monkeypatch.setattr(devices, "recordings", lambda count, *seed, odd=odd: (odd[:count], y[:count]))
+        with relayed(device, real.operator.state) as relay:
+            told = device.visit()
+        assert (told["ending"], told["error"], told["shape"]) == ("refused", error, "-v[*"), told
+        assert not relay.calls("Report")
 
 
 @pytest.mark.slow
@@ -321,6 +321,24 @@ def test_a_process_lost_in_training_goes_on_at_the_next_visit(real: Parties) -> 
     killed_in_training(device)
     told = device.visit()
     assert (told["ending"], told["shape"]) == ("contributed", "-v[!v[]+^"), told
+
+
+@pytest.mark.slow
+def test_a_process_lost_right_after_its_check_in_doesnt_ask_for_work_again(real: Parties) -> None:
+    real.task("fetching", devices=1)
+    device = real.javascript("fetching")
+    running: list[subprocess.Popen[bytes]] = []
+
+    def kill(data: bytes) -> bytes:
+        running[0].kill()
+        raise Refusal(grpc.StatusCode.UNAVAILABLE)
+
+    with relayed(device, real.operator.state, Fetch=kill) as relay:
+        running.append(subprocess.Popen(device.words(*device.for_a_visit()), stdout=subprocess.DEVNULL))
+        running[0].wait()
+        relay.answers.clear()
+        assert device.visit()["shape"] == "-!v[]+^"
+    assert len(relay.calls("CheckIn")) == 1
 
 
 @pytest.mark.slow
