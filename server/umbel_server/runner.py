@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 
 from umbel.clock import Clock
+from umbel.descriptor import TWO_AGGREGATORS
 from umbel.digests import Digest, digest_of
 from umbel.errors import BadInput, Conflict, NotAllowed, NotFound, RoundClosed, SealBroken, WrongState
 from umbel.identity import DeviceId
@@ -149,14 +150,16 @@ class TaskRunner:
         session_id, token = self.tools.chance(16).hex(), self.tools.chance(32)
         after = held.assign(session_id, device, digest_of(token), now)
         self.save(held, after, now)
+        sealing, agreed = self.tools.leader.sealing, self.agreed.get(held.key)
         return Assignment(
             session_id=session_id,
             task=self.task.name,
             round=held.key.number,
             plan=self.asked.plan_for(held.key.kind),
             base=self._base_release,
-            sealing=self.tools.leader.sealing,
-            private_round=agreed.signed if (agreed := self.agreed.get(held.key)) else None,
+            # A device that goes by this alone doesn't seal for the leader what is to be split.
+            sealing=replace(sealing, suite=TWO_AGGREGATORS) if agreed else sealing,
+            private_round=agreed.signed if agreed else None,
             upload_token=token,
             deadline=after.session(session_id).deadline,
             if_accepted=again,

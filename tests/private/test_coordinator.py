@@ -30,10 +30,10 @@ from tests.server.driving import (
 )
 from umbel.descriptor import LONGEST_SECONDS, TWO_AGGREGATORS, descriptor_from_bytes
 from umbel.digests import digest_of
-from umbel.errors import BadInput, CohortTooSmall, OutOfBounds, SealBroken, Unreachable, WrongState
+from umbel.errors import BadInput, CohortTooSmall, MalformedMessage, OutOfBounds, SealBroken, Unreachable, WrongState
 from umbel.helper_card import HelperCard
 from umbel.plan import Kind, Plan
-from umbel.sealing import SEALED
+from umbel.sealing import SEALED, Binding, seal
 from umbel.update import Aggregate, Update
 from umbel.visit import Assignment, CheckInReply, ReportBegin, Retry
 from umbel_client.private import Pinned, PrivacyPolicy, pin, seal_privately, verify_round
@@ -232,6 +232,17 @@ async def test_a_coordinator_that_went_back_to_a_backup_goes_on_above_the_rounds
     await goes_on(10)
     numbers = [row.key.number for row in world.coordinator.operations.rounds(TASK) if row.state is RoundState.COMPLETED]
     assert max(numbers) > lost
+
+
+async def test_a_device_that_only_reads_how_to_seal_seals_nothing_for_the_leader_in_a_private_round(
+    world: PrivateWorld,
+) -> None:
+    devices = world.enrol_private("a", "b", "c", "d")
+    await world.begin(task(**PRIVATE))
+    assignment = await devices[0].assignment()
+    assert assignment.sealing.suite == TWO_AGGREGATORS
+    with pytest.raises(MalformedMessage, match="umbel-2agg/1"):
+        seal(b"an update", assignment.sealing, Binding(TASK, 1, assignment.session_id, "00" * 16, digest_of(b"")))
 
 
 async def test_candidates_are_measured_privately_too(world: PrivateWorld) -> None:
