@@ -7,8 +7,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.databases import running_postgresql
 
@@ -16,6 +18,10 @@ MEMORY = Path("/dev/shm")
 """A file system in memory, where Linux has one."""
 ROOM = 1 << 30
 """Bytes that must be free there: many times what tests hold at once, as a test's files go with it unless it failed."""
+
+# Of most strategies each example takes milliseconds; who needs more of them says so.
+settings.register_profile("house", max_examples=40)
+settings.load_profile("house")
 
 
 def pytest_configure() -> None:
@@ -27,6 +33,14 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The pages of the docs first: each takes as long as hundreds of tests, and at the end one worker would be idle."""
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> object:
+    """Keep a file's tests together, unless another way was asked for."""
+    from tests.sharing_out import ByFile
+
+    return ByFile(config, log) if config.getvalue("dist") == "load" else None
 
 
 @pytest.fixture(autouse=True, scope="module")
