@@ -22,6 +22,8 @@ ROOM = 1 << 30
 # Of most strategies each example takes milliseconds; who needs more of them says so.
 settings.register_profile("house", max_examples=40)
 settings.load_profile("house")
+# A test makes thousands of objects that live as long as itself: looking through the young ones finds none to let go.
+gc.set_threshold(10_000, 20, 20)
 
 
 def pytest_configure() -> None:

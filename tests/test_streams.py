@@ -20,7 +20,7 @@ PROGRAMS = {
 each_program = pytest.mark.parametrize(
     "words",
     [
-        pytest.param(words, id=name, marks=[pytest.mark.slow] if name == "umbel-simulate" else [])
+        pytest.param(words, id=name, marks=[pytest.mark.slow] if name in ("umbel", "umbel-simulate") else [])
         for name, words in PROGRAMS.items()
     ],
 )

@@ -336,6 +336,14 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
 }
 
 SLOW = {
+    "multi-head attention, causal",
+    "functions of a row",
+    "functions of a number",
+    "places along a dimension",
+    "conv2d transposed",
+    "conv1d same",
+    "padding",
+    "enlarging",
     "conv2d",
     "conv1d strided, transposed",
     "pooling, adaptive",

@@ -74,7 +74,7 @@ def test_a_limit_that_nothing_reaches_changes_nothing(clipped: Bundle, plain: Bu
     "spec",
     [
         pytest.param(replace(digits.cnn(), clip_examples=0.1), marks=pytest.mark.slow),
-        replace(spec_of(), trainable=LoRA(2, ("2",))),
+        pytest.param(replace(spec_of(), trainable=LoRA(2, ("2",))), marks=pytest.mark.slow),
         replace(spec_of(), optimizer=Accumulated(SGD(0.1), 2)),
     ],
     ids=["convolutions and adam", "adapters", "accumulated"],

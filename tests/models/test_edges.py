@@ -84,7 +84,7 @@ def test_places_beyond_a_dimension_are_refused_and_are_not_those_of_the_next_row
             session({"x": np.array([[1, wrong]])})
 
 
-@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("clip", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_inputs_and_answers_may_go_by_names_that_the_graph_would_give_itself(
     clip: float | None, tmp_path: Path
 ) -> None:

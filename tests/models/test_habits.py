@@ -144,19 +144,25 @@ def written_over(_: nn.Module, x: Tensor) -> Tensor:
     return x * state + torch.atan2(x.abs() + 1, -torch.relu(-x.abs())) * state.sum(0)
 
 
+RARER = (
+    the_best_alone,
+    written_over,
+    counted,
+    one_key_for_all,
+    windows,
+    noisy,
+    whole_numbers_gathered,
+    measured,
+    masked_stacks,
+)
+
+
 @pytest.mark.parametrize(
     "habit",
     [
-        the_best_alone,
-        written_over,
         shifted,
         interleaved,
-        counted,
-        one_key_for_all,
-        *(
-            pytest.param(habit, marks=pytest.mark.slow)
-            for habit in (windows, noisy, whole_numbers_gathered, measured, masked_stacks)
-        ),
+        *(pytest.param(habit, marks=pytest.mark.slow) for habit in RARER),
     ],
 )
 def test_a_habit_of_sequence_models_trains_as_in_torch(
@@ -264,7 +270,7 @@ def of_places(output: Tensor, y: Tensor) -> Tensor:
     return (each * (places < 2)).mean()
 
 
-@pytest.mark.parametrize("loss", [unlikeliness, of_places])
+@pytest.mark.parametrize("loss", [pytest.param(unlikeliness, marks=pytest.mark.slow), of_places])
 def test_a_loss_of_single_places_trains_as_in_torch(loss: Callable[[Tensor, Tensor], Tensor], tmp_path: Path) -> None:
     torch.manual_seed(1)
     compile_model(replace(spec_of(nn.Linear(6, 4), 6), loss=loss), tmp_path, BOTH)

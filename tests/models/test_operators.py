@@ -149,7 +149,7 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], Tensor]] = {
 }
 
 
-LIKE_OTHERS = {"absolute", "smooth absolute", "huber", "class weights"}
+LIKE_OTHERS = {"absolute", "smooth absolute", "huber", "class weights", "divergence", "squares"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LIKE_OTHERS else n for n in LOSSES])

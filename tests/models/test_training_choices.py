@@ -37,7 +37,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 
-INSIDE_OTHERS = {"sgd", "adam", "proximal sgd"}
+INSIDE_OTHERS = {"sgd", "momentum", "adam", "adamw", "proximal sgd"}
 """Optimizers of which the others, and other quick tests, are made."""
 
 

@@ -148,8 +148,10 @@ def test_an_output_that_nothing_makes_or_that_stands_in_another_is_a_copy() -> N
     "optimizer",
     [
         Proximal(Adam(0.01)),
-        SGD(0.1, momentum=0.9),
-        *(pytest.param(other, marks=pytest.mark.slow) for other in (Adam(0.01), Proximal(SGD(0.1), 0.3))),
+        *(
+            pytest.param(other, marks=pytest.mark.slow)
+            for other in (SGD(0.1, momentum=0.9), Adam(0.01), Proximal(SGD(0.1), 0.3))
+        ),
     ],
 )
 def test_optimisers_with_a_memory_see_gradients_as_they_are(optimizer: Optimizer, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def set_back(fleet: Fleet) -> None:
     fleet.clock.instant -= YEARS
 
 
-@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("restarts", [pytest.param(False, marks=pytest.mark.slow), True])
 async def test_a_rollout_whose_wave_opened_in_the_future_goes_on(fleet: Fleet, restarts: bool) -> None:
     fleet.clock.instant += YEARS
     release = fleet.begin_rollout("r", fleet.good_version()).spec.release

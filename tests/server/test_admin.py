@@ -192,7 +192,7 @@ def test_random_bytes_get_a_typed_status_and_change_nothing(live: Live, method: 
     channel = live.channel(live.addresses.admin, live.first_admin().key, live.first_admin().certificate)
     before = live.facts()
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(junk=st.binary(min_size=1, max_size=100))
     def each(junk: bytes) -> None:
         message = GetMessageClass(described.input_type)()
@@ -208,7 +208,7 @@ def test_random_bytes_get_a_typed_status_and_change_nothing(live: Live, method: 
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_odd_messages_are_never_a_fault_inside(live: Live, data: st.DataObject) -> None:
     method = data.draw(st.sampled_from([name for name in METHODS if name not in ("Watch", "ExportVersion")]))
     message = GetMessageClass(SERVICE.methods_by_name[method].input_type)()

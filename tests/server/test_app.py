@@ -238,7 +238,7 @@ def process(state: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
         started.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGHUP])
 def test_a_told_end_is_an_orderly_one(tmp_path: Path, number: signal.Signals) -> None:
     Folder.create(tmp_path / "state", (), time.time())
     with process(tmp_path / "state", "--metrics-port", "0") as started:

@@ -22,7 +22,7 @@ from umbel_models.zoo import bundle_path
 from umbel_server.authority import make_request
 from umbel_server.task import Task
 
-MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 METHODS = ("CheckIn", "Renew", "Fetch", "Report", "Enrol")
 KEY = ec.generate_private_key(ec.SECP256R1())
 OFFER = CheckIn(

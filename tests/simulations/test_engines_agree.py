@@ -85,7 +85,7 @@ def of_the_cohort(told: Scenario, folder: Path) -> tuple[Outcome, Weights]:
     return outcome, kept.weights
 
 
-QUICK = ("FedAdam", "FedProx, clipped, few steps")
+QUICK = ("FedProx, clipped, few steps",)
 
 
 @pytest.mark.parametrize(

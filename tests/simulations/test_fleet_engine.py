@@ -170,6 +170,7 @@ def test_energy_is_what_work_and_traffic_take(tiny_bundle: Bundle, tmp_path: Pat
     assert min(found[name].mean for name in ("seconds", "bytes_up", "bytes_down")) > 0
 
 
+@pytest.mark.slow
 def test_what_a_scenario_switches_off_is_off(tiny_bundle: Bundle, tmp_path: Path) -> None:
     people = fleets.population(examples_per_second=1.0, check_in_hours=0.05)
     told = fleets.scenario(fleets.home_of(tiny_bundle), population=people)
@@ -250,7 +251,7 @@ def test_a_release_that_some_devices_were_left_on_was_never_cleared(left: int, c
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in ("lazy", "label-flip") else kind for kind in REFUSED]
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind not in ("nan", "replay") else kind for kind in REFUSED]
 )
 def test_liars_spoil_the_outcome_or_are_refused(tiny_bundle: Bundle, tmp_path: Path, kind: str) -> None:
     liars = (Adversary(kind, 0.4),)  # type: ignore[arg-type]
@@ -264,7 +265,7 @@ def test_liars_spoil_the_outcome_or_are_refused(tiny_bundle: Bundle, tmp_path: P
 IN_SECRET = {"sign-flip": "", "nan": "seal-broken", "replay": "malformed-message"}
 
 
-@pytest.mark.parametrize("kind", ["sign-flip", "replay", pytest.param("nan", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["sign-flip", *(pytest.param(k, marks=pytest.mark.slow) for k in ("replay", "nan"))])
 def test_in_a_private_round_a_wrong_report_is_refused_and_a_wrong_direction_is_not_seen(
     tiny_bundle: Bundle, tmp_path: Path, kind: str
 ) -> None:

@@ -85,7 +85,10 @@ def test_a_crash_that_finds_a_visit_over_comes_to_the_next_one(tiny_bundle: Bund
     assert [one.verdict for one in found.rounds] == ["accepted"] * 4
 
 
-@pytest.mark.parametrize(("process", "counted"), [("helper", "helper killed"), ("leader", "coordinator killed")])
+@pytest.mark.parametrize(
+    ("process", "counted"),
+    [("helper", "helper killed"), pytest.param("leader", "coordinator killed", marks=pytest.mark.slow)],
+)
 def test_crashes_that_fall_due_together_all_come_and_each_is_counted_once(
     tiny_bundle: Bundle, tmp_path: Path, process: Process, counted: str
 ) -> None:
@@ -111,6 +114,7 @@ def test_a_helper_stays_away_as_long_as_the_scenario_says(tiny_bundle: Bundle, t
     assert [one.verdict for one in found.rounds].count("accepted") == 4
 
 
+@pytest.mark.slow
 def test_a_process_dies_once_whoever_of_it_notices(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """Its rounds notice, and each call that it was answering, some when the next process is up already."""
     crash = Crash("coordinator", 10, until_hour=0.1, down_seconds=1.0)
