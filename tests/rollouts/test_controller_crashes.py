@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.databases import empty_database
+from tests.databases import new_postgresql
 from tests.rollouts.fleet import AUTHOR, EAGER, MODEL, POPULATION, SECOND, Fleet
 from umbel.errors import WrongState
 from umbel_server import audit, rollout, rollout_records
@@ -201,7 +201,7 @@ def test_a_step_on_what_somebody_else_has_changed_is_not_written(tmp_path: Path)
 @pytest.mark.parametrize("broken", [False, True], ids=["good", "broken"])
 async def test_some_crashes_change_nothing_on_postgresql(tmp_path: Path, postgresql: str, broken: bool) -> None:
     def begin(folder: Path) -> Awaitable[tuple[Fleet, int]]:
-        return prepared(Fleet(folder, 2, empty_database(postgresql)), broken)
+        return prepared(Fleet(folder, 2, new_postgresql(postgresql)), broken)
 
     await _one_crash_at_a_time(tmp_path, begin, broken, every=17)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import empty_database, new_sqlite
+from tests.databases import new_postgresql, new_sqlite
 from tests.server.driving import World
 from umbel_server.store import Store
 
@@ -17,7 +17,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A fresh database on each of the two."""
     if request.param == "sqlite":
         return new_sqlite(tmp_path / "umbel.db")
-    return empty_database(request.getfixturevalue("postgresql"))
+    return new_postgresql(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture

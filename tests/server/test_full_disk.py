@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.databases import empty_database
+from tests.databases import new_postgresql
 from tests.power_cut import no_room
 from tests.private.parties import TASK as PRIVATE_TASK
 from tests.private.parties import Party
@@ -55,7 +55,7 @@ def test_a_report_that_finds_no_room_is_kept_by_its_device_and_counts_once_there
 
 async def test_what_devices_told_outlives_a_database_that_takes_no_writes(tmp_path: Path, postgresql: str) -> None:
     """As after a failover, on the server that isn't the first one yet."""
-    world = World(empty_database(postgresql), tmp_path / "blobs")
+    world = World(new_postgresql(postgresql), tmp_path / "blobs")
     (device,) = world.enrol("a")
     await device.check_in()
 

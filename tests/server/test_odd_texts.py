@@ -11,7 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from tests.databases import empty_database
+from tests.databases import new_postgresql
 from tests.server.live import POPULATION, Live, refused, serving
 from tests.server.test_admin import METHODS, SERVICE, call
 from umbel.errors import BadInput
@@ -21,7 +21,7 @@ from umbel.v1 import admin_pb2 as pb
 @pytest.fixture(scope="module")
 def live(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     state = tmp_path_factory.mktemp("odd") / "state"
-    with serving(state, database_url=empty_database(postgresql)) as live:
+    with serving(state, database_url=new_postgresql(postgresql)) as live:
         live.admin()
         yield live
 
