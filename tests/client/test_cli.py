@@ -144,6 +144,7 @@ async def test_an_agent_follows_releases_until_one_and_ends(user: User) -> None:
     assert json.loads((user.home / "status.json").read_text())["slots"]["active"]["release"] == 2
 
 
+@pytest.mark.slow
 async def test_a_told_agent_stops_in_the_middle_of_training_and_the_next_goes_on(user: User) -> None:
     await user.enrols()
     await user.does("examples", "import", user.archive())

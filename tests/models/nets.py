@@ -336,6 +336,7 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
 }
 
 SLOW = {
+    "norms of channels",
     "multi-head attention, causal",
     "functions of a row",
     "functions of a number",

@@ -77,7 +77,13 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> GraphCache:
     return GraphCache(folder / "cache")
 
 
-RARER = ("what the optimiser multiplies gradients by", "the name of an input", "the name of an output", "a metric")
+RARER = (
+    "a number inside the module",
+    "what the optimiser multiplies gradients by",
+    "the name of an input",
+    "the name of an output",
+    "a metric",
+)
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def written_over(_: nn.Module, x: Tensor) -> Tensor:
 RARER = (
     the_best_alone,
     written_over,
-    counted,
+    interleaved,
     one_key_for_all,
     windows,
     noisy,
@@ -161,7 +161,7 @@ RARER = (
     "habit",
     [
         shifted,
-        interleaved,
+        counted,
         *(pytest.param(habit, marks=pytest.mark.slow) for habit in RARER),
     ],
 )

@@ -96,6 +96,7 @@ async def test_an_unmodified_server_app_trains_a_fleet_by_torchs_own_names(world
     assert {plan.batch_size for plan in devices[0].plans} == {32}
 
 
+@pytest.mark.slow
 async def test_krum_keeps_learning_where_devices_lie(world: World) -> None:
     devices = fleet_of(world, 5, liars=1)
     await world.begin(driven())

@@ -70,7 +70,10 @@ def places(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 Places = Iterator[tuple[str, Path]]
 
 
-EIGHTHS = [pytest.param(strategy, 2 * at, 8, id=strategy.name) for at, strategy in enumerate(STRATEGIES, 1)]
+EIGHTHS = [
+    pytest.param(strategy, 2 * at, 8, id=strategy.name, marks=[pytest.mark.slow] if at % 2 else [])
+    for at, strategy in enumerate(STRATEGIES, 1)
+]
 """Every eighth step, beginning elsewhere for each: together, every other step."""
 EVERY = [pytest.param(STRATEGIES[2], 1, 1, id="FedAdam, every step", marks=pytest.mark.slow)]
 

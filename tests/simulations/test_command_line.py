@@ -138,6 +138,7 @@ def test_a_run_without_room_for_its_databases_is_told_in_one_line(tmp_path: Path
     assert (done.returncode, done.stderr.count("\n"), "no room" in done.stderr) == (1, 1, True), done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_sweep_and_its_processes_with_one_line(tmp_path: Path) -> None:
     # As in a terminal: it listens to Ctrl-C, also where the tests run in the background and don't.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"

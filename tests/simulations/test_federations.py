@@ -43,6 +43,7 @@ def test_what_a_wearer_holds_back_shares_no_moment_with_what_it_learns_from() ->
     assert not seen & held
 
 
+@pytest.mark.slow
 def test_shakespeare_has_at_least_450_natural_users_who_predict_the_next_character() -> None:
     federation = load(Data("shakespeare"), seed=0)
     assert len(federation.clients) >= 450

@@ -76,6 +76,7 @@ def test_any_number_of_workers_tells_the_same_run_bit_for_bit(tiny_bundle: Bundl
     assert elsewhere.stdout.strip() == str(one.digest())
 
 
+@pytest.mark.slow
 def test_another_seed_tells_another_run(tiny_bundle: Bundle, tmp_path: Path) -> None:
     told = fleets.scenario(fleets.home_of(tiny_bundle))
     assert fleets.played(told, tmp_path).digest() != fleets.played(replace(told, seed=4), tmp_path).digest()

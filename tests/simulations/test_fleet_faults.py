@@ -51,6 +51,7 @@ def test_in_a_storm_every_report_that_counts_counts_once(tiny_bundle: Bundle, tm
         assert len(found.invariants) == 8
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_dies_as_a_rollout_begins_comes_back_and_goes_on(
     tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_a_message_that_is_later_than_anybody_waits_still_arrives() -> None:
     assert Fate(lost=True, late=CALL_SECONDS + 1.0, overtaken=5.0).behind(CALL_SECONDS) is None
 
 
+@pytest.mark.slow
 def test_messages_take_their_time_and_nobody_waits_for_one_longer_than_half_a_minute(
     tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -215,6 +217,7 @@ def test_devices_share_the_sessions_that_were_asked_for_last(tiny_bundle: Bundle
     assert shared.infer(tiny_bundle, two) is not second, "two are kept"
 
 
+@pytest.mark.slow
 def test_outages_that_overlap_last_until_the_last_one_ends(tiny_bundle: Bundle, tmp_path: Path) -> None:
     outages = (Outage("coordinator", 0.0, 0.5), Outage("coordinator", 0.1, 1.5))
     found = fleets.played(fleets.scenario(fleets.home_of(tiny_bundle), faults=Faults(outages=outages)), tmp_path)
