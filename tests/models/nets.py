@@ -288,11 +288,11 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "dropout of channels": ((4, 9, 9), lambda: images(nn.Conv2d(4, 3, 1), nn.Dropout2d(0.3))),
     "lstm": ((4, 12), lambda: Recurrent(nn.LSTM)),
     "lstm with layers, both ways, dropout": (
-        (3, 12),
+        (2, 12),
         lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True, dropout=0.3),
     ),
     "gru": ((3, 12), lambda: Recurrent(nn.GRU)),
-    "gru with layers, dropout, no bias": ((3, 12), lambda: Recurrent(nn.GRU, num_layers=2, dropout=0.3, bias=False)),
+    "gru with layers, dropout, no bias": ((2, 12), lambda: Recurrent(nn.GRU, num_layers=2, dropout=0.3, bias=False)),
     "recurrent relu": ((3, 12), lambda: Recurrent(nn.RNN, nonlinearity="relu")),
     "recurrent cells": ((3, 12), Cells),
     "transformer encoder with dropout": ((4, 12), Encoder),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -101,29 +100,6 @@ def test_choices_are_read_as_the_python_api_writes_them() -> None:
 def test_a_choice_that_makes_no_sense_is_refused(parse: Callable[[str], object], text: str, message: str) -> None:
     with pytest.raises(CannotCompile, match=message):
         parse(text)
-
-
-AWAY = """
-import torch
-from torch import nn
-import torch.nn.functional as F
-from umbel_models.spec import ModelSpec
-
-net = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(18, 2))
-spec = ModelSpec("away", net, F.cross_entropy, {"x": torch.randn(4, 2, 8)}, {"y": torch.arange(4) % 2})
-"""
-
-
-@pytest.mark.slow  # README's own page builds by a process of its own
-def test_a_module_outside_of_this_repository_becomes_a_bundle_that_checks(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("import torch; torch.set_num_threads(1); torch.manual_seed(0)\n" + AWAY)
-    command = [sys.executable, "-c", "from umbel_models.cli import main; main()"]
-    built = [*command, "build", "mine:spec", "-o", "bundle", "--runtime", "onnx,litert", "--json"]
-    told = json.loads(subprocess.run(built, cwd=tmp_path, check=True, capture_output=True, text=True).stdout)
-    assert told["model"] == "away"
-    assert told["runtimes"] == ["litert", "onnx"]
-    checked = [*command, "check", "bundle", "--against", "mine:spec"]
-    assert subprocess.run(checked, cwd=tmp_path, capture_output=True, text=True, check=False).returncode == 0
 
 
 def test_tables_show_shapes_with_their_brackets() -> None:
