@@ -336,6 +336,8 @@ NETS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
 }
 
 SLOW = {
+    "activations",
+    "pooling",
     "norms of channels",
     "multi-head attention, causal",
     "functions of a row",

@@ -120,6 +120,7 @@ def test_graphs_that_answer_otherwise_do_not_pass_the_gate_out_of_the_cache_eith
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 def test_many_may_write_at_once_and_the_oldest_make_room(tmp_path: Path) -> None:
     cache = GraphCache(tmp_path)
     with ThreadPoolExecutor(4) as pool:

@@ -42,6 +42,7 @@ def test_build_then_inspect_then_check(tmp_path: Path) -> None:
     assert set(result["parity"]["litert"]) == {"infer", "evaluate", "train_short", "train_long"}
 
 
+@pytest.mark.slow
 def test_what_is_trained_and_how_may_be_chosen_on_the_command_line(tmp_path: Path) -> None:
     chosen = ["--trainable", "lora:2:hidden:4", "--optimizer", "adamw:lr=0.002,mu=0.1,accumulate=3"]
     chosen += ["--clip-examples", "0.5"]

@@ -116,7 +116,8 @@ class Helped(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("optimizer", [pytest.param(SGD(0.05), marks=pytest.mark.slow), Adam(0.01, weight_decay=0.1)])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [SGD(0.05), Adam(0.01, weight_decay=0.1)])
 def test_weights_that_an_answer_or_nothing_at_all_reads_do_no_harm(optimizer: Optimizer, tmp_path: Path) -> None:
     torch.manual_seed(0)
     bundle = compile_model(spec_of(Helped(), torch.randn(12, 6), optimizer), tmp_path, RUNTIMES).bundle

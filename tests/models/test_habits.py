@@ -147,6 +147,7 @@ def written_over(_: nn.Module, x: Tensor) -> Tensor:
 RARER = (
     the_best_alone,
     written_over,
+    counted,
     interleaved,
     one_key_for_all,
     windows,
@@ -161,7 +162,6 @@ RARER = (
     "habit",
     [
         shifted,
-        counted,
         *(pytest.param(habit, marks=pytest.mark.slow) for habit in RARER),
     ],
 )

@@ -149,7 +149,16 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], Tensor]] = {
 }
 
 
-LIKE_OTHERS = {"absolute", "smooth absolute", "huber", "class weights", "divergence", "squares"}
+LIKE_OTHERS = {
+    "absolute",
+    "smooth absolute",
+    "huber",
+    "class weights",
+    "divergence",
+    "squares",
+    "yes or no",
+    "classes of many places",
+}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LIKE_OTHERS else n for n in LOSSES])

@@ -106,7 +106,13 @@ def test_a_token_that_is_not_in_the_table_is_an_error(runtime: str, tmp_path: Pa
             answer({"x": np.array([[0, 1, wrong, 3, 10]])})
 
 
-@pytest.mark.parametrize("settings", [{"label_smoothing": 0.1}, {"weight": torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"label_smoothing": 0.1}, marks=pytest.mark.slow),
+        {"weight": torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])},
+    ],
+)
 def test_smoothed_labels_and_weighted_classes_are_torchs_own(settings: dict[str, Any], tmp_path: Path) -> None:
     compiled = compile_model(dense(lambda out, y: F.cross_entropy(out, y, **settings)), tmp_path, RUNTIMES)
     assert all(found.train_short < 1e-5 for found in compiled.parity.values())

@@ -76,7 +76,7 @@ SCENES = {
 }
 
 
-@pytest.mark.parametrize("scene", ["the next release", "a commitment"])  # of all scenes, all steps are slow tests
+@pytest.mark.parametrize("scene", ["the next release"])  # of all scenes, all steps are slow tests
 async def test_a_power_cut_before_some_durable_steps_leaves_a_good_slot(tmp_path: Path, scene: str) -> None:
     """A quick slice of the next one."""
     await _cut(SCENES[scene], tmp_path, every=9)

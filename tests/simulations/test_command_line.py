@@ -130,6 +130,7 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(simulate: Told, tmp_path
     assert (code, json.loads(out)[0]["verdict"]) == (1, "failed") and "can't use file" in err
 
 
+@pytest.mark.slow
 def test_a_run_without_room_for_its_databases_is_told_in_one_line(tmp_path: Path) -> None:
     few = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
     program = f"{few}; from umbel_simulations.cli import main; main()"

@@ -59,6 +59,7 @@ def test_shakespeare_has_at_least_450_natural_users_who_predict_the_next_charact
     )
 
 
+@pytest.mark.slow
 def test_flights_has_aeroplanes_with_at_least_a_hundred_flights() -> None:
     federation = load(Data("flights"), seed=0)
     assert len(federation.clients) > 1000

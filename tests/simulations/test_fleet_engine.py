@@ -278,6 +278,7 @@ def test_in_a_private_round_a_wrong_report_is_refused_and_a_wrong_direction_is_n
     assert (found.accuracy > 0.5) == bool(IN_SECRET[kind])
 
 
+@pytest.mark.slow
 def test_a_scaled_update_is_clipped_on_the_device_or_refused_by_the_server(tiny_bundle: Bundle, tmp_path: Path) -> None:
     told = fleets.scenario(fleets.home_of(tiny_bundle), adversaries=(Adversary("scaling", 0.4, factor=1000.0),))
     clipped = fleets.played(told, tmp_path)
