@@ -14,6 +14,7 @@ from umbel.release import Release
 from umbel.sealing import SignedDescriptor, seal
 from umbel.update import Update
 from umbel.visit import Event, RetryWindow
+from umbel_client.backoff import is_transient
 from umbel_client.examples import Split
 from umbel_client.fetching import fetch_bundle
 from umbel_client.kit import Kit
@@ -56,6 +57,7 @@ class Assignments:
 
         Raises:
             Unavailable: the coordinator can't be reached, or the device is needed; the session stays open.
+            UmbelError: the same report may yet be taken before the deadline; the session stays open.
         """
         try:
             session, sealed = await self._sealed(session)
@@ -65,6 +67,8 @@ class Assignments:
         except UmbelError as error:
             # Saved as it was before the failing step; what the coordinator hears of is the failure itself.
             session = self._folder.load() or session
+            if session.may_count and is_transient(error) and self._kit.clock.now() < session.assignment.deadline:
+                raise
             event = Event.REPORT_REFUSED if isinstance(error, Conflict) else Event.FAILED
             return self._end(session.after(event), session.assignment.if_rejected, error)
 

@@ -16,7 +16,7 @@ import pytest
 import umbel_client
 from tests.client.conftest import Bench
 from tests.client.recordings import recordings
-from umbel.errors import UmbelError, Unreachable, WrongState
+from umbel.errors import DigestMismatch, UmbelError, Unreachable, WrongState
 from umbel.plan import Kind, Plan
 from umbel.visit import Outcome, ReportBegin, RetryWindow
 from umbel_client import ALWAYS, Device, Ending, IdlePolicy, PersonalSettings
@@ -237,6 +237,43 @@ async def test_a_report_whose_acknowledgement_was_lost_is_known_to_count_after_i
     visit = await bench.open().wake()
     assert visit.ending is Ending.CONTRIBUTED
     assert bench.open().kit.memory.state.contributions == len(bench.coordinator.updates) == 1
+
+
+@pytest.mark.parametrize("error", [UmbelError("a fault of the coordinator"), DigestMismatch("damaged on the way")])
+async def test_a_report_that_failed_inside_or_came_damaged_is_sent_again_until_its_deadline(
+    bench: Bench, error: UmbelError
+) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+    finish, asked = bench.coordinator.finish, list[str]()
+
+    def fails_twice(begin: ReportBegin) -> RetryWindow:
+        asked.append(begin.sealed_digest)
+        if len(asked) < 3:
+            raise error
+        return finish(begin)
+
+    bench.coordinator.finish = fails_twice  # type: ignore[method-assign]
+    visits = [await bench.device_with_examples(personal=PERSONAL).wake()]
+    visits += [await bench.open().wake() for _ in range(2)]
+    assert [visit.ending for visit in visits] == [Ending.FAILED, Ending.FAILED, Ending.CONTRIBUTED]
+    assert visits[0].next_wake - bench.clock.now() <= 900
+    assert visits[2].session is not None and visits[2].session.shape == "-v[]+!+!+^"
+    assert len({*asked}) == len(bench.coordinator.updates) == 1
+
+
+async def test_a_report_that_keeps_failing_inside_is_given_up_once_its_deadline_has_passed(bench: Bench) -> None:
+    bench.coordinator.publish()
+    bench.coordinator.tasks = [PLAN]
+
+    def fails(begin: ReportBegin) -> RetryWindow:
+        raise UmbelError("a fault of the coordinator")
+
+    bench.coordinator.finish = fails  # type: ignore[method-assign]
+    assert (await bench.device_with_examples(personal=PERSONAL).wake()).session is None
+    bench.clock.instant += 3600
+    visit = await bench.open().wake()
+    assert visit.session is not None and (visit.session.shape, visit.session.error) == ("-v[]+!+*", "internal")
 
 
 async def test_a_report_that_comes_after_its_deadline_is_told_as_refused(bench: Bench) -> None:

@@ -149,10 +149,12 @@ export class Device {
     return window;
   }
 
-  // What becomes of a session that an error stopped. Where nobody answered, it goes on at the next visit.
+  // What becomes of a session that an error stopped. Where nobody answered, or a report may yet be taken before its
+  // deadline, it goes on at the next visit.
   async #endOf(session, error) {
     if (!(error instanceof Refused)) throw error;
-    if (goesOn(error)) {
+    const mayYetBeTaken = session.report && mayPass(error) && this.now() < session.assignment.deadline_ms;
+    if (goesOn(error) || mayYetBeTaken) {
       await session.add('!');
       throw error;
     }

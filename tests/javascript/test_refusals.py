@@ -186,11 +186,12 @@ def test_a_report_goes_on_at_the_offset_that_the_coordinator_names(real: Parties
 
     with relayed(device, real.operator.state, Report=pretend) as relay:
         told = device.visit()
-    # The coordinator misses bytes and says so; the report waits for the next try, at which its digest doesn't fit.
+    # The coordinator misses bytes and says so; at the next try their digest doesn't fit; then all are sent again.
     assert (told["ending"], told["error"]) == ("failed", "interrupted"), told
     _, *chunks = (pb.ReportRequest.FromString(asked) for asked in relay.calls("Report"))
     assert b"".join(chunk.chunk for chunk in chunks) == (device.home / "report.bin").read_bytes()[20_000:]
     assert device.visit()["error"] == "digest-mismatch"
+    assert device.visit()["shape"] == "-v[]+!+!+^"
 
 
 @pytest.mark.slow
