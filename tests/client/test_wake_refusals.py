@@ -9,7 +9,7 @@ from tests.client.conftest import Bench
 from tests.client.coordinator import retuned
 from umbel.bundle import Bundle
 from umbel.errors import SignatureInvalid
-from umbel.messages import release_to_bytes
+from umbel.messages import release_to_bytes, signed_to_message
 from umbel.plan import Plan
 from umbel.release import Release, sign_statement
 from umbel_client import Ending, PersonalSettings
@@ -49,6 +49,25 @@ async def test_a_forged_base_is_not_trained_on(bench: Bench) -> None:
     assert isinstance(visit.error, SignatureInvalid)
     assert visit.session is not None and visit.session.shape == "-*"
     assert bench.coordinator.updates == {}
+
+
+async def test_a_base_that_comes_damaged_ends_its_session(bench: Bench) -> None:
+    """Nothing has been worked on that would be lost; another device may have a better way."""
+    bench.coordinator.publish()
+    await bench.device_with_examples(personal=PERSONAL).wake()
+    check_in, base = bench.coordinator.check_in, bench.coordinator.publish(labels=tuple("abcdefg"), channel="candidate")
+    bench.coordinator.tasks = [PLAN]
+
+    def with_another_base(message: Any) -> Any:
+        answer = check_in(message)
+        answer.assignment.base.CopyFrom(signed_to_message(base))
+        return answer
+
+    bench.coordinator.check_in = with_another_base  # type: ignore[method-assign]
+    bench.channel.tamper = lambda digest, data: bytes(len(data))
+    visit = await bench.open().wake()
+    assert visit.ending is Ending.REFUSED
+    assert visit.session is not None and (visit.session.shape, visit.session.error) == ("-*", "digest-mismatch")
 
 
 async def test_a_manifest_without_end_is_not_fetched(bench: Bench) -> None:
