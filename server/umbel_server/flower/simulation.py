@@ -68,6 +68,8 @@ def on_ray(main: Callable[[Ask], None], work: str, nodes: int, workers: int) -> 
     if find_spec("ray") is None:
         raise NotFound("the engine 'ray' needs Ray: pip install 'umbel[simulate-ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its maker about machines and runs
+    # Else a thread of Flower's that asks Ray for something after the run's end begins a second one, and waits for that.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     from flwr.simulation import run_simulation
 
     server, failures, over = ServerApp(), list[BaseException](), Event()
