@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from tests.databases import running_postgresql
+from tests.javascript.node import has_node
 
 MEMORY = Path("/dev/shm")
 """A file system in memory, where Linux has one."""
@@ -24,6 +25,12 @@ settings.register_profile("house", max_examples=40)
 settings.load_profile("house")
 # A test makes thousands of objects that live as long as itself: looking through the young ones finds none to let go.
 gc.set_threshold(10_000, 20, 20)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was left out."""
+    if not has_node():
+        terminalreporter.write_line("left out, as node and npm aren't here: most of tests/javascript")
 
 
 def pytest_configure() -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 
 from tests.javascript.devices import Parties, parties
+from tests.javascript.node import has_node
 
 NEED_NODE = ["test_rounds.py", "test_refusals.py", "test_vectors.py"]
-collect_ignore = [] if shutil.which("node") and shutil.which("npm") else NEED_NODE
+collect_ignore = [] if has_node() else NEED_NODE
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.javascript.node import has_node
 from umbel.bundle import Bundle
 from umbel.runtime.onnx import OnnxRuntime
 from umbel_models.zoo import bundle_path
@@ -88,7 +89,7 @@ def compare(name: str, folder: Path) -> None:
         np.testing.assert_allclose(found["answers"][key], array.ravel(), atol=TOLERANCE, err_msg=key)
 
 
-if shutil.which("node") and shutil.which("npm"):
+if has_node():
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["digits", "flights", "smartwatch"])

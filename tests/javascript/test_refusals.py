@@ -25,6 +25,8 @@ from umbel.participants import issue
 from umbel.v1 import device_pb2 as pb
 from umbel_models.zoo import bundle_path
 
+pytestmark = pytest.mark.slow  # npm fetches packages for it, and the quick tests need pip alone
+
 
 @pytest.fixture(scope="session")
 def alone(real: Parties) -> JavaScriptDevice:
@@ -86,7 +88,6 @@ def test_a_round_below_the_devices_own_floor_is_not_joined_and_the_next_check_in
     assert (record.round, record.shape, record.error) == (1, "-#", "cohort-too-small")
 
 
-@pytest.mark.slow
 def test_a_changed_file_is_refused_and_fetched_again(real: Parties) -> None:
     real.task("changed", devices=1)
     device = real.javascript("changed")
@@ -108,7 +109,6 @@ def test_a_changed_file_is_refused_and_fetched_again(real: Parties) -> None:
     assert real.round("changed")["reports"] == 1
 
 
-@pytest.mark.slow
 def test_a_fetch_that_was_cut_goes_on_where_it_was(real: Parties) -> None:
     real.task("fetched", devices=1)
     device = real.javascript("fetched")
@@ -156,7 +156,6 @@ def test_a_report_whose_connection_is_cut_goes_through_at_the_next_try_and_count
     assert not (device.home / "report.bin").exists()
 
 
-@pytest.mark.slow
 def test_a_report_whose_acknowledgement_was_lost_counts_once_and_sends_no_byte_twice(real: Parties) -> None:
     real.task("lost", devices=1)
     device = real.javascript("lost")
@@ -176,7 +175,6 @@ def test_a_report_whose_acknowledgement_was_lost_counts_once_and_sends_no_byte_t
     assert real.round("lost")["reports"] == 1
 
 
-@pytest.mark.slow
 def test_a_report_goes_on_at_the_offset_that_the_coordinator_names(real: Parties) -> None:
     real.task("offset", devices=1)
     device = real.javascript("offset")
@@ -194,7 +192,6 @@ def test_a_report_goes_on_at_the_offset_that_the_coordinator_names(real: Parties
     assert device.visit()["shape"] == "-v[]+!+!+^"
 
 
-@pytest.mark.slow
 def test_a_report_that_the_round_no_longer_wants_is_given_up_before_its_bytes(real: Parties) -> None:
     real.task("closed", devices=1)
     device = real.javascript("closed")
@@ -242,7 +239,6 @@ def test_a_coordinator_of_another_authority_gets_nothing(real: Parties, alone: J
     assert (told["ending"], told["error"]) == ("failed", "unreachable"), told
 
 
-@pytest.mark.slow
 def test_examples_that_make_no_sense_end_the_session_and_nothing_of_them_is_sent(
     real: Parties, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,7 +253,6 @@ def test_examples_that_make_no_sense_end_the_session_and_nothing_of_them_is_sent
         assert not relay.calls("Report")
 
 
-@pytest.mark.slow
 def test_a_token_goes_to_nobody_but_the_coordinator_that_the_code_names(real: Parties) -> None:
     real.task("named", devices=1)
     code = EnrolmentCode.from_text(real.code("named"))
@@ -272,7 +267,6 @@ def test_a_token_goes_to_nobody_but_the_coordinator_that_the_code_names(real: Pa
     assert (device.home / "key.pem").read_bytes() == key
 
 
-@pytest.mark.slow
 def test_certificates_are_renewed_before_they_end_and_not_used_afterwards(
     real: Parties, alone: JavaScriptDevice
 ) -> None:
@@ -291,7 +285,6 @@ def test_certificates_are_renewed_before_they_end_and_not_used_afterwards(
     assert x509.load_pem_x509_certificate(alone.identity()["certificate"].encode()) != device
 
 
-@pytest.mark.slow
 def test_a_participants_certificate_that_ends_soon_is_renewed_at_the_helper(
     real: Parties, alone: JavaScriptDevice
 ) -> None:
@@ -315,7 +308,6 @@ def killed_in_training(device: JavaScriptDevice) -> None:
     process.wait()
 
 
-@pytest.mark.slow
 def test_a_process_lost_in_training_goes_on_at_the_next_visit(real: Parties) -> None:
     real.task("died", devices=1)
     device = real.javascript("died")
@@ -324,7 +316,6 @@ def test_a_process_lost_in_training_goes_on_at_the_next_visit(real: Parties) -> 
     assert (told["ending"], told["shape"]) == ("contributed", "-v[!v[]+^"), told
 
 
-@pytest.mark.slow
 def test_a_process_lost_right_after_its_check_in_doesnt_ask_for_work_again(real: Parties) -> None:
     real.task("fetching", devices=1)
     device = real.javascript("fetching")
@@ -342,7 +333,6 @@ def test_a_process_lost_right_after_its_check_in_doesnt_ask_for_work_again(real:
     assert len(relay.calls("CheckIn")) == 1
 
 
-@pytest.mark.slow
 def test_a_session_whose_deadline_has_passed_is_told_as_lost(real: Parties) -> None:
     real.task("late", devices=1)
     device = real.javascript("late")

@@ -14,6 +14,7 @@ from umbel.bundle import Bundle
 from umbel.runtime.onnx import OnnxRuntime
 from umbel_models.zoo import bundle_path
 
+pytestmark = pytest.mark.slow  # npm fetches packages for it, and the quick tests need pip alone
 CLIP = 1.0
 
 
@@ -64,9 +65,7 @@ def test_a_public_round_comes_to_the_mean_of_both_updates(real: Parties, monkeyp
     np.testing.assert_allclose(update["delta"], trained_in_python(javascript.home.name, 4), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "bits", [pytest.param(32, id="32 bits"), pytest.param(16, id="16 bits, rotated", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("bits", [pytest.param(32, id="32 bits"), pytest.param(16, id="16 bits, rotated")])
 def test_a_private_round_comes_to_the_mean_of_both_updates(
     real: Parties, monkeypatch: pytest.MonkeyPatch, bits: int
 ) -> None:
@@ -101,7 +100,6 @@ def test_a_private_round_comes_to_the_mean_of_both_updates(
     assert error < 0.05 * np.linalg.norm(expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("private", [False, True], ids=["public", "private"])
 def test_an_evaluation_adds_up_what_both_measured(real: Parties, private: bool) -> None:
     name = f"evaluation-{'private' if private else 'public'}"
@@ -116,7 +114,6 @@ def test_an_evaluation_adds_up_what_both_measured(real: Parties, private: bool) 
     assert update["delta"] == []
 
 
-@pytest.mark.slow
 def test_a_round_with_noise_and_a_moving_clip_is_summed(real: Parties) -> None:
     privacy = {"noise_multiplier": 0.3, "metric_bound": 50.0, "clip_quantile": 0.5, "clip_vote_noise": 0.5}
     real.task("noise", private=True, max_weight=1.0, **privacy)

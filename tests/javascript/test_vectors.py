@@ -6,7 +6,11 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.javascript.devices import CHECKOUT, scripts
+
+pytestmark = pytest.mark.slow  # npm fetches packages for it, and the quick tests need pip alone
 
 
 def passed(folder: Path, name: str) -> int:

@@ -90,7 +90,6 @@ def test_what_makes_no_sense_is_2(simulate: Told) -> None:
         assert (code, told in err) == (2, True), err
 
 
-@pytest.mark.slow
 def test_sweep_plays_a_grid_and_compare_puts_its_runs_side_by_side(simulate: Told, tmp_path: Path) -> None:
     grid = (
         "--over", "data.alpha=0.1,10", "--over", "data.partition=dirichlet", "-o", "grid", "--parallel", "1",

@@ -334,7 +334,6 @@ def test_a_bug_planted_in_the_round_logic_is_found_by_the_storm_alone(
         fleets.played(replace(told, faults=fleets.STORM), tmp_path)
 
 
-@pytest.mark.slow
 def test_a_coordinator_that_overspends_the_budget_is_found(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

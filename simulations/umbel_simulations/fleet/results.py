@@ -104,21 +104,20 @@ class _Judge:
 
     def metrics(self, weights: Weights) -> Metrics:
         """Over all of it."""
-        return self._kept(weights, self._crew.federation.central)
+        name = digest_of(weights.to_bytes())
+        if name not in self._known:
+            self._known[name] = self._evaluated(weights, self._crew.federation.central)
+        return self._known[name]
 
     def on_the_way(self, weights: Weights | None) -> Metrics:
         """Over a sample, unless these weights have been judged on all of it; nothing for none."""
-        return {} if weights is None else self._kept(weights, self._sample)
+        if weights is None:
+            return {}
+        return self._known.get(digest_of(weights.to_bytes())) or self._evaluated(weights, self._sample)
 
     def accuracy(self, weights: Weights, examples: Examples) -> float | None:
         """Share of right answers among examples of somebody's."""
         return mean_of(self._evaluated(weights, examples), "correct")
-
-    def _kept(self, weights: Weights, examples: Examples) -> Metrics:
-        name = digest_of(weights.to_bytes())
-        if name not in self._known:
-            self._known[name] = self._evaluated(weights, examples)
-        return self._known[name]
 
     def _evaluated(self, weights: Weights, examples: Examples) -> Metrics:
         runtime: Runtime = self._crew.runtime
