@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.private.parties import NOW, POPULATION, Cohort, Party
-from tests.server.processes import hearing_the_terminal
+from tests.server.processes import hearing_the_terminal, wait_until
 from umbel.clock import SystemClock
 from umbel.errors import (
     CertificateRefused,
@@ -218,7 +218,6 @@ def test_it_tells_prometheus_how_its_calls_ended_and_of_whom_nothing(running: Ru
     with pytest.raises(SignatureInvalid):
         stranger.offer_key("secret-task", 1, Kind.TRAIN)
     stranger.close()
-    after = scrape(running)
     labels = {
         "service": "HelperService",
         "method": "OfferKey",
@@ -226,7 +225,9 @@ def test_it_tells_prometheus_how_its_calls_ended_and_of_whom_nothing(running: Ru
         "error": "signature-invalid",
     }
     refused = ("umbel_rpc_calls_total", frozenset(labels.items()))
-    assert after[refused] == before.get(refused, 0) + 1
+    # A call is counted once its caller has been told.
+    wait_until(lambda: scrape(running).get(refused, 0) == before.get(refused, 0) + 1, "the refused call is counted")
+    after = scrape(running)
     with urllib.request.urlopen(f"http://{running.health}/healthz") as answer:
         counts = json.loads(answer.read())
     for state in ("open", "summed"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -140,7 +139,7 @@ class Fleet:
 
     def __init__(self, folder: Path, devices: int = 0, url: str = "") -> None:
         self.folder, self.clock = folder, SetClock()
-        self._steps = itertools.count(1)
+        self._steps = 0
         self.signer, self.leader = ReleaseSigner.generate(), LeaderKey.generate()
         self.keys = Keyring.create(folder / "keys")
         self.repository = Repository.create(folder / "listing", self.keys, self.clock.now())
@@ -206,7 +205,6 @@ class Fleet:
         """The whole fleet as it lies on its disks now, once more; its devices aren't started before `reopen`."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
         other = copy.copy(self)
-        other._steps = copy.copy(self._steps)
         other.folder, other.clock = folder, SetClock(self.clock.instant)
         other.url = f"sqlite:///{folder / 'umbel.db'}"
         other.devices = list(self.devices)
@@ -237,7 +235,8 @@ class Fleet:
         return made.number
 
     def good_version(self) -> int:
-        return self.add_version(lambda weights: weights.scaled(1.0 + 0.001 * next(self._steps)))
+        self._steps += 1
+        return self.add_version(lambda weights: weights.scaled(1.0 + 0.001 * self._steps))
 
     def broken_version(self) -> int:
         """Weights that answer every question with the same class, and can't be fine-tuned within an epoch."""
