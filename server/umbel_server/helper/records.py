@@ -165,9 +165,10 @@ class Records:
 
     def participations(self, participant: bytes, task: str) -> int:
         """How often a participant has been summed for a task, ever."""
-        new = "SELECT count(*) AS times FROM participations WHERE participant=?1 AND task=?2"
-        old = "SELECT times FROM earlier WHERE participant=?1 AND task=?2"
-        return self._count(f"SELECT sum(times) FROM ({new} UNION ALL {old})", participant, task)  # noqa: S608
+        new = "SELECT count(*) AS times FROM participations WHERE participant=? AND task=?"
+        old = "SELECT times FROM earlier WHERE participant=? AND task=?"
+        query = f"SELECT sum(times) FROM ({new} UNION ALL {old})"  # noqa: S608
+        return self._count(query, participant, task, participant, task)
 
     def sweep(self, now: float, keep_seconds: float) -> None:
         """Delete the keys, answers and statements of rounds that have expired; of old sums only numbers stay."""
