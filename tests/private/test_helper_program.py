@@ -208,8 +208,9 @@ def test_it_tells_its_health_and_counts(running: Running) -> None:
         told = json.loads(answer.read())
     assert told["status"] == "ok"
     assert json.loads(umbel("helper", "status", "--state", str(running.folder))).keys() < told.keys()
-    with pytest.raises(urllib.error.HTTPError):
+    with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"http://{running.health}/other")
+    refused.value.close()
 
 
 def test_it_tells_prometheus_how_its_calls_ended_and_of_whom_nothing(running: Running) -> None:

@@ -17,7 +17,7 @@ if sys.argv[1] == "frugal":
     assert give_back_what_is_freed()
 before = resident()
 buffers = [bytearray(b"x") * 100_000 for _ in range(200)]
-pins = [bytearray(2_000) for _ in range(100)]  # lie above the buffers, so that the heap can't shrink past them
+pins = [bytearray(2_000) for _ in range(1_000)]  # some lie above the buffers, so that the heap can't shrink past them
 del buffers
 print(resident() - before)
 """
