@@ -17,7 +17,7 @@ from umbel.digests import Digest, digest_of
 from umbel.errors import MalformedMessage
 from umbel_server.json_text import to_text
 
-_FORM: Final = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+_FORM: Final = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True)
 
 Counts = dict[str, int]
 

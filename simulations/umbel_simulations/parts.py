@@ -10,7 +10,9 @@ from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field
 
-STRICT: Final = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+STRICT: Final = ConfigDict(
+    extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
+)
 """No unknown keys, no conversions, no infinities."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
