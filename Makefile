@@ -35,7 +35,7 @@ demo: $(VENV)/.demo-installed ## Twenty devices learn together on this machine, 
 
 dev: $(VENV)/.dev-installed ## Install everything that working on Umbel needs.
 
-test: $(VENV)/.dev-installed ## The quick tests (up to six minutes on two cores).
+test: $(VENV)/.dev-installed ## The quick tests (about six minutes on two cores).
 	@"$(BIN)/python" -m pytest -q -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.dev-installed ## All tests, the slow ones too (fourteen minutes to twenty).
