@@ -54,7 +54,9 @@ ScenarioOrRun = Annotated[
 ]
 ScenarioName = Annotated[str, typer.Argument(help="A name from `list`, or a .toml file.", metavar="SCENARIO")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Instead of the scenario's own.", min=0)]
-Workers = Annotated[int, typer.Option("--workers", help="Threads; the outcome is the same for any number.", min=1)]
+Workers = Annotated[
+    int, typer.Option("--workers", help="Threads or processes; the outcome is the same for any number.", min=1)
+]
 EngineChoice = Annotated[str | None, typer.Option("--engine", help="fleet, cohort or ray, instead of the scenario's.")]
 Folder = Annotated[
     Path | None,

@@ -40,7 +40,7 @@ class Engine(Protocol):
 
         Args:
             scenario: what to play.
-            workers: threads; the outcome is the same for any number.
+            workers: threads, or processes where these are quicker; the outcome is the same for any number.
             progress: is told.
             folder: for what a resumed run needs; exists.
         """

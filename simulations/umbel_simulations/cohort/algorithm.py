@@ -58,6 +58,12 @@ class Stage:
         """What clients are asked in one round."""
         return Call(self.plan, self.task.name, number)
 
+    def steps(self, client: ClientData) -> int:
+        """How many steps a client takes in a round."""
+        count = self.call(0).examples(client).count
+        steps = math.ceil(count / self.plan.batch_size) * self.plan.epochs
+        return min(steps, self.plan.max_steps or steps)
+
     def seconds(self, client: ClientData) -> float:
         """How long a client trains for a round, in virtual seconds: speeds are log-normal, as in a fleet."""
         found = self.durations.get(client.name)
@@ -68,9 +74,9 @@ class Stage:
     def _seconds(self, client: ClientData) -> float:
         population = self.scenario.population
         decades = population.speed_decades / (2 * _TAIL) * generator(self.task.seed, "speed", client.name).normal()
-        count = self.call(0).examples(client).count
-        steps = math.ceil(count / self.plan.batch_size) * self.plan.epochs
-        seen = min(steps, self.plan.max_steps or steps) / max(1, steps) * count * self.plan.epochs
+        count, plan = self.call(0).examples(client).count, self.plan
+        of_all = self.steps(client) / max(1, math.ceil(count / plan.batch_size) * plan.epochs)
+        seen = of_all * count * plan.epochs
         return seen / (population.examples_per_second * float(10.0**decades))
 
 

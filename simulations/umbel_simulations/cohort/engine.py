@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,7 @@ from umbel_simulations.cohort.resident import OnnxBackend
 from umbel_simulations.cohort.rounds import evaluate, evaluate_each
 from umbel_simulations.cohort.scaffold import Scaffold
 from umbel_simulations.cohort.strategies import StrategyRounds, Trains
+from umbel_simulations.cohort.team import others_worth, team
 from umbel_simulations.engines import Progress
 from umbel_simulations.judging import sample
 from umbel_simulations.outcome import Outcome, RoundOutcome, Spread, mean_of
@@ -85,25 +87,37 @@ def play(
     Args:
         scenario: what to play.
         setting: its bundle and its users.
-        workers: threads; the outcome is the same for any number.
+        workers: threads, or processes where these are quicker; the outcome is the same for any number.
         progress: is told.
-        folder: for the checkpoint.
+        folder: for the checkpoint, and for what processes share.
         clock: only says when to write a checkpoint.
-        trains: how a strategy's cohorts get trained; by a pool of threads unless given.
+        trains: how a strategy's cohorts get trained; by `workers` on this machine unless given.
 
     Raises:
         BadInput: `folder` is of another run; or the scenario asks for what its model doesn't have.
+        Unavailable: one of its processes ended on the way.
     """
     backend = backend_of(setting, with_drift=scenario.algorithm.kind == "scaffold")
     with Pool(backend, workers) as pool:
         stage = Stage.of(scenario, setting, backend, pool)
-        kind = scenario.algorithm.kind
-        algorithm = StrategyRounds(stage, trains) if kind == "strategy" else _ALGORITHMS[kind](stage)
-        weights, rounds, sessions = _Run(stage, algorithm, progress, folder, clock or SystemClock()).to_its_end()
+        with _algorithm(stage, workers, folder, trains) as algorithm:
+            weights, rounds, sessions = _Run(stage, algorithm, progress, folder, clock or SystemClock()).to_its_end()
         personal: list[Metrics] = []
         if scenario.algorithm.personalisation != "none":
             personal = personalise(stage, weights, backend_of, workers)
         return _outcome(stage, weights, rounds, sessions, personal)
+
+
+@contextmanager
+def _algorithm(stage: Stage, workers: int, folder: Path, trains: Trains | None) -> Iterator[Algorithm]:
+    kind = stage.scenario.algorithm.kind
+    if kind != "strategy":
+        yield _ALGORITHMS[kind](stage)
+    elif trains is not None:
+        yield StrategyRounds(stage, trains)
+    else:
+        with team(stage, others_worth(stage, workers), folder) as trainers:
+            yield StrategyRounds(stage, trainers.train)
 
 
 def backend_of(setting: Setting, *, moving: Collection[str] | None = None, with_drift: bool = False) -> Backend:

@@ -20,7 +20,7 @@ from umbel_simulations.cohort.clients import Backend, Worker
 T = TypeVar("T")
 R = TypeVar("R")
 
-_SILENT: Final[Mapping[str, Any]] = {"over": "ignore", "invalid": "ignore"}
+SILENT: Final[Mapping[str, Any]] = {"over": "ignore", "invalid": "ignore"}
 """Overflows are found by looking at results, not by warnings; said once for all items, as saying so costs time."""
 _AHEAD = 4
 """How many results for each worker may wait for an earlier one."""
@@ -53,14 +53,18 @@ class Pool:
         What `work` or `take` raises stops the rest, and is raised here.
         """
         if len(self._workers) == 1 or len(items) == 1:
-            with np.errstate(**_SILENT):
-                for item in items:
-                    take(item, work(self._workers[0], item))
+            self.alone(items, work, take)
             return
         line = _Line(items, take, _AHEAD * len(self._workers))
         serving = [self._threads.submit(line.serve, worker, work) for worker in self._workers]
         for one in serving:
             one.result()
+
+    def alone(self, items: Sequence[T], work: Callable[[Worker, T], R], take: Callable[[T, R], None]) -> None:
+        """The same by one worker, one item after the other, in the caller's thread."""
+        with np.errstate(**SILENT):
+            for item in items:
+                take(item, work(self._workers[0], item))
 
 
 class _Line(Generic[T, R]):
@@ -79,7 +83,7 @@ class _Line(Generic[T, R]):
     def serve(self, worker: Worker, work: Callable[[Worker, T], R]) -> None:
         """Take items as long as there are any."""
         try:
-            with np.errstate(**_SILENT):
+            with np.errstate(**SILENT):
                 for index in self._turns():
                     self._done(index, work(worker, self._items[index]))
         except BaseException:

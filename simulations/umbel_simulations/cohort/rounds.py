@@ -164,12 +164,9 @@ def train(pool: Pool, cohort: Sequence[ClientData], call: Call, start: Start, *,
     collected = Cohort(start, wants_singles)
     # All at once: between two runs, when the code that draws orders has fallen out of the processor's caches, each
     # takes three times as long; and no worker waits for another one that draws.
-    shares = [call.share(client) for client in cohort]
-    if pool.together > 1:
-        # Those with batches of the same size left over are in one part, and take these together.
-        shares.sort(key=lambda share: share.examples.count % call.plan.batch_size)
+    parts = [[call.share(client) for client in part] for part in parts_of(cohort, call, pool.together)]
     pool.each(
-        in_parts(shares, pool.together),
+        parts,
         lambda worker, part: part_of(worker, part, start, wants_singles=wants_singles),
         lambda _shares, part: collected.take_part(part),
     )
@@ -188,6 +185,14 @@ def added_up(reports: Sequence[Report | None], start: Start, *, wants_singles: b
             part.take(report)
         collected.take_part(part)
     return collected
+
+
+def parts_of(cohort: Sequence[ClientData], call: Call, together: int) -> list[Sequence[ClientData]]:
+    """A cohort in the parts in which it is trained and added up, by whomever."""
+    if together > 1:
+        # Those with batches of the same size left over are in one part, and take these together.
+        cohort = sorted(cohort, key=lambda client: call.examples(client).count % call.plan.batch_size)
+    return in_parts(cohort, together)
 
 
 def in_parts(clients: Sequence[T], together: int = 1) -> list[Sequence[T]]:
