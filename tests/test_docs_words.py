@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import click
 import pytest
-import typer
 
 import umbel_client.cli
 import umbel_models.cli
@@ -24,8 +23,8 @@ Command = click.Command | argparse.ArgumentParser
 DEVICE = umbel_client.cli._parser()
 PROGRAMS: dict[str, Command] = {
     "umbel": umbel_server.cli.program(),
-    "umbel-compile": typer.main.get_command(umbel_models.cli.app),
-    "umbel-simulate": typer.main.get_command(umbel_simulations.cli.app),
+    "umbel-compile": umbel_models.cli.program(),
+    "umbel-simulate": umbel_simulations.cli.program(),
     "umbel-device": DEVICE,
 }
 READ = [page for page in PAGES if page.name != "CHANGELOG.md"]  # that tells of days when commands were others

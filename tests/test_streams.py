@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from umbel.version import VERSION
+
+BIN = Path(sys.executable).parent
 PROGRAMS = {
     "umbel": ["-c", "from umbel_server.cli import main; main()", "init", "--name", "localhost", "made ü", "--json"],
     "umbel-device": ["-m", "umbel_client.cli", "--home", "home ü", "examples", "stats", "--json"],
@@ -78,3 +81,9 @@ def _run(folder: Path, words: list[str], **environment: str) -> subprocess.Compl
         [sys.executable, *words],
         cwd=folder, env=os.environ | environment, capture_output=True, text=True, encoding="utf-8", check=False,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("program", ["umbel", "umbel-compile", "umbel-device", "umbel-simulate"])
+def test_each_program_tells_its_version(program: str) -> None:
+    done = subprocess.run([BIN / program, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{program} {VERSION}\n", "")

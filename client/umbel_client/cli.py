@@ -12,6 +12,7 @@ from umbel.errors import UmbelError, unusable
 from umbel.home import in_home
 from umbel.memory import give_back_what_is_freed
 from umbel.program import take_streams
+from umbel.version import VERSION
 from umbel_client import commands
 
 _ABOUT: Final = """\
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "umbel-device", description=_ABOUT, epilog=_EXIT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"umbel-device {VERSION}")
     parser.add_argument(
         "--home",
         type=in_home,

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 try:
+    import click
     import typer
     from rich.console import Console
     from rich.markup import escape
+    from typer.main import get_command
 except ModuleNotFoundError as missing:
     raise SystemExit(f"umbel-compile needs {missing.name}: pip install 'umbel[compile]'") from missing
 
@@ -28,6 +30,7 @@ from umbel.bundle import Bundle
 from umbel.errors import CannotCompile, UmbelError
 from umbel.program import take_streams
 from umbel.runtime.named import runtime_named
+from umbel.version import VERSION
 from umbel_models.checking import check_bundle
 from umbel_models.describing import describe
 from umbel_models.measure import measure, tell_speeds
@@ -65,10 +68,15 @@ ClipChoice = Annotated[
 ]
 
 
+def program() -> click.Command:
+    """The whole command line."""
+    return click.version_option(VERSION, message=f"umbel-compile {VERSION}")(get_command(app))
+
+
 def main() -> None:
     """The program's entry point."""
     take_streams()
-    app()
+    program()()
 
 
 @contextmanager

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 try:
+    import click
     import typer
     from rich.console import Console
+    from typer.main import get_command
 except ModuleNotFoundError as missing:
     raise SystemExit(f"umbel-simulate needs {missing.name}: pip install 'umbel[simulate]'") from missing
 
 from umbel.errors import BadInput, NotFound, UmbelError, unusable
 from umbel.program import take_streams, writes_all
+from umbel.version import VERSION
 from umbel_server.files import write_result
 from umbel_server.passing import may_pass
 from umbel_simulations.runs import Run, play, read
@@ -340,8 +343,13 @@ def _refusals() -> Iterator[None]:
         raise SystemExit(1) from error
 
 
+def program() -> click.Command:
+    """The whole command line."""
+    return click.version_option(VERSION, message=f"umbel-simulate {VERSION}")(get_command(app))
+
+
 def main() -> None:
     """Entry point of `umbel-simulate`."""
     take_streams()
     with _refusals():
-        app(standalone_mode=True)
+        program()()

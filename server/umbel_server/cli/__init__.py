@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from umbel.errors import UmbelError, unusable
 from umbel.program import take_streams
+from umbel.version import VERSION
 
 if TYPE_CHECKING:
     import click
@@ -38,6 +39,7 @@ Exit codes: 0 done, 1 refused (the message says why), 2 the command line doesn't
 @cache
 def program() -> click.Command:
     """The whole command line; kept, as the signatures of a hundred verbs take a tenth of a second to read."""
+    import click
     import typer
     from typer.main import get_command
 
@@ -70,7 +72,7 @@ def program() -> click.Command:
     ceremony.add_to(listing.KEYS)
     drift.add_to(rounds.TASKS)
     status.add_to(verbs)
-    return get_command(verbs)
+    return click.version_option(VERSION, message=f"umbel {VERSION}")(get_command(verbs))
 
 
 def main() -> None:
