@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from umbel_client.enrolling import enrol
     from umbel_client.enrolment import EnrolmentCode, Identity
     from umbel_client.examples import ExampleStore, MemoryExamples, StoreLimits
-    from umbel_client.idle import ALWAYS, IdlePolicy
+    from umbel_client.http_mirror import Mirror
+    from umbel_client.idle import ALWAYS, Eligible, IdlePolicy, Waiting
     from umbel_client.personal import PersonalSettings
+    from umbel_client.private import PrivacyPolicy
     from umbel_client.status import DeviceStatus, HostStatus, StatusSource
     from umbel_client.visits import Ending, Visit
 
@@ -31,6 +33,7 @@ _HOMES = {
     "Channel": "channel",
     "Device": "device",
     "DeviceStatus": "status",
+    "Eligible": "idle",
     "Ending": "visits",
     "EnrolmentCode": "enrolment",
     "ExampleStore": "examples",
@@ -38,10 +41,13 @@ _HOMES = {
     "Identity": "enrolment",
     "IdlePolicy": "idle",
     "MemoryExamples": "examples",
+    "Mirror": "http_mirror",
     "PersonalSettings": "personal",
+    "PrivacyPolicy": "private",
     "StatusSource": "status",
     "StoreLimits": "examples",
     "Visit": "visits",
+    "Waiting": "idle",
     "enrol": "enrolling",
 }
 
@@ -50,6 +56,7 @@ __all__ = [
     "Channel",
     "Device",
     "DeviceStatus",
+    "Eligible",
     "Ending",
     "EnrolmentCode",
     "ExampleStore",
@@ -57,10 +64,13 @@ __all__ = [
     "Identity",
     "IdlePolicy",
     "MemoryExamples",
+    "Mirror",
     "PersonalSettings",
+    "PrivacyPolicy",
     "StatusSource",
     "StoreLimits",
     "Visit",
+    "Waiting",
     "enrol",
 ]
 
