@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -148,6 +149,10 @@ class Algorithm:
     """Flower's strategy as the task names it; control variates (arXiv:1910.06378); a buffer (arXiv:2106.06639)."""
     backend: Literal["onnx", "torch"] = "onnx"
     """What trains: ONNX Runtime, or torch for a model that can't be lowered; `model` is "package.module:spec" then."""
+    app: str = ""
+    """A Flower ServerApp, "module:attribute", that runs the rounds in place of the task's strategy."""
+    app_config: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """What it is run with: Flower's run_config."""
     server_lr: Positive = 1.0
     """For "scaffold" and "fedbuff": scale of the server's step."""
     buffer: AtLeastOne = 10
@@ -253,6 +258,7 @@ class Scenario:
                 )
         if self.engine == "fleet" and self.algorithm != Algorithm():
             raise BadInput('algorithm: only engine = "cohort" has algorithms of its own; the fleet runs the product')
+        self._require_one_leader()
         if self.algorithm.kind == "fedbuff" and self.algorithm.buffer < self.task.minimum:
             raise OutOfBounds(
                 f"algorithm: a buffer of {self.algorithm.buffer} never holds the {self.task.minimum} reports that "
@@ -263,8 +269,21 @@ class Scenario:
         except BadInput as error:
             raise type(error)(f"task: {error}") from error
 
+    def _require_one_leader(self) -> None:
+        """An app runs its rounds itself, and sees single updates, here as over devices."""
+        if not self.algorithm.app:
+            if self.algorithm.app_config:
+                raise BadInput("algorithm.app_config: there is no algorithm.app that it could be for")
+            return
+        if self.algorithm.kind != "strategy":
+            raise BadInput(f'algorithm.app runs the rounds itself, so algorithm.kind can\'t be "{self.algorithm.kind}"')
+        if self.engine != "cohort":
+            raise BadInput('algorithm.app needs engine = "cohort"')
+        if self.task.privacy.on:
+            raise BadInput("algorithm.app sees single updates, so task.privacy.on can't be true")
+
     def files(self) -> list[Path]:
-        """What it names and doesn't hold: its users' archives, its trace, the manifest of its bundle.
+        """What it names and doesn't hold: its users' archives, its trace, its bundle's manifest, its app's module.
 
         Raises:
             NotFound: there is no such trace; an engine that plays none must not take a wrong name either.
@@ -273,7 +292,7 @@ class Scenario:
         if self.population.trace and not named[1].is_file():
             raise NotFound(f"no trace file at {named[1]}")
         users = sorted(Path(self.data.folder).glob("*.npz")) if self.data.folder else []
-        return [path for path in (*named, *users) if path.is_file()]
+        return [path for path in (*named, *users, *_source_of(self.algorithm.app)) if path.is_file()]
 
     def server_task(self, *, population: str = "simulated", model: str = "simulated") -> Task:
         """The task as the product runs it, updates in the open unless `task.privacy.on`.
@@ -315,6 +334,15 @@ class Scenario:
             hyperparameters=rates,
             seed=self.seed,
         )
+
+
+def _source_of(app: str) -> list[Path]:
+    """The file of an app's module, in the current folder or among what is installed, if any; nothing is imported."""
+    if not app:
+        return []
+    module = Path(*app.partition(":")[0].split("."))
+    found = (Path(place) / module for place in ("", *sys.path))
+    return [path for stem in found for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()][:1]
 
 
 def _privacy(part: PrivacyPart) -> PrivacySettings:

@@ -81,7 +81,7 @@ def _kind(entry: dict[str, Any]) -> str:
             inner = entry.get("items", {})
             return "tables" if "$ref" in inner else f"a list of {_kind(inner).removeprefix('a ')}s"
         case "object":
-            return "numbers by name"
+            return "values by name" if '"string"' in json.dumps(entry["additionalProperties"]) else "numbers by name"
         case "string":
             return "text"
         case "boolean":

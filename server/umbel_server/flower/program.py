@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
+from typing import Protocol
 
 import structlog
 
 from umbel.errors import BadInput, NotFound, UmbelError
-from umbel_server.flower.grid import DeviceGrid
+from umbel.plan import Plan
+from umbel_server.flower.grid import CohortPort, DeviceGrid
 from umbel_server.flower.port import CoordinatorPort
 
 # isort: split
@@ -25,6 +27,14 @@ from flwr.serverapp import ServerApp
 
 Config = Mapping[str, bool | float | int | str]
 _log = structlog.get_logger(__name__)
+
+
+class PlannedPort(CohortPort, Protocol):
+    """Where a program finds devices, and what they run unless it says otherwise."""
+
+    @property
+    def plan(self) -> Plan:
+        """The task's own plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +47,7 @@ class Program:
     config: Config = field(default_factory=dict)
     """Flower's `run_config`."""
 
-    def run(self, port: CoordinatorPort) -> None:
+    def run(self, port: PlannedPort) -> None:
         """Run it to its end; raises what it raises."""
         grid = DeviceGrid(port, port.plan)
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(self.config))

@@ -21,6 +21,7 @@ from umbel.digests import Digest, digest_of
 from umbel.errors import BadInput
 from umbel.update import Metrics
 from umbel.weights import Weights
+from umbel_client.examples import Examples
 from umbel_server.json_text import to_text
 from umbel_simulations.cohort import checkpoint
 from umbel_simulations.cohort.algorithm import Algorithm, Stage, Step
@@ -100,8 +101,12 @@ def play(
     backend = backend_of(setting, with_drift=scenario.algorithm.kind == "scaffold")
     with Pool(backend, workers) as pool:
         stage = Stage.of(scenario, setting, backend, pool)
-        with _algorithm(stage, workers, folder, trains) as algorithm:
-            weights, rounds, sessions = _Run(stage, algorithm, progress, folder, clock or SystemClock()).to_its_end()
+        if scenario.algorithm.app:
+            weights, rounds, sessions = _by_program(stage, progress)
+        else:
+            with _algorithm(stage, workers, folder, trains) as algorithm:
+                run = _Run(stage, algorithm, progress, folder, clock or SystemClock())
+                weights, rounds, sessions = run.to_its_end()
         personal: list[Metrics] = []
         if scenario.algorithm.personalisation != "none":
             personal = personalise(stage, weights, backend_of, workers)
@@ -165,9 +170,7 @@ class _Run:
         accuracy = loss = None
         if number == total or number % math.ceil(total / _LOOKS) == 0:
             central = self.stage.setting.federation.central
-            examples = central if number == total else sample(central)
-            metrics = evaluate(self.stage.pool, self.stage.backend, step.weights, examples)
-            accuracy, loss = mean_of(metrics, "correct"), mean_of(metrics, "loss")
+            accuracy, loss = _judged(self.stage, step.weights, central if number == total else sample(central))
         told = RoundOutcome(
             number=number,
             verdict=step.verdict,
@@ -183,6 +186,27 @@ class _Run:
         score = "" if accuracy is None else f", accuracy {accuracy:.3f}"
         self.progress.step(number, total, told.closed_hour, f"round {number} {told.verdict}{score}")
         return told
+
+
+def _by_program(stage: Stage, progress: Progress) -> tuple[Weights, tuple[RoundOutcome, ...], Counter[str]]:
+    """The rounds of somebody's own program; the last weights are those that it sent last."""
+    # Loads flwr, which takes a second.
+    from umbel_simulations.cohort import program
+
+    some, total = sample(stage.setting.federation.central), stage.task.rounds
+
+    def tell(over: RoundOutcome) -> None:
+        message = f"round {over.number} {over.verdict}, {over.reported} of {over.invited} reported"
+        progress.step(over.number, max(total, over.number), over.closed_hour, message)
+
+    played = program.play(stage, lambda weights: _judged(stage, weights, some), tell)
+    return played.weights, tuple(played.rounds), played.sessions
+
+
+def _judged(stage: Stage, weights: Weights, examples: Examples) -> tuple[float | None, float | None]:
+    """Accuracy and loss."""
+    metrics = evaluate(stage.pool, stage.backend, weights, examples)
+    return mean_of(metrics, "correct"), mean_of(metrics, "loss")
 
 
 def name_of(scenario: Scenario) -> Digest:

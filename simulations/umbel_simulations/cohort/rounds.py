@@ -173,6 +173,21 @@ def train(pool: Pool, cohort: Sequence[ClientData], call: Call, start: Start, *,
     return collected
 
 
+def train_each(pool: Pool, cohort: Sequence[ClientData], call: Call, start: Start) -> dict[str, Report | None]:
+    """What each client of a cohort reports, by name; None for one whose training went to NaN or infinity.
+
+    Raises:
+        OutOfBounds, InputMismatch, RuntimeFailure: as `train`.
+    """
+    found: dict[str, Report | None] = {}
+    pool.each(
+        [[call.share(client) for client in part] for part in parts_of(cohort, call, pool.together)],
+        lambda worker, part: [*map(_report, part, worker.train_each(part, start))],
+        lambda part, reports: found.update(zip((share.job.device for share in part), reports, strict=True)),
+    )
+    return found
+
+
 def added_up(reports: Sequence[Report | None], start: Start, *, wants_singles: bool = False) -> Cohort:
     """A cohort of clients that somebody else has trained: the same sum as `train` comes to, up to rounding.
 
