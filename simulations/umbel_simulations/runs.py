@@ -74,8 +74,10 @@ def play(scenario: Scenario, folder: Path, *, workers: int, progress: Progress, 
         watch = _Watch(progress)
         try:
             outcome = engine(scenario.engine)(scenario, workers=workers, progress=watch, folder=state)
-        except UmbelError:
-            _let_go(folder)
+        except BaseException as error:
+            # What an app had done can't be gone on with, and whoever wrote it will change it.
+            if isinstance(error, UmbelError) or scenario.algorithm.app:
+                _let_go(folder)
             raise
         cost = watch.cost(workers)
         # The page first: whoever sees the report finds both.
@@ -124,7 +126,7 @@ def _claim(folder: Path, scenario: Scenario, fresh: bool) -> None:
 
 
 def _let_go(folder: Path) -> None:
-    """Leave a folder in which nothing was played, as after a name that is wrong, to whatever is right."""
+    """Leave a folder that holds nothing to go on from, as after a name that is wrong, to whatever is right."""
     if not any((folder / _STATE).iterdir()):
         (folder / _STATE).rmdir()
         (folder / _SCENARIO).unlink()

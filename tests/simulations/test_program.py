@@ -261,8 +261,9 @@ def main(grid, context):
 """
 
 
-def test_the_command_runs_the_app_in_the_folder_and_sees_that_it_changed(tmp_path: Path) -> None:
-    (tmp_path / "my_app.py").write_text(APP)
+@pytest.mark.slow
+def test_the_command_runs_the_app_in_the_folder_mended_if_need_be_and_sees_that_it_changed(tmp_path: Path) -> None:
+    (tmp_path / "my_app.py").write_text(APP.replace("    weights =", "    raise ValueError('mine')\n    weights ="))
     sets = ["algorithm.app=my_app:app", "algorithm.app_config.num-server-rounds=2"]
     command = [
         Path(sys.executable).parent / "umbel-simulate",
@@ -278,6 +279,10 @@ def test_the_command_runs_the_app_in_the_folder_and_sees_that_it_changed(tmp_pat
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ})
 
+    failed = run()
+    assert failed.returncode == 1
+    assert "ValueError: mine" in failed.stderr
+    (tmp_path / "my_app.py").write_text(APP)
     done = run()
     assert done.returncode == 0, done.stderr
     assert "2 of 2" in done.stdout
