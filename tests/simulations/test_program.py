@@ -27,7 +27,11 @@ from umbel.errors import BadInput, OutOfBounds
 from umbel.weights import Weights
 from umbel_client.examples import Examples
 from umbel_simulations.cohort import program
+from umbel_simulations.cohort.algorithm import Stage
 from umbel_simulations.cohort.engine import play
+from umbel_simulations.cohort.pool import Pool
+from umbel_simulations.cohort.resident import OnnxBackend
+from umbel_simulations.cohort.strategies import StrategyRounds
 from umbel_simulations.data import ClientData, Federation
 from umbel_simulations.engines import Silent
 from umbel_simulations.outcome import Outcome
@@ -81,21 +85,16 @@ def fedavg(start: Weights, rounds: int = 3, into: list[flower.Result] | None = N
 
 
 def test_fedavg_over_all_clients_comes_to_what_the_engines_own_rounds_come_to(
-    played: Callable[..., Outcome], tiny_bundle: Bundle, tmp_path: Path
+    played: Callable[..., Outcome], tiny_bundle: Bundle
 ) -> None:
     results: list[flower.Result] = []
     played(fedavg(tiny_bundle.shared_weights(), into=results, fraction_evaluate=0.0))
-    own = played_plainly(tiny_bundle, tmp_path / "own")
+    own = played_plainly(tiny_bundle)
     for name, array in learnt(results[0]).arrays.items():
         np.testing.assert_allclose(array, own[name], atol=1e-6)
 
 
-def played_plainly(bundle: Bundle, folder: Path) -> Weights:
-    from umbel_simulations.cohort.algorithm import Stage
-    from umbel_simulations.cohort.pool import Pool
-    from umbel_simulations.cohort.resident import OnnxBackend
-    from umbel_simulations.cohort.strategies import StrategyRounds
-
+def played_plainly(bundle: Bundle) -> Weights:
     backend = OnnxBackend(bundle)
     with Pool(backend, 1) as pool:
         rounds = StrategyRounds(Stage.of(scenario(""), tiny.setting(bundle, USERS), backend, pool))
@@ -106,8 +105,7 @@ def played_plainly(bundle: Bundle, folder: Path) -> Weights:
 
 
 def test_a_round_is_worth_what_the_next_message_shows(played: Callable[..., Outcome], tiny_bundle: Bundle) -> None:
-    results: list[flower.Result] = []
-    outcome = played(fedavg(tiny_bundle.shared_weights(), into=results))
+    outcome = played(fedavg(tiny_bundle.shared_weights()))
     assert [(one.verdict, one.invited, one.reported) for one in outcome.rounds] == [("accepted", USERS, USERS)] * 3
     assert outcome.rounds[-1].accuracy == outcome.accuracy, "the last message, to judge, had the last weights"
     assert outcome.accuracy > outcome.first_accuracy + 0.2
