@@ -157,6 +157,17 @@ def test_a_round_with_too_few_in_time_comes_to_nothing(played: Callable[..., Out
     assert "task.minimum" in none.reason
 
 
+def test_clients_with_fewer_examples_than_a_message_asks_for_report_nothing(
+    played: Callable[..., Outcome], tiny_bundle: Bundle
+) -> None:
+    def main(grid: Grid, context: Context) -> None:
+        config = ConfigRecord({"min_examples": 10})
+        flower.FedAvg().start(grid, arrays(tiny_bundle.shared_weights()), 1, train_config=config)
+
+    (one,) = played(main).rounds
+    assert (one.invited, one.reported) == (USERS, USERS - 5)
+
+
 def test_no_more_judge_than_the_goal(played: Callable[..., Outcome], tiny_bundle: Bundle) -> None:
     counts: list[int] = []
 

@@ -100,7 +100,8 @@ class ProgramRounds:
         if order.plan.kind is Kind.EVALUATE:
             return self._if_enough(_judgements(stage, invited[: task.goal], order.weights))
         longest = min(task.deadline_seconds, math.inf if timeout is None else timeout)
-        quickest = sorted(invited, key=lambda client: (stage.seconds(client), client.name))
+        able = [client for client in invited if client.training.count >= order.plan.min_examples]
+        quickest = sorted(able, key=lambda client: (stage.seconds(client), client.name))
         done = [client for client in quickest if stage.seconds(client) <= longest][: task.goal]
         found = self._if_enough(_updates(stage, done, order.weights, self._orders))
         self._close(invited, found, stage.seconds(done[-1]) if len(done) == task.goal else longest)
